@@ -1,0 +1,51 @@
+# midstream: set up, run, test. `make` alone lists the targets.
+#
+#   PYTHON   the interpreter that .venv is made with, 3.11 or newer
+#   ARGS     passed on:  make demo ARGS="--sensors 16 --rate 100"   make test ARGS="-k framing -x"
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-vm check format clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED) ## midstream and its development tools in .venv
+
+$(INSTALLED): pyproject.toml
+	@tools/packages.sh setup
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "midstream: Python 3.11 or newer is needed; name one with PYTHON=")'
+	@echo "midstream: installing into .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup ## three hosts on this machine, from sensor to database (as root)
+	$(BIN)/midstream demo $(ARGS)
+
+test: setup ## every test but test-vm's (as root; otherwise those that need no root)
+	@tools/packages.sh test
+	$(BIN)/python -m pytest $(ARGS)
+
+test-vm: setup ## the eBPF programs on Linux 6.1, the oldest kernel supported
+	@tools/packages.sh vm
+	$(BIN)/python -m pytest -m vm $(ARGS)
+
+check: setup ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## let ruff format and sort
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove everything that make has made here
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
