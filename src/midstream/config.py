@@ -1,0 +1,345 @@
+"""config.toml, the user's file: read it, check it, and say exactly what is wrong with it.
+
+`load` returns a frozen `Config` whose attributes follow the keys of the file. Whatever is wrong with a
+TOML file becomes one ConfigError with a line for each fault: file, key, value, what is allowed, what to do.
+`parse_toml` does the same for const.toml (see network.py).
+"""
+
+import difflib
+import json
+import mmap
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+
+from midstream.errors import ConfigError
+
+Role = Literal["sensor", "hardworker", "logger"]
+Location = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MAX_RING = 2**31  # the kernel takes a ring's size as a power of two in 32 bits
+MAX_MESSAGE = 2**20  # a fixed-size message
+MAX_FRAME = 2**29  # a length-prefixed message or a line: SQLite stores at most 10^9 bytes in a row
+MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger than this
+
+
+class Section(BaseModel):
+    """A table of a TOML file: unknown keys are refused, types are not converted, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def load(path: str | Path) -> "Config":
+    """Read config.toml; every key is optional. Raises ConfigError with a line for each fault."""
+    path = Path(path)
+    text = read_text(path, advice="copy config.example.toml there, or name another file with --config")
+    config = parse_toml(text, path, Config)
+    config._path = path.absolute()
+    return config
+
+
+def _ring_size(value: object) -> object:
+    """Bytes of a ring, from an integer or from a string with a binary unit."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,10}) ?(KiB|MiB|GiB)", value)
+        if not match:
+            raise ValueError("not a whole number with KiB, MiB or GiB")
+        value = int(match[1]) * UNITS[match[2]]
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < mmap.PAGESIZE or value & (value - 1):
+            raise ValueError(f"not a power of two of at least one memory page ({mmap.PAGESIZE} bytes)")
+        if value > MAX_RING:
+            raise ValueError("larger than 2 GiB, the most that the kernel takes")
+    return value
+
+
+def _interface(value: str) -> str:
+    if value and not re.fullmatch(r"(?!\.{1,2}$)[^\s/:]{1,15}", value):
+        raise ValueError("not a name that Linux gives to an interface")
+    return value
+
+
+def _pins(value: str) -> str:
+    if not re.fullmatch(r"(/[^/\x00]+)+/?", value):
+        raise ValueError("not an absolute path of a folder")
+    if "." in value:
+        raise ValueError("bpffs refuses names with dots")
+    return value.rstrip("/")
+
+
+def _database(value: str) -> str:
+    if not re.match(r"[a-z][a-z0-9_]*(\+[a-z0-9_]+)?://", value):
+        raise ValueError("not a URL of the form dialect://…")
+    if re.match(r"sqlite[^:]*://([^/]|/file:)", value):
+        raise ValueError("the path of a SQLite file follows three slashes, without file:")
+    return value
+
+
+class NetworkSection(Section):
+    interface: Annotated[str, AfterValidator(_interface)] = Field(
+        default="",
+        description='the name of an interface (1 to 15 characters), or "" for that of the route to the peer',
+    )
+    restore: Literal["logger", "sensor"] = Field(default="logger", description='"logger" or "sensor"')
+    pins: Annotated[str, AfterValidator(_pins)] = Field(
+        default="/sys/fs/bpf/midstream", description="an absolute path below a bpffs, without dots"
+    )
+
+
+class DataSection(Section):
+    framing: Literal["fixed", "length", "line"] = Field(
+        default="fixed", description='"fixed", "length" or "line"'
+    )
+    size: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_MESSAGE,
+        description=f"an integer from 1 to {MAX_MESSAGE} (bytes a message), the size in const.toml",
+    )
+    freq: float = Field(
+        default=1000.0,
+        ge=0,
+        description="a number of messages a second, 0 or more (0: as fast as TCP takes them)",
+    )
+    max_size: int = Field(
+        default=2**20, ge=1, le=MAX_FRAME, description=f"an integer from 1 to {MAX_FRAME} (bytes a message)"
+    )
+
+
+class SensorSection(Section):
+    target: Literal["hardworker", "logger"] = Field(
+        default="hardworker", description='"hardworker" or "logger"'
+    )
+
+
+class HardworkerSection(Section):
+    receiver: Literal["ebpf", "socket"] = Field(default="ebpf", description='"ebpf" or "socket"')
+    ring_size: Annotated[int, BeforeValidator(_ring_size)] = Field(
+        default=4 * 2**20,
+        description="a power of two, at least one memory page and at most 2 GiB: "
+        'bytes, or a string such as "4MiB" (KiB, MiB, GiB)',
+    )
+    connections: int = Field(
+        default=4096, ge=1, le=MAX_CONNECTIONS, description=f"an integer from 1 to {MAX_CONNECTIONS}"
+    )
+    period: float = Field(
+        default=0.0, ge=0, description="a number of seconds, 0 or more (0: wait for data instead of a clock)"
+    )
+
+
+class LoggerSection(Section):
+    database: Annotated[str, AfterValidator(_database)] = Field(
+        default="sqlite:///midstream.db",
+        description='an SQLAlchemy URL such as "sqlite:///midstream.db" or "postgresql://user@host/name"',
+    )
+    batch_interval: float = Field(
+        default=0.1, gt=0, le=60, description="a number of seconds above 0, at most 60"
+    )
+    batch_size: int = Field(
+        default=4096, ge=1, le=2**20, description="an integer from 1 to 1048576 (messages)"
+    )
+
+
+class Config(Section):
+    """The whole of config.toml. A Config built in code counts as a file in the current folder."""
+
+    role: Role | None = Field(default=None, description='"sensor", "hardworker" or "logger"')
+    timeout: float = Field(
+        default=0.0, ge=0, description="a number of seconds, 0 or more (0: run until it is stopped)"
+    )
+    const: str = Field(
+        default="const.toml", min_length=1, description="the path of const.toml, relative to this file"
+    )
+    network: NetworkSection = Field(default=NetworkSection(), description="a table")
+    data: DataSection = Field(default=DataSection(), description="a table")
+    sensor: SensorSection = Field(default=SensorSection(), description="a table")
+    hardworker: HardworkerSection = Field(default=HardworkerSection(), description="a table")
+    logger: LoggerSection = Field(default=LoggerSection(), description="a table")
+    _path: Path = PrivateAttr(default_factory=lambda: Path("config.toml").absolute())
+
+    @property
+    def path(self) -> Path:
+        """Absolute path of this file."""
+        return self._path
+
+    @property
+    def const_path(self) -> Path:
+        """Absolute path of const.toml."""
+        return self._path.parent / self.const
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL, a relative SQLite path resolved against this file's folder.
+
+        It may hold a password. Raises ConfigError if SQLAlchemy cannot read it.
+        """
+        if not self.logger.database.startswith("sqlite"):
+            return self.logger.database
+        # Imported here: only the logger needs SQLAlchemy, which loads slowly.
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = make_url(self.logger.database)
+        except (ArgumentError, ValueError) as error:
+            shown = _show(self.logger.database)
+            raise ConfigError(f"{self._path}: logger.database = {shown}: not a URL; correct it") from error
+        if url.database in (None, "", ":memory:"):
+            return self.logger.database
+        url = url.set(database=str(self._path.parent / url.database))
+        return url.render_as_string(hide_password=False)
+
+    def message_size(self, const_size: int) -> int:
+        """Bytes a fixed-size message: const.toml decides. Raises ConfigError if data.size is another."""
+        if self.data.size not in (None, const_size):
+            raise ConfigError(
+                f"{self._path}: data.size = {self.data.size}: must equal [data] size = {const_size} of "
+                f"{self.const_path}; change one of them, or leave data.size out"
+            )
+        return const_size
+
+
+class FaultsError(ValueError):
+    """What one validator found wrong in several places: a location below its own, and the reason."""
+
+    def __init__(self, faults: Sequence[tuple[Location, str]]) -> None:
+        super().__init__()
+        self.faults = faults
+
+
+def read_text(path: Path, *, advice: str) -> str:
+    """The text of a UTF-8 file, a byte order mark ignored. Raises ConfigError that ends with advice."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; {advice}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        value = f"byte 0x{error.object[error.start]:02x}"
+        raise ConfigError(
+            f"{path}: line {line}: {value}: must be UTF-8 text; save the file as UTF-8"
+        ) from error
+
+
+def parse_toml(text: str, path: Path, model: type[Model]) -> Model:
+    """Validate a TOML text that came from path. Raises one ConfigError with a line for each fault."""
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {_syntax_fault(text, error)}") from error
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        faults = [
+            _fault(document, model, location, kind, reason)
+            for details in error.errors(include_url=False)
+            for location, kind, reason in _expand(details["loc"], details["type"], details.get("ctx", {}))
+        ]
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults)) from error
+
+
+def _syntax_fault(text: str, error: Exception) -> str:
+    advice = "check the quotes and brackets, and that no key occurs twice"
+    match = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", str(error))
+    if not match:
+        return f"not valid TOML: {error}; {advice}"
+    reason, line, column = match[1], int(match[2]), match[3]
+    shown = _show_text(text.split("\n")[line - 1].strip())
+    return f"line {line}, column {column}: {shown}: not valid TOML: {reason}; {advice}"
+
+
+def _expand(location: Location, kind: str, context: dict[str, Any]) -> list[tuple[Location, str, str]]:
+    cause = context.get("error")
+    if isinstance(cause, FaultsError):
+        return [((*location, *below), kind, reason) for below, reason in cause.faults]
+    return [(location, kind, "" if cause is None else str(cause))]
+
+
+def _fault(
+    document: dict[str, Any], model: type[BaseModel], location: Location, kind: str, reason: str
+) -> str:
+    field = _field(model, location)
+    name, value = _key_and_value(document, location)
+    if field is None:
+        return f"{name}{value}: no such key; {_suggestion(model, location)}"
+    allowed = f"must be {field.description}"
+    if kind == "missing":
+        return f"{f'[{name}]' if _table(field) else name}: missing; {allowed}; add it"
+    if _table(field):
+        return f"{name}{value}: {allowed}; write [{name}] and its keys below"
+    default = "" if field.is_required() else ", or leave it out"
+    if field.get_default() is not None and default:
+        default += f" (default {_show(field.get_default())})"
+    return f"{name}{value}: {reason + '; ' if reason else ''}{allowed}; correct it{default}"
+
+
+def _table(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model of a field that is a table of the file."""
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _field(model: type[BaseModel], location: Location) -> FieldInfo | None:
+    """The field at a location; None for a key that does not exist."""
+    field = None
+    for key in location:
+        if isinstance(key, str):
+            field = model.model_fields.get(key)
+            model = _table(field) or model
+    return field
+
+
+def _key_and_value(document: Any, location: Location) -> tuple[str, str]:
+    """How a message names a place in the file: `data.size` and ` = 0`, or `[data]` and nothing."""
+    name, value = "", document
+    for key in location:
+        if isinstance(key, str):
+            bare = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+            name = f"{name}.{bare}" if name else bare
+            value = value.get(key) if isinstance(value, dict) else None
+        elif isinstance(value, list):  # a single sensor may be written without a list
+            name, value = f"{name}[{key}]", value[key]
+    return (f"[{name}]", "") if isinstance(value, dict) else (name, f" = {_show(value)}")
+
+
+def _suggestion(model: type[BaseModel], location: Location) -> str:
+    """The nearest known key: the same word in any table, else a similar one in this table or in another."""
+    wrong = str(location[-1]).lower()
+    siblings: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        table = _table(field)
+        (others if location[:-1] else siblings)[name] = f"[{name}]" if table else name
+        for below in table.model_fields if table else ():
+            (siblings if location[:-1] == (name,) else others)[below] = f"{name}.{below}"
+    for known, cutoff in ((siblings, 1.0), (others, 1.0), (siblings, 0.6), (others, 0.75)):
+        for nearest in difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff):
+            return f"did you mean {known[nearest]}?"
+    return f"allowed here: {', '.join(siblings.values())}; remove it"
+
+
+def _show(value: object) -> str:
+    return _show_text(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _show_text(text: str) -> str:
+    """A value as a message shows it: short, and without the password that a URL holds before its @."""
+    text = re.sub(r'^("?).*@', r"\1***@", text)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,273 @@
+"""config.toml: what is read, what is refused, and whether the refusal helps."""
+
+import mmap
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sqlalchemy.engine import make_url
+
+from midstream.config import Config, load
+from midstream.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(folder: Path, text: str) -> Config:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return load(path)
+
+
+def refusal(folder: Path, text: str) -> str:
+    """The error's text without the file, which every line must begin with."""
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text)
+    lines = str(caught.value).splitlines()
+    prefix = f"{folder / 'config.toml'}: "
+    assert all(line.startswith(prefix) for line in lines)
+    return "\n".join(line.removeprefix(prefix) for line in lines)
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    config = read(tmp_path, "")
+    assert config.model_dump() == {
+        "role": None,
+        "timeout": 0.0,
+        "const": "const.toml",
+        "network": {"interface": "", "restore": "logger", "pins": "/sys/fs/bpf/midstream"},
+        "data": {"framing": "fixed", "size": None, "freq": 1000.0, "max_size": 1048576},
+        "sensor": {"target": "hardworker"},
+        "hardworker": {"receiver": "ebpf", "ring_size": 4194304, "connections": 4096, "period": 0.0},
+        "logger": {"database": "sqlite:///midstream.db", "batch_interval": 0.1, "batch_size": 4096},
+    }
+
+
+def test_the_example_names_every_key_with_its_default() -> None:
+    text = (ROOT / "config.example.toml").read_text(encoding="utf-8")
+    document = tomllib.loads(text)
+    defaults = Config().model_dump()
+    assert {k: set(v) for k, v in document.items() if isinstance(v, dict)} == {
+        k: set(v) for k, v in defaults.items() if isinstance(v, dict)
+    }
+    assert set(document) == set(defaults)
+    example = load(ROOT / "config.example.toml").model_dump()
+    assert example.pop("role") == "hardworker"
+    assert example["data"].pop("size") == 1024
+    del defaults["role"], defaults["data"]["size"]
+    assert example == defaults
+
+
+def test_the_guide_has_every_key() -> None:
+    guide = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    for name, value in Config().model_dump().items():
+        for key in [f"{name}.{below}" for below in value] if isinstance(value, dict) else [name]:
+            assert f"| `{key}` |" in guide, key
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc").mkdir()
+    read(tmp_path / "etc", 'const = "../net/const.toml"')
+    monkeypatch.chdir(tmp_path)
+    config = load("etc/config.toml")
+    assert config.path == tmp_path / "etc/config.toml"
+    assert config.const_path.resolve() == tmp_path / "net/const.toml"
+    assert config.database_url == f"sqlite:///{tmp_path}/etc/midstream.db"
+    assert read(tmp_path, 'const = "/x/const.toml"').const_path == Path("/x/const.toml")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("sqlite:///a/b.db?timeout=5", "sqlite:///{folder}/a/b.db?timeout=5"),
+        ("sqlite+pysqlite:///b.db", "sqlite+pysqlite:///{folder}/b.db"),
+        ("sqlite:////var/lib/b.db", "sqlite:////var/lib/b.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite://", "sqlite://"),
+        ("postgresql+psycopg://u:p%40w@host/db", "postgresql+psycopg://u:p%40w@host/db"),
+    ],
+)
+def test_database_url(tmp_path: Path, given: str, expected: str) -> None:
+    config = read(tmp_path, f'[logger]\ndatabase = "{given}"')
+    assert config.database_url == expected.format(folder=tmp_path)
+
+
+def test_a_folder_with_url_characters_stays_one_path(tmp_path: Path) -> None:
+    folder = tmp_path / "50% a?b#c"
+    folder.mkdir()
+    url = make_url(read(folder, "").database_url)
+    assert url.database == str(folder / "midstream.db")
+    assert not url.query
+
+
+@given(st.integers(0, 31 - mmap.PAGESIZE.bit_length() + 1))
+def test_ring_sizes_with_units(tmp_path_factory: pytest.TempPathFactory, power: int) -> None:
+    size = mmap.PAGESIZE << power
+    folder = tmp_path_factory.getbasetemp()
+    for unit, factor in (("", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30)):
+        if size % factor == 0:
+            value = f'"{size // factor}{unit}"' if unit else f"{size}"
+            assert read(folder, f"[hardworker]\nring_size = {value}").hardworker.ring_size == size
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-4096", "2048", "12288", '"3MiB"', '"4GiB"', '"4MB"', '"4096"', "true", "4e6"]
+)
+def test_ring_sizes_refused(tmp_path: Path, value: str) -> None:
+    text = refusal(tmp_path, f"[hardworker]\nring_size = {value}")
+    shown = "4000000.0" if value == "4e6" else value
+    assert text.startswith(f"hardworker.ring_size = {shown}: ")
+    assert "a power of two" in text and "default 4194304" in text
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "allowed"),
+    [
+        ("", "role", '"loger"', '"sensor", "hardworker" or "logger"'),
+        ("", "timeout", "-1", "0 or more"),
+        ("", "timeout", '"5"', "a number of seconds"),
+        ("", "timeout", "true", "a number of seconds"),
+        ("", "const", '""', "the path of const.toml"),
+        ("network", "interface", '"an-interface-name"', "1 to 15 characters"),
+        ("network", "interface", '"eth/0"', "the name of an interface"),
+        ("network", "interface", '".."', "the name of an interface"),
+        ("network", "restore", '"hardworker"', '"logger" or "sensor"'),
+        ("network", "pins", '"midstream"', "an absolute path"),
+        ("network", "pins", '"/sys/fs/bpf/mid.stream"', "bpffs refuses names with dots"),
+        ("network", "pins", '"/sys/fs/bpf/../x"', "without dots"),
+        ("network", "pins", '"/"', "an absolute path"),
+        ("data", "framing", '"Fixed"', '"fixed", "length" or "line"'),
+        ("data", "size", "0", "from 1 to 1048576"),
+        ("data", "size", "1048577", "from 1 to 1048576"),
+        ("data", "size", "1024.0", "an integer"),
+        ("data", "freq", "-0.5", "0 or more"),
+        ("data", "max_size", "0", "from 1 to 536870912"),
+        ("data", "max_size", "536870913", "from 1 to 536870912"),
+        ("sensor", "target", '"sensor"', '"hardworker" or "logger"'),
+        ("hardworker", "receiver", '"tcp"', '"ebpf" or "socket"'),
+        ("hardworker", "connections", "0", "from 1 to 1048576"),
+        ("hardworker", "connections", "1048577", "from 1 to 1048576"),
+        ("hardworker", "period", "-1", "0 or more"),
+        ("logger", "database", '"midstream.db"', "an SQLAlchemy URL"),
+        ("logger", "database", '"sqlite://midstream.db"', "three slashes"),
+        ("logger", "database", '"sqlite:///file:midstream.db"', "without file:"),
+        ("logger", "batch_interval", "0", "above 0"),
+        ("logger", "batch_interval", "61", "at most 60"),
+        ("logger", "batch_size", "0", "from 1 to 1048576"),
+    ],
+)
+def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowed: str) -> None:
+    text = refusal(tmp_path, f"[{table}]\n{key} = {value}" if table else f"{key} = {value}")
+    assert text.startswith(f"{table + '.' if table else ''}{key} = {value}: ")
+    assert allowed in text
+    assert "correct it, or leave it out" in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["timeout", "data.freq", "hardworker.period", "logger.batch_interval"])
+def test_numbers_are_finite(tmp_path: Path, key: str, value: str) -> None:
+    assert refusal(tmp_path, f"{key} = {value}").startswith(f"{key} = ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("timout = 3", "timout = 3: no such key; did you mean timeout?"),
+        ("[data]\nsise = 3", "data.sise = 3: no such key; did you mean data.size?"),
+        ("freq = 3", "freq = 3: no such key; did you mean data.freq?"),
+        ("[data]\nring_size = 3", "data.ring_size = 3: no such key; did you mean hardworker.ring_size?"),
+        ("[data]\ntimeout = 3", "data.timeout = 3: no such key; did you mean timeout?"),
+        ("[Network]\nrestore = 'logger'", "[Network]: no such key; did you mean [network]?"),
+        ("[sensor]\nxyzzy = 1", "sensor.xyzzy = 1: no such key; allowed here: sensor.target; remove it"),
+        ("path = 'x'", 'path = "x": no such key; allowed here: role, timeout, const, [network], '),
+        ("'a.b\\n' = 1", '"a.b\\\\n" = 1: no such key'),
+    ],
+)
+def test_unknown_keys_suggest_the_nearest(tmp_path: Path, text: str, expected: str) -> None:
+    assert refusal(tmp_path, text).startswith(expected)
+
+
+def test_all_faults_are_listed(tmp_path: Path) -> None:
+    text = refusal(tmp_path, 'timout = 1\nrole = 2\n[data]\nsize = 0\nfreq = "x"\n[logger]\nbatch_size = -1')
+    keys = [line.split(" = ")[0] for line in text.splitlines()]
+    assert sorted(keys) == ["data.freq", "data.size", "logger.batch_size", "role", "timout"]
+
+
+@pytest.mark.parametrize("text", ["network = 3", "[[network]]\ninterface = 'x'"])
+def test_a_table_must_be_a_table(tmp_path: Path, text: str) -> None:
+    fault = refusal(tmp_path, text)
+    assert fault.startswith("network = ")
+    assert fault.endswith("must be a table; write [network] and its keys below")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("timeout = 1\nrole = logger\n", "line 2, column 8: role = logger: not valid TOML"),
+        ("[data]\nsize = 1\nsize = 2\nfreq = 1", "line 3, column 9: size = 2: not valid TOML"),
+        ("[data", "not valid TOML"),
+        (f"x = {'[' * 5000}", "not valid TOML"),
+        (f"x = {'1' * 5000}", "not valid TOML"),
+    ],
+)
+def test_syntax_faults_name_the_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, text)
+
+
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"timeout = 1\n# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"config\.toml: line 2: byte 0xe9: must be UTF-8 text"):
+        load(path)
+    path.write_bytes(b"\xef\xbb\xbftimeout = 1\r\n")
+    assert load(path).timeout == 1.0
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file; copy config\.example\.toml there"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgres:/u:hunter2@host/db", "u:hunt er2@host", 'p://u:hunter2@h/\\"x', "p:/u:a@hunter2@h"]
+)
+def test_a_password_is_never_shown(tmp_path: Path, url: str) -> None:
+    for text in (f'[logger]\ndatabase = "{url}"\nbatch_size = 0', f'[logger]\ndatabase = "{url}'):
+        shown = refusal(tmp_path, text)
+        assert "hunt" not in shown
+        assert "er2" not in shown
+
+
+def test_a_url_that_sqlalchemy_refuses(tmp_path: Path) -> None:
+    config = read(tmp_path, '[logger]\ndatabase = "sqlite:///x"')
+    broken = config.model_copy(update={"logger": config.logger.model_copy(update={"database": "sqlite"})})
+    with pytest.raises(ConfigError, match=r'logger\.database = "sqlite": not a URL'):
+        _ = broken.database_url
+
+
+def test_long_values_are_shortened(tmp_path: Path) -> None:
+    text = refusal(tmp_path, f'[data]\nframing = "{"x" * 9999}"')
+    assert len(text) < 300
+    assert "…" in text
+
+
+def test_message_size_is_that_of_const_toml(tmp_path: Path) -> None:
+    assert read(tmp_path, "").message_size(512) == 512
+    assert read(tmp_path, "[data]\nsize = 512").message_size(512) == 512
+    config = read(tmp_path, "[data]\nsize = 1024")
+    with pytest.raises(ConfigError) as caught:
+        config.message_size(512)
+    assert str(caught.value).startswith(f"{config.path}: data.size = 1024: must equal [data] size = 512")
+    assert str(config.const_path) in str(caught.value)
+
+
+def test_a_config_does_not_change(tmp_path: Path) -> None:
+    config = read(tmp_path, "")
+    with pytest.raises(ValidationError):
+        config.data.freq = 1.0
