@@ -1,0 +1,363 @@
+"""The sensor: an ordinary TCP client that sends messages at a fixed rate.
+
+Any TCP client that marks its packets can be a sensor. This one keeps its rate without drift, can write down
+what it sent, and ends its connection so that it knows whether everything was taken.
+"""
+
+import fcntl
+import hashlib
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import BinaryIO, NoReturn, Self
+
+import numpy as np
+
+from midstream.config import Config
+from midstream.config import load as load_config
+from midstream.errors import ConfigError, FramingError, NetworkError
+from midstream.framing import Framing, decoder, encode
+from midstream.network import load as load_topology
+
+SENT_DTYPE = np.dtype([("sequence", "<u8"), ("time", "<u8"), ("digest", "V16")])
+"""A message in a sensor's record: index from 0, when it was sent (ns since 1970), BLAKE2b-16 of its bytes."""
+
+CONNECT_TIMEOUT = 10.0  # seconds
+CLOSE_TIMEOUT = 10.0  # seconds the peer has to take the rest and to close its side
+POLL = 0.1  # seconds between two looks at `stop` while waiting
+CHUNK = 65536  # bytes read at a time
+
+_HEADER = struct.Struct("<QQ")  # sequence and time at the start of a numbered message
+_RECORD = struct.Struct("<QQ16s")  # SENT_DTYPE
+
+
+@dataclass(frozen=True, slots=True)
+class SensorSummary:
+    sensor: str  # own IP address
+    port: int  # own port
+    messages: int  # whole messages handed to TCP
+    bytes: int  # of the stream, frames included
+    seconds: float  # from the start of the first message's turn to the end of the last one's
+    rate: float  # messages per second
+    late_max_us: float  # the latest start of a message after its turn
+    digest: str  # SHA-256 of the stream
+    partial: int  # bytes of a last message that was shorter than fixed framing wants
+    clean: bool  # the peer took every byte and then closed its side; False while the connection is open
+
+
+class Sensor:
+    """A connection to the hardworker (or, with `[sensor] target = "logger"`, past it).
+
+    `config` is config.toml's path or its content. `source_port` 0: the kernel chooses. `record` names a file
+    that gets one SENT_DTYPE record a message (`numpy.fromfile(record, SENT_DTYPE)`).
+    Entering the context connects: NetworkError says which peer did not answer and what to do.
+    """
+
+    def __init__(
+        self, config: str | Path | Config, *, source_port: int = 0, record: str | Path | None = None
+    ) -> None:
+        self._config = config if isinstance(config, Config) else load_config(config)
+        self._topology = load_topology(self._config.const_path)
+        self._size = self._config.message_size(self._topology.size)
+        target = self._config.sensor.target
+        host = self._topology.logger if target == "logger" else self._topology.hardworker
+        self._address = (str(host.ip), self._topology.port)
+        self._peer = f"the {target} at {host.ip} port {self._topology.port}"
+        self._source_port = source_port
+        self._record_path = record
+        self._record: _Record | None = None
+        self._socket: socket.socket | None = None
+        self._name = ("", 0)
+        self._messages = 0
+        self._bytes = 0
+        self._partial = 0
+        self._digest = hashlib.sha256()
+        self._first_ns = 0
+        self._last_ns = 0
+        self._late_max_ns = 0
+        self._clean = False
+
+    def __enter__(self) -> Self:
+        self._socket = self._connect()
+        try:
+            self._record = _Record(self._record_path) if self._record_path is not None else None
+        except ConfigError:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def send(self, payload: bytes) -> None:
+        """Send one message; wait as long as the peer takes nothing.
+
+        FramingError if the framing cannot carry the payload; NetworkError if the connection is lost.
+        """
+        self._send(payload, lambda: False)
+
+    def run(
+        self, messages: Iterable[bytes], *, rate: float, stop: Callable[[], bool] = lambda: False
+    ) -> SensorSummary:
+        """Send `messages` at `rate` a second (0: as fast as TCP takes them) or until `stop()`, then close.
+
+        The turn of message n is start + n / rate, whatever happened before: no drift. A message is taken from
+        the iterable at its turn; one that is late is sent at once. In fixed framing the last message may be
+        shorter (a file need not be a multiple of the size): it is sent, and reported as `partial`.
+        NetworkError if the connection is lost; `summary` then tells how far it came.
+        """
+        source = iter(messages)
+        start = self._first_ns = time.monotonic_ns()
+        turn = 0
+        while not stop():
+            if rate > 0:
+                deadline = start + round(turn * 1e9 / rate)
+                if not _sleep_until(deadline, stop):
+                    break
+                lateness = time.monotonic_ns() - deadline
+            else:
+                lateness = 0
+            payload = next(source, None)
+            if payload is None:
+                break
+            self._late_max_ns = max(self._late_max_ns, lateness)
+            if self._config.data.framing == "fixed" and 0 < len(payload) < self._size:
+                self._send_partial(payload, stop)
+            else:
+                self._send(payload, stop)
+            turn += 1
+        self._last_ns = time.monotonic_ns()  # the last message's turn ends here
+        self.close()
+        return self.summary
+
+    def close(self) -> None:
+        """End the stream in order: FIN, then wait (bounded) until the peer has taken all and closes too.
+
+        Whether it did is `summary.clean`. The logger closes after it has committed the connection's end,
+        so a clean end there means: stored. Closing twice is allowed.
+        """
+        if self._socket is not None:
+            sock, self._socket = self._socket, None
+            with sock:
+                try:
+                    sock.shutdown(socket.SHUT_WR)
+                    self._clean = _closed_by_peer(sock)
+                except OSError:
+                    self._clean = False
+        if self._record is not None:
+            record, self._record = self._record, None
+            record.close()
+
+    @property
+    def summary(self) -> SensorSummary:
+        """What was sent so far."""
+        seconds = (self._last_ns - self._first_ns) / 1e9
+        return SensorSummary(
+            sensor=self._name[0],
+            port=self._name[1],
+            messages=self._messages,
+            bytes=self._bytes,
+            seconds=seconds,
+            rate=self._messages / seconds if seconds else 0.0,
+            late_max_us=self._late_max_ns / 1e3,
+            digest=self._digest.hexdigest(),
+            partial=self._partial,
+            clean=self._clean,
+        )
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            # Before connect: the SYN must bear the mark, or the hardworker does not see the connection open.
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._source_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("", self._source_port))
+            sock.settimeout(CONNECT_TIMEOUT)
+            sock.connect(self._address)
+        except OSError as error:
+            sock.close()
+            reason = (
+                f"no answer within {CONNECT_TIMEOUT:g} s"
+                if isinstance(error, TimeoutError)
+                else error.strerror
+            )
+            raise NetworkError(
+                f"cannot connect to {self._peer}: {reason}. Start `midstream logger` on the logger"
+                + (
+                    ", and see that the hardworker's program is attached"
+                    if self._config.sensor.target == "hardworker"
+                    else ""
+                )
+                + f"; the addresses are those of {self._config.const_path}"
+            ) from error
+        sock.setblocking(False)
+        self._name = sock.getsockname()
+        return sock
+
+    def _send(self, payload: bytes, stop: Callable[[], bool]) -> None:
+        data = self._config.data
+        framed = encode(data.framing, payload, size=self._size, max_size=data.max_size)
+        now = time.time_ns()
+        self._transmit(framed, stop)
+        if self._record is not None:
+            self._record.write(self._messages, now, payload)
+        self._messages += 1
+
+    def _send_partial(self, payload: bytes, stop: Callable[[], bool]) -> None:
+        self._transmit(payload, stop)
+        self._partial = len(payload)
+
+    def _transmit(self, data: bytes, stop: Callable[[], bool]) -> None:
+        """Hand all of `data` to TCP; asked to stop, wait CLOSE_TIMEOUT for room: half a message is no use."""
+        if self._socket is None:
+            raise NetworkError(
+                f"the connection to {self._peer} is not open: use the sensor in a `with` block"
+            )
+        if self._partial:
+            raise FramingError(
+                f"a message of {self._partial} bytes, shorter than the {self._size} of fixed framing, "
+                "must be the last of its connection: pad it, or use length framing"
+            )
+        self._first_ns = self._first_ns or time.monotonic_ns()
+        view = memoryview(data)
+        give_up = 0.0
+        try:
+            self._discard_replies(self._socket)
+            while view:
+                try:
+                    view = view[self._socket.send(view) :]
+                except BlockingIOError:
+                    _ready(self._socket, select.POLLOUT, POLL)
+                    if stop():
+                        give_up = give_up or time.monotonic() + CLOSE_TIMEOUT
+                        if time.monotonic() > give_up:
+                            self._lost(f"it takes no data since {CLOSE_TIMEOUT:g} s")
+        except OSError as error:
+            self._lost(error.strerror or str(error), error)
+        self._last_ns = time.monotonic_ns()
+        self._bytes += len(data)
+        self._digest.update(data)
+
+    def _discard_replies(self, sock: socket.socket) -> None:
+        """Empty the receive buffer (unread bytes would make our close a reset); notice a peer that left."""
+        try:
+            while sock.recv(CHUNK):
+                pass
+        except BlockingIOError:
+            return
+        self._lost("it closed the connection")
+
+    def _lost(self, reason: str, error: OSError | None = None) -> NoReturn:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        raise NetworkError(
+            f"the connection to {self._peer} was lost after {self._messages} messages: {reason}. "
+            "The last ones may not have arrived. See that the logger runs, then start the sensor again"
+        ) from error
+
+
+def numbered_messages(size: int, count: int | None, seed: int = 0) -> Iterator[bytes]:
+    """`count` messages (None: no end) of `size` bytes: number from 0, time (both u64 little-endian), filler.
+
+    The time is time.time_ns() when the message is taken, right before it is sent; a seed repeats the filler.
+    ConfigError if `size` has no room for number and time.
+    """
+    if size < _HEADER.size:
+        raise ConfigError(
+            f"[data] size = {size}: a numbered message needs {_HEADER.size} for its number and time"
+        )
+    return _numbered(size, count, Random(seed))
+
+
+def file_messages(stream: BinaryIO, kind: Framing, size: int, *, max_size: int = 1 << 20) -> Iterator[bytes]:
+    """The messages in a file: pieces of `size` bytes (the last may be shorter), lines or length frames.
+
+    FramingError for a line or frame longer than `max_size` bytes, or a last frame that is not whole.
+    """
+    messages = decoder(kind, size=size, max_size=max_size)
+    read = getattr(stream, "read1", stream.read)  # read1: what a pipe already holds, without waiting for more
+    while data := read(CHUNK):
+        yield from messages.feed(data)
+    if messages.error is not None:
+        raise messages.error
+    if not messages.pending:
+        return
+    if kind == "length":
+        raise FramingError(
+            f"the input ends {messages.pending} bytes into a length frame: is it complete and length-framed?"
+        )
+    yield messages.unfinished
+
+
+class _Record:
+    """The file of SENT_DTYPE records."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        try:
+            self._file = Path(path).open("wb")  # noqa: SIM115  open as long as the record is
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def write(self, sequence: int, time_ns: int, payload: bytes) -> None:
+        digest = hashlib.blake2b(payload, digest_size=16).digest()
+        try:
+            self._file.write(_RECORD.pack(sequence, time_ns, digest))
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"cannot write the record {self._path}: {error.strerror}. Name a file in a writable folder"
+        )
+
+
+def _numbered(size: int, count: int | None, random: Random) -> Iterator[bytes]:
+    sequence = 0
+    while count is None or sequence < count:
+        filler = random.randbytes(size - _HEADER.size)
+        yield _HEADER.pack(sequence, time.time_ns()) + filler
+        sequence += 1
+
+
+def _sleep_until(deadline: int, stop: Callable[[], bool]) -> bool:
+    """Sleep until time.monotonic_ns() reaches `deadline`; False if `stop()` came first."""
+    while (left := deadline - time.monotonic_ns()) > 0:
+        time.sleep(min(left / 1e9, POLL))
+        if stop():
+            return False
+    return True
+
+
+def _ready(sock: socket.socket, event: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(sock, event)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+def _closed_by_peer(sock: socket.socket) -> bool:
+    """Wait for the peer's FIN; True if it comes in time and the peer had acknowledged every byte by then."""
+    deadline = time.monotonic() + CLOSE_TIMEOUT
+    while _ready(sock, select.POLLIN, deadline - time.monotonic()):
+        if not sock.recv(CHUNK):
+            unacknowledged = fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0))
+            return bool(struct.unpack("i", unacknowledged)[0] == 0)
+    return False
