@@ -1,0 +1,1 @@
+"""The eBPF programs (C), their compiler, and their loader."""

@@ -1,0 +1,152 @@
+"""Compile a host's eBPF program from const.toml.
+
+The compiler is clang in the shape of the `ziglang` wheel: the same version on every host, no root, no
+kernel headers, any operating system. An object depends on the sources, the constants and the compiler,
+and on nothing else; `key` is the hash of all three, and the name under which an object is kept. So a
+changed const.toml can never be missed, and nothing is compiled twice.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from midstream.errors import CompileError
+from midstream.network import Host, Topology
+
+SOURCES = Path(__file__).parent
+
+FLAGS = (
+    "-mcpu=v3",  # atomics and 32-bit registers; every kernel from 5.12 on
+    "-O2",
+    "-g",  # BTF, which maps and spin locks need
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-unwind-tables",
+)
+
+
+def compile_program(name: str, topology: Topology) -> Path:
+    """The object of the program `name` ("hardworker", "logger", …) for this topology, compiled if need be.
+
+    Raises CompileError if the compiler is missing or refuses.
+    """
+    constants = const_header(topology)
+    target = cache_directory() / f"{name}-{key(name, topology)[:32]}.o"
+    if os.path.isfile(target):
+        return target
+    with tempfile.TemporaryDirectory(prefix="midstream-") as scratch:
+        Path(scratch, "const.h").write_text(constants, encoding="utf-8")
+        headers = _compiler() / "lib/libc/include"
+        # The kernel's types are the same on every architecture that BPF supports; x86's serve all.
+        include = (f"-I{scratch}", f"-I{headers / 'any-linux-any'}", f"-I{headers / 'x86-linux-any'}")
+        # Debug information names files; where they lie on this machine must make no difference. The sources'
+        # names stay readable from their own folder: clang puts their lines into the verifier's log.
+        nameless = ("-ffile-compilation-dir=.", f"-ffile-prefix-map={headers}=include")
+        arguments = (*FLAGS, *nameless, *include, "-c", f"{name}.bpf.c")
+        _run(["-target", "bpfel-freestanding", *arguments], target, folder=SOURCES)
+    return target
+
+
+def compile_library(source: Path) -> Path:
+    """The shared library of one C file of user space, for this machine; kept like the objects.
+
+    Raises CompileError if the compiler is missing or refuses.
+    """
+    digest = hashlib.sha256(_compiler_version().encode() + source.read_bytes())
+    target = cache_directory() / f"{source.stem}-{digest.hexdigest()[:32]}.so"
+    if not os.path.isfile(target):
+        _run(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(source)], target)
+    return target
+
+
+def key(name: str, topology: Topology) -> str:
+    """SHA-256, in hexadecimal, of everything that makes the object what it is."""
+    digest = hashlib.sha256(f"{_compiler_version()} {FLAGS}".encode())
+    for path in (SOURCES / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(const_header(topology).encode())
+    return digest.hexdigest()
+
+
+def const_header(topology: Topology) -> str:
+    """const.h: the topology as C constants, addresses in host byte order, sensors sorted by address."""
+    sensors = sorted(enumerate(topology.sensors), key=lambda numbered: int(numbered[1].ip))
+    table = " ".join(f"{{{int(host.ip):#010x}, {number}, {_mac(host)}}}," for number, host in sensors)
+    return "".join(
+        f"#define {name} {value}\n"
+        for name, value in {
+            "HARDWORKER_IP": f"{int(topology.hardworker.ip):#010x}",
+            "HARDWORKER_MAC": _mac(topology.hardworker),
+            "LOGGER_IP": f"{int(topology.logger.ip):#010x}",
+            "LOGGER_MAC": _mac(topology.logger),
+            "MARK_TOS": topology.tos,
+            "MARK_PORT": topology.port,
+            "MTU": topology.mtu,
+            "DATA_SIZE": topology.size,
+            "SENSOR_COUNT": len(topology.sensors),
+            "SENSORS": f"{{ {table} }}",
+        }.items()
+    )
+
+
+def cache_directory() -> Path:
+    """Where objects are kept: $MIDSTREAM_CACHE, else midstream in the user's cache folder."""
+    if chosen := os.environ.get("MIDSTREAM_CACHE"):
+        return Path(chosen).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midstream"
+
+
+def _mac(host: Host) -> str:
+    return "{" + ", ".join(f"{byte:#04x}" for byte in host.mac_bytes) + "}"
+
+
+@cache
+def _compiler_version() -> str:
+    try:
+        return f"ziglang {version('ziglang')}"
+    except PackageNotFoundError as error:
+        raise CompileError("the compiler is missing; install it with `pip install ziglang`") from error
+
+
+def _compiler() -> Path:
+    spec = find_spec("ziglang")
+    if spec is None or spec.origin is None:
+        raise CompileError("the compiler is missing; install it with `pip install ziglang`")
+    return Path(spec.origin).parent
+
+
+def _run(arguments: list[str], target: Path, folder: Path | None = None) -> None:
+    """Compile, in the given folder, into a file beside the target, then rename it: no reader meets half an
+    object."""
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()  # fails here, and not in the compiler, where nothing can be kept
+        result = subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", *arguments, "-o", str(unfinished)],
+            cwd=folder,
+            env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(target.parent / "zig")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise CompileError(f"the compiler refused to make {target.name}:\n{result.stderr.strip()}")
+        unfinished.replace(target)
+    except OSError as error:
+        raise CompileError(
+            f"{target.parent}: objects cannot be kept there ({error.strerror}); "
+            "name another folder in the environment variable MIDSTREAM_CACHE"
+        ) from error
+    finally:
+        with suppress(OSError):  # renamed, or never made
+            unfinished.unlink()

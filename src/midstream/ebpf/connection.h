@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What is held of a connection's stream, and how a segment changes it.
+ *
+ * A sequence number has 32 bits and wraps; a stream offset has 64 and does not. Offset 0 is the
+ * first byte of data. Everything here counts in offsets.
+ */
+#ifndef MIDSTREAM_CONNECTION_H
+#define MIDSTREAM_CONNECTION_H
+
+#include <linux/if_ether.h>
+
+#include "bpf.h"
+#include "const.h"
+
+/* Data behind a hole is held in at most this many ranges ... */
+#define EARLY_RANGES 8
+/* ... and at most this far behind it, which bounds what the application must keep to put it in order. */
+#define EARLY_WINDOW (1 << 20)
+#define NO_FIN (~0ULL)
+
+struct range {
+	__u64 start;
+	__u64 end; /* 0: the slot is free; data behind a hole never ends at offset 0 */
+};
+
+struct connection_key {
+	__be32 ip;
+	__be16 port;
+	__u16 zero;
+};
+
+struct connection {
+	struct bpf_spin_lock lock;
+	__u32 number;
+	__u64 next; /* every byte before this offset is held */
+	__u64 fin;  /* where the stream ends, or NO_FIN */
+	__u32 first; /* the sequence number of offset 0: the SYN's plus one (RFC 9293, section 3.4) */
+	__u16 sensor;
+	__u8 mac[ETH_ALEN];
+	__u32 early_ranges; /* slots in use */
+	struct range early[EARLY_RANGES];
+	struct range grown; /* scratch of claim_with_holes() */
+};
+
+/* A connection whose stream is wholly held: enough to recognise what is sent again. */
+struct finished {
+	__u64 length;
+	__u32 first;
+	__u16 sensor;
+	__u8 mac[ETH_ALEN];
+};
+
+/* The offset of a sequence number that lies within 2 GiB of `next` (RFC 1982 arithmetic);
+ * negative if it lies before the stream, as in a keep-alive probe of an empty one.
+ */
+static __always_inline __s64 stream_offset(__u32 sequence, __u32 first, __u64 next)
+{
+	return (__s64)next + (__s32)(sequence - (first + (__u32)next));
+}
+
+enum claim { CLAIM_STORED, CLAIM_EARLY, CLAIM_KNOWN, CLAIM_TOO_EARLY, CLAIM_BEYOND_FIN };
+
+/* Add [start, end) to the ranges behind the hole, or, where it closes the hole, move `next` over
+ * it and over every range that it reaches. Stored ranges neither overlap nor touch one another,
+ * so one pass absorbs all that the new one meets.
+ *
+ * The growing range lives in the map: the verifier forgets what it knew of a value in memory, and
+ * so need not follow every combination of eight comparisons.
+ */
+static __always_inline enum claim claim_with_holes(struct connection *c, __u64 start, __u64 end)
+{
+	volatile struct range *grown = &c->grown;
+
+	for (int i = 0; i < EARLY_RANGES; i++)
+		if (c->early[i].end && c->early[i].start <= start && end <= c->early[i].end)
+			return CLAIM_KNOWN;
+
+	grown->start = start;
+	grown->end = end;
+	for (int i = 0; i < EARLY_RANGES; i++) {
+		struct range *r = &c->early[i];
+
+		if (!r->end || grown->start > r->end || r->start > grown->end)
+			continue;
+		if (r->start < grown->start)
+			grown->start = r->start;
+		if (r->end > grown->end)
+			grown->end = r->end;
+		r->end = 0;
+		c->early_ranges--;
+	}
+	if (grown->start <= c->next) {
+		c->next = grown->end;
+		return CLAIM_STORED;
+	}
+	for (int i = 0; i < EARLY_RANGES; i++) {
+		if (!c->early[i].end) {
+			c->early[i].start = grown->start;
+			c->early[i].end = grown->end;
+			c->early_ranges++;
+			return CLAIM_EARLY;
+		}
+	}
+	return CLAIM_TOO_EARLY; /* every slot is in use, so none was absorbed */
+}
+
+/* Is this segment impossible, given where the stream ends, or would end? */
+static __always_inline bool contradicts_fin(const struct connection *c, __s64 end, bool fin)
+{
+	if (c->fin != NO_FIN)
+		return fin ? end != (__s64)c->fin : end > (__s64)c->fin;
+	if (!fin)
+		return false;
+	if (end < (__s64)c->next)
+		return true;
+	for (int i = 0; i < EARLY_RANGES; i++)
+		if ((__s64)c->early[i].end > end)
+			return true;
+	return false;
+}
+
+/* Decide on a segment that holds the bytes [start, end), and the end of the stream if `fin`, and
+ * take what is new of it. Called with the connection's lock held; `start` is moved to the first
+ * byte that is not held in order. What overlaps data behind a hole is stored again and cut by the
+ * reader, where the first write wins: the alternative, several records a segment, costs more.
+ */
+static __always_inline enum claim claim(struct connection *c, __s64 *start, __s64 end, bool fin)
+{
+	bool ends_stream = fin && c->fin == NO_FIN;
+	__s64 next = c->next;
+	enum claim verdict;
+
+	if (contradicts_fin(c, end, fin))
+		return CLAIM_BEYOND_FIN;
+	if (end <= next && !ends_stream)
+		return CLAIM_KNOWN;
+	if (end - next > EARLY_WINDOW)
+		return CLAIM_TOO_EARLY;
+
+	if (*start < next)
+		*start = next;
+	if (*start == end) {
+		verdict = CLAIM_KNOWN;
+	} else if (*start == next && !c->early_ranges) {
+		c->next = end;
+		verdict = CLAIM_STORED;
+	} else {
+		verdict = claim_with_holes(c, *start, end);
+	}
+	if (ends_stream && verdict != CLAIM_TOO_EARLY) {
+		c->fin = end;
+		/* The data may be known; that it ends here is not, and the reader must be told. */
+		if (verdict == CLAIM_KNOWN) {
+			*start = end;
+			verdict = end == (__s64)c->next ? CLAIM_STORED : CLAIM_EARLY;
+		}
+	}
+	return verdict;
+}
+
+#endif

@@ -1,0 +1,304 @@
+"""Load a host's program, pin it, attach it, find it again, and take it all away.
+
+The order is the point: maps are made, sized and filled, then pinned, then the self-test runs, and only
+then does the interface get the program, in one step. What fails on the way leaves nothing behind. XDP
+programs hang on a pinned link, so they outlive this process, and removing the pin detaches them. The
+logger's tc filters have no link on every kernel we support; they are found by their handle.
+"""
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
+
+from midstream import network
+from midstream.config import Config, Role
+from midstream.ebpf import compiler, libbpf, pins, records, selftest
+from midstream.errors import KernelError
+from midstream.network import Topology
+
+Mode = Literal["native", "generic", "tc"]
+
+# One filter of ours on each side of an interface; the numbers are free to choose, and only have to be
+# ours alone: 0x6d73 is "ms".
+_TC_HANDLE, _TC_PRIORITY = 0x6D73, 0x6D73
+_TC_POINTS = {"midstream_logger_ingress": libbpf.TC_INGRESS, "midstream_logger_egress": libbpf.TC_EGRESS}
+
+_CLSACT_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress (linux/pkt_sched.h)
+_XDP_ATTACHED_SKB = "xdpgeneric"  # as pyroute2 names it
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A program at work. reused: it was attached already, from the same files."""
+
+    role: Role
+    interface: str
+    mode: Mode
+    pins: Path
+    reused: bool = False
+
+
+def attach(
+    role: Role,
+    config: Config,
+    topology: Topology,
+    *,
+    folder: Path | None = None,
+    interface: str = "",
+    self_test: bool = True,
+) -> Attachment:
+    """Compile, load, pin and attach the program of this host's role.
+
+    folder: where to pin (default: the role's folder below config.toml's network.pins). interface: default
+    from config.toml, else that of the route to the peer. Attaching what is attached already, from the same
+    files, changes nothing. Raises KernelError if the kernel refuses, the self-test fails, or pins made from
+    other files are in the way; NetworkError if no interface is found; CompileError.
+    """
+    folder = folder or default_folder(role, config)
+    interface = interface or config.network.interface or network.find_interface(_peer(role, topology))
+    expected = pins.stamp(role, config, topology)
+    pins.ensure_bpffs(folder)
+    if folder.exists() and any(folder.iterdir()):
+        pins.verify(folder, expected)
+        if attached := find(role, folder):
+            return attached
+        if is_elsewhere(folder):
+            raise KernelError(
+                f"{folder}: this program is attached in another network namespace; work there, "
+                "or name another folder in config.toml: network.pins"
+            )
+        detach(role, folder)  # an attach that was killed half-way
+    _check_interface(role, interface, topology)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # empty, if an attach was killed at once
+        with libbpf.Object(compiler.compile_program(role, topology)) as program:
+            mode = _load_and_attach(role, interface, program, folder, config, topology, expected, self_test)
+    except BaseException:
+        detach(role, folder)
+        raise
+    return Attachment(role, interface, mode, folder)
+
+
+def detach(role: Role, folder: Path) -> bool:
+    """Detach the program and remove its pins; False if there was nothing.
+
+    Raises KernelError if what is pinned there is not midstream's.
+    """
+    if not folder.exists():
+        return False
+    if any(folder.iterdir()) and pins.read_stamp(folder) is None:
+        raise KernelError(
+            f"{folder}: what is pinned there bears no stamp of midstream, so nothing was removed; "
+            "remove it by hand, or name another folder in config.toml: network.pins"
+        )
+    if role == "logger":
+        for ifindex, point in _tc_filters(folder):
+            libbpf.tc_detach(ifindex, point, _TC_HANDLE, _TC_PRIORITY)
+            _remove_empty_clsact(ifindex)
+    shutil.rmtree(folder)
+    return True
+
+
+def find(role: Role, folder: Path) -> Attachment | None:
+    """The attachment that a folder's pins belong to, or None if nothing is attached."""
+    if role == "logger":
+        found = list(_tc_filters(folder))
+        if len(found) < len(_TC_POINTS):
+            return None
+        return Attachment(role, socket.if_indextoname(found[0][0]), "tc", folder, reused=True)
+    if link := _link_info(folder):
+        for interface in _interfaces():
+            number, mode = _xdp(interface)
+            if number == link.program_id:
+                return Attachment(role, interface, mode, folder, reused=True)
+    return None
+
+
+def is_elsewhere(folder: Path) -> bool:
+    """Does the link pinned in folder tie its program to an interface that is not in this network namespace?
+
+    Ask only after `find` found nothing.
+    """
+    link = _link_info(folder)
+    return link is not None and link.ifindex != 0
+
+
+def attach_pass(interface: str, topology: Topology) -> None:
+    """Attach the program that lets everything pass, and leave it there as long as the interface exists."""
+    with libbpf.Object(compiler.compile_program("pass", topology)) as program:
+        program.load()
+        ifindex = socket.if_nametoindex(interface)
+        libbpf.xdp_attach(ifindex, program.program_fd("midstream_pass"), libbpf.XDP_FLAGS_DRV_MODE)
+
+
+def counters(folder: Path) -> np.ndarray:
+    """The hardworker's counters, summed over the CPUs.
+
+    A row for each sensor, in const.toml's order, and one for what came from none; the columns are
+    records.OUTCOMES.
+    """
+    width = 8 * len(records.OUTCOMES)
+    fd = pins.open_map(folder, "counters", value_size=width)
+    try:
+        rows = libbpf.map_info(fd).max_entries
+        cpus = libbpf.possible_cpus()
+        values = [libbpf.lookup(fd, row.to_bytes(4, "little"), width * cpus) for row in range(rows)]
+    finally:
+        os.close(fd)
+    table = np.frombuffer(b"".join(value or bytes(width * cpus) for value in values), "<u8")
+    return np.asarray(table.reshape(rows, cpus, len(records.OUTCOMES)).sum(axis=1))
+
+
+def default_folder(role: Role, config: Config) -> Path:
+    """Where a role's program is pinned unless another place is named."""
+    return Path(config.network.pins, role)
+
+
+def _load_and_attach(
+    role: Role,
+    interface: str,
+    program: libbpf.Object,
+    folder: Path,
+    config: Config,
+    topology: Topology,
+    stamp: bytes,
+    self_test: bool,
+) -> Mode:
+    wakeup = records.NO_WAKEUP if config.hardworker.period else 0
+    program.set_initial_value(".rodata.settings", np.array((wakeup, stamp), records.SETTINGS).tobytes())
+    if role == "hardworker":
+        program.set_max_entries("ring", config.hardworker.ring_size)
+        program.set_max_entries("connections", config.hardworker.connections)
+    program.load()
+
+    # The stamp first: whatever happens next, the folder is known to be ours.
+    libbpf.pin(program.map_fd(".rodata.settings"), folder / "settings")
+    for name in program.map_names():
+        if "." not in name:
+            libbpf.pin(program.map_fd(name), folder / name)
+    for name in program.program_names():
+        libbpf.pin(program.program_fd(name), folder / name)
+
+    ifindex = socket.if_nametoindex(interface)
+    if role == "logger":
+        for name, point in _TC_POINTS.items():
+            libbpf.tc_attach(ifindex, point, program.program_fd(name), _TC_HANDLE, _TC_PRIORITY)
+        return "tc"
+    if role == "hardworker" and self_test:
+        identifier = selftest.identifier()
+        with selftest.program(topology, identifier) as test:
+            link, mode = _link(ifindex, test.program_fd("midstream_selftest"))
+            try:
+                selftest.run(interface, topology.logger.ip, identifier)
+                libbpf.link_update(link, program.program_fd(f"midstream_{role}"))
+                libbpf.pin(link, folder / "link")
+            finally:
+                os.close(link)
+        return mode
+    link, mode = _link(ifindex, program.program_fd(f"midstream_{role}"))
+    try:
+        libbpf.pin(link, folder / "link")
+    finally:
+        os.close(link)
+    return mode
+
+
+def _link(ifindex: int, program_fd: int) -> tuple[int, Mode]:
+    """Attach by a link: in the driver if it can, else in the kernel's generic way, which costs more."""
+    try:
+        return libbpf.link_create(program_fd, ifindex, libbpf.XDP_FLAGS_DRV_MODE), "native"
+    except KernelError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    return libbpf.link_create(program_fd, ifindex, libbpf.XDP_FLAGS_SKB_MODE), "generic"
+
+
+def _link_info(folder: Path) -> libbpf.LinkInfo | None:
+    try:
+        fd = libbpf.get(folder / "link")
+    except KernelError:
+        return None
+    try:
+        return libbpf.link_info(fd)
+    finally:
+        os.close(fd)
+
+
+def _xdp(interface: str) -> tuple[int, Mode]:
+    """The number of the XDP program on an interface, 0 if there is none, and its mode."""
+    with IPRoute() as netlink:
+        for link in netlink.get_links(ifname=interface):
+            xdp = link.get_attr("IFLA_XDP")
+            mode: Mode = "generic" if xdp.get_attr("IFLA_XDP_ATTACHED") == _XDP_ATTACHED_SKB else "native"
+            return int(xdp.get_attr("IFLA_XDP_PROG_ID") or 0), mode
+    return 0, "native"
+
+
+def _tc_filters(folder: Path) -> Iterator[tuple[int, int]]:
+    """Interface number and side of each filter that runs a program pinned in folder."""
+    for name, point in _TC_POINTS.items():
+        try:
+            fd = libbpf.get(folder / name)
+        except KernelError:
+            continue
+        try:
+            number = libbpf.program_id(fd)
+        finally:
+            os.close(fd)
+        for ifindex, _ in socket.if_nameindex():
+            if libbpf.tc_query(ifindex, point, _TC_HANDLE, _TC_PRIORITY) == number:
+                yield ifindex, point
+
+
+def _remove_empty_clsact(ifindex: int) -> None:
+    """Remove the queueing discipline that our filters hung on, unless somebody else's filter does too."""
+    with IPRoute() as netlink:
+        if any(any(netlink.get_filters(index=ifindex, parent=parent)) for parent in _CLSACT_PARENTS):
+            return
+        if any(q.get_attr("TCA_KIND") == "clsact" for q in netlink.get_qdiscs(index=ifindex)):
+            netlink.tc("del", "clsact", index=ifindex)
+
+
+def _peer(role: Role, topology: Topology) -> IPv4Address:
+    """A host on whose route this role's interface lies."""
+    return {"sensor": topology.hardworker, "hardworker": topology.logger, "logger": topology.hardworker}[
+        role
+    ].ip
+
+
+def _check_interface(role: Role, interface: str, topology: Topology) -> None:
+    """Raise KernelError if the interface is not the one that const.toml describes: a program compiled for
+    other addresses would see no packet, and one for a smaller MTU would drop every full one."""
+    with IPRoute() as netlink:
+        found = next(iter(netlink.get_links(ifname=interface)), None) if interface in _interfaces() else None
+    if found is None:
+        raise KernelError(
+            f"{interface}: no such interface; there are {', '.join(_interfaces())}. "
+            "Correct config.toml: network.interface"
+        )
+    mac, mtu = found.get("address"), found.get("mtu")
+    hosts = topology.sensors if role == "sensor" else (getattr(topology, role),)
+    if mac not in {host.mac for host in hosts}:
+        raise KernelError(
+            f"{interface}: its MAC address is {mac}, but const.toml [mac] {role} says "
+            f"{', '.join(host.mac for host in hosts)}; correct const.toml, or config.toml: network.interface"
+        )
+    if mtu > topology.mtu:
+        raise KernelError(
+            f"{interface}: its MTU is {mtu}, more than const.toml [data] mtu = {topology.mtu}; "
+            "make them equal, else full packets would be dropped"
+        )
+
+
+def _interfaces() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]

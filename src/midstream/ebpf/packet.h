@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The headers of a TCP packet, where they lie, and how an address in them is replaced. */
+#ifndef MIDSTREAM_PACKET_H
+#define MIDSTREAM_PACKET_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+
+#include "bpf.h"
+#include "const.h"
+
+/* Ethernet, IPv4 without options, TCP without options: what every packet of ours has at least. */
+struct headers {
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct tcphdr tcp;
+} __attribute__((packed));
+
+/* In one byte of the IPv4 header: version 4, five 32-bit words, that is no options. */
+#define IP_VERSION_4_NO_OPTIONS 0x45
+#define IP_VERSION_LENGTH(ip) (*(const __u8 *)(ip))
+/* RFC 791, in network byte order. */
+#define IP_MORE_FRAGMENTS bswap16(0x2000)
+#define IP_FRAGMENT_OFFSET bswap16(0x1fff)
+/* RFC 3168: the two low bits of the old TOS byte belong to congestion notification, and routers set them. */
+#define TOS_WITHOUT_ECN 0xfc
+
+/* The flags byte of the TCP header (RFC 9293, section 3.1), read at once. */
+#define TCP_FLAGS(tcp) (((const __u8 *)(tcp))[13])
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* The payload of the longest packet that the MTU admits. */
+#define MAX_PAYLOAD (MTU - sizeof(struct iphdr) - sizeof(struct tcphdr))
+
+static __always_inline bool is_marked(__u8 tos)
+{
+	return MARK_TOS == 0 || (tos & TOS_WITHOUT_ECN) == MARK_TOS;
+}
+
+static __always_inline bool same_mac(const unsigned char *a, const unsigned char *b)
+{
+	return *(const __u16 *)a == *(const __u16 *)b && *(const __u16 *)(a + 2) == *(const __u16 *)(b + 2) &&
+	       *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+}
+
+/* RFC 1624, equation 3, over a whole 32-bit address: check' = ~(~check + ~from + to).
+ * Where both addresses are constants the compiler folds all but one addition away.
+ */
+static __always_inline __u16 replaced_checksum(__u16 check, __u32 from, __u32 to)
+{
+	__u32 sum = (__u16)~check;
+
+	sum += (__u16)~from + (__u16)~(from >> 16) + (to & 0xffff) + (to >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+#endif

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the hardworker's program writes and user space reads: records of the ring, and counters.
+ * midstream/ebpf/records.py says the same in Python; a test compares the two.
+ */
+#ifndef MIDSTREAM_RECORD_H
+#define MIDSTREAM_RECORD_H
+
+#include "bpf.h"
+
+/* record.flags; a record with neither carries data only. */
+#define RECORD_OPEN 1  /* a sensor opened this connection */
+#define RECORD_FIN 2   /* the stream ends behind this record's bytes */
+#define RECORD_RESET 4 /* the sensor reset the connection; nothing follows */
+
+struct record {
+	__u64 offset;	  /* of the first byte in the connection's stream, which starts at 0 */
+	__u64 time;	  /* CLOCK_MONOTONIC, nanoseconds, when the packet was seen */
+	__u32 connection; /* number, counted from 1 since the maps were made */
+	__u32 length;	  /* bytes of payload that follow; the record may be longer */
+	__u16 sensor;	  /* position in const.toml's list, from 0 */
+	__u16 port;	  /* the sensor's */
+	__u16 flags;
+	__u16 unused;
+	__u8 payload[];
+};
+
+/* Every marked packet increments exactly one outcome. */
+struct counters {
+	/* sent on to the logger */
+	__u64 opened;	     /* SYN of a new connection */
+	__u64 stored;	     /* in-order data, now in the ring */
+	__u64 early;	     /* data behind a hole, now in the ring */
+	__u64 known;	     /* nothing new: a retransmission, a duplicate, a window probe */
+	__u64 bare;	     /* an acknowledgement without data */
+	__u64 reset;	     /* RST in sequence: the connection ended */
+	__u64 reset_ignored; /* RST not in sequence: the logger challenges it (RFC 5961) */
+	__u64 syn_ignored;   /* SYN upon an open connection: the logger challenges it (RFC 5961) */
+	/* left to the hardworker's own stack */
+	__u64 stranger;	     /* not from the IP and MAC address of a sensor */
+	__u64 no_connection; /* data of a connection that was never opened: the stack resets it */
+	/* dropped; an honest sensor sends it again */
+	__u64 ring_full;
+	__u64 table_full;   /* no room for another connection */
+	__u64 too_early;    /* too far behind a hole, or too many holes */
+	__u64 beyond_fin;   /* data after the end of the stream */
+	__u64 no_ack;	    /* data without the ACK flag */
+	__u64 syn_data;	    /* SYN with data (TCP Fast Open) */
+	__u64 bad_flags;    /* SYN with FIN, RST or ACK */
+	__u64 bad_length;   /* the header's lengths contradict each other or the frame */
+	__u64 oversized;    /* more payload than the MTU admits: receive offloads are on */
+	__u64 ip_options;
+	__u64 fragment;
+};
+
+#endif

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The sensor, where a switch lets no foreign source address pass: replies arrive with the logger's
+ * own address, and get the hardworker's here, before the sensor's TCP sees them.
+ *
+ * Which replies: those for which this host has a socket connected to the hardworker, and none
+ * connected directly to the logger. One that only lingers in TIME_WAIT gives way to one that is
+ * connected. The socket table is asked each time, so nothing is remembered.
+ */
+#include "bpf.h"
+#include "const.h"
+#include "packet.h"
+#include "settings.h"
+
+/* The state of this host's socket towards a peer; 0 if there is none, or one that only listens. */
+static __always_inline __u32 socket_state(struct xdp_md *ctx, const struct headers *h, __be32 peer)
+{
+	struct bpf_sock_tuple tuple = {
+		.ipv4 = {.saddr = peer, .sport = h->tcp.source, .daddr = h->ip.daddr, .dport = h->tcp.dest},
+	};
+	struct bpf_sock *sock;
+	__u32 state;
+
+	sock = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sock)
+		return 0;
+	state = sock->state;
+	bpf_sk_release(sock);
+	return state == BPF_TCP_LISTEN ? 0 : state;
+}
+
+SEC("xdp") int midstream_sensor(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	const __u32 from = bswap32(LOGGER_IP), to = bswap32(HARDWORKER_IP);
+	struct headers *h = data;
+	__u32 through, direct;
+
+	if ((void *)(h + 1) > end || h->eth.h_proto != bswap16(ETH_P_IP) ||
+	    IP_VERSION_LENGTH(&h->ip) != IP_VERSION_4_NO_OPTIONS || h->ip.saddr != from ||
+	    h->ip.protocol != IPPROTO_TCP || h->ip.frag_off & IP_FRAGMENT_OFFSET || h->tcp.source != bswap16(MARK_PORT))
+		return XDP_PASS;
+	through = socket_state(ctx, h, to);
+	direct = socket_state(ctx, h, from);
+	if (!through || (direct && (direct != BPF_TCP_TIME_WAIT || through == BPF_TCP_TIME_WAIT)))
+		return XDP_PASS;
+
+	h->ip.saddr = to;
+	h->ip.check = replaced_checksum(h->ip.check, from, to);
+	h->tcp.check = replaced_checksum(h->tcp.check, from, to);
+	return XDP_PASS;
+}
+
+char _license[] SEC("license") = "GPL";

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What config.toml, and not const.toml, decides: written by the loader before the program is loaded,
+ * constant ever after, so that the verifier removes what a setting switches off.
+ */
+#ifndef MIDSTREAM_SETTINGS_H
+#define MIDSTREAM_SETTINGS_H
+
+#include "bpf.h"
+
+struct settings {
+	__u64 wakeup;	/* flags of bpf_ringbuf_submit(): 0, or BPF_RB_NO_WAKEUP for an application with a period */
+	__u8 stamp[32]; /* SHA-256 of everything that makes this program and its maps what they are */
+};
+
+const volatile struct settings settings SEC(".rodata.settings");
+
+#endif

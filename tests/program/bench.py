@@ -1,0 +1,204 @@
+"""The programs on a bench: loaded and not attached, fed with frames by BPF_PROG_TEST_RUN.
+
+Each frame that a test sends is checked in every respect: the verdict, the bytes that leave (as
+midstream.packet says they must be), the one counter that may move, and the records in the ring.
+"""
+
+import itertools
+import time
+from collections import Counter
+from ipaddress import IPv4Address
+from typing import Any
+
+import numpy as np
+from tests.program.ring import Record, Ring
+
+from midstream import packet
+from midstream.ebpf import compiler, libbpf, records
+from midstream.network import Host, Topology
+from midstream.packet import Flags, Packet
+
+# The sensors' numbers are not in the order of their addresses, by which the programs search.
+TOPOLOGY = Topology(
+    sensors=(
+        Host(IPv4Address("10.83.0.21"), "02:00:00:00:00:21"),
+        Host(IPv4Address("10.83.0.11"), "02:00:00:00:00:11"),
+        Host(IPv4Address("192.168.255.254"), "fe:ff:ff:ff:ff:fe"),
+    ),
+    hardworker=Host(IPv4Address("10.83.0.2"), "02:00:00:00:00:02"),
+    logger=Host(IPv4Address("10.83.0.3"), "02:00:00:00:00:03"),
+    tos=104,
+    port=12345,
+    mtu=1500,
+    size=1024,
+)
+
+XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
+UNMARKED = ""
+"""The outcome of a frame that is none of ours: it passes, and no counter moves."""
+NOBODY = ("stranger", "syn_data", "bad_flags", "bad_length", "oversized", "ip_options", "fragment")
+"""What is counted where it cannot be told, or is not asked, which sensor sent it."""
+
+CONNECTION = np.dtype(
+    [
+        ("lock", "<u4"),
+        ("number", "<u4"),
+        ("next", "<u8"),
+        ("fin", "<u8"),
+        ("first", "<u4"),
+        ("sensor", "<u2"),
+        ("mac", "V6"),
+        ("early_ranges", "<u4"),
+        ("early", "<u8", (8, 2)),
+        ("grown", "<u8", 2),
+    ],
+    align=True,
+)
+"""struct connection."""
+
+
+class Bench:
+    """The hardworker's program."""
+
+    def __init__(
+        self,
+        topology: Topology = TOPOLOGY,
+        *,
+        ring_size: int = 1 << 20,
+        connections: int = 1 << 16,
+        wakeup: int = 0,
+    ) -> None:
+        self.topology = topology
+        self.program = load(
+            "hardworker", topology, max_entries={"ring": ring_size, "connections": connections}, wakeup=wakeup
+        )
+        self.ring = Ring(self.program.map_fd("ring"))
+        self._fd = self.program.program_fd("midstream_hardworker")
+        self._ports = itertools.cycle(range(1024, 65536))
+        self._cpus = libbpf.possible_cpus()
+
+    def close(self) -> None:
+        self.ring.close()
+        self.program.close()
+
+    def new_port(self) -> int:
+        return next(self._ports)
+
+    def run(self, frame: bytes) -> tuple[int, bytes]:
+        """Verdict and frame afterwards."""
+        verdict, output, _ = libbpf.prog_test_run(self._fd, frame)
+        return verdict, output
+
+    def counters(self, rows: range | None = None) -> Counter[tuple[int, str]]:
+        """Outcomes so far by row (position of the sensor, or the last row for nobody) and name."""
+        found: Counter[tuple[int, str]] = Counter()
+        fd, width = self.program.map_fd("counters"), 8 * len(records.OUTCOMES)
+        for row in rows or range(len(self.topology.sensors) + 1):
+            value = libbpf.lookup(fd, row.to_bytes(4, "little"), width * self._cpus)
+            assert value is not None
+            sums = np.frombuffer(value, "<u8").reshape(self._cpus, -1).sum(axis=0).tolist()
+            found.update({(row, name): n for name, n in zip(records.OUTCOMES, sums, strict=True) if n})
+        return found
+
+    def expect(self, frame: bytes, outcome: str, *stored: Record, sensor: int = 0) -> list[Record]:
+        """Send a frame and check all that it brings about. Returns what was stored."""
+        self.expect_outcome(frame, outcome, sensor=sensor)
+        found = self.ring.take()
+        assert found == list(stored)
+        for record in found:
+            assert 0 <= time.monotonic_ns() - record.time < 60 * 10**9
+        return found
+
+    def expect_outcome(self, frame: bytes, outcome: str, *, sensor: int = 0) -> None:
+        """Send a frame and check verdict, bytes and counters, but leave the ring as it is."""
+        before = self.counters()
+        verdict, output = self.run(frame)
+        row = len(self.topology.sensors) if outcome in NOBODY else sensor
+        assert self.counters() - before == ({(row, outcome): 1} if outcome else {})
+        if outcome in records.FORWARDED:
+            assert verdict == XDP_TX
+            assert output == packet.rewrite(frame, self.topology)
+            assert_valid_as_before(frame, output)
+        else:
+            assert verdict == (XDP_DROP if outcome in records.DROPPED else XDP_PASS)
+            assert output == frame
+
+    def last_number(self) -> int:
+        """The number of the connection that was opened last."""
+        value = libbpf.lookup(self.program.map_fd("last_number"), bytes(4), 4)
+        assert value is not None
+        return int.from_bytes(value, "little")
+
+    def connection(self, sensor: int, port: int) -> np.void | None:
+        """The state of an open connection."""
+        value = libbpf.lookup(
+            self.program.map_fd("connections"), self._key(sensor, port), CONNECTION.itemsize
+        )
+        return None if value is None else np.frombuffer(value, CONNECTION)[0].copy()
+
+    def set_connection(self, sensor: int, port: int, state: np.void) -> None:
+        libbpf.update(self.program.map_fd("connections"), self._key(sensor, port), state.tobytes())
+
+    def _key(self, sensor: int, port: int) -> bytes:
+        return self.topology.sensors[sensor].ip.packed + port.to_bytes(2) + bytes(2)
+
+
+class Sensor:
+    """One connection as its sensor sees it. Positions are offsets in the stream; -1 is the SYN's place.
+
+    base: the stream is as long already when it begins.
+    """
+
+    def __init__(self, bench: Bench, *, sensor: int = 0, isn: int = 1000, port: int | None = None) -> None:
+        self.bench = bench
+        self.sensor = sensor
+        self.port = port or bench.new_port()
+        self.isn = isn
+        self.base = 0
+        self.number = 0
+
+    def frame(self, flags: Flags, position: int, payload: bytes = b"", **fields: Any) -> bytes:
+        sequence = self.isn + 1 + self.base + position
+        fields = {"peer_port": self.port, "ack": 77} | fields
+        return packet.craft(self.bench.topology, self.sensor, flags, sequence, payload=payload, **fields)
+
+    def open(self, base: int = 0) -> None:
+        self.number = self.bench.last_number() + 1
+        syn = self.frame(Flags.SYN, -1)
+        self.expect(syn, "opened", self.record(0, b"", records.OPEN))
+        if base:
+            state = self.bench.connection(self.sensor, self.port)
+            assert state is not None
+            state["next"] = base
+            self.bench.set_connection(self.sensor, self.port, state)
+            self.base = base
+
+    def record(self, position: int, payload: bytes, flags: int = 0) -> Record:
+        return Record(self.base + position, payload, flags, self.sensor, self.port, self.number)
+
+    def expect(self, frame: bytes, outcome: str, *stored: Record) -> list[Record]:
+        return self.bench.expect(frame, outcome, *stored, sensor=self.sensor)
+
+
+def load(
+    name: str, topology: Topology, *, max_entries: dict[str, int] | None = None, wakeup: int = 0
+) -> libbpf.Object:
+    """Compile and load a program as the loader does, but pin and attach nothing."""
+    program = libbpf.Object(compiler.compile_program(name, topology))
+    try:
+        for map_name, entries in (max_entries or {}).items():
+            program.set_max_entries(map_name, entries)
+        settings = np.array((wakeup, bytes(32)), records.SETTINGS)
+        program.set_initial_value(".rodata.settings", settings.tobytes())
+        program.load()
+    except BaseException:
+        program.close()
+        raise
+    return program
+
+
+def assert_valid_as_before(before: bytes, after: bytes) -> None:
+    """The checksums, computed from scratch, are right after a rewriting if they were before."""
+    old, new = Packet.parse(before), Packet.parse(after)
+    assert new.ip.is_intact == old.ip.is_intact
+    assert new.tcp.is_intact(new.ip, new.payload) == old.tcp.is_intact(old.ip, old.payload)

@@ -1,0 +1,164 @@
+"""Random histories of a connection against a plain model of what is held.
+
+The model keeps the bytes in a dictionary and the rules in words; the program keeps ranges. Every transmission
+of a segment has other bytes, so it shows which one was stored.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.program.bench import XDP_DROP, XDP_TX, Bench, Sensor
+from tests.program.ring import Record
+
+from midstream import packet
+from midstream.ebpf import records
+from midstream.packet import Flags
+
+WINDOW = 1 << 20
+RANGES = 8
+SPAN = 240  # bytes in which segments meet one another
+
+
+@dataclass(frozen=True)
+class Segment:
+    start: int
+    length: int
+    fin: bool
+
+
+@dataclass
+class Model:
+    """What is held of a stream. take() tells the outcome, and which bytes of the segment are stored."""
+
+    held: dict[int, int] = field(default_factory=dict)
+    end: int | None = None  # of the stream, where it is known
+
+    @property
+    def next(self) -> int:
+        return next(position for position in count() if position not in self.held)
+
+    @property
+    def finished(self) -> bool:
+        return self.end == self.next
+
+    def take(self, start: int, payload: bytes, fin: bool) -> tuple[str, int, bytes]:
+        end, first_missing = start + len(payload), self.next
+        if self.finished:
+            return ("beyond_fin" if payload and end > first_missing else "known"), 0, b""
+        if self._contradicts(end, fin):
+            return "beyond_fin", 0, b""
+        tells_end = fin and self.end is None
+        if end <= first_missing and not tells_end:
+            return "known", 0, b""
+        if end - first_missing > WINDOW:
+            return "too_early", 0, b""
+
+        new_start = max(start, first_missing)
+        new = payload[new_start - start :]
+        if all(position in self.held for position in range(new_start, end)):
+            if not tells_end:
+                return "known", 0, b""
+            self.end = end
+            return ("stored" if end == first_missing else "early"), end, b""
+        held = dict(zip(range(new_start, end), new, strict=True)) | self.held  # the first write wins
+        if new_start > first_missing and self._ranges(held, first_missing) > RANGES:
+            return "too_early", 0, b""
+        self.held = held
+        if tells_end:
+            self.end = end
+        return ("stored" if new_start == first_missing else "early"), new_start, new
+
+    def _contradicts(self, end: int, fin: bool) -> bool:
+        if self.end is not None:
+            return end != self.end if fin else end > self.end
+        return fin and any(position >= end for position in self.held)
+
+    @staticmethod
+    def _ranges(held: dict[int, int], first_missing: int) -> int:
+        return sum(position > first_missing and position - 1 not in held for position in held)
+
+
+def segments() -> st.SearchStrategy[list[Segment]]:
+    starts = st.integers(-3, SPAN) | st.integers(WINDOW - 30, WINDOW + 30)
+    # Mostly short, so that there are many holes; a FIN is rare, because it ends the history.
+    one = st.builds(
+        Segment, starts, st.integers(0, 12) | st.integers(0, 120), st.integers(0, 30).map(lambda n: n == 30)
+    )
+    return st.lists(one, min_size=1, max_size=60)
+
+
+def in_steps() -> st.SearchStrategy[list[Segment]]:
+    """A whole stream in segments, sent in an order that is wrong here and there, and partly sent again."""
+    whole = [Segment(start, 5, start == SPAN - 5) for start in range(0, SPAN, 5)]
+    swaps = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 12)), max_size=30)
+
+    def disturb(moves: list[tuple[int, int]]) -> list[Segment]:
+        order = list(whole)
+        for position, by in moves:
+            order.insert(min(position + by, len(order)), order[position])
+            if by % 3:
+                order.pop(position)
+        return order + whole
+
+    return swaps.map(disturb)
+
+
+places = st.sampled_from([1000, 2**32 - 1, 2**32 - SPAN // 2, 2**31 - 100])
+
+
+@settings(max_examples=300, deadline=None)
+@given(history=segments() | in_steps(), isn=places, base=st.sampled_from([0, 0, 2**32 - 100, 3 << 40]))
+def test_holds_what_the_model_holds(
+    session_bench: Bench, history: list[Segment], isn: int, base: int
+) -> None:
+    bench = session_bench
+    sensor = Sensor(bench, isn=isn)
+    sensor.open(base)
+    model = Model()
+    before = bench.counters()
+    expected: dict[str, int] = {}
+    delivered: dict[int, int] = {}
+
+    for frame, (outcome, start, payload), fin in played(sensor, model, history):
+        verdict, output = bench.run(frame)
+        expected[outcome] = expected.get(outcome, 0) + 1
+        dropped = outcome in records.DROPPED
+        assert verdict == (XDP_DROP if dropped else XDP_TX), outcome
+        assert output == (frame if dropped else packet.rewrite(frame, bench.topology))
+
+        stored = bench.ring.take()
+        if outcome in ("stored", "early"):
+            assert stored == [sensor.record(start, payload, records.FIN if fin else 0)]
+        else:
+            assert not stored, outcome
+        deliver(stored, base, delivered)
+
+    assert delivered == model.held
+    assert bench.counters() - before == {(0, outcome): n for outcome, n in expected.items()}
+    state = bench.connection(0, sensor.port)
+    assert (state is None) == model.finished
+    if state is not None:
+        assert state["next"] == base + model.next
+        assert state["early_ranges"] == model._ranges(model.held, model.next) == sum(state["early"][:, 1] > 0)
+
+
+def played(
+    sensor: Sensor, model: Model, history: list[Segment]
+) -> Iterator[tuple[bytes, tuple[str, int, bytes], bool]]:
+    """Each packet, what the model makes of it, and whether it ends the stream."""
+    for version, segment in enumerate(history):
+        if not segment.length and not segment.fin:
+            continue  # a bare acknowledgement
+        payload = bytes((position * 7 + version * 101) % 256 for position in range(segment.length))
+        flags = Flags.ACK | (Flags.FIN if segment.fin else Flags.PSH)
+        frame = sensor.frame(flags, segment.start, payload)
+        yield frame, model.take(segment.start, payload, segment.fin), segment.fin
+
+
+def deliver(stored: list[Record], base: int, delivered: dict[int, int]) -> None:
+    for record in stored:
+        for position, value in enumerate(record.payload, start=record.offset - base):
+            delivered.setdefault(position, value)

@@ -1,0 +1,342 @@
+"""The compiler: what makes an object, when it is made anew, and what a user is told when it cannot be."""
+
+import ctypes
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+import midstream
+from midstream.ebpf import compiler
+from midstream.errors import CompileError
+from midstream.network import Host, Topology
+
+PROGRAMS = ("hardworker", "logger", "sensor", "selftest", "pass")
+SENSORS = (
+    Host(IPv4Address("10.83.0.21"), "02:00:00:00:00:21"),
+    Host(IPv4Address("10.83.0.11"), "02:00:00:00:00:11"),
+)
+TOPOLOGY = Topology(
+    sensors=SENSORS,
+    hardworker=Host(IPv4Address("10.83.0.2"), "02:00:00:00:00:02"),
+    logger=Host(IPv4Address("10.83.0.3"), "02:00:00:00:00:03"),
+    tos=104,
+    port=12345,
+    mtu=1500,
+    size=1024,
+)
+OTHER = Host(IPv4Address("10.83.0.99"), "02:00:00:00:00:99")
+
+CONST_H = """\
+#define HARDWORKER_IP 0x0a530002
+#define HARDWORKER_MAC {0x02, 0x00, 0x00, 0x00, 0x00, 0x02}
+#define LOGGER_IP 0x0a530003
+#define LOGGER_MAC {0x02, 0x00, 0x00, 0x00, 0x00, 0x03}
+#define MARK_TOS 104
+#define MARK_PORT 12345
+#define MTU 1500
+#define DATA_SIZE 1024
+#define SENSOR_COUNT 2
+#define SENSORS { {0x0a53000b, 1, {0x02, 0x00, 0x00, 0x00, 0x00, 0x11}}, {0x0a530015, 0, {0x02, 0x00, 0x00, 0x00, 0x00, 0x21}}, }
+"""  # noqa: E501 (a line of C)
+
+CHANGES: dict[str, Callable[[Topology], Topology]] = {
+    "the hardworker's IP": lambda t: replace(t, hardworker=replace(t.hardworker, ip=OTHER.ip)),
+    "the hardworker's MAC": lambda t: replace(t, hardworker=replace(t.hardworker, mac=OTHER.mac)),
+    "the logger's IP": lambda t: replace(t, logger=replace(t.logger, ip=OTHER.ip)),
+    "the logger's MAC": lambda t: replace(t, logger=replace(t.logger, mac=OTHER.mac)),
+    "a sensor's IP": lambda t: replace(t, sensors=(replace(SENSORS[0], ip=OTHER.ip), SENSORS[1])),
+    "a sensor's MAC": lambda t: replace(t, sensors=(SENSORS[0], replace(SENSORS[1], mac=OTHER.mac))),
+    "one sensor more": lambda t: replace(t, sensors=(*SENSORS, OTHER)),
+    "one sensor fewer": lambda t: replace(t, sensors=SENSORS[:1]),
+    "the sensors' order": lambda t: replace(t, sensors=SENSORS[::-1]),
+    "tos": lambda t: replace(t, tos=0),
+    "port": lambda t: replace(t, port=12346),
+    "mtu": lambda t: replace(t, mtu=1499),
+    "size": lambda t: replace(t, size=1025),
+}
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for objects."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MIDSTREAM_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def kept_with_libc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, but the compiler keeps what it makes of the C library, which takes it long, where it always
+    does."""
+    usual = compiler.cache_directory() / "zig"
+    usual.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "zig").symlink_to(usual)
+    monkeypatch.setenv("MIDSTREAM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sources in another place, to be changed."""
+    copy = copied_sources(tmp_path / "sources")
+    monkeypatch.setattr(compiler, "SOURCES", copy)
+    return copy
+
+
+def copied_sources(target: Path) -> Path:
+    return shutil.copytree(compiler.SOURCES, target, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+
+
+def test_const_h() -> None:
+    """Addresses in host byte order; the sensors by address, each with its number in const.toml."""
+    assert compiler.const_header(TOPOLOGY) == CONST_H
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_compiles(kept: Path, name: str) -> None:
+    path = compiler.compile_program(name, TOPOLOGY)
+    head = path.read_bytes()[:20]
+    assert head[:6] == b"\x7fELF\2\1"  # 64 bits, little-endian
+    assert int.from_bytes(head[18:20], "little") == 247  # EM_BPF
+    assert [entry.name for entry in kept.iterdir() if entry.is_file()] == [path.name]
+
+
+def test_an_object_is_kept(kept: Path) -> None:
+    first = compiler.compile_program("pass", TOPOLOGY)
+    os.utime(first, ns=(1, 1))
+    again = compiler.compile_program("pass", TOPOLOGY)
+    assert again == first
+    assert again.stat().st_mtime_ns == 1
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_constant_is_in_the_key(name: str, change: Callable[[Topology], Topology]) -> None:
+    assert compiler.key(name, change(TOPOLOGY)) != compiler.key(name, TOPOLOGY)
+
+
+def test_the_keys_of_programs_differ() -> None:
+    assert len({compiler.key(name, TOPOLOGY) for name in PROGRAMS}) == len(PROGRAMS)
+
+
+def test_a_changed_constant_makes_another_object(kept: Path) -> None:
+    first = compiler.compile_program("sensor", TOPOLOGY)
+    second = compiler.compile_program("sensor", replace(TOPOLOGY, port=12346))
+    assert first != second
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_changed_sources_make_another_object(kept: Path, sources: Path) -> None:
+    first = compiler.compile_program("pass", TOPOLOGY)
+    assert compiler.key("pass", TOPOLOGY) == compiler.key("pass", TOPOLOGY)
+
+    header = sources / "bpf.h"
+    header.write_text(header.read_text() + "/* changed */\n")
+    second = compiler.compile_program("pass", TOPOLOGY)
+    source = sources / "pass.bpf.c"
+    source.write_text(source.read_text().replace("XDP_PASS", "XDP_DROP"))
+    third = compiler.compile_program("pass", TOPOLOGY)
+    (sources / "another.h").touch()
+    fourth = compiler.compile_program("pass", TOPOLOGY)
+    assert len({first, second, third, fourth}) == 4
+    assert second.read_bytes() != third.read_bytes()
+
+    (sources / "another.h").unlink()
+    (sources / "logger.bpf.c").write_text("another program")
+    assert compiler.compile_program("pass", TOPOLOGY) == third
+
+
+def test_another_compiler_makes_another_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compiler.key("pass", TOPOLOGY)
+    monkeypatch.setattr(compiler, "_compiler_version", lambda: "ziglang 99.0")
+    assert compiler.key("pass", TOPOLOGY) != before
+
+
+def test_other_flags_make_another_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compiler.key("pass", TOPOLOGY)
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-O1"))
+    assert compiler.key("pass", TOPOLOGY) != before
+
+
+@pytest.mark.parametrize("name", ["hardworker", "sensor"])
+def test_the_same_object_wherever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Neither the time, nor where the sources and the objects lie, nor the working directory is in it."""
+    objects = []
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(compiler, "SOURCES", copied_sources(folder / "sources"))
+        monkeypatch.setenv("MIDSTREAM_CACHE", str(folder / "cache"))
+        objects.append(compiler.compile_program(name, TOPOLOGY))
+        monkeypatch.undo()
+    assert objects[0].name == objects[1].name
+    assert objects[0].read_bytes() == objects[1].read_bytes()
+    assert str(tmp_path).encode() not in objects[0].read_bytes()
+
+
+def test_the_verifier_can_show_the_source(kept: Path) -> None:
+    """The lines of the program are in the object's BTF: a refusal names the line, not only instructions."""
+    assert b"return XDP_PASS;" in compiler.compile_program("pass", TOPOLOGY).read_bytes()
+
+
+def test_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIDSTREAM_CACHE", "objects")
+    assert compiler.compile_program("pass", TOPOLOGY).parent == tmp_path / "objects"
+    assert not list(compiler.SOURCES.rglob("objects"))
+
+
+def test_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MIDSTREAM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiler.cache_directory() == tmp_path / "midstream"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert compiler.cache_directory() == Path("/home/somebody/.cache/midstream")
+    monkeypatch.setenv("MIDSTREAM_CACHE", "/elsewhere")
+    assert compiler.cache_directory() == Path("/elsewhere")
+
+
+def test_a_broken_source(kept: Path, sources: Path) -> None:
+    source = sources / "pass.bpf.c"
+    source.write_text(source.read_text().replace("XDP_PASS", "XDP_PAS"))
+    with pytest.raises(CompileError, match=r"(?s)refused.*pass\.bpf\.c:\d+:\d+: error: .*XDP_PAS"):
+        compiler.compile_program("pass", TOPOLOGY)
+    assert not [entry for entry in kept.iterdir() if entry.is_file()]
+
+
+def test_a_warning_is_an_error(kept: Path, sources: Path) -> None:
+    source = sources / "pass.bpf.c"
+    source.write_text(source.read_text().replace(" __attribute__((unused))", ""))
+    with pytest.raises(CompileError, match="unused parameter"):
+        compiler.compile_program("pass", TOPOLOGY)
+
+
+@pytest.mark.parametrize("below", ["", "objects", "objects/deeper"])
+def test_a_file_where_a_folder_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    monkeypatch.setenv("MIDSTREAM_CACHE", str(file / below))
+    with pytest.raises(CompileError, match=rf"{re.escape(str(file))}.*cannot be kept.*MIDSTREAM_CACHE"):
+        compiler.compile_program("pass", TOPOLOGY)
+    assert file.read_text() == "mine"
+
+
+def test_a_file_system_that_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIDSTREAM_CACHE", "/proc/midstream")
+    with pytest.raises(
+        CompileError, match=r"/proc/midstream: objects cannot be kept there \(.+\).*MIDSTREAM_CACHE"
+    ):
+        compiler.compile_program("pass", TOPOLOGY)
+
+
+@pytest.mark.parametrize("step", ["_compiler_version", "_compiler"])
+def test_a_missing_compiler(kept: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """No object is looked for under a name that is not known to be right."""
+
+    def missing(*_: object) -> None:
+        raise PackageNotFoundError("ziglang")
+
+    compiler._compiler_version.cache_clear()
+    if step == "_compiler":
+        monkeypatch.setattr(compiler, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(compiler, "version", missing)
+    with pytest.raises(CompileError, match="pip install ziglang"):
+        compiler.compile_program("pass", TOPOLOGY)
+    compiler._compiler_version.cache_clear()
+
+
+def test_a_library(kept_with_libc: None, tmp_path: Path) -> None:
+    """For user space, on this machine: made once, and anew when its source changes."""
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 41; }\n")
+    first = compiler.compile_library(source)
+    os.utime(first, ns=(1, 1))
+    assert compiler.compile_library(source).stat().st_mtime_ns == 1
+    source.write_text("int answer(void) { return 42; }\n")
+    second = compiler.compile_library(source)
+    assert [ctypes.CDLL(str(path)).answer() for path in (first, second)] == [41, 42]
+    source.write_text("int answer(void) { return }\n")
+    with pytest.raises(CompileError, match="answer"):
+        compiler.compile_library(source)
+
+
+COMPILE = """
+import pickle, sys
+from midstream.ebpf import compiler
+from midstream.errors import CompileError
+topology = pickle.load(sys.stdin.buffer)
+try:
+    print(compiler.compile_program("pass", topology))
+except CompileError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def compile_elsewhere() -> subprocess.Popen[bytes]:
+    """Compile in a process without any of root's privileges: no capability survives its start."""
+    libc = ctypes.CDLL(None)
+
+    def give_up_capabilities() -> None:
+        for capability in range(64):
+            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(midstream.__file__).parents[1])},
+        preexec_fn=give_up_capabilities,  # noqa: PLW1509 (no thread runs beside a test)
+    )
+    assert process.stdin is not None
+    process.stdin.write(pickle.dumps(TOPOLOGY))
+    process.stdin.close()
+    process.stdin = None  # communicate() would flush it
+    return process
+
+
+def test_without_privileges(kept: Path) -> None:
+    process = compile_elsewhere()
+    printed = process.communicate()[0].decode().strip()
+    assert process.returncode == 0, printed
+    assert Path(printed).parent == kept
+    assert Path(printed) == compiler.compile_program("pass", TOPOLOGY)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000], ids=["read-only", "closed"])
+def test_a_folder_of_somebody_else(kept: Path, mode: int) -> None:
+    kept.mkdir(mode=mode)
+    try:
+        process = compile_elsewhere()
+        printed = process.communicate()[0].decode().strip()
+    finally:
+        kept.chmod(0o755)
+    assert process.returncode == CompileError.exit_code, printed
+    assert printed == (
+        f"{kept}: objects cannot be kept there (Permission denied); "
+        "name another folder in the environment variable MIDSTREAM_CACHE"
+    )
+
+
+def test_in_two_processes_at_once(kept: Path) -> None:
+    """Each renames a whole object into place; neither sees the other's half."""
+    processes = [compile_elsewhere() for _ in range(2)]
+    printed = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(printed) == 1
+    assert len([entry for entry in kept.iterdir() if entry.is_file()]) == 1

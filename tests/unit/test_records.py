@@ -1,0 +1,109 @@
+"""What the program writes and user space reads is said in C and in Python: the compiler compares them."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from midstream.ebpf import compiler, records
+from midstream.errors import CompileError
+from midstream.network import Host, Topology
+
+TOPOLOGY = Topology(
+    sensors=(Host(IPv4Address("10.83.0.11"), "02:00:00:00:00:11"),),
+    hardworker=Host(IPv4Address("10.83.0.2"), "02:00:00:00:00:02"),
+    logger=Host(IPv4Address("10.83.0.3"), "02:00:00:00:00:03"),
+    tos=104,
+    port=12345,
+    mtu=1500,
+    size=1024,
+)
+
+COUNTERS = np.dtype([(outcome, "<u8") for outcome in records.OUTCOMES])
+
+CONSTANTS = [
+    f"RECORD_OPEN == {records.OPEN}",
+    f"RECORD_FIN == {records.FIN}",
+    f"RECORD_RESET == {records.RESET}",
+    f"BPF_RB_NO_WAKEUP == {records.NO_WAKEUP}",
+]
+
+
+def layout(struct: str, dtype: np.dtype) -> Iterator[str]:
+    """The place and the size of each field, and of them all."""
+    assert dtype.fields is not None
+    yield f"sizeof({struct}) == {dtype.itemsize}"
+    for name, (field, offset, *_) in dtype.fields.items():
+        yield f"offsetof({struct}, {name}) == {offset}"
+        yield f"sizeof((({struct} *)0)->{name}) == {field.itemsize}"
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of midstream's headers, from which the compiler then takes its programs."""
+    copy = tmp_path / "sources"
+    shutil.copytree(compiler.SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+    monkeypatch.setattr(compiler, "SOURCES", copy)
+    monkeypatch.setenv("MIDSTREAM_CACHE", str(tmp_path / "cache"))
+    return copy
+
+
+def compile_assertions(sources: Path, *assertions: str) -> None:
+    """Raises CompileError if one of them is false."""
+    lines = ['#include "record.h"', '#include "settings.h"']
+    lines += [f'_Static_assert({assertion}, "{assertion}");' for assertion in assertions]
+    (sources / "layout.bpf.c").write_text("\n".join(lines) + "\n")
+    compiler.compile_program("layout", TOPOLOGY)
+
+
+def test_layouts_and_constants(sources: Path) -> None:
+    compile_assertions(
+        sources,
+        *layout("struct record", records.RECORD),
+        *layout("struct counters", COUNTERS),
+        *layout("struct settings", records.SETTINGS),
+        *CONSTANTS,
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["offsetof(struct record, time) == 0", f"RECORD_FIN == {records.RESET}", "sizeof(struct counters) == 8"],
+)
+def test_a_difference_is_found(sources: Path, wrong: str) -> None:
+    with pytest.raises(CompileError, match="static assertion failed"):
+        compile_assertions(sources, wrong)
+
+
+def test_the_whole_counters_are_read(sources: Path) -> None:
+    """A counter that is added in C, and not here, is found too."""
+    header = sources / "record.h"
+    header.write_text(header.read_text().replace("__u64 fragment;", "__u64 fragment;\n\t__u64 another;"))
+    with pytest.raises(CompileError, match="sizeof"):
+        compile_assertions(sources, *layout("struct counters", COUNTERS))
+
+
+def test_each_outcome_has_one_verdict() -> None:
+    assert len(set(records.OUTCOMES)) == len(records.OUTCOMES)
+    assert set(records.OUTCOMES) == {*records.FORWARDED, *records.PASSED, *records.DROPPED}
+
+
+def test_a_record_is_parsed_in_place() -> None:
+    """A record's bytes, as the program writes them on every machine: little-endian."""
+    raw = bytes(range(1, records.RECORD.itemsize + 1))
+    record = np.frombuffer(raw, records.RECORD)[0]
+    assert record["offset"] == 0x0807060504030201
+    assert record["connection"] == 0x14131211
+    assert record["sensor"] == 0x1A19
+    assert record.tobytes() == raw
+
+
+def test_topology_is_no_part_of_the_layout(sources: Path) -> None:
+    """Who is attached with another const.toml still reads the same records."""
+    compile_assertions(sources, *layout("struct record", records.RECORD))
+    first = compiler.key("layout", TOPOLOGY)
+    assert compiler.key("layout", replace(TOPOLOGY, mtu=9000)) != first
