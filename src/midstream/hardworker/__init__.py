@@ -1,0 +1,10 @@
+"""The hardworker: every sensor's messages, each once and in order, with hardly any work to receive them.
+
+ring (with ring.c) and handler are the two sources of bytes, the eBPF program's ring and ordinary sockets;
+streams puts bytes in order; receiver makes messages of them, which is what an application uses.
+"""
+
+from midstream.hardworker.messages import Message, batch_dtype
+from midstream.hardworker.receiver import Hardworker, Totals
+
+__all__ = ["Hardworker", "Message", "Totals", "batch_dtype"]

@@ -1,0 +1,215 @@
+"""The user-mode handler: the hardworker's job done with ordinary sockets.
+
+It accepts the sensors' connections, hands their bytes to the application and relays them to the logger:
+what a host does where eBPF cannot run, and what every benchmark compares midstream with. The kernel of this
+host, and not the logger's, acknowledges the bytes.
+"""
+
+import select
+import socket
+import struct
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from midstream.ebpf.records import FIN, OPEN, RESET
+from midstream.errors import NetworkError
+from midstream.hardworker.messages import batch_dtype
+from midstream.hardworker.source import Segment
+from midstream.hardworker.streams import Streams
+from midstream.network import Topology
+
+_CHUNK = 1 << 18  # bytes read at a time
+_BACKLOG = 128
+_BATCH = 1 << 22  # bytes handed over until the application comes back: a fast sensor must not keep it
+_WAITING = 1 << 20  # bytes that wait to be sent on; then nothing more is read, and TCP slows the sender
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with time 0 (socket(7))
+
+
+@dataclass(eq=False)
+class _End:
+    """One side of a relayed connection."""
+
+    socket: socket.socket
+    connected: bool
+    waiting: bytearray = field(default_factory=bytearray)  # to be sent on this socket
+    done: bool = False  # the peer has sent its last byte
+    last: bool = False  # nothing follows what waits
+    shut: bool = False  # and the peer has been told so
+    polled: bool = True
+
+
+@dataclass(eq=False)
+class _Relay:
+    """A sensor's connection and the one to the logger that continues it."""
+
+    number: int
+    sensor: int
+    port: int
+    inner: _End  # towards the sensor
+    outer: _End  # towards the logger
+    offset: int = 0
+
+
+class SocketHandler:
+    """Listens on the hardworker's address and relays each connection to the logger.
+
+    Raises NetworkError if it cannot listen. Where the logger cannot be reached, the sensor's connection is
+    reset, so that it tries again. A stranger's connection is reset at once.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self._sensors = {str(host.ip): number for number, host in enumerate(topology.sensors)}
+        self._logger = (str(topology.logger.ip), topology.port)
+        self._tos = topology.tos
+        self._relays: dict[int, _Relay] = {}  # by the descriptors of both sockets
+        self._segments: deque[Segment] = deque()
+        self._opened = 0
+        self._taken = 0  # bytes since the last release
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._listener.bind((str(topology.hardworker.ip), topology.port))
+        except OSError as error:
+            self._listener.close()
+            raise NetworkError(
+                f"{topology.hardworker.ip}:{topology.port}: cannot listen there ({error.strerror}); "
+                "is this host the hardworker of const.toml, and is the port free?"
+            ) from error
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+        self._poll = select.epoll()
+        self._poll.register(self._listener, select.EPOLLIN)
+
+    def regular(self, size: int, streams: Streams) -> np.ndarray:
+        """Always empty: a socket knows no boundaries of messages."""
+        del streams
+        return np.empty(0, batch_dtype(size))
+
+    def next(self) -> Segment | None:
+        """The next segment, after one look at all sockets if none is at hand."""
+        if not self._segments and self._taken < _BATCH:
+            accepting = False
+            for fd, events in self._poll.poll(0):
+                if fd == self._listener.fileno():
+                    accepting = True
+                elif relay := self._relays.get(fd):
+                    self._serve(relay, fd, events)
+            if accepting:  # last: a new socket may get a descriptor whose old one has events here
+                self._accept()
+        return self._segments.popleft() if self._segments else None
+
+    def release(self) -> None:
+        """Nothing to give back, for what was read is the application's own; but now it may have more."""
+        self._taken = 0
+
+    def fileno(self) -> int:
+        """The epoll set's descriptor."""
+        return self._poll.fileno()
+
+    @property
+    def fill(self) -> float:
+        """How much waits for the logger, of what may, on the fullest connection."""
+        fullest = max((len(relay.outer.waiting) for relay in self._relays.values()), default=0)
+        return min(1.0, fullest / _WAITING)
+
+    def close(self) -> None:
+        """End all connections; a sensor that is not done sees a reset."""
+        for relay in set(self._relays.values()):
+            self._end(relay)
+        self._listener.close()
+        self._poll.close()
+
+    def _accept(self) -> None:
+        try:
+            inner, (ip, port) = self._listener.accept()
+        except OSError:  # it was gone again before we came
+            return
+        if ip not in self._sensors:
+            inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            inner.close()
+            return
+        outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._tos)
+        for end in (inner, outer):
+            end.setblocking(False)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        outer.connect_ex(self._logger)  # a failure shows as an event
+        self._opened += 1
+        relay = _Relay(self._opened, self._sensors[ip], port, _End(inner, True), _End(outer, False))
+        for end in (inner, outer):
+            self._relays[end.fileno()] = relay
+            self._poll.register(end, 0)
+        self._tell(relay, OPEN)
+        self._listen_to(relay)
+
+    def _serve(self, relay: _Relay, fd: int, events: int) -> None:
+        inward = fd == relay.inner.socket.fileno()
+        end, other = (relay.inner, relay.outer) if inward else (relay.outer, relay.inner)
+        try:
+            if events & select.EPOLLOUT:
+                end.connected = True
+                self._send(end)
+            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                data = end.socket.recv(_CHUNK)
+                end.done = other.last = not data
+                other.waiting += data
+                if inward:
+                    self._tell(relay, 0 if data else FIN, data)
+                self._send(other)
+        except BlockingIOError:
+            pass
+        except OSError:
+            if not relay.inner.done:  # else the application has the whole stream, and knows it
+                self._tell(relay, RESET)
+            self._end(relay)
+            return
+        if relay.inner.done and relay.outer.done and not relay.inner.waiting and not relay.outer.waiting:
+            self._end(relay)
+        else:
+            self._listen_to(relay)
+
+    def _send(self, end: _End) -> None:
+        """Send what waits, as far as TCP takes it. Raises OSError if the connection is broken."""
+        try:
+            while end.waiting:
+                del end.waiting[: end.socket.send(end.waiting)]
+        except BlockingIOError:
+            return
+        if end.last and end.connected and not end.shut:  # shutting a socket that still connects breaks it off
+            end.socket.shutdown(socket.SHUT_WR)
+            end.shut = True
+
+    def _listen_to(self, relay: _Relay) -> None:
+        """Wait for what each side can do next."""
+        for end, other in ((relay.inner, relay.outer), (relay.outer, relay.inner)):
+            if end.done and end.shut:  # hung up on both sides, which epoll would report for ever
+                self._ignore(end)
+                continue
+            readable = not end.done and len(other.waiting) < _WAITING
+            writable = end.waiting or not end.connected
+            events = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
+            self._poll.modify(end.socket, events)
+
+    def _ignore(self, end: _End) -> None:
+        if end.polled:
+            self._poll.unregister(end.socket)
+            end.polled = False
+
+    def _tell(self, relay: _Relay, flags: int, data: bytes = b"") -> None:
+        now = time.monotonic_ns()
+        self._segments.append(Segment(relay.number, relay.sensor, relay.port, relay.offset, now, flags, data))
+        relay.offset += len(data)
+        self._taken += len(data)
+
+    def _end(self, relay: _Relay) -> None:
+        ends = (relay.inner, relay.outer)
+        unfinished = not all(end.done and not end.waiting for end in ends)
+        for end in ends:
+            del self._relays[end.socket.fileno()]
+            self._ignore(end)
+            if unfinished:
+                end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            end.socket.close()

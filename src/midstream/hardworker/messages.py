@@ -1,0 +1,34 @@
+"""What the application gets: messages one by one, or batches of them."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from midstream.ebpf.records import RECORD
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a sensor.
+
+    sensor: its IP address. connection: counted from 1 since the program was attached. sequence: the message's
+    index in its connection, from 0. time: when its last byte arrived, CLOCK_MONOTONIC nanoseconds.
+    """
+
+    sensor: str
+    connection: int
+    sequence: int
+    time: int
+    payload: bytes
+
+
+@cache
+def batch_dtype(size: int) -> np.dtype[np.void]:
+    """A message of fixed size as a row of a NumPy array: the record of the ring that holds it, and its bytes.
+
+    sensor: position in const.toml's list, from 0. port: the sensor's. offset: of the message in its
+    connection's stream, so offset // size is its sequence. time: as in Message. payload: `size` bytes; view
+    it as what it holds, for example `batch["payload"].view("<f4")`.
+    """
+    return np.dtype([*RECORD.descr, ("payload", "u1", (size,))])

@@ -1,0 +1,312 @@
+"""Hardworker: the application's view of what the sensors send."""
+
+import asyncio
+import os
+import select
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+
+from midstream import config as configuration
+from midstream import network
+from midstream.config import Config
+from midstream.ebpf.records import FIN, OPEN, RESET
+from midstream.errors import ConfigError, FramingError
+from midstream.framing import Decoder, decoder
+from midstream.hardworker.handler import SocketHandler
+from midstream.hardworker.messages import Message, batch_dtype
+from midstream.hardworker.pinned import PinnedRing
+from midstream.hardworker.source import Segment, Source
+from midstream.hardworker.streams import Stream, Streams
+
+Batch = TypeVar("Batch", np.ndarray, list[Message])
+
+
+@dataclass
+class Totals:
+    """What a Hardworker has received since it was opened.
+
+    skipped: bytes that belong to no message here, because a message's start was read by an earlier process or
+    never came whole. broken: connections given up because their bytes do not follow the framing.
+    """
+
+    messages: int = 0
+    bytes: int = 0
+    opened: int = 0
+    finished: int = 0
+    reset: int = 0
+    broken: int = 0
+    skipped: int = 0
+
+
+class Hardworker:
+    """Receives every sensor's messages, each once and in order.
+
+        with Hardworker("config.toml") as hardworker:
+            for message in hardworker:
+                ...
+
+    Iterating waits for messages: until there are some, or, with `[hardworker] period`, until the period is
+    over. `async for` does the same in an event loop. `read` takes everything that has arrived as one array
+    without waiting, and `latest` the newest message. Where the messages come from is config.toml's
+    `[hardworker] receiver`: the eBPF program's ring, or the user-mode handler.
+
+    Entering raises ConfigError, KernelError (nothing attached, or made from other files) or NetworkError.
+    """
+
+    def __init__(self, config: str | Path | Config, *, source: Source | None = None) -> None:
+        self.config = config if isinstance(config, Config) else configuration.load(config)
+        self.topology = network.load(self.config.const_path)
+        self.totals = Totals()
+        self._size = self.config.message_size(self.topology.size)
+        self._fixed = self.config.data.framing == "fixed"
+        self._sensors = [str(host.ip) for host in self.topology.sensors]
+        self._period = self.config.hardworker.period
+        self._source = source
+        self._streams = Streams()
+        self._latest: dict[str, Message] = {}
+        self._stop = -1
+        self._stopped = False
+
+    def __enter__(self) -> Self:
+        self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            if self._source is None:
+                ebpf = self.config.hardworker.receiver == "ebpf"
+                self._source = (
+                    PinnedRing(self.config, self.topology) if ebpf else SocketHandler(self.topology)
+                )
+        except BaseException:
+            os.close(self._stop)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what was read and let go of the source. What was not read stays in the ring."""
+        if self._source is not None:
+            self._source.release()
+            self._source.close()
+            self._source = None
+        if self._stop >= 0:
+            descriptor, self._stop = self._stop, -1
+            os.close(descriptor)
+
+    def stop(self) -> None:
+        """Let iterations end, also from a signal handler or another thread."""
+        self._stopped = True
+        if self._stop >= 0:
+            os.eventfd_write(self._stop, 1)
+
+    def read(self) -> np.ndarray:
+        """Every message that has arrived since the last call, as a structured array; it does not wait.
+
+        For fixed framing; the fields are those of `batch_dtype`. Usually the array is a view of the ring:
+        nothing is copied, and it is valid until the next call, which gives its room back to the program.
+        Where segments and messages do not coincide, the messages are copied together.
+        """
+        if not self._fixed:
+            raise ConfigError(
+                f'{self.config.path}: data.framing = "{self.config.data.framing}": read() gives arrays, '
+                "which need fixed framing; iterate over the messages instead"
+            )
+        source = self._opened_source()
+        source.release()
+        pieces = []
+        while True:
+            run = source.regular(self._size, self._streams)
+            if len(run):
+                pieces.append(run)
+                self.totals.messages += len(run)
+                self.totals.bytes += len(run) * self._size
+            segment = source.next()
+            if segment is None:
+                break
+            rows = self._take(segment, self._rows)
+            if rows is not None and len(rows):
+                pieces.append(rows)
+        if not pieces:
+            return np.empty(0, batch_dtype(self._size))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def messages(self) -> Iterator[Message]:
+        """The messages that have arrived since the last call, one by one; it does not wait for more."""
+        if self._fixed:
+            for row in self.read():
+                yield Message(
+                    self._sensors[row["sensor"]],
+                    int(row["connection"]),
+                    int(row["offset"]) // self._size,
+                    int(row["time"]),
+                    row["payload"].tobytes(),
+                )
+            return
+        source = self._opened_source()
+        source.release()
+        while segment := source.next():
+            yield from self._take(segment, self._decoded) or ()
+
+    def latest(self, sensor: str | None = None) -> Message | None:
+        """The newest message of a sensor (by IP address), or of any; None before the first.
+
+        Takes everything that has arrived, so that older messages are passed over.
+        """
+        for message in self.messages():
+            self._latest[message.sensor] = message
+        if sensor is not None:
+            return self._latest.get(sensor)
+        return max(self._latest.values(), key=lambda message: message.time, default=None)
+
+    def __iter__(self) -> Iterator[Message]:
+        while not self._stopped:
+            yield from self.messages()
+            self.wait()
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        loop = asyncio.get_running_loop()
+        while not self._stopped:
+            for message in self.messages():
+                yield message
+            if self._period:
+                await asyncio.sleep(self._period)
+                continue
+            self._opened_source().release()
+            ready = asyncio.Event()
+            descriptors = (self._opened_source().fileno(), self._stop)
+            for fd in descriptors:
+                loop.add_reader(fd, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                for fd in descriptors:
+                    loop.remove_reader(fd)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out or
+        `stop` was called.
+
+        Gives back what was read: a reader that holds the newest record would not be woken by the next. With a
+        period it waits for the next multiple of the period instead, which costs the program no wake-up.
+        """
+        source = self._opened_source()
+        source.release()
+        poll = select.poll()
+        poll.register(self._stop, select.POLLIN)
+        if self._period:
+            left = self._period - time.monotonic() % self._period
+            late = timeout is not None and timeout < left
+            stopped = poll.poll(min(left, left if timeout is None else timeout) * 1000)
+            return not stopped and not late
+        poll.register(source.fileno(), select.POLLIN)
+        ready = dict(poll.poll(None if timeout is None else timeout * 1000))
+        return source.fileno() in ready and self._stop not in ready
+
+    @property
+    def stopped(self) -> bool:
+        """Has `stop` been called?"""
+        return self._stopped
+
+    @property
+    def message_size(self) -> int:
+        """Bytes a message, for fixed framing."""
+        return self._size
+
+    @property
+    def fill(self) -> float:
+        """How full the buffer between the network and the application is, from 0 to 1."""
+        return self._opened_source().fill
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._streams)
+
+    def _opened_source(self) -> Source:
+        if self._source is None or self._stop < 0:
+            raise ConfigError("this Hardworker is closed; use it inside its `with` block")
+        return self._source
+
+    def _take(self, segment: Segment, split: Callable[[Stream, Segment, bytes], Batch]) -> Batch | None:
+        """Put a segment into its stream and split what is now next in order into messages."""
+        number = segment.connection
+        if segment.flags & OPEN:
+            self.totals.opened += 1
+            self._streams.open(number, Stream(decoder=self._decoder()))
+            return None
+        stream = self._streams.checkout(number) or self._join(segment)
+        if stream is None:
+            self.totals.skipped += len(segment.data)
+            return None
+        messages = split(stream, segment, stream.push(segment.offset, segment.data))
+        if segment.flags & FIN:
+            stream.end = segment.offset + len(segment.data)
+        if segment.flags & RESET or stream.finished:
+            self._close(number, stream, reset=bool(segment.flags & RESET))
+        else:
+            self._streams.checkin(number, stream)
+        return messages
+
+    def _join(self, segment: Segment) -> Stream | None:
+        """A connection whose beginning an earlier process read: go on at the next message's start."""
+        if not self._fixed:  # where a message starts cannot be told from the middle
+            return None
+        start = -(-segment.offset // self._size) * self._size
+        self.totals.skipped += min(start - segment.offset, len(segment.data))
+        stream = Stream(start)
+        self._streams.open(segment.connection, stream)
+        return stream
+
+    def _close(self, number: int, stream: Stream, *, reset: bool) -> None:
+        self._streams.close(number)
+        self.totals.reset += reset
+        self.totals.finished += not reset
+        self.totals.skipped += stream.decoder.pending if stream.decoder else len(stream.carry)
+
+    def _decoder(self) -> Decoder | None:
+        data = self.config.data
+        return None if self._fixed else decoder(data.framing, size=self._size, max_size=data.max_size)
+
+    def _rows(self, stream: Stream, segment: Segment, data: bytes) -> np.ndarray:
+        """Whole messages of fixed size as rows of an array."""
+        data = stream.carry + data
+        whole = len(data) - len(data) % self._size
+        stream.carry = data[whole:]
+        rows = np.zeros(whole // self._size, batch_dtype(self._size))
+        rows["sensor"] = segment.sensor
+        rows["port"] = segment.port
+        rows["connection"] = segment.connection
+        rows["length"] = self._size
+        rows["offset"] = np.arange(stream.next - len(data), stream.next - len(data) + whole, self._size)
+        rows["time"] = segment.time
+        rows["payload"] = np.frombuffer(data, np.uint8, whole).reshape(-1, self._size)
+        self.totals.messages += len(rows)
+        self.totals.bytes += whole
+        return rows
+
+    def _decoded(self, stream: Stream, segment: Segment, data: bytes) -> list[Message]:
+        """Messages of variable size, one by one."""
+        if stream.decoder is None or stream.decoder.error:
+            self.totals.skipped += len(data)
+            return []
+        try:
+            payloads = stream.decoder.feed(data)
+        except FramingError:
+            payloads = []
+        self.totals.broken += stream.decoder.error is not None
+        messages = []
+        for payload in payloads:
+            sensor = self._sensors[segment.sensor]
+            messages.append(Message(sensor, segment.connection, stream.sequence, segment.time, payload))
+            stream.sequence += 1
+            self.totals.bytes += len(payload)
+        self.totals.messages += len(messages)
+        return messages

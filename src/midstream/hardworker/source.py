@@ -1,0 +1,52 @@
+"""Where the hardworker's bytes come from: the ring of the eBPF program, or ordinary sockets."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from midstream.hardworker.streams import Streams
+
+
+class Segment(NamedTuple):
+    """Some bytes of a stream, or an event of a connection, or both.
+
+    The fields are those of struct record in ebpf/record.h.
+    """
+
+    connection: int
+    sensor: int
+    port: int
+    offset: int
+    time: int
+    flags: int
+    data: bytes
+
+
+class Source(Protocol):
+    """What a Hardworker reads from."""
+
+    def regular(self, size: int, streams: Streams) -> np.ndarray:
+        """The next messages of `size` bytes, as far as they lie whole and in order: maybe a view, valid until
+        `release`; maybe empty."""
+        ...
+
+    def next(self) -> Segment | None:
+        """The next segment; None if there is none yet."""
+        ...
+
+    def release(self) -> None:
+        """What has been read is done with."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable when there is something to read."""
+        ...
+
+    @property
+    def fill(self) -> float:
+        """How full the buffer is, from 0 to 1."""
+        ...
+
+    def close(self) -> None:
+        """Let go of descriptors and mappings."""
+        ...
