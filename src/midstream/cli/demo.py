@@ -1,0 +1,88 @@
+"""midstream demo: the whole triangle with one command."""
+
+import json
+import sys
+from contextlib import ExitStack
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from midstream import demo as demonstration
+from midstream.cli.options import Json, until_signalled
+from midstream.demo.run import Audience
+from midstream.demo.view import Lines, Picture, Silent
+from midstream.demo.words import tell
+
+app = typer.Typer()
+
+SECONDS = 5  # how long the sensors send unless told
+SMALLEST, LARGEST = 16, 2**20  # bytes: number and time of a message; config.MAX_MESSAGE
+
+
+class _Restore(StrEnum):
+    LOGGER = "logger"
+    SENSOR = "sensor"
+
+
+class _Receiver(StrEnum):
+    EBPF = "ebpf"
+    SOCKET = "socket"
+
+
+class _Request:
+    """A wish of the user's, made by a signal."""
+
+    def __init__(self) -> None:
+        self._made = False
+
+    def make(self) -> None:
+        self._made = True
+
+    def __call__(self) -> bool:
+        return self._made
+
+
+@app.command()
+def demo(
+    messages: Annotated[
+        int | None,
+        typer.Option(min=1, help="Messages a sensor.", show_default=f"those of {SECONDS} seconds"),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Messages a second, a sensor; 0: as fast as TCP takes them.")
+    ] = 1000.0,
+    size: Annotated[int, typer.Option(min=SMALLEST, max=LARGEST, help="Bytes a message.")] = 1024,
+    sensors: Annotated[int, typer.Option(min=1, help="How many sensors.")] = 1,
+    database: Annotated[
+        str, typer.Option(metavar="URL", help="Log there instead of in a file that is removed at the end.")
+    ] = "",
+    restore: Annotated[_Restore, typer.Option(help="Where replies are readdressed.")] = _Restore.LOGGER,
+    receiver: Annotated[
+        _Receiver, typer.Option(help="The hardworker's: eBPF or ordinary sockets.")
+    ] = _Receiver.EBPF,
+    as_json: Json = False,
+) -> None:
+    """Run everything on this machine: a lab, the programs, the data; then say what became of every message.
+
+    As root. Replaces a lab that is up and leaves nothing behind. Ctrl-C stops the sensors early. Leaves with
+    1 unless every message arrived unchanged, once and in order, at the application and in the database.
+    """
+    if messages is None:
+        messages = max(1, round(SECONDS * (rate or 1000)))
+    settings = demonstration.Settings(messages, rate, size, sensors, database, restore.value, receiver.value)
+    stop = _Request()
+    with until_signalled(stop.make):
+        with ExitStack() as stack:
+            audience: Audience
+            if sys.stderr.isatty():
+                audience = stack.enter_context(Picture(Console(stderr=True), settings))
+            else:
+                audience = Silent() if as_json else Lines(settings)
+            report = demonstration.run(settings, audience, stop)
+        if as_json:
+            print(json.dumps(report.as_json()))
+        else:
+            tell(report, settings, Console(highlight=False))
+    raise typer.Exit(0 if report.verdict.good else 1)

@@ -1,0 +1,138 @@
+"""midstream compile, attach, detach, status: the eBPF programs of this host."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from midstream import config as configuration
+from midstream import network
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, say, show
+from midstream.config import Role
+from midstream.ebpf import compiler, loader
+from midstream.ebpf.records import OUTCOMES
+from midstream.errors import ConfigError, KernelError
+
+app = typer.Typer()
+
+RoleArgument = Annotated[
+    str, typer.Argument(metavar="ROLE", help="sensor, hardworker or logger; default: config.toml's role.")
+]
+Pins = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Pin there instead of below config.toml's network.pins.")
+]
+
+
+@app.command("compile")
+def compile_(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="sensor, hardworker or logger.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OBJ", help="Where the object goes.")],
+    const: Annotated[Path, typer.Option("--const", metavar="FILE", help="The topology.")] = Path(
+        "const.toml"
+    ),
+) -> None:
+    """Compile a host's eBPF program from const.toml; needs no root, and no Linux."""
+    compiled = compiler.compile_program(_role(role), network.load(const))
+    try:
+        output.write_bytes(compiled.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror}); name another file") from error
+    say(f"{output}: {output.stat().st_size} bytes")
+
+
+@app.command()
+def attach(
+    role: RoleArgument = "",
+    path: Config = DEFAULT_CONFIG,
+    interface: Annotated[str, typer.Option(help="Instead of config.toml's, or that of the route.")] = "",
+    pins: Pins = None,
+    self_test: Annotated[
+        bool, typer.Option(help="Hardworker: prove first that what XDP transmits arrives.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Compile, load, pin and attach this host's program; what is attached already stays."""
+    config = configuration.load(path)
+    attached = loader.attach(
+        _role(role or config.role or ""),
+        config,
+        network.load(config.const_path),
+        folder=pins,
+        interface=interface,
+        self_test=self_test,
+    )
+    show({**asdict(attached), "pins": str(attached.pins)}, as_json)
+
+
+@app.command()
+def detach(role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = None) -> None:
+    """Detach this host's program and remove its pins; nothing is left behind."""
+    config = configuration.load(path)
+    chosen = _role(role or config.role or "")
+    folder = pins or loader.default_folder(chosen, config)
+    if loader.detach(chosen, folder):
+        say(f"{folder}: detached and removed")
+    else:
+        say(f"{folder}: nothing is pinned there")
+
+
+@app.command()
+def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """What is attached on this host, and what the hardworker's program has counted."""
+    config = configuration.load(path)
+    topology = network.load(config.const_path)
+    result: dict[str, dict[str, Any]] = {}
+    for role in get_args(Role):
+        folder = loader.default_folder(role, config)
+        if not folder.exists():
+            continue
+        found = loader.find(role, folder)
+        result[role] = {
+            "attached": found is not None,
+            "interface": found.interface if found else None,
+            "mode": found.mode if found else None,
+            "pins": str(folder),
+        }
+    if not result:
+        raise KernelError(f"{config.network.pins}: no program is attached; run `midstream attach`")
+    sensors = [str(host.ip) for host in topology.sensors] + ["others"]
+    if "hardworker" in result:
+        counted = loader.counters(loader.default_folder("hardworker", config)).tolist()
+        rows = {
+            name: dict(zip(OUTCOMES, row, strict=True)) for name, row in zip(sensors, counted, strict=True)
+        }
+        result["hardworker"]["counters"] = rows
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console()
+    for role, facts in result.items():
+        where = f"{facts['mode']} on {facts['interface']}" if facts["attached"] else "not attached here"
+        console.print(f"{role}: {where}, pinned in {facts['pins']}")
+        if "counters" in facts:
+            console.print(_counters_table(facts["counters"]))
+
+
+def _counters_table(counters: dict[str, dict[str, int]]) -> Table:
+    """Outcomes as rows, leaving out those that never occurred; a column for each sensor."""
+    table = Table("packets")
+    for name in counters:
+        table.add_column(name, justify="right")
+    for outcome in OUTCOMES:
+        if any(row[outcome] for row in counters.values()):
+            table.add_row(outcome, *(str(row[outcome]) for row in counters.values()))
+    return table
+
+
+def _role(name: str) -> Role:
+    roles: tuple[Role, ...] = get_args(Role)
+    for role in roles:
+        if role == name:
+            return role
+    raise ConfigError(
+        f"ROLE = {name!r}: must be sensor, hardworker or logger; name it, or set role in config.toml"
+    )

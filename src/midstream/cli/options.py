@@ -1,0 +1,44 @@
+"""What several commands have in common: options, the end on a signal, the way of printing a result."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Config = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The user's file.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+DEFAULT_CONFIG = Path("config.toml")
+
+
+@contextmanager
+def until_signalled(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM call `stop` instead of ending the process."""
+    previous = {
+        number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """A line for the person who watches, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(result: Mapping[str, Any], as_json: bool) -> None:
+    """A result on standard output: JSON, or a line for each entry."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    width = max(map(len, result), default=0)
+    for name, value in result.items():
+        print(f"{name.replace('_', ' '):{width}}  {value}")

@@ -1,0 +1,10 @@
+"""The demonstration: the whole triangle on one machine, watched while it runs and judged afterwards.
+
+run starts and ends everything; programs are the child processes; observer looks on while they work; records
+reads what each wrote down; verdict compares it; view shows it.
+"""
+
+from midstream.demo.run import Report, Settings, run
+from midstream.demo.verdict import Verdict
+
+__all__ = ["Report", "Settings", "Verdict", "run"]

@@ -1,0 +1,164 @@
+"""Look on while the triangle works, without giving the hardworker's application anything to do.
+
+What the hardworker's program has done is in its pinned maps, what a host's interface and TCP have done in
+/proc/PID/net of any process on that host.
+"""
+
+import os
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from midstream import config as configuration
+from midstream import network
+from midstream.ebpf import loader, pins
+from midstream.ebpf.progress import progress
+from midstream.ebpf.records import FORWARDED, OUTCOMES
+from midstream.hardworker.recording import recorded_dtype
+from midstream.hardworker.ring import Ring
+from midstream.lab import Lab
+from midstream.lab.hosts import INTERFACE
+
+WINDOW = 1.0  # seconds over which a rate is taken
+
+_ESTABLISHED = 1  # include/net/tcp_states.h
+_RECEIVED, _SENT = 1, 9  # columns of /proc/net/dev: packets
+
+
+class Totals(NamedTuple):
+    """Counted so far, or a second: messages that the hardworker holds, packets on the three ways."""
+
+    messages: float
+    to_hardworker: float
+    to_logger: float
+    from_logger: float
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to see at a moment. ring: filled part, None where the receiver has none."""
+
+    totals: Totals
+    rates: Totals
+    connections: int
+    sockets: int
+    ring: float | None
+
+
+class Observer:
+    """`hardworker` and `logger` are process ids on these hosts; `record` is the hardworker's record."""
+
+    def __init__(self, lab: Lab, hardworker: int, logger: int, record: Path) -> None:
+        config = configuration.load(lab.config)
+        topology = network.load(lab.const)
+        self._hardworker = Path(f"/proc/{hardworker}/net")
+        self._logger = Path(f"/proc/{logger}/net")
+        self._port = topology.port
+        self._size = topology.size
+        self._record = record
+        self._recorded = recorded_dtype(topology.size).itemsize
+        self._folder = loader.default_folder("hardworker", config)
+        self._ring: Ring | None = None
+        self._ring_fd = -1
+        if config.hardworker.receiver == "ebpf":
+            self._ring_fd = pins.open_map(self._folder, "ring")
+            self._ring = Ring.map(self._ring_fd)
+        self._history: deque[tuple[float, Totals]] = deque()
+        self._sockets = 0
+        self._first_segments = self._segments()
+        self.look()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ring_fd >= 0:
+            os.close(self._ring_fd)
+
+    def look(self) -> View:
+        """Take a sample; rates are those since the one that is WINDOW seconds old."""
+        sockets = self._port_sockets()
+        self._sockets = max(self._sockets, len(sockets))
+        if self._ring is None:
+            connections, ring = sockets.count((self._port, _ESTABLISHED)), None
+            received, sent = self._packets(self._hardworker)
+            messages = self._record.stat().st_size // self._recorded
+        else:
+            held = progress(self._folder)
+            connections, ring = held.connections, self._ring.used / self._ring.size
+            counted = self.counters()
+            received, sent = sum(counted.values()), sum(counted.get(outcome, 0) for outcome in FORWARDED)
+            messages = held.bytes // self._size
+        if self._history:  # a connection that ended between two readings must not make it step back
+            messages = max(messages, int(self._history[-1][1].messages))
+        totals = Totals(messages, received, sent, self._packets(self._logger)[1])
+        return View(totals, self._rates(totals), connections, len(sockets), ring)
+
+    def counters(self) -> dict[str, int]:
+        """The program's counters that are not 0, over all sensors; none with the user-mode handler."""
+        if self._ring is None:
+            return {}
+        table = loader.counters(self._folder).sum(axis=0)
+        return {outcome: int(count) for outcome, count in zip(OUTCOMES, table, strict=True) if count}
+
+    @property
+    def drained(self) -> bool:
+        """Has the application taken, and given back, everything that the program stored?"""
+        return self._ring is None or self._ring.used == 0
+
+    def stack(self) -> dict[str, int]:
+        """What the hardworker's own TCP had to do with it: segments since the observer began, and the
+        highest number of sockets on the port, in whatever state, that it saw."""
+        self._sockets = max(self._sockets, len(self._port_sockets()))
+        return {"tcp_segments_in": self._segments() - self._first_segments, "sockets": self._sockets}
+
+    def _rates(self, totals: Totals) -> Totals:
+        now = time.monotonic()
+        self._history.append((now, totals))
+        while len(self._history) > 1 and now - self._history[1][0] >= WINDOW:
+            self._history.popleft()
+        then, before = self._history[0]
+        seconds = now - then
+        if not seconds:
+            return Totals(0, 0, 0, 0)
+        return Totals(*((new - old) / seconds for new, old in zip(totals, before, strict=True)))
+
+    def _segments(self) -> int:
+        names, values = (
+            line.split()
+            for line in (self._hardworker / "snmp").read_text().splitlines()
+            if line.startswith("Tcp:")
+        )
+        return int(values[names.index("InSegs")])
+
+    def _port_sockets(self) -> list[tuple[int, int]]:
+        """Local port and state of the hardworker's sockets that have the port at either end."""
+        found = []
+        for name in ("tcp", "tcp6"):
+            for line in _lines(self._hardworker / name)[1:]:
+                _, local, remote, state, *_ = line.split()
+                ports = [int(address.rpartition(":")[2], 16) for address in (local, remote)]
+                if self._port in ports:
+                    found.append((ports[0], int(state, 16)))
+        return found
+
+    def _packets(self, net: Path) -> tuple[int, int]:
+        for line in _lines(net / "dev"):
+            name, _, numbers = line.partition(":")
+            if name.strip() == INTERFACE:
+                columns = numbers.split()
+                return int(columns[_RECEIVED]), int(columns[_SENT])
+        return 0, 0
+
+
+def _lines(path: Path) -> list[str]:
+    """Empty where the kernel does not have the file (no IPv6)."""
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:
+        return []

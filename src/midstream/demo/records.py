@@ -1,0 +1,93 @@
+"""What the programs wrote down: the sensors' records, the hardworker's record, the logger's database."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Connection, create_engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from midstream.demo.verdict import NOWHERE, Arrivals, Stream, owner
+from midstream.errors import StoreError
+from midstream.hardworker.recording import recorded_dtype
+from midstream.logger.store import connections, messages
+from midstream.sensor import SENT_DTYPE
+
+CHUNK = 16 << 20  # bytes of payload in memory at a time
+
+
+def sent(path: Path) -> np.ndarray:
+    """A sensor's record."""
+    return _mapped(path, SENT_DTYPE)
+
+
+def delivered(path: Path, size: int, sensors: Sequence[str]) -> Iterator[Arrivals]:
+    """The hardworker's record, stream by stream in pieces; `sensors` are the IP addresses of const.toml."""
+    rows = _mapped(path, recorded_dtype(size))
+    step = _per_chunk(size)
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        head = piece["message"]
+        keys = head["sensor"].astype(np.uint32) << 16 | head["port"]
+        for key in np.unique(keys):
+            chosen = np.flatnonzero(keys == key)
+            offsets = head["offset"][chosen].astype(np.int64)
+            number = int(key) >> 16
+            yield Arrivals(
+                stream=(sensors[number] if number < len(sensors) else "", int(key) & 0xFFFF),
+                positions=np.where(offsets % size == 0, offsets // size, NOWHERE),
+                payloads=head["payload"][chosen],
+                times=piece["delivered"][chosen],
+            )
+
+
+def logged(
+    url: str, sent: Mapping[Stream, np.ndarray], since_ns: int, size: int, *, relay: str = ""
+) -> Iterator[Arrivals]:
+    """What the database at `url` holds of these streams' connections that opened after `since_ns`.
+
+    Where the hardworker relays (`relay` is then its address) the logger's connections come from there, and
+    their messages tell which stream they continue. Raises StoreError if the database cannot be read.
+    """
+    try:
+        engine = create_engine(url)
+        try:
+            with engine.connect() as database:
+                recent = select(connections).where(connections.c.opened_ns >= since_ns)
+                for row in database.execute(recent.order_by(connections.c.id)).all():
+                    stream: Stream | None = (row.sensor, row.port)
+                    if stream not in sent and row.sensor != relay:
+                        continue  # of another run, in a database that others use too
+                    for positions, payloads in _stored(database, row.id, _per_chunk(size)):
+                        if stream not in sent:
+                            stream = owner(sent, payloads)
+                        yield Arrivals(stream or (row.sensor, row.port), positions, payloads)
+        finally:
+            engine.dispose()
+    except SQLAlchemyError as error:
+        raise StoreError(
+            f"the logger's database cannot be read back ({str(error).splitlines()[0]}); "
+            "see that it still runs and lets this user read"
+        ) from error
+
+
+def _stored(database: Connection, connection: int, step: int) -> Iterator[tuple[np.ndarray, list[bytes]]]:
+    """A connection's messages in pieces, with their numbers."""
+    query = (
+        select(messages.c.sequence, messages.c.payload)
+        .where(messages.c.connection_id == connection)
+        .order_by(messages.c.sequence)
+        .execution_options(yield_per=step)
+    )
+    for rows in database.execute(query).partitions():
+        yield np.array([row.sequence for row in rows], np.int64), [row.payload for row in rows]
+
+
+def _mapped(path: Path, dtype: np.dtype[np.void]) -> np.ndarray:
+    """A file's whole records, mapped into memory (an empty file cannot be)."""
+    count = path.stat().st_size // dtype.itemsize
+    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
+
+
+def _per_chunk(size: int) -> int:
+    return max(1, CHUNK // size)

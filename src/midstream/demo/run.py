@@ -1,0 +1,311 @@
+"""Start the triangle, watch it, stop it, judge it, and leave nothing behind."""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from midstream import config as configuration
+from midstream import lab
+from midstream.demo import records
+from midstream.demo.observer import Observer, View
+from midstream.demo.programs import Program
+from midstream.demo.verdict import Verdict, judge
+from midstream.errors import ConfigError, LabError, MidstreamError
+from midstream.lab import Lab, Meter, Usage, state
+from midstream.lab.programs import attach
+
+FOLDER = Path("/var/tmp")  # for large files: the records of a million messages need gigabytes
+POLL = 0.1  # seconds between two looks at the programs
+READY_TIMEOUT = 60.0  # seconds; more for many sensors, which start on one core
+READY_TIMEOUT_EACH = 5.0
+STALL_TIMEOUT = 30.0  # seconds without a new message
+DRAIN_TIMEOUT = 10.0
+STOP_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`messages` and `rate` (a second; 0: as fast as TCP takes them) are those of each sensor.
+
+    database: a SQLAlchemy URL, a relative SQLite path being relative to the current folder; empty for one
+    that is removed at the end. restore and receiver: as in config.toml.
+    """
+
+    messages: int = 5000
+    rate: float = 1000.0
+    size: int = 1024
+    sensors: int = 1
+    database: str = ""
+    restore: str = "logger"
+    receiver: str = "ebpf"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict, and the facts beside it.
+
+    mode: how the hardworker's program hangs on its interface (native or generic), or socket. stopped: ended
+    early, on request. unclean: sensors that did not see in time that everything was stored. rate: messages a
+    second, of a sensor, as achieved. connections and reset: as the hardworker's application counted them.
+    cpu: of the hardworker, from when all was ready until the ring was empty.
+    """
+
+    verdict: Verdict
+    mode: str
+    stopped: bool
+    unclean: int
+    rate: float
+    seconds: float
+    connections: int
+    reset: int
+    cpu: Usage
+    counters: dict[str, int]
+    hardworker_stack: dict[str, int]
+
+    @property
+    def cpu_us_per_message(self) -> float | None:
+        """Microseconds of the hardworker's CPU a message: its NAPI thread and its application."""
+        return round(self.cpu.total_us / self.verdict.delivered, 3) if self.verdict.delivered else None
+
+    def as_json(self) -> dict[str, Any]:
+        """One object, the verdict first."""
+        facts = {name: value for name, value in vars(self).items() if name not in ("verdict", "cpu")}
+        cpu = {"hardworker_cpu_us_per_message": self.cpu_us_per_message}
+        return {"good": self.verdict.good} | asdict(self.verdict) | cpu | facts
+
+
+class Audience(Protocol):
+    """Who is told what happens."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know afterwards too."""
+
+    def stage(self, text: str) -> None:
+        """Something begins that takes a while."""
+
+    def watch(self, view: View) -> None:
+        """What there is to see now; called often."""
+
+
+def run(settings: Settings, audience: Audience, stop: Callable[[], bool]) -> Report:
+    """The whole demonstration. When `stop()` turns true the sensors end early, and what they sent is judged.
+
+    A lab that is up is replaced. Nothing is left behind, whatever happens. Raises LabError if a program ends
+    on its own, if nothing moves any more, or if it is stopped before the sensors start; and what the lab and
+    the loader raise.
+    """
+    run_dir = FOLDER / f"midstream-demo-{secrets.token_hex(8)}"
+    cpus = os.sched_getaffinity(0)
+    try:
+        with ExitStack() as programs:
+            triangle = _start(settings, run_dir, programs, audience, stop)
+            outcome = _work(triangle, settings, audience, stop)
+        audience.stage("comparing what the three programs wrote down")
+        return _report(triangle, outcome, settings)
+    finally:
+        os.sched_setaffinity(0, cpus)
+        found = state.load()
+        if found and found.run_dir == run_dir:  # not the lab of another that replaced ours
+            lab.down()
+
+
+@dataclass(frozen=True)
+class _Triangle:
+    lab: Lab
+    mode: str
+    since_ns: int
+    logger: Program
+    hardworker: Program
+    sensors: tuple[Program, ...]
+
+    @property
+    def record(self) -> Path:
+        return _record(self.lab, "hardworker")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the programs said last, and what was measured."""
+
+    sensors: list[dict[str, Any]]
+    hardworker: dict[str, Any]
+    cpu: Usage
+    counters: dict[str, int]
+    stack: dict[str, int]
+
+
+def _start(
+    settings: Settings, run_dir: Path, stack: ExitStack, audience: Audience, stop: Callable[[], bool]
+) -> _Triangle:
+    """Build, attach and start everything, up to sensors that are connected and wait."""
+    try:
+        if state.load() is not None:
+            audience.note("the lab that was up is replaced")
+        audience.stage("building the lab")
+        built = lab.up(settings.sensors, run_dir, **_lab_settings(settings))
+        _refuse_if(stop)
+        audience.stage("compiling and attaching the eBPF programs")
+        modes = {attached.role: attached.mode for attached in attach(built)}
+        _refuse_if(stop)
+        os.sched_setaffinity(0, built.host("logger").cpus)  # the hardworker has its core for itself
+
+        def start(host: str, *arguments: str) -> Program:
+            program = Program(built, host, *arguments)
+            stack.callback(program.end)
+            return program
+
+        audience.stage("starting logger and hardworker")
+        since_ns = time.time_ns()
+        logger = start("logger", "logger")
+        hardworker = start("hardworker", "hardworker", "--record", str(_record(built, "hardworker")))
+        _await_ready([logger, hardworker], stop)
+        audience.stage("connecting the sensors")
+        plan = ["--messages", str(settings.messages), "--rate", str(settings.rate), "--wait"]
+        sensors = tuple(
+            start(host.name, "sensor", *plan, "--record", str(_record(built, host.name)))
+            for host in built.sensors
+        )
+        _await_ready([logger, hardworker, *sensors], stop)
+    except MidstreamError:
+        if stop():  # Ctrl-C may also have reached the compiler: no error of its own
+            raise LabError("stopped before the sensors started; everything was removed again") from None
+        raise
+    return _Triangle(built, modes.get("hardworker", "socket"), since_ns, logger, hardworker, sensors)
+
+
+def _work(triangle: _Triangle, settings: Settings, audience: Audience, stop: Callable[[], bool]) -> _Outcome:
+    """Let the sensors send until they are done, then end everything in the order of the data."""
+    hardworker, logger = triangle.hardworker, triangle.logger
+    with Observer(triangle.lab, hardworker.pid, logger.pid, triangle.record) as observer:
+        with Meter(triangle.lab, [hardworker.pid]) as meter:
+            for sensor in triangle.sensors:
+                sensor.go()
+            _watch(triangle, observer, settings, audience, stop)
+            sent = [sensor.result(STOP_TIMEOUT) for sensor in triangle.sensors]
+            _await_drained(observer)
+        for program in (hardworker, logger):
+            program.check()
+        counters, stack = observer.counters(), observer.stack()
+    hardworker.stop()
+    received = hardworker.result(STOP_TIMEOUT)
+    logger.stop()
+    logger.result(STOP_TIMEOUT)
+    return _Outcome(sent, received, meter.usage(), counters, stack)
+
+
+def _report(triangle: _Triangle, outcome: _Outcome, settings: Settings) -> Report:
+    summaries = outcome.sensors
+    sent = {
+        (summary["sensor"], summary["port"]): records.sent(_record(triangle.lab, sensor.name))
+        for sensor, summary in zip(triangle.sensors, summaries, strict=True)
+    }
+    addresses = [str(host.ip) for host in triangle.lab.sensors]
+    database = configuration.load(triangle.lab.config).database_url
+    relay = str(triangle.lab.host("hardworker").ip) if settings.receiver == "socket" else ""
+    verdict = judge(
+        sent,
+        records.delivered(triangle.record, settings.size, addresses),
+        records.logged(database, sent, triangle.since_ns, settings.size, relay=relay),
+    )
+    return Report(
+        verdict=verdict,
+        mode=triangle.mode,
+        stopped=verdict.sent < settings.messages * settings.sensors,
+        unclean=sum(not summary["clean"] for summary in summaries),
+        rate=round(sum(summary["rate"] for summary in summaries) / len(summaries), 3),
+        seconds=round(max(summary["seconds"] for summary in summaries), 6),
+        connections=outcome.hardworker["opened"],
+        reset=outcome.hardworker["reset"],
+        cpu=outcome.cpu,
+        counters=outcome.counters,
+        hardworker_stack=outcome.stack,
+    )
+
+
+def _watch(
+    triangle: _Triangle,
+    observer: Observer,
+    settings: Settings,
+    audience: Audience,
+    stop: Callable[[], bool],
+) -> None:
+    """Return when all sensors have ended well. Raises LabError if a program fails or nothing moves."""
+    patience = max(STALL_TIMEOUT, 3 / settings.rate if settings.rate else 0)
+    newest, moved = -1.0, time.monotonic()
+    stopping = False
+    while running := [sensor for sensor in triangle.sensors if sensor.running]:
+        if stop() and not stopping:
+            stopping = True
+            audience.stage("stopping the sensors")
+            for sensor in running:
+                sensor.stop()
+        for program in (triangle.hardworker, triangle.logger, *triangle.sensors):
+            program.check()
+        view = observer.look()
+        audience.watch(view)
+        if view.totals.messages > newest:
+            newest, moved = view.totals.messages, time.monotonic()
+        elif time.monotonic() - moved > patience:
+            raise LabError(
+                f"no message has arrived for {patience:.0f} s, after {newest:.0f}; packets so far: "
+                f"{observer.counters() or 'see /proc/net/dev on the hosts'}"
+            )
+        time.sleep(POLL)
+
+
+def _await_ready(programs: Sequence[Program], stop: Callable[[], bool]) -> None:
+    patience = READY_TIMEOUT + READY_TIMEOUT_EACH * len(programs)
+    deadline = time.monotonic() + patience
+    while waiting := [program.name for program in programs if not program.is_ready()]:
+        _refuse_if(stop)
+        if time.monotonic() > deadline:
+            raise LabError(f"{', '.join(waiting)}: not ready within {patience:g} s")
+        time.sleep(POLL / 2)
+
+
+def _await_drained(observer: Observer) -> None:
+    """What remains in the ring after the time is up will be missing in the verdict."""
+    deadline = time.monotonic() + DRAIN_TIMEOUT
+    while not observer.drained and time.monotonic() < deadline:
+        time.sleep(POLL / 10)
+
+
+def _refuse_if(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise LabError("stopped")
+
+
+def _lab_settings(settings: Settings) -> dict[str, Any]:
+    return {
+        "data": {"size": settings.size, "freq": settings.rate},
+        "network": {"restore": settings.restore},
+        "hardworker": {"receiver": settings.receiver},
+        "logger": {"database": _absolute(settings.database)} if settings.database else {},
+    }
+
+
+def _absolute(database: str) -> str:
+    """The URL with a relative SQLite path resolved here, and not in the folder that is removed at the end."""
+    try:
+        url = make_url(database)
+    except ArgumentError:
+        raise ConfigError(
+            f"--database {database!r}: not a URL; expected one such as sqlite:///demo.db"
+        ) from None
+    if url.get_backend_name() != "sqlite":
+        return database
+    if url.database in (None, "", ":memory:"):
+        raise ConfigError(f"--database {database}: is gone when the logger ends; name a file")
+    return url.set(database=str(Path(str(url.database)).absolute())).render_as_string(hide_password=False)
+
+
+def _record(built: Lab, host: str) -> Path:
+    return built.run_dir / f"{host}.record"

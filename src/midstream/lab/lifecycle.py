@@ -1,0 +1,207 @@
+"""Build the lab, take it down, look at it. A machine has one lab at a time: its namespaces are named ms-…"""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from midstream.errors import LabError
+from midstream.lab import cpu, enter, faults, hosts, links, namespaces, state
+from midstream.lab.faults import ImpairedLeg
+from midstream.lab.hosts import SWITCH, LabHost, namespace
+from midstream.lab.lab import Lab
+from midstream.lab.namespaces import Process
+from midstream.lab.state import RUN_DIR, State
+from midstream.network import Topology
+
+BPFFS = Path("/sys/fs/bpf")
+PINS = BPFFS / "midstream-lab"
+DEFAULT_SIZE = 1024  # bytes a message
+
+
+@dataclass(frozen=True)
+class LabStatus:
+    """What there is of a lab. `up`: complete, as it was built; `problems`: what is missing or was changed.
+
+    `impaired`: the legs that `impair` made bad, which is no problem.
+    """
+
+    up: bool
+    run_dir: Path
+    hosts: tuple[LabHost, ...]
+    problems: tuple[str, ...]
+    processes: tuple[Process, ...]
+    impaired: tuple[ImpairedLeg, ...] = ()
+
+
+def up(
+    sensors: int = 1,
+    run_dir: Path = RUN_DIR,
+    *,
+    tos: int = 104,
+    port: int = 12345,
+    mtu: int = 1500,
+    **settings: object,
+) -> Lab:
+    """Build the lab, or keep the one that is up if it is complete and was built with the same arguments.
+
+    `settings` go to config.toml: a key's value, or a table as a mapping, as in `data={"size": 256}`.
+    A lab that is broken or was built with other arguments is rebuilt; the other files in its run directory
+    stay. Raises LabError, ConfigError (a setting that is not allowed), CompileError, KernelError.
+    """
+    _require_root("up")
+    run_dir = Path(os.path.abspath(run_dir))
+    hardworker_cpus, other_cpus = cpu.cores()
+    planned = hosts.plan(sensors, hardworker_cpus, other_cpus)
+    settings = _with_defaults(settings)
+    topology = hosts.topology(planned, tos=tos, port=port, mtu=mtu, size=_message_size(settings))
+    parameters = {"sensors": sensors, "tos": tos, "port": port, "mtu": mtu, "settings": settings}
+    state.check_files(settings, topology)
+    with state.locked():
+        found = state.load()
+        if found and (found.run_dir, found.parameters) == (run_dir, parameters) and not _problems(found):
+            return Lab(run_dir, found.hosts)
+        _refuse_foreign_namespaces([SWITCH, *(host.name for host in planned)])
+        state.refuse_foreign_files(run_dir)
+        _tear_down(found, keep=found is not None and found.run_dir == run_dir)
+        existed = run_dir.exists()
+        owns = run_dir == RUN_DIR or not existed
+        if found and found.run_dir == run_dir:
+            owns = found.owns_run_dir
+        building = State(run_dir, owns, parameters)
+        building.save()
+        try:
+            _mount_bpffs()
+            state.write_files(run_dir, settings, topology)
+            built = replace(building, hosts=_build(planned, topology))
+            built.save()
+        except BaseException:
+            _tear_down(building, keep=True)
+            state.remove_files(run_dir, whole=not existed)
+            raise
+        return Lab(run_dir, built.hosts, kept=False)
+
+
+def down(*, keep: bool = False) -> None:
+    """Remove whatever there is of a lab: processes (SIGTERM, then SIGKILL), namespaces, pins, run directory.
+
+    `keep` leaves the run directory as it is. A run directory that existed before `up` loses only the two
+    files that `up` wrote. Namespaces that are not the lab's are left alone. Raises LabError if a process
+    cannot be killed.
+    """
+    _require_root("down")
+    with state.locked():
+        _tear_down(state.load(), keep=keep)
+
+
+def status() -> LabStatus:
+    """What there is of a lab; asks every host. Raises LabError."""
+    _require_root("status")
+    with state.locked():  # half a lab, while it is being built or taken down, is not a broken one
+        found = state.load()
+        owned, _ = namespaces.ours(hosts.is_ours)
+        running = tuple(namespaces.processes(owned))
+        if found is None:
+            strays = tuple(f"namespace {name} is a leftover: run `midstream lab down`" for name in owned)
+            return LabStatus(False, RUN_DIR, (), strays, running)
+        problems = tuple(_problems(found))
+        impaired = () if problems else tuple(faults.impairments(Lab(found.run_dir, found.hosts)))
+    return LabStatus(not problems, found.run_dir, found.hosts, problems, running, impaired)
+
+
+def find() -> Lab:
+    """The lab that is up. Raises LabError if there is none. Does not ask the hosts; see `status`."""
+    found = state.load()
+    if found is None or not found.hosts or _missing(found):
+        raise LabError("no lab is up; build it with `midstream lab up`")
+    return Lab(found.run_dir, found.hosts)
+
+
+def _build(planned: tuple[LabHost, ...], topology: Topology) -> tuple[LabHost, ...]:
+    others = planned[-1].cpus
+    switch = namespace(SWITCH)
+    namespaces.create([switch, *(host.namespace for host in planned)])
+    namespaces.call(switch, others, links.wire, planned, topology.mtu)
+    napi = [namespaces.call(host.namespace, host.cpus, links.start_host, host, planned) for host in planned]
+    switch_napi = namespaces.call(switch, others, links.start_switch, planned, others, topology)
+    return tuple(
+        replace(host, napi=own, switch_napi=switchs)
+        for host, own, switchs in zip(planned, napi, switch_napi, strict=True)
+    )
+
+
+def _tear_down(found: State | None, *, keep: bool) -> None:
+    owned, _ = namespaces.ours(hosts.is_ours)
+    namespaces.end(namespaces.processes(owned))
+    if namespace(SWITCH) in owned:
+        namespaces.call(namespace(SWITCH), (), links.unwire)
+    namespaces.remove(owned)
+    namespaces.remove_unfinished(hosts.is_ours)
+    shutil.rmtree(PINS, ignore_errors=True)
+    if not keep:
+        if found:
+            state.remove_files(found.run_dir, whole=found.owns_run_dir)
+        else:
+            state.remove_files(RUN_DIR, whole=True)
+    state.STATE.unlink(missing_ok=True)
+
+
+def _problems(found: State) -> list[str]:
+    if not found.hosts:
+        return ["the lab was not built to its end"]
+    if missing := _missing(found):
+        return missing
+    impaired = faults.impairments(Lab(found.run_dir, found.hosts))
+    ports = {one.leg.source for one in impaired}
+    wrong = namespaces.call(namespace(SWITCH), (), links.check_switch, found.hosts, ports)
+    wrong += faults.problems(impaired)
+    for host in found.hosts:
+        wrong += namespaces.call(host.namespace, (), links.check_host, host)
+    return wrong
+
+
+def _missing(found: State) -> list[str]:
+    names = [namespace(name) for name in (SWITCH, *(host.name for host in found.hosts))]
+    missing = [f"namespace {name} is missing" for name in names if not Path(enter.NAMESPACES, name).exists()]
+    files = [found.run_dir / "config.toml", found.run_dir / "const.toml"]
+    return missing + [f"{path} is missing" for path in files if not path.exists()]
+
+
+def _with_defaults(settings: Mapping[str, object]) -> dict[str, object]:
+    network = settings.get("network", {})
+    pins = {"pins": str(PINS)}
+    return {**settings, "network": pins | dict(network) if isinstance(network, Mapping) else network}
+
+
+def _message_size(settings: Mapping[str, object]) -> int:
+    data = settings.get("data")
+    size = data.get("size") if isinstance(data, Mapping) else None
+    return size if isinstance(size, int) else DEFAULT_SIZE
+
+
+def _require_root(command: str) -> None:
+    if os.geteuid() != 0:
+        raise LabError(f"the lab needs root: run `sudo midstream lab {command}`")
+
+
+def _refuse_foreign_namespaces(names: list[str]) -> None:
+    wanted = {namespace(name) for name in names}
+    _, foreign = namespaces.ours(wanted.__contains__)
+    if foreign:
+        raise LabError(
+            f"namespace {', '.join(foreign)} exists and was not made by the lab; "
+            f"remove or rename it (`ip netns del {foreign[0]}`)"
+        )
+
+
+def _mount_bpffs() -> None:
+    """Mount a bpffs where it belongs, as systemd does. It stays: the machine has it now, not only the lab."""
+    if enter.mounts().get(str(BPFFS)) == "bpf":
+        return
+    try:
+        enter.mount("bpf", str(BPFFS), "bpf", data="mode=0700")
+    except OSError as error:
+        need = "a kernel with CONFIG_BPF_SYSCALL" if error.errno in (errno.ENOENT, errno.ENODEV) else "root"
+        raise LabError(f"{error.strerror}; the lab needs {need}") from None
