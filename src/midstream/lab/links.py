@@ -89,6 +89,7 @@ def start_switch(hosts: Sequence[LabHost], cpus: Sequence[int], topology: Topolo
             # ever.
             loader.attach_pass(host.port, topology)
             threads.append(cpu.start_napi_thread(host.port, cpus))
+            cpu.prefer(threads[-1])
     return threads
 
 
