@@ -74,6 +74,12 @@ def _interface(value: str) -> str:
     return value
 
 
+def _mode(value: str) -> str:
+    if not re.fullmatch(r"0?[0-7]{3}", value):
+        raise ValueError("not three octal digits")
+    return value
+
+
 def _pins(value: str) -> str:
     if not re.fullmatch(r"(/[^/\x00]+)+/?", value):
         raise ValueError("not an absolute path of a folder")
@@ -139,6 +145,22 @@ class HardworkerSection(Section):
     )
     period: float = Field(
         default=0.0, ge=0, description="a number of seconds, 0 or more (0: wait for data instead of a clock)"
+    )
+    socket: str = Field(
+        default="",
+        description='an absolute path of a Unix socket, or "" for an application that may open the pins',
+    )
+    socket_group: str = Field(default="", description='a group of this host, or "" for root\'s')
+    socket_mode: Annotated[str, AfterValidator(_mode)] = Field(
+        default="0660", description='octal digits, such as "0660"'
+    )
+    checksums: bool = Field(default=True, description="true or false")
+    quota: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="a number above 0, at most 1: the part of ring and connections that one of several "
+        "sensors may take",
     )
 
 

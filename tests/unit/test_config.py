@@ -41,7 +41,17 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         "network": {"interface": "", "restore": "logger", "pins": "/sys/fs/bpf/midstream"},
         "data": {"framing": "fixed", "size": None, "freq": 1000.0, "max_size": 1048576},
         "sensor": {"target": "hardworker"},
-        "hardworker": {"receiver": "ebpf", "ring_size": 4194304, "connections": 4096, "period": 0.0},
+        "hardworker": {
+            "receiver": "ebpf",
+            "ring_size": 4194304,
+            "connections": 4096,
+            "period": 0.0,
+            "socket": "",
+            "socket_group": "",
+            "socket_mode": "0660",
+            "checksums": True,
+            "quota": 0.5,
+        },
         "logger": {"database": "sqlite:///midstream.db", "batch_interval": 0.1, "batch_size": 4096},
     }
 

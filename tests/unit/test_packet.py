@@ -322,8 +322,12 @@ VERDICTS: dict[str, tuple[bytes, str, str]] = {
     "ECN in TOS": (packet.craft(TOPOLOGY, tos=104 | 3), "relay", "opens"),
     "TCP options": (packet.craft(TOPOLOGY, tcp_options=b"\x01" * 12), "relay", "opens"),
     "padding": (_with(Flags.ACK) + bytes(6), "relay", "without data"),
-    "bad TCP checksum": (packet.corrupt(_with(Flags.ACK), "tcp"), "relay", "TCP checksum"),
-    "bad IP checksum": (packet.corrupt(_with(Flags.ACK), "ip"), "relay", "IP checksum"),
+    "bad TCP checksum": (packet.corrupt(_with(Flags.ACK, b"x"), "tcp"), "drop", "TCP checksum"),
+    "bad IP checksum": (packet.corrupt(_with(Flags.ACK, b"x"), "ip"), "drop", "IP checksum"),
+    "bad checksum of a SYN": (packet.corrupt(_with(Flags.SYN), "tcp"), "drop", "TCP checksum"),
+    "bad checksum of a FIN": (packet.corrupt(_with(Flags.FIN | Flags.ACK), "ip"), "drop", "IP checksum"),
+    "bad checksum, no data": (packet.corrupt(_with(Flags.ACK), "tcp"), "relay", "TCP checksum"),
+    "bad checksum of a RST": (packet.corrupt(_with(Flags.RST, b"x"), "ip"), "relay", "IP checksum"),
     "empty": (b"", "pass", "too short"),
     "one byte short": (_with(Flags.ACK)[:53], "pass", "too short"),
     "other EtherType": (_request().pack()[:12] + b"\x86\xdd" + _request().pack()[14:], "pass", "0x86dd"),
@@ -385,6 +389,8 @@ class TestInspection:
         assert packet.check(frame, TOPOLOGY) == []
         assert packet.judge(frame, TOPOLOGY).action == "pass"
         assert packet.check(packet.corrupt(frame, "tcp"), TOPOLOGY) != []
+        data = packet.craft(TOPOLOGY, 0, Flags.ACK, payload=b"x", leg=leg)
+        assert packet.judge(packet.corrupt(data, "tcp"), TOPOLOGY).action == "pass"
 
     def test_ffff_in_place_of_zero_is_no_fault(self) -> None:
         p = _zero_checksum(_request())
@@ -514,7 +520,7 @@ class TestCommands:
         assert [verdict["action"] for verdict in verdicts] == ["relay", "pass"]
         assert result.exit_code == 0
 
-    @pytest.mark.parametrize("name", ["bad TCP checksum", "SYN with data"])
+    @pytest.mark.parametrize("name", ["bad TCP checksum", "bad checksum, no data", "SYN with data"])
     def test_check_leaves_with_1_for_a_faulty_marked_frame(
         self, const: Path, tmp_path: Path, name: str
     ) -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from midstream import demo as demonstration
+from midstream import lab
 from midstream.cli.options import Json, until_signalled
 from midstream.demo.run import Audience
 from midstream.demo.view import Lines, Picture, Silent
@@ -59,6 +60,9 @@ def demo(
         str, typer.Option(metavar="URL", help="Log there instead of in a file that is removed at the end.")
     ] = "",
     restore: Annotated[_Restore, typer.Option(help="Where replies are readdressed.")] = _Restore.LOGGER,
+    impair: Annotated[
+        str, typer.Option(metavar="FAULTS", help="Bad wires: drop=0.01,duplicate=0.01,reorder=0.02,seed=7 …")
+    ] = "",
     receiver: Annotated[
         _Receiver, typer.Option(help="The hardworker's: eBPF or ordinary sockets.")
     ] = _Receiver.EBPF,
@@ -71,7 +75,11 @@ def demo(
     """
     if messages is None:
         messages = max(1, round(SECONDS * (rate or 1000)))
-    settings = demonstration.Settings(messages, rate, size, sensors, database, restore.value, receiver.value)
+    if impair:
+        lab.parse_impairment(impair)  # a mistake is told before anything is built
+    settings = demonstration.Settings(
+        messages, rate, size, sensors, database, restore.value, receiver.value, impair
+    )
     stop = _Request()
     with until_signalled(stop.make):
         with ExitStack() as stack:

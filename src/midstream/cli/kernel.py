@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Annotated, Any, get_args
 
 import typer
@@ -11,9 +12,11 @@ from rich.table import Table
 
 from midstream import config as configuration
 from midstream import network
-from midstream.cli.options import DEFAULT_CONFIG, Config, Json, say, show
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, say, show, until_signalled
 from midstream.config import Role
-from midstream.ebpf import compiler, loader
+from midstream.ebpf import compiler, handover, loader
+from midstream.ebpf.pins import default_folder
+from midstream.ebpf.pins import stamp as pins_stamp
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import ConfigError, KernelError
 
@@ -53,19 +56,41 @@ def attach(
     self_test: Annotated[
         bool, typer.Option(help="Hardworker: prove first that what XDP transmits arrives.")
     ] = True,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Stay, and hand the ring to the application (hardworker.socket).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compile, load, pin and attach this host's program; what is attached already stays."""
     config = configuration.load(path)
+    topology = network.load(config.const_path)
+    chosen = _role(role or config.role or "")
+    settings = config.hardworker
+    if serve and (chosen != "hardworker" or not settings.socket):
+        raise ConfigError(
+            f"{path}: --serve is for the hardworker, and needs the path of a socket in hardworker.socket"
+        )
     attached = loader.attach(
-        _role(role or config.role or ""),
+        chosen,
         config,
-        network.load(config.const_path),
+        topology,
         folder=pins,
         interface=interface,
         self_test=self_test,
     )
     show({**asdict(attached), "pins": str(attached.pins)}, as_json)
+    if serve:
+        stop = Event()
+        with until_signalled(stop.set):
+            say(f"serving the ring at {settings.socket}")
+            handover.serve(
+                attached.pins,
+                pins_stamp("hardworker", config, topology),
+                Path(settings.socket),
+                mode=int(settings.socket_mode, 8),
+                group=settings.socket_group,
+                stop=stop.is_set,
+            )
 
 
 @app.command()
@@ -73,7 +98,7 @@ def detach(role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = 
     """Detach this host's program and remove its pins; nothing is left behind."""
     config = configuration.load(path)
     chosen = _role(role or config.role or "")
-    folder = pins or loader.default_folder(chosen, config)
+    folder = pins or default_folder(chosen, config)
     if loader.detach(chosen, folder):
         say(f"{folder}: detached and removed")
     else:
@@ -87,7 +112,7 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     topology = network.load(config.const_path)
     result: dict[str, dict[str, Any]] = {}
     for role in get_args(Role):
-        folder = loader.default_folder(role, config)
+        folder = default_folder(role, config)
         if not folder.exists():
             continue
         found = loader.find(role, folder)
@@ -101,7 +126,7 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         raise KernelError(f"{config.network.pins}: no program is attached; run `midstream attach`")
     sensors = [str(host.ip) for host in topology.sensors] + ["others"]
     if "hardworker" in result:
-        counted = loader.counters(loader.default_folder("hardworker", config)).tolist()
+        counted = loader.counters(default_folder("hardworker", config)).tolist()
         rows = {
             name: dict(zip(OUTCOMES, row, strict=True)) for name, row in zip(sensors, counted, strict=True)
         }

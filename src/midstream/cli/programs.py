@@ -80,6 +80,9 @@ def hardworker(
     record: Annotated[
         Path | None, typer.Option(help="Write down what was received (hardworker.recording).")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the record of a process that was killed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Receive the sensors' messages from the attached program, or with the user-mode handler."""
@@ -90,7 +93,7 @@ def hardworker(
     with (
         until_signalled(receiver.stop),
         receiver,
-        Recording(record, receiver) if record else nullcontext() as recording,
+        Recording(record, receiver, resume=resume) if record else nullcontext() as recording,
     ):
         say(f"hardworker: receiving ({config.hardworker.receiver})")
         while not receiver.stopped and (left := deadline - time.monotonic()) > 0:

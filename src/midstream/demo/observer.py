@@ -4,13 +4,11 @@ What the hardworker's program has done is in its pinned maps, what a host's inte
 /proc/PID/net of any process on that host.
 """
 
-import os
 import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from midstream import config as configuration
 from midstream import network
@@ -18,7 +16,6 @@ from midstream.ebpf import loader, pins
 from midstream.ebpf.progress import progress
 from midstream.ebpf.records import FORWARDED, OUTCOMES
 from midstream.hardworker.recording import recorded_dtype
-from midstream.hardworker.ring import Ring
 from midstream.lab import Lab
 from midstream.lab.hosts import INTERFACE
 
@@ -60,37 +57,24 @@ class Observer:
         self._size = topology.size
         self._record = record
         self._recorded = recorded_dtype(topology.size).itemsize
-        self._folder = loader.default_folder("hardworker", config)
-        self._ring: Ring | None = None
-        self._ring_fd = -1
-        if config.hardworker.receiver == "ebpf":
-            self._ring_fd = pins.open_map(self._folder, "ring")
-            self._ring = Ring.map(self._ring_fd)
+        self._folder = pins.default_folder("hardworker", config)
+        self._ebpf = config.hardworker.receiver == "ebpf"
         self._history: deque[tuple[float, Totals]] = deque()
         self._sockets = 0
         self._first_segments = self._segments()
         self.look()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._ring_fd >= 0:
-            os.close(self._ring_fd)
-
     def look(self) -> View:
         """Take a sample; rates are those since the one that is WINDOW seconds old."""
         sockets = self._port_sockets()
         self._sockets = max(self._sockets, len(sockets))
-        if self._ring is None:
+        if not self._ebpf:
             connections, ring = sockets.count((self._port, _ESTABLISHED)), None
             received, sent = self._packets(self._hardworker)
             messages = self._record.stat().st_size // self._recorded
         else:
             held = progress(self._folder)
-            connections, ring = held.connections, self._ring.used / self._ring.size
+            connections, ring = held.connections, held.fill
             counted = self.counters()
             received, sent = sum(counted.values()), sum(counted.get(outcome, 0) for outcome in FORWARDED)
             messages = held.bytes // self._size
@@ -101,7 +85,7 @@ class Observer:
 
     def counters(self) -> dict[str, int]:
         """The program's counters that are not 0, over all sensors; none with the user-mode handler."""
-        if self._ring is None:
+        if not self._ebpf:
             return {}
         table = loader.counters(self._folder).sum(axis=0)
         return {outcome: int(count) for outcome, count in zip(OUTCOMES, table, strict=True) if count}
@@ -109,7 +93,7 @@ class Observer:
     @property
     def drained(self) -> bool:
         """Has the application taken, and given back, everything that the program stored?"""
-        return self._ring is None or self._ring.used == 0
+        return not self._ebpf or progress(self._folder).fill == 0
 
     def stack(self) -> dict[str, int]:
         """What the hardworker's own TCP had to do with it: segments since the observer began, and the

@@ -36,7 +36,8 @@ class Settings:
     """`messages` and `rate` (a second; 0: as fast as TCP takes them) are those of each sensor.
 
     database: a SQLAlchemy URL, a relative SQLite path being relative to the current folder; empty for one
-    that is removed at the end. restore and receiver: as in config.toml.
+    that is removed at the end. restore and receiver: as in config.toml. impair: as of
+    `lab.parse_impairment`, empty for good wires.
     """
 
     messages: int = 5000
@@ -46,6 +47,7 @@ class Settings:
     database: str = ""
     restore: str = "logger"
     receiver: str = "ebpf"
+    impair: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,10 @@ def _start(
         _refuse_if(stop)
         audience.stage("compiling and attaching the eBPF programs")
         modes = {attached.role: attached.mode for attached in attach(built)}
+        if settings.impair:
+            link, impairment = lab.parse_impairment(settings.impair)
+            lab.impair(built, link, impairment)
+            audience.note(f"impaired: {settings.impair}")
         _refuse_if(stop)
         os.sched_setaffinity(0, built.host("logger").cpus)  # the hardworker has its core for itself
 
@@ -184,16 +190,16 @@ def _start(
 def _work(triangle: _Triangle, settings: Settings, audience: Audience, stop: Callable[[], bool]) -> _Outcome:
     """Let the sensors send until they are done, then end everything in the order of the data."""
     hardworker, logger = triangle.hardworker, triangle.logger
-    with Observer(triangle.lab, hardworker.pid, logger.pid, triangle.record) as observer:
-        with Meter(triangle.lab, [hardworker.pid]) as meter:
-            for sensor in triangle.sensors:
-                sensor.go()
-            _watch(triangle, observer, settings, audience, stop)
-            sent = [sensor.result(STOP_TIMEOUT) for sensor in triangle.sensors]
-            _await_drained(observer)
-        for program in (hardworker, logger):
-            program.check()
-        counters, stack = observer.counters(), observer.stack()
+    observer = Observer(triangle.lab, hardworker.pid, logger.pid, triangle.record)
+    with Meter(triangle.lab, [hardworker.pid]) as meter:
+        for sensor in triangle.sensors:
+            sensor.go()
+        _watch(triangle, observer, settings, audience, stop)
+        sent = [sensor.result(STOP_TIMEOUT) for sensor in triangle.sensors]
+        _await_drained(observer)
+    for program in (hardworker, logger):
+        program.check()
+    counters, stack = observer.counters(), observer.stack()
     hardworker.stop()
     received = hardworker.result(STOP_TIMEOUT)
     logger.stop()

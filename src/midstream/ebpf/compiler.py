@@ -64,7 +64,7 @@ def compile_library(source: Path) -> Path:
     digest = hashlib.sha256(_compiler_version().encode() + source.read_bytes())
     target = cache_directory() / f"{source.stem}-{digest.hexdigest()[:32]}.so"
     if not os.path.isfile(target):
-        _run(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(source)], target)
+        _run(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-nostdlib", str(source)], target)
     return target
 
 

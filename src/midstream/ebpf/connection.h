@@ -16,6 +16,10 @@
 #define EARLY_RANGES 8
 /* ... and at most this far behind it, which bounds what the application must keep to put it in order. */
 #define EARLY_WINDOW (1 << 20)
+/* A byte sent again is at most this far behind: no stack keeps more unacknowledged. What seems
+ * farther behind belongs to another numbering, and is not known at all.
+ */
+#define KNOWN_WINDOW (1 << 24)
 #define NO_FIN (~0ULL)
 
 struct range {
@@ -32,12 +36,17 @@ struct connection_key {
 struct connection {
 	struct bpf_spin_lock lock;
 	__u32 number;
-	__u64 next; /* every byte before this offset is held */
-	__u64 fin;  /* where the stream ends, or NO_FIN */
-	__u32 first; /* the sequence number of offset 0: the SYN's plus one (RFC 9293, section 3.4) */
+	__u64 next;	    /* every byte before this offset is held */
+	__u64 fin;	    /* where the stream ends, or NO_FIN */
+	__u64 seen;	    /* when the sensor last sent something that fits, as bpf_ktime_get_ns() counts */
+	__u32 first;	    /* the sequence number of offset 0: the SYN's plus one (RFC 9293, section 3.4) */
+	__u32 acknowledged; /* the last acknowledgement number that came with data in order */
+	__u32 timestamp;    /* likewise, TSval (RFC 7323); 0: none yet */
+	__u32 other_first;  /* `first` of the connection that a later SYN asks for; 0: none */
 	__u16 sensor;
 	__u8 mac[ETH_ALEN];
 	__u32 early_ranges; /* slots in use */
+	__u32 established;  /* `acknowledged` is set */
 	struct range early[EARLY_RANGES];
 	struct range grown; /* scratch of claim_with_holes() */
 };
@@ -46,8 +55,7 @@ struct connection {
 struct finished {
 	__u64 length;
 	__u32 first;
-	__u16 sensor;
-	__u8 mac[ETH_ALEN];
+	__u32 unused;
 };
 
 /* The offset of a sequence number that lies within 2 GiB of `next` (RFC 1982 arithmetic);
@@ -58,7 +66,7 @@ static __always_inline __s64 stream_offset(__u32 sequence, __u32 first, __u64 ne
 	return (__s64)next + (__s32)(sequence - (first + (__u32)next));
 }
 
-enum claim { CLAIM_STORED, CLAIM_EARLY, CLAIM_KNOWN, CLAIM_TOO_EARLY, CLAIM_BEYOND_FIN };
+enum claim { CLAIM_STORED, CLAIM_EARLY, CLAIM_KNOWN, CLAIM_TOO_EARLY, CLAIM_BEYOND_FIN, CLAIM_CORRUPT };
 
 /* Add [start, end) to the ranges behind the hole, or, where it closes the hole, move `next` over
  * it and over every range that it reaches. Stored ranges neither overlap nor touch one another,
@@ -120,11 +128,10 @@ static __always_inline bool contradicts_fin(const struct connection *c, __s64 en
 }
 
 /* Decide on a segment that holds the bytes [start, end), and the end of the stream if `fin`, and
- * take what is new of it. Called with the connection's lock held; `start` is moved to the first
- * byte that is not held in order. What overlaps data behind a hole is stored again and cut by the
- * reader, where the first write wins: the alternative, several records a segment, costs more.
+ * take what is new of it. Called with the connection's lock held. A byte that is known may be
+ * stored again beside one that is new; the reader cuts, and the first write wins.
  */
-static __always_inline enum claim claim(struct connection *c, __s64 *start, __s64 end, bool fin)
+static __always_inline enum claim claim(struct connection *c, __s64 start, __s64 end, bool fin)
 {
 	bool ends_stream = fin && c->fin == NO_FIN;
 	__s64 next = c->next;
@@ -134,26 +141,25 @@ static __always_inline enum claim claim(struct connection *c, __s64 *start, __s6
 		return CLAIM_BEYOND_FIN;
 	if (end <= next && !ends_stream)
 		return CLAIM_KNOWN;
-	if (end - next > EARLY_WINDOW)
+	/* Nothing honest lies before the stream and reaches into it. */
+	if (end - next > EARLY_WINDOW || start < 0)
 		return CLAIM_TOO_EARLY;
 
-	if (*start < next)
-		*start = next;
-	if (*start == end) {
+	if (start < next)
+		start = next;
+	if (start == end) {
 		verdict = CLAIM_KNOWN;
-	} else if (*start == next && !c->early_ranges) {
+	} else if (start == next && !c->early_ranges) {
 		c->next = end;
 		verdict = CLAIM_STORED;
 	} else {
-		verdict = claim_with_holes(c, *start, end);
+		verdict = claim_with_holes(c, start, end);
 	}
 	if (ends_stream && verdict != CLAIM_TOO_EARLY) {
 		c->fin = end;
 		/* The data may be known; that it ends here is not, and the reader must be told. */
-		if (verdict == CLAIM_KNOWN) {
-			*start = end;
+		if (verdict == CLAIM_KNOWN)
 			verdict = end == (__s64)c->next ? CLAIM_STORED : CLAIM_EARLY;
-		}
 	}
 	return verdict;
 }

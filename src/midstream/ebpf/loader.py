@@ -27,9 +27,10 @@ from midstream.network import Topology
 
 Mode = Literal["native", "generic", "tc"]
 
-# One filter of ours on each side of an interface; the numbers are free to choose, and only have to be
-# ours alone: 0x6d73 is "ms".
-_TC_HANDLE, _TC_PRIORITY = 0x6D73, 0x6D73
+# One filter of ours on each side of an interface. The handle only has to be ours alone: 0x6d73 is "ms". The
+# priority is the highest, so that no filter of the user's ends the classification before ours is asked; ours
+# leaves every decision to those behind it.
+_TC_HANDLE, _TC_PRIORITY = 0x6D73, 1
 _TC_POINTS = {"midstream_logger_ingress": libbpf.TC_INGRESS, "midstream_logger_egress": libbpf.TC_EGRESS}
 
 _CLSACT_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress (linux/pkt_sched.h)
@@ -63,7 +64,7 @@ def attach(
     files, changes nothing. Raises KernelError if the kernel refuses, the self-test fails, or pins made from
     other files are in the way; NetworkError if no interface is found; CompileError.
     """
-    folder = folder or default_folder(role, config)
+    folder = folder or pins.default_folder(role, config)
     interface = interface or config.network.interface or network.find_interface(_peer(role, topology))
     expected = pins.stamp(role, config, topology)
     pins.ensure_bpffs(folder)
@@ -159,11 +160,6 @@ def counters(folder: Path) -> np.ndarray:
     return np.asarray(table.reshape(rows, cpus, len(records.OUTCOMES)).sum(axis=1))
 
 
-def default_folder(role: Role, config: Config) -> Path:
-    """Where a role's program is pinned unless another place is named."""
-    return Path(config.network.pins, role)
-
-
 def _load_and_attach(
     role: Role,
     interface: str,
@@ -174,11 +170,20 @@ def _load_and_attach(
     stamp: bytes,
     self_test: bool,
 ) -> Mode:
-    wakeup = records.NO_WAKEUP if config.hardworker.period else 0
-    program.set_initial_value(".rodata.settings", np.array((wakeup, stamp), records.SETTINGS).tobytes())
+    settings = config.hardworker
+    values = records.settings(
+        stamp,
+        wakeup=not settings.period,
+        check=settings.checksums,
+        ring_quota=_quota(settings.ring_size, settings.quota, topology),
+        open_quota=_quota(settings.connections, settings.quota, topology),
+    )
+    program.set_initial_value(".rodata.settings", values)
     if role == "hardworker":
-        program.set_max_entries("ring", config.hardworker.ring_size)
-        program.set_max_entries("connections", config.hardworker.connections)
+        program.set_max_entries("ring", settings.ring_size)
+        program.set_max_entries("connections", settings.connections)
+        journal = records.journal_size(settings.connections, settings.ring_size)
+        program.set_max_entries("journal", journal // 8)
     program.load()
 
     # The stamp first: whatever happens next, the folder is known to be ours.
@@ -211,6 +216,14 @@ def _load_and_attach(
     finally:
         os.close(link)
     return mode
+
+
+def _quota(whole: int, share: float, topology: Topology) -> int:
+    """What one sensor may take of a whole; a single one may take all, and no quota is so small that it
+    stops a sensor altogether."""
+    if len(topology.sensors) == 1:
+        return records.NO_QUOTA
+    return max(int(whole * share), 1)
 
 
 def _link(ifindex: int, program_fd: int) -> tuple[int, Mode]:

@@ -37,6 +37,11 @@ struct headers {
 /* The payload of the longest packet that the MTU admits. */
 #define MAX_PAYLOAD (MTU - sizeof(struct iphdr) - sizeof(struct tcphdr))
 
+/* The layout in which RFC 7323, appendix A recommends to send timestamps, and every stack does:
+ * no-operation, no-operation, kind 8, length 10, TSval, TSecr.
+ */
+#define TIMESTAMP_OPTION bswap32(0x0101080a)
+
 static __always_inline bool is_marked(__u8 tos)
 {
 	return MARK_TOS == 0 || (tos & TOS_WITHOUT_ECN) == MARK_TOS;

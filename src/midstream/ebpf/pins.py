@@ -30,7 +30,13 @@ def stamp(role: Role, config: Config, topology: Topology) -> bytes:
     if role == "hardworker":
         settings = config.hardworker
         made_from += f" {settings.ring_size} {settings.connections} {settings.period > 0}"
+        made_from += f" {settings.checksums} {settings.quota}"
     return hashlib.sha256(made_from.encode()).digest()
+
+
+def default_folder(role: Role, config: Config) -> Path:
+    """Where a role's program is pinned unless another place is named."""
+    return Path(config.network.pins, role)
 
 
 def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:

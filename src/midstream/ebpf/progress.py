@@ -1,5 +1,6 @@
 """How far the hardworker's program has come, by its pinned maps: no work for its application."""
 
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,18 @@ from midstream.ebpf import libbpf, pins
 _KEY_SIZE = 8  # struct connection_key
 # Of struct connection and struct finished (connection.h) only what is needed here; the size of the whole is
 # compared with that of the map's values.
-_CONNECTION = np.dtype({"names": ["next"], "formats": ["<u8"], "offsets": [8], "itemsize": 184})
-_FINISHED = np.dtype({"names": ["length"], "formats": ["<u8"], "offsets": [0], "itemsize": 24})
+_CONNECTION = np.dtype({"names": ["next"], "formats": ["<u8"], "offsets": [8], "itemsize": 208})
+_FINISHED = np.dtype({"names": ["length"], "formats": ["<u8"], "offsets": [0], "itemsize": 16})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """connections: open now. bytes: held in order, of these and of the last 4096 that ended."""
+    """connections: open now. bytes: held in order, of these and of the last 4096 that ended. fill: the part
+    of the ring that the reader has not given back."""
 
     connections: int
     bytes: int
+    fill: float
 
 
 def progress(folder: Path) -> Progress:
@@ -30,7 +33,18 @@ def progress(folder: Path) -> Progress:
     """
     open_ = _values(folder, "connections", _CONNECTION)
     finished = _values(folder, "finished", _FINISHED)
-    return Progress(len(open_), int(open_["next"].sum() + finished["length"].sum()))
+    return Progress(len(open_), int(open_["next"].sum() + finished["length"].sum()), _fill(folder))
+
+
+def _fill(folder: Path) -> float:
+    fd = pins.open_map(folder, "ring")
+    try:
+        size = libbpf.map_info(fd).max_entries
+        pages = [mmap.mmap(fd, mmap.PAGESIZE, prot=mmap.PROT_READ, offset=n * mmap.PAGESIZE) for n in (0, 1)]
+    finally:
+        os.close(fd)
+    consumer, producer = (int.from_bytes(page[:8], "little") for page in pages)
+    return (producer - consumer) / size
 
 
 def _values(folder: Path, name: str, dtype: np.dtype[np.void]) -> np.ndarray:

@@ -38,12 +38,17 @@ struct counters {
 	/* left to the hardworker's own stack */
 	__u64 stranger;	     /* not from the IP and MAC address of a sensor */
 	__u64 no_connection; /* data of a connection that was never opened: the stack resets it */
+	__u64 replaced;	     /* data upon a later SYN, the connection long silent: the stack resets it */
 	/* dropped; an honest sensor sends it again */
 	__u64 ring_full;
 	__u64 table_full;   /* no room for another connection */
 	__u64 too_early;    /* too far behind a hole, or too many holes */
 	__u64 beyond_fin;   /* data after the end of the stream */
+	__u64 bad_checksum; /* of the IP header or of TCP: the logger would not take it either */
 	__u64 no_ack;	    /* data without the ACK flag */
+	__u64 bad_ack;	    /* data that acknowledges what the sensor was never sent (RFC 5961) */
+	__u64 stale;	    /* data of another time: by its timestamp (RFC 7323, PAWS) or far behind the stream */
+	__u64 quota_full;   /* the sensor has its share of the ring, or of the connections */
 	__u64 syn_data;	    /* SYN with data (TCP Fast Open) */
 	__u64 bad_flags;    /* SYN with FIN, RST or ACK */
 	__u64 bad_length;   /* the header's lengths contradict each other or the frame */

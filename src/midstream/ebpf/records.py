@@ -28,13 +28,17 @@ FORWARDED = (
     "reset_ignored",
     "syn_ignored",
 )
-PASSED = ("stranger", "no_connection")
+PASSED = ("stranger", "no_connection", "replaced")
 DROPPED = (
     "ring_full",
     "table_full",
     "too_early",
     "beyond_fin",
+    "bad_checksum",
     "no_ack",
+    "bad_ack",
+    "stale",
+    "quota_full",
     "syn_data",
     "bad_flags",
     "bad_length",
@@ -48,5 +52,28 @@ OUTCOMES = FORWARDED + PASSED + DROPPED
 NO_WAKEUP = 1
 """BPF_RB_NO_WAKEUP: a reader with a period of its own is woken by nothing."""
 
-SETTINGS = np.dtype([("wakeup", "<u8"), ("stamp", "V32")])
+NO_QUOTA = (1 << 32) - 1
+"""More than a sensor can take."""
+
+JOURNAL_GENERATION, JOURNAL_HEAD, JOURNAL_ROW = 8, 16, 32
+"""Bytes of the parts of the reader's journal (hardworker/journal.py)."""
+
+SETTINGS = np.dtype(
+    [("wakeup", "<u8"), ("ring_quota", "<u8"), ("open_quota", "<u4"), ("check", "<u4"), ("stamp", "V32")]
+)
 """Written before the program is loaded, read-only ever after."""
+
+
+def settings(stamp: bytes, *, wakeup: bool, check: bool, ring_quota: int, open_quota: int) -> bytes:
+    """The bytes of struct settings. Quotas in bytes and in connections, a sensor."""
+    return np.array((0 if wakeup else NO_WAKEUP, ring_quota, open_quota, check, stamp), SETTINGS).tobytes()
+
+
+def journal_copy_size(connections: int, pending: int) -> int:
+    """Bytes of one of the journal's two copies, for so many connections and bytes of unfinished messages."""
+    return JOURNAL_HEAD + connections * JOURNAL_ROW + (pending + 7) // 8 * 8
+
+
+def journal_size(connections: int, pending: int) -> int:
+    """Bytes of a journal; a multiple of 8."""
+    return JOURNAL_GENERATION + 2 * journal_copy_size(connections, pending)

@@ -8,8 +8,11 @@
 #include "bpf.h"
 
 struct settings {
-	__u64 wakeup;	/* flags of bpf_ringbuf_submit(): 0, or BPF_RB_NO_WAKEUP for an application with a period */
-	__u8 stamp[32]; /* SHA-256 of everything that makes this program and its maps what they are */
+	__u64 wakeup;	    /* flags of bpf_ringbuf_submit(): 0, or BPF_RB_NO_WAKEUP for an application with a period */
+	__u64 ring_quota;   /* bytes of the ring that one sensor may fill */
+	__u32 open_quota;   /* connections that one sensor may have open */
+	__u32 check;	    /* verify checksums before storing */
+	__u8 stamp[32];	    /* SHA-256 of everything that makes this program and its maps what they are */
 };
 
 const volatile struct settings settings SEC(".rodata.settings");

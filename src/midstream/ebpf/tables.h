@@ -11,6 +11,17 @@
 #include "record.h"
 #include "settings.h"
 
+/* How much of the ring a sensor's records take is not known exactly: the reader gives room back
+ * without saying whose it was. They are counted in two generations of half a quota each; once the
+ * reader has passed the end of the older one, nothing of that is left.
+ */
+struct share {
+	__u64 older_end; /* the ring's position where the older generation ends */
+	__u64 younger;	 /* bytes of the younger one */
+	__u32 open;	 /* connections */
+	__u32 unused;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20); /* config.toml: hardworker.ring_size */
@@ -31,6 +42,17 @@ struct {
 	__uint(max_entries, 4096);
 } finished SEC(".maps");
 
+/* The reader's own: where it is in the ring and in each stream (hardworker/journal.py). It is here
+ * because it must live as long as the ring.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1); /* config.toml: hardworker.ring_size and hardworker.connections */
+} journal SEC(".maps");
+
 /* One for each sensor, in const.toml's order, and the last for strangers. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -38,6 +60,14 @@ struct {
 	__type(value, struct counters);
 	__uint(max_entries, SENSOR_COUNT + 1);
 } counters SEC(".maps");
+
+/* What each sensor holds of what all share. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct share);
+	__uint(max_entries, SENSOR_COUNT);
+} shares SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -16,6 +16,7 @@ import numpy as np
 
 from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import NetworkError
+from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Streams
@@ -67,7 +68,7 @@ class SocketHandler:
         self._relays: dict[int, _Relay] = {}  # by the descriptors of both sockets
         self._segments: deque[Segment] = deque()
         self._opened = 0
-        self._taken = 0  # bytes since the last release
+        self._taken = 0  # bytes since the last look
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -82,6 +83,10 @@ class SocketHandler:
         self._listener.setblocking(False)
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
+
+    def look(self) -> None:
+        """Up to _BATCH bytes may be read until the next look."""
+        self._taken = 0
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """Always empty: a socket knows no boundaries of messages."""
@@ -101,9 +106,14 @@ class SocketHandler:
                 self._accept()
         return self._segments.popleft() if self._segments else None
 
-    def release(self) -> None:
-        """Nothing to give back, for what was read is the application's own; but now it may have more."""
-        self._taken = 0
+    def restore(self) -> Snapshot | None:
+        """None: a socket's bytes are gone with the process that read them."""
+        return None
+
+    def commit(self, streams: Streams, pending: bytes) -> bool:
+        """Nothing to give back: what was read is the application's own."""
+        del streams, pending
+        return True
 
     def fileno(self) -> int:
         """The epoll set's descriptor."""

@@ -1,12 +1,12 @@
 """The ring of the attached eBPF program as a source."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from midstream.config import Config
-from midstream.ebpf import pins
+from midstream.ebpf import handover, pins
+from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Streams
@@ -14,20 +14,27 @@ from midstream.network import Topology
 
 
 class PinnedRing:
-    """Opens the pins of the hardworker's program.
+    """Opens the pins of the hardworker's program, or gets the ring from the process that serves it.
 
-    Raises KernelError if nothing is attached, or what is attached was made from other files.
+    Raises KernelError if nothing is attached, what is attached was made from other files, another application
+    reads already, or this one may not.
     """
 
     def __init__(self, config: Config, topology: Topology) -> None:
-        folder = Path(config.network.pins, "hardworker")
-        pins.verify(folder, pins.stamp("hardworker", config, topology))
-        self._fd = pins.open_map(folder, "ring")
+        stamp = pins.stamp("hardworker", config, topology)
+        if path := config.hardworker.socket:
+            self._held = handover.request(Path(path), stamp)
+        else:
+            self._held = handover.open_pinned(pins.default_folder("hardworker", config), stamp)
         try:
-            self._ring = Ring.map(self._fd)
+            held = self._held
+            self._ring = Ring.map(held.ring, held.journal, held.size, config.hardworker.connections)
         except BaseException:
-            os.close(self._fd)
+            self._held.close()
             raise
+
+    def look(self) -> None:
+        self._ring.look()
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return self._ring.regular(size, streams)
@@ -35,11 +42,14 @@ class PinnedRing:
     def next(self) -> Segment | None:
         return self._ring.next()
 
-    def release(self) -> None:
-        self._ring.release()
+    def restore(self) -> Snapshot | None:
+        return self._ring.snapshot
+
+    def commit(self, streams: Streams, pending: bytes) -> bool:
+        return self._ring.commit(streams, pending)
 
     def fileno(self) -> int:
-        return self._fd
+        return self._held.ring
 
     @property
     def fill(self) -> float:
@@ -47,4 +57,4 @@ class PinnedRing:
 
     def close(self) -> None:
         # Views that the application still holds keep the mapping alive.
-        os.close(self._fd)
+        self._held.close()

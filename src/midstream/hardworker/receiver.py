@@ -19,10 +19,14 @@ from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import ConfigError, FramingError
 from midstream.framing import Decoder, decoder
 from midstream.hardworker.handler import SocketHandler
+from midstream.hardworker.journal import CHEAP
 from midstream.hardworker.messages import Message, batch_dtype
 from midstream.hardworker.pinned import PinnedRing
 from midstream.hardworker.source import Segment, Source
 from midstream.hardworker.streams import Stream, Streams
+
+_CROWDED = 0.5  # how full a ring must be before large unfinished messages are written to the journal
+_PATIENCE = 0.001  # seconds between two looks while something is not committed
 
 Batch = TypeVar("Batch", np.ndarray, list[Message])
 
@@ -31,8 +35,8 @@ Batch = TypeVar("Batch", np.ndarray, list[Message])
 class Totals:
     """What a Hardworker has received since it was opened.
 
-    skipped: bytes that belong to no message here, because a message's start was read by an earlier process or
-    never came whole. broken: connections given up because their bytes do not follow the framing.
+    skipped: bytes of messages that never came whole, or that follow a fault or a reset. broken: connections
+    given up because their bytes do not follow the framing.
     """
 
     messages: int = 0
@@ -56,10 +60,16 @@ class Hardworker:
     without waiting, and `latest` the newest message. Where the messages come from is config.toml's
     `[hardworker] receiver`: the eBPF program's ring, or the user-mode handler.
 
+    A message is delivered when it has been handed out, and done when that is committed. By default a batch is
+    committed when the next one is asked for, so an application that is killed gets its last batch again, with
+    the same connection and sequence numbers, when it is started anew; everything before never again.
+
     Entering raises ConfigError, KernelError (nothing attached, or made from other files) or NetworkError.
     """
 
-    def __init__(self, config: str | Path | Config, *, source: Source | None = None) -> None:
+    def __init__(
+        self, config: str | Path | Config, *, source: Source | None = None, autocommit: bool = True
+    ) -> None:
         self.config = config if isinstance(config, Config) else configuration.load(config)
         self.topology = network.load(self.config.const_path)
         self.totals = Totals()
@@ -69,6 +79,9 @@ class Hardworker:
         self._period = self.config.hardworker.period
         self._source = source
         self._streams = Streams()
+        self._autocommit = autocommit
+        self._rest: Iterator[Message] | None = None
+        self._committed = True
         self._latest: dict[str, Message] = {}
         self._stop = -1
         self._stopped = False
@@ -84,17 +97,20 @@ class Hardworker:
         except BaseException:
             os.close(self._stop)
             raise
+        if snapshot := self._source.restore():
+            self._streams = Streams.restore(snapshot.table, snapshot.pending, self._decoder)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None and self._autocommit and self._source is not None:
+            self.commit()
         self.close()
 
     def close(self) -> None:
-        """Give back what was read and let go of the source. What was not read stays in the ring."""
+        """Let go of the source. What was not committed is delivered again to the next reader."""
         if self._source is not None:
-            self._source.release()
             self._source.close()
             self._source = None
         if self._stop >= 0:
@@ -107,11 +123,31 @@ class Hardworker:
         if self._stop >= 0:
             os.eventfd_write(self._stop, 1)
 
+    def commit(self) -> bool:
+        """All messages delivered so far have been acted upon: never deliver them again, give their room back.
+
+        Called at the start of `read`, `messages` and `wait`, and when the `with` block ends without an error;
+        with `autocommit=False` only by the application. False if it has to wait: for the rest of a batch that
+        is being iterated over, or until a large message is whole.
+        """
+        source = self._opened_source()
+        if self._rest is not None:
+            return False
+        pending = self._streams.pending()
+        crowded = source.fill > _CROWDED
+        if len(pending) <= CHEAP or crowded:
+            self._committed = source.commit(self._streams, pending)
+            if not self._committed and crowded:
+                # More is unfinished than can be remembered, and the ring must not stay full.
+                self._streams.give_up_pending()
+                self._committed = source.commit(self._streams, b"")
+        return self._committed
+
     def read(self) -> np.ndarray:
-        """Every message that has arrived since the last call, as a structured array; it does not wait.
+        """Every message that has arrived between the last call and this one, as a structured array.
 
         For fixed framing; the fields are those of `batch_dtype`. Usually the array is a view of the ring:
-        nothing is copied, and it is valid until the next call, which gives its room back to the program.
+        nothing is copied, and it is valid until the next `commit`, which gives its room back to the program.
         Where segments and messages do not coincide, the messages are copied together.
         """
         if not self._fixed:
@@ -120,7 +156,10 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
         source = self._opened_source()
-        source.release()
+        if self._autocommit:
+            self.commit()
+        self._committed = False
+        source.look()
         pieces = []
         while True:
             run = source.regular(self._size, self._streams)
@@ -139,21 +178,18 @@ class Hardworker:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def messages(self) -> Iterator[Message]:
-        """The messages that have arrived since the last call, one by one; it does not wait for more."""
-        if self._fixed:
-            for row in self.read():
-                yield Message(
-                    self._sensors[row["sensor"]],
-                    int(row["connection"]),
-                    int(row["offset"]) // self._size,
-                    int(row["time"]),
-                    row["payload"].tobytes(),
-                )
-            return
-        source = self._opened_source()
-        source.release()
-        while segment := source.next():
-            yield from self._take(segment, self._decoded) or ()
+        """The messages that have arrived since the last call, one by one; it does not wait for more.
+
+        A caller that breaks off gets the rest from the next call, and nothing is committed before.
+        """
+        if self._rest is None:
+            if self._autocommit:
+                self.commit()
+            self._committed = False
+            self._rest = self._arrived()
+        while (message := next(self._rest, None)) is not None:
+            yield message
+        self._rest = None
 
     def latest(self, sensor: str | None = None) -> Message | None:
         """The newest message of a sensor (by IP address), or of any; None before the first.
@@ -177,9 +213,13 @@ class Hardworker:
             for message in self.messages():
                 yield message
             if self._period:
-                await asyncio.sleep(self._period)
+                await asyncio.sleep(self._period - time.monotonic() % self._period)
                 continue
-            self._opened_source().release()
+            if self._autocommit:
+                self.commit()
+            if not self._committed:
+                await asyncio.sleep(_PATIENCE)
+                continue
             ready = asyncio.Event()
             descriptors = (self._opened_source().fileno(), self._stop)
             for fd in descriptors:
@@ -194,11 +234,12 @@ class Hardworker:
         """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out or
         `stop` was called.
 
-        Gives back what was read: a reader that holds the newest record would not be woken by the next. With a
-        period it waits for the next multiple of the period instead, which costs the program no wake-up.
+        With a period it waits for the next multiple of the period instead, and nothing wakes it before. The
+        ring wakes only a reader that has committed all; another one is made to look every millisecond.
         """
         source = self._opened_source()
-        source.release()
+        if self._autocommit:
+            self.commit()
         poll = select.poll()
         poll.register(self._stop, select.POLLIN)
         if self._period:
@@ -206,6 +247,9 @@ class Hardworker:
             late = timeout is not None and timeout < left
             stopped = poll.poll(min(left, left if timeout is None else timeout) * 1000)
             return not stopped and not late
+        if not self._committed:
+            poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
+            return not self._stopped
         poll.register(source.fileno(), select.POLLIN)
         ready = dict(poll.poll(None if timeout is None else timeout * 1000))
         return source.fileno() in ready and self._stop not in ready
@@ -235,6 +279,22 @@ class Hardworker:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
         return self._source
 
+    def _arrived(self) -> Iterator[Message]:
+        if self._fixed:
+            for row in self.read():
+                yield Message(
+                    self._sensors[row["sensor"]],
+                    int(row["connection"]),
+                    int(row["offset"]) // self._size,
+                    int(row["time"]),
+                    row["payload"].tobytes(),
+                )
+            return
+        source = self._opened_source()
+        source.look()
+        while segment := source.next():
+            yield from self._take(segment, self._decoded) or ()
+
     def _take(self, segment: Segment, split: Callable[[Stream, Segment, bytes], Batch]) -> Batch | None:
         """Put a segment into its stream and split what is now next in order into messages."""
         number = segment.connection
@@ -242,8 +302,8 @@ class Hardworker:
             self.totals.opened += 1
             self._streams.open(number, Stream(decoder=self._decoder()))
             return None
-        stream = self._streams.checkout(number) or self._join(segment)
-        if stream is None:
+        stream = self._streams.checkout(number)
+        if stream is None:  # behind a reset
             self.totals.skipped += len(segment.data)
             return None
         messages = split(stream, segment, stream.push(segment.offset, segment.data))
@@ -254,16 +314,6 @@ class Hardworker:
         else:
             self._streams.checkin(number, stream)
         return messages
-
-    def _join(self, segment: Segment) -> Stream | None:
-        """A connection whose beginning an earlier process read: go on at the next message's start."""
-        if not self._fixed:  # where a message starts cannot be told from the middle
-            return None
-        start = -(-segment.offset // self._size) * self._size
-        self.totals.skipped += min(start - segment.offset, len(segment.data))
-        stream = Stream(start)
-        self._streams.open(segment.connection, stream)
-        return stream
 
     def _close(self, number: int, stream: Stream, *, reset: bool) -> None:
         self._streams.close(number)
@@ -277,6 +327,9 @@ class Hardworker:
 
     def _rows(self, stream: Stream, segment: Segment, data: bytes) -> np.ndarray:
         """Whole messages of fixed size as rows of an array."""
+        if stream.broken:
+            self.totals.skipped += len(data)
+            data = b""
         data = stream.carry + data
         whole = len(data) - len(data) % self._size
         stream.carry = data[whole:]
@@ -294,14 +347,15 @@ class Hardworker:
 
     def _decoded(self, stream: Stream, segment: Segment, data: bytes) -> list[Message]:
         """Messages of variable size, one by one."""
-        if stream.decoder is None or stream.decoder.error:
+        if stream.decoder is None or stream.broken:
             self.totals.skipped += len(data)
             return []
         try:
             payloads = stream.decoder.feed(data)
         except FramingError:
             payloads = []
-        self.totals.broken += stream.decoder.error is not None
+        stream.broken = stream.decoder.error is not None
+        self.totals.broken += stream.broken
         messages = []
         for payload in payloads:
             sensor = self._sensors[segment.sensor]

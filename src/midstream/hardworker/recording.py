@@ -1,5 +1,6 @@
 """Write down what a Hardworker delivers, to compare it later with what was sent and what was logged."""
 
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -24,16 +25,24 @@ class Recording:
     """A file of recorded messages.
 
     With fixed framing its records are of `recorded_dtype`; with other framings the file holds the payloads
-    alone, each behind its length (4 bytes, big-endian). Raises ConfigError if the file cannot be written.
+    alone, each behind its length (4 bytes, big-endian). `resume` (fixed framing) goes on with the file of a
+    process that was killed: half a record at its end is cut off, and the messages that are delivered again,
+    because their batch was not committed, are told by connection and offset and not written twice.
+    Raises ConfigError if the file cannot be written.
     """
 
-    def __init__(self, path: Path, receiver: Hardworker) -> None:
+    def __init__(self, path: Path, receiver: Hardworker, *, resume: bool = False) -> None:
         self._path = path
         self._receiver = receiver
         self._fixed = receiver.config.data.framing == "fixed"
         self._dtype = recorded_dtype(receiver.message_size)
+        self._written: dict[int, int] = {}  # by connection: the offset of the last message in the file
+        if resume and not self._fixed:
+            raise ConfigError("--resume: only fixed framing can go on with a record; leave it out")
         try:
-            self._file = path.open("wb")
+            if resume and path.exists():
+                self._resume()
+            self._file = path.open("ab" if resume else "wb", buffering=0)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -53,15 +62,38 @@ class Recording:
         try:
             if self._fixed:
                 batch = self._receiver.read()
+                if self._written and len(batch):
+                    batch = self._unwritten(batch)
                 rows = np.empty(len(batch), self._dtype)
                 rows["delivered"] = time.time_ns()
                 rows["message"] = batch
-                self._file.write(rows.tobytes())
+                self._write(rows.tobytes())
             else:
                 for message in self._receiver.messages():
-                    self._file.write(len(message.payload).to_bytes(4, "big") + message.payload)
+                    self._write(len(message.payload).to_bytes(4, "big") + message.payload)
         except OSError as error:
             raise self._failed(error) from error
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) or 0 :]
+
+    def _resume(self) -> None:
+        size = self._path.stat().st_size
+        os.truncate(self._path, size - size % self._dtype.itemsize)
+        if size < self._dtype.itemsize:
+            return
+        messages = np.memmap(self._path, self._dtype, "r")["message"]
+        for connection in np.unique(messages["connection"]):
+            of_connection = messages["connection"] == connection
+            self._written[int(connection)] = int(messages["offset"][of_connection].max())
+
+    def _unwritten(self, batch: np.ndarray) -> np.ndarray:
+        """Without what is in the file; only the first batch of a process has such messages."""
+        last = np.array([self._written.get(int(number), -1) for number in batch["connection"]])
+        self._written.clear()
+        return batch[batch["offset"].astype(np.int64) > last]
 
     def _failed(self, error: OSError) -> ConfigError:
         return ConfigError(

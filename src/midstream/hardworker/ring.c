@@ -6,9 +6,11 @@
  * for that, and looking at a whole batch at once comes for free.
  */
 #include <stdint.h>
+#include <string.h>
 
 #define BUSY (1u << 31)	   /* reserved, not yet submitted */
 #define DISCARDED (1u << 30)
+#define BLOCK 64u /* a record has room for whole blocks of payload (ebpf/hardworker.bpf.c) */
 #define HEADER 8 /* before each record: its length with those two bits, and a page offset */
 
 /* As in ebpf/record.h. */
@@ -26,8 +28,20 @@ struct record {
 /* An open connection; the table is sorted by number. streams.py has the same in NumPy. */
 struct open {
 	uint32_t connection;
-	uint32_t aligned; /* a message starts at `next`, nothing is kept behind a hole, and no end is known */
-	uint64_t next;
+	uint32_t aligned; /* 1: a message starts at `next`, nothing is kept behind a hole, no end is known */
+	uint64_t next;	   /* of the first byte that belongs to no message delivered */
+	uint64_t sequence; /* this and `end` are streams.py's own */
+	uint64_t end;
+};
+
+/* What the reader has done, in memory that outlives it: a generation, and two copies of which its
+ * lowest bit names the valid one. A reader that is killed at any moment leaves a whole one.
+ */
+struct copy {
+	uint64_t position; /* in the ring */
+	uint32_t count;	   /* rows of the table */
+	uint32_t pending;  /* bytes behind the table, of messages that are not whole yet */
+	struct open table[];
 };
 
 struct ring {
@@ -72,10 +86,10 @@ static struct open *find(struct open *table, uint64_t count, uint32_t connection
 /* How many records from position `from` on are each exactly one message of `size` bytes, next in order
  * on its connection. They lie at equal distances. Their connections' `next` is moved past them.
  */
-uint64_t midstream_regular(const struct ring *ring, uint64_t from, uint32_t size, struct open *table, uint64_t count)
+uint64_t midstream_regular(const struct ring *ring, uint64_t from, uint64_t end, uint32_t size, struct open *table,
+			   uint64_t count)
 {
-	uint64_t end = __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
-	uint32_t length = sizeof(struct record) + size;
+	uint32_t length = sizeof(struct record) + ((size + BLOCK - 1) & ~(BLOCK - 1));
 	uint64_t found = 0;
 
 	for (uint64_t position = from; position < end; position += occupied(length)) {
@@ -85,7 +99,7 @@ uint64_t midstream_regular(const struct ring *ring, uint64_t from, uint32_t size
 		if (length_at(ring, position) != length || record->length != size || record->flags)
 			break;
 		open = find(table, count, record->connection);
-		if (!open || !open->aligned || open->next != record->offset)
+		if (!open || open->aligned != 1 || open->next != record->offset)
 			break;
 		open->next += size;
 		found++;
@@ -93,11 +107,9 @@ uint64_t midstream_regular(const struct ring *ring, uint64_t from, uint32_t size
 	return found;
 }
 
-/* Move `*position` over discarded records; 1 if a record can be read there. */
-int midstream_next(const struct ring *ring, uint64_t *position)
+/* Move `*position` over discarded records; 1 if a record can be read there, before `end`. */
+int midstream_next(const struct ring *ring, uint64_t *position, uint64_t end)
 {
-	uint64_t end = __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
-
 	while (*position < end) {
 		uint32_t length = length_at(ring, *position);
 
@@ -116,14 +128,24 @@ uint64_t midstream_after(const struct ring *ring, uint64_t position)
 	return position + occupied(length_at(ring, position));
 }
 
-/* Give everything before `position` back to the producer; what was read of it has been read. */
-void midstream_release(const struct ring *ring, uint64_t position)
+/* Remember that everything before `position` is done with, and only then give it back. */
+void midstream_commit(const struct ring *ring, uint64_t position, uint8_t *journal, uint64_t copy_size,
+		      const struct open *table, uint32_t count, const uint8_t *pending, uint32_t length)
 {
+	uint64_t generation = *(uint64_t *)journal;
+	struct copy *copy = (struct copy *)(journal + sizeof(generation) + !(generation & 1) * copy_size);
+
+	copy->position = position;
+	copy->count = count;
+	copy->pending = length;
+	memcpy(copy->table, table, count * sizeof(*table));
+	memcpy(copy->table + count, pending, length);
+	__atomic_store_n((uint64_t *)journal, generation + 1, __ATOMIC_RELEASE);
 	__atomic_store_n(ring->consumer, position, __ATOMIC_RELEASE);
 }
 
-/* The bytes that the producer has reserved and the reader has not given back. */
-uint64_t midstream_used(const struct ring *ring)
+/* Where the next record will be reserved. */
+uint64_t midstream_end(const struct ring *ring)
 {
-	return __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE) - *ring->consumer;
+	return __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
 }

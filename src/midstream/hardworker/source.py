@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.streams import Streams
 
 
@@ -25,17 +26,26 @@ class Segment(NamedTuple):
 class Source(Protocol):
     """What a Hardworker reads from."""
 
+    def look(self) -> None:
+        """What has arrived until now is what `regular` and `next` give, until the next look: a reader that
+        is slower than the sensors must give room back before it has read all."""
+        ...
+
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """The next messages of `size` bytes, as far as they lie whole and in order: maybe a view, valid until
-        `release`; maybe empty."""
+        `commit`; maybe empty."""
         ...
 
     def next(self) -> Segment | None:
         """The next segment; None if there is none yet."""
         ...
 
-    def release(self) -> None:
-        """What has been read is done with."""
+    def restore(self) -> Snapshot | None:
+        """What an earlier reader committed, from which this one goes on."""
+        ...
+
+    def commit(self, streams: Streams, pending: bytes) -> bool:
+        """What has been read is done with; False, and nothing done, if that cannot be remembered."""
         ...
 
     def fileno(self) -> int:

@@ -5,14 +5,22 @@ where segments overlap. Here each byte is delivered once and in order; of two ve
 that was stored first is delivered.
 """
 
+import struct
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import numpy as np
 
 from midstream.framing import Decoder
 
-OPEN_STREAM = np.dtype([("connection", "<u4"), ("aligned", "<u4"), ("next", "<u8")])
-"""struct open of ring.c: an open connection, as the look at a whole batch needs it."""
+OPEN_STREAM = np.dtype(
+    [("connection", "<u4"), ("aligned", "<u4"), ("next", "<u8"), ("sequence", "<u8"), ("end", "<u8")]
+)
+"""struct open of ring.c: an open connection, as the look at a whole batch and the journal need it."""
+
+_ALIGNED, _BROKEN, _NO_END = 1, 2, (1 << 64) - 1
+_PIECE = struct.Struct("<IIQ")  # connection, length, offset
 
 
 class Stream:
@@ -22,14 +30,15 @@ class Stream:
     lets through (EARLY_WINDOW in connection.h, 1 MiB).
     """
 
-    __slots__ = ("_early", "carry", "decoder", "end", "next", "sequence")
+    __slots__ = ("_early", "broken", "carry", "decoder", "end", "next", "sequence")
 
     def __init__(self, start: int = 0, decoder: Decoder | None = None) -> None:
-        self.next = start  # the offset of the first byte that has not been delivered
+        self.next = start  # the offset of the first byte that has not come in order
         self.end: int | None = None  # where the stream ends, once known
         self.carry = b""  # fixed framing: the delivered part of a message that is not whole yet
         self.decoder = decoder  # other framings: it keeps that part itself
         self.sequence = 0  # other framings: of the next message
+        self.broken = False  # the bytes do not follow the framing, or a part of a message was lost
         self._early: list[tuple[int, bytes]] = []  # sorted, disjoint
 
     @property
@@ -44,6 +53,17 @@ class Stream:
         A stream joined in the middle may end before the message at which it would have begun here.
         """
         return self.end is not None and self.next >= self.end
+
+    @property
+    def held(self) -> bytes:
+        """The part of a message that has come so far."""
+        return self.decoder.unfinished if self.decoder else self.carry
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """The bytes that belong to no message delivered, with their offsets: `push` takes them back."""
+        if held := self.held:
+            yield self.next - len(held), held
+        yield from self._early
 
     def push(self, offset: int, data: bytes) -> bytes:
         """Take a segment; return the bytes that are now next in order, maybe none."""
@@ -81,13 +101,52 @@ class Streams:
     """The open connections by number, and beside them the table in which ring.c looks.
 
     The table is the authority on `next` while a stream is aligned, for ring.c moves it: `checkout` brings a
-    stream up to date before it is pushed to, and `checkin` writes it back.
+    stream up to date before it is pushed to, and `checkin` writes it back. In the journal the table and the
+    `pending` bytes say all that is needed to go on: `restore` reads them.
     """
 
     def __init__(self) -> None:
         self._streams: dict[int, Stream] = {}
+        self._unaligned: dict[int, Stream] = {}
         self.table = np.zeros(64, OPEN_STREAM)
         self.count = 0
+
+    @classmethod
+    def restore(cls, table: np.ndarray, pending: bytes, new_decoder: Callable[[], Decoder | None]) -> Self:
+        """The streams that a reader had when it committed."""
+        streams = cls()
+        for row in table:
+            stream = Stream(int(row["next"]), new_decoder())
+            stream.sequence = int(row["sequence"])
+            stream.end = None if row["end"] == _NO_END else int(row["end"])
+            stream.broken = row["aligned"] == _BROKEN
+            streams.open(int(row["connection"]), stream)
+        while pending:
+            connection, length, offset = _PIECE.unpack_from(pending)
+            piece = pending[_PIECE.size : _PIECE.size + length]
+            pending = pending[_PIECE.size + length :]
+            stream = streams._streams[connection]
+            data = stream.push(offset, piece)
+            if stream.decoder:
+                stream.decoder.feed(data)
+            else:
+                stream.carry += data
+        for connection, stream in streams._streams.items():
+            streams.checkin(connection, stream)
+        return streams
+
+    def pending(self) -> bytes:
+        """The bytes of unfinished messages, for `restore`."""
+        pieces = []
+        for connection, stream in self._unaligned.items():
+            for offset, piece in stream.pieces():
+                pieces.append(_PIECE.pack(connection, len(piece), offset) + piece)
+        return b"".join(pieces)
+
+    def give_up_pending(self) -> None:
+        """From here on a restored reader misses a part of these messages: mark their streams so."""
+        for connection in self._unaligned:
+            self.table["aligned"][self._row(connection)] = _BROKEN
 
     def __len__(self) -> int:
         return self.count
@@ -98,26 +157,39 @@ class Streams:
             self.table = np.concatenate([self.table, np.zeros(self.count, OPEN_STREAM)])
         row = self._row(connection)
         self.table[row + 1 : self.count + 1] = self.table[row : self.count].copy()
-        self.table[row] = (connection, 1, stream.next)
-        self.count += 1
         self._streams[connection] = stream
+        self.count += 1
+        self.table[row]["connection"] = connection
+        self.checkin(connection, stream)
 
     def checkout(self, connection: int) -> Stream | None:
         """The stream of a connection, up to date; None if it is not open."""
         stream = self._streams.get(connection)
-        if stream is not None and (row := self.table[self._row(connection)])["aligned"]:
-            stream.next = int(row["next"])
+        if stream is not None and connection not in self._unaligned:
+            stream.next = int(self.table["next"][self._row(connection)])
         return stream
 
     def checkin(self, connection: int, stream: Stream) -> None:
         """Write a stream's new state into the table."""
         # Where the end is known, reaching it has to be noticed, which ring.c does not.
-        aligned = not stream.carry and not stream.has_early and stream.end is None
-        self.table[self._row(connection)] = (connection, aligned, stream.next)
+        held = len(stream.held)
+        aligned = not held and not stream.has_early and stream.end is None and not stream.broken
+        if aligned:
+            self._unaligned.pop(connection, None)
+        else:
+            self._unaligned[connection] = stream
+        self.table[self._row(connection)] = (
+            connection,
+            _BROKEN if stream.broken else aligned,
+            stream.next - held,
+            stream.sequence,
+            _NO_END if stream.end is None else stream.end,
+        )
 
     def close(self, connection: int) -> None:
         """Forget a connection."""
         del self._streams[connection]
+        self._unaligned.pop(connection, None)
         row = self._row(connection)
         self.table[row : self.count - 1] = self.table[row + 1 : self.count].copy()
         self.count -= 1

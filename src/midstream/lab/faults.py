@@ -33,7 +33,7 @@ LEG = np.dtype([(name, "<u8") for name in ("key", "seed", *PROBABILITIES, *TIMES
 """struct leg of ebpf/impair.bpf.c."""
 
 _PROGRAM = "midstream_impair"
-_TC_HANDLE, _TC_PRIORITY = 0x6D73, 0x6D73  # "ms", as the loader's
+_TC_HANDLE, _TC_PRIORITY = 0x6D73, 0x6D73  # "ms"
 _UNIT = 1 << 32  # of probabilities
 _MILLISECOND = 1_000_000  # nanoseconds
 

@@ -1,7 +1,8 @@
 """What the hardworker's program does with a frame, and why.
 
 The program also knows the state of every connection, which a single frame does not show: `judge` speaks of a
-frame in its place on an open connection. `_obstacles` goes through a frame in the program's order.
+frame in its place on an open connection, and of a program that verifies checksums, as it does unless config.toml
+says otherwise. `_obstacles` goes through a frame in the program's order.
 """
 
 from collections.abc import Iterator
@@ -82,9 +83,12 @@ def find_leg(frame: bytes, topology: Topology) -> Leg | None:
 
 
 def _findings(frame: bytes, topology: Topology) -> Iterator[_Finding]:
-    if find_leg(frame, topology) not in _ELSEWHERE:
-        yield from _obstacles(frame, topology)
-    yield from _wrong_checksums(frame)
+    if find_leg(frame, topology) in _ELSEWHERE:
+        yield from map(_told, _wrong_checksums(frame))
+        return
+    yield from _obstacles(frame, topology)
+    finding = _drop if _is_verified(frame) else _told
+    yield from map(finding, _wrong_checksums(frame))
 
 
 def _obstacles(frame: bytes, topology: Topology) -> Iterator[_Finding]:
@@ -164,19 +168,30 @@ def _stranger(ethernet: Ethernet, ip: IPv4, topology: Topology) -> Iterator[_Fin
         )
 
 
-def _wrong_checksums(frame: bytes) -> Iterator[_Finding]:
-    """Updated incrementally, a wrong checksum stays wrong: the frame is relayed, the logger refuses it."""
+def _is_verified(frame: bytes) -> bool:
+    """Does the frame change what is held? Only then does a wrong checksum stop it.
+
+    Any other is relayed: updated incrementally, a wrong checksum stays wrong, and the logger refuses it.
+    """
+    with suppress(ConfigError):
+        packet = Packet.parse(_untagged(frame))
+        flags = packet.tcp.flags
+        return Flags.RST not in flags and bool(packet.payload or flags & (Flags.SYN | Flags.FIN))
+    return False
+
+
+def _wrong_checksums(frame: bytes) -> Iterator[str]:
     frame = _untagged(frame)
     with suppress(ConfigError):
         if Ethernet.parse(frame).ethertype != Ethernet.IPV4:
             return
         ip = IPv4.parse(frame[Ethernet.LENGTH :])
         if not ip.is_intact:
-            yield _told(f"IP checksum is 0x{ip.checksum:04x}, should be 0x{ip.computed_checksum():04x}")
+            yield f"IP checksum is 0x{ip.checksum:04x}, should be 0x{ip.computed_checksum():04x}"
         packet = Packet.parse(frame)
         if not packet.tcp.is_intact(ip, packet.payload):
             right = packet.tcp.computed_checksum(ip, packet.payload)
-            yield _told(f"TCP checksum is 0x{packet.tcp.checksum:04x}, should be 0x{right:04x}")
+            yield f"TCP checksum is 0x{packet.tcp.checksum:04x}, should be 0x{right:04x}"
 
 
 def _effect(packet: Packet) -> str:
