@@ -35,9 +35,9 @@ CLOSE_TIMEOUT = 10.0  # seconds the peer has to take the rest and to close its s
 POLL = 0.1  # seconds between two looks at `stop` while waiting
 CHUNK = 65536  # bytes read at a time
 
-# While an application is paused and its ring full, TCP tries again at doubling intervals (RFC 6298, section
-# 5.5): when the application goes on, an unmodified sensor may wait as long again as the pause took. This one
-# never waits longer than the kernel's smallest maximum (ip-sysctl: tcp_rto_max_ms).
+# While an application is paused and its ring is full, TCP tries again at doubling intervals (RFC 6298,
+# section 5.5), so an unmodified sensor may wait after the pause for as long as it took. This one never waits
+# longer than the smallest maximum that the kernel admits (ip-sysctl: tcp_rto_max_ms).
 _TCP_RTO_MAX_MS = 44  # linux/tcp.h
 _RTO_MAX = 1000  # milliseconds
 
@@ -187,7 +187,7 @@ class Sensor:
             # Before connect: the SYN must bear the mark, or the hardworker does not see the connection open.
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(OSError):  # a kernel before 6.15 does not know it; then the back-off goes to 2 min
+            with suppress(OSError):  # unknown to kernels before 6.15: the maximum is then 120 s
                 sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, _RTO_MAX)
             if self._source_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

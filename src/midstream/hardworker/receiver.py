@@ -84,6 +84,7 @@ class Hardworker:
         self._committed = True
         self._latest: dict[str, Message] = {}
         self._stop = -1
+        self._stop_poll, self._poll = select.poll(), select.poll()
         self._stopped = False
 
     def __enter__(self) -> Self:
@@ -97,6 +98,9 @@ class Hardworker:
         except BaseException:
             os.close(self._stop)
             raise
+        self._stop_poll.register(self._stop, select.POLLIN)
+        self._poll.register(self._stop, select.POLLIN)
+        self._poll.register(self._source.fileno(), select.POLLIN)
         if snapshot := self._source.restore():
             self._streams = Streams.restore(snapshot.table, snapshot.pending, self._decoder)
         return self
@@ -131,16 +135,15 @@ class Hardworker:
         is being iterated over, or until a large message is whole.
         """
         source = self._opened_source()
-        if self._rest is not None:
-            return False
+        if self._rest is not None or self._committed:
+            return self._committed
         pending = self._streams.pending()
-        crowded = source.fill > _CROWDED
-        if len(pending) <= CHEAP or crowded:
+        if len(pending) <= CHEAP or source.fill > _CROWDED:
             self._committed = source.commit(self._streams, pending)
-            if not self._committed and crowded:
-                # More is unfinished than can be remembered, and the ring must not stay full.
-                self._streams.give_up_pending()
-                self._committed = source.commit(self._streams, b"")
+        if not self._committed and source.fill > _CROWDED:
+            # More is unfinished than can be remembered, and the ring must not stay full.
+            self._streams.give_up_pending()
+            self._committed = source.commit(self._streams, b"")
         return self._committed
 
     def read(self) -> np.ndarray:
@@ -240,18 +243,15 @@ class Hardworker:
         source = self._opened_source()
         if self._autocommit:
             self.commit()
-        poll = select.poll()
-        poll.register(self._stop, select.POLLIN)
         if self._period:
             left = self._period - time.monotonic() % self._period
             late = timeout is not None and timeout < left
-            stopped = poll.poll(min(left, left if timeout is None else timeout) * 1000)
+            stopped = self._stop_poll.poll(min(left, left if timeout is None else timeout) * 1000)
             return not stopped and not late
         if not self._committed:
-            poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
+            self._stop_poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
             return not self._stopped
-        poll.register(source.fileno(), select.POLLIN)
-        ready = dict(poll.poll(None if timeout is None else timeout * 1000))
+        ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
         return source.fileno() in ready and self._stop not in ready
 
     @property
