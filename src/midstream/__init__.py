@@ -1,5 +1,8 @@
 """midstream: sensor data with the guarantees of TCP, on a control computer that runs no TCP."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from midstream.errors import (
     CompileError,
     ConfigError,
@@ -10,9 +13,11 @@ from midstream.errors import (
     NetworkError,
     StoreError,
 )
-from midstream.hardworker import Hardworker, Message
-from midstream.logger import Logger
-from midstream.sensor import Sensor
+
+if TYPE_CHECKING:
+    from midstream.hardworker import Hardworker, Message
+    from midstream.logger import Logger
+    from midstream.sensor import Sensor
 
 __all__ = [
     "CompileError",
@@ -28,3 +33,19 @@ __all__ = [
     "Sensor",
     "StoreError",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_PROGRAMS = {"Hardworker": "hardworker", "Message": "hardworker", "Logger": "logger", "Sensor": "sensor"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a program when it is first used: a hardworker has no use for a logger's database library."""
+    if name not in _PROGRAMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"midstream.{_PROGRAMS[name]}"), name)
+    globals()[name] = value
+    return value

@@ -45,11 +45,11 @@ def tree() -> dict[str, type[BaseException]]:
 
 
 def test_the_package_offers_these_names_and_no_others() -> None:
-    assert midstream.__all__ == NAMES
-    public = {name for name, value in vars(midstream).items() if not name.startswith("_")}
-    modules = {name for name in public if f"midstream.{name}" in sys.modules}
-    assert public - modules == set(NAMES)
+    assert midstream.__all__ == dir(midstream) == NAMES
+    assert all(getattr(midstream, name) for name in NAMES)
     assert midstream.__doc__
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = midstream.nothing
 
 
 def test_the_hardworker_package_offers_these_names() -> None:

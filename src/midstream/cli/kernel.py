@@ -1,4 +1,4 @@
-"""midstream compile, attach, detach, status: the eBPF programs of this host."""
+"""midstream attach, detach, status: the eBPF programs of this host."""
 
 import json
 from dataclasses import asdict
@@ -12,9 +12,17 @@ from rich.table import Table
 
 from midstream import config as configuration
 from midstream import network
-from midstream.cli.options import DEFAULT_CONFIG, Config, Json, say, show, until_signalled
+from midstream.cli.options import (
+    DEFAULT_CONFIG,
+    Config,
+    Json,
+    find_role,
+    say,
+    show,
+    until_signalled,
+)
 from midstream.config import Role
-from midstream.ebpf import compiler, handover, loader
+from midstream.ebpf import handover, loader
 from midstream.ebpf.pins import default_folder
 from midstream.ebpf.pins import stamp as pins_stamp
 from midstream.ebpf.records import OUTCOMES
@@ -28,23 +36,6 @@ RoleArgument = Annotated[
 Pins = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Pin there instead of below config.toml's network.pins.")
 ]
-
-
-@app.command("compile")
-def compile_(
-    role: Annotated[str, typer.Argument(metavar="ROLE", help="sensor, hardworker or logger.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OBJ", help="Where the object goes.")],
-    const: Annotated[Path, typer.Option("--const", metavar="FILE", help="The topology.")] = Path(
-        "const.toml"
-    ),
-) -> None:
-    """Compile a host's eBPF program from const.toml; needs no root, and no Linux."""
-    compiled = compiler.compile_program(_role(role), network.load(const))
-    try:
-        output.write_bytes(compiled.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({error.strerror}); name another file") from error
-    say(f"{output}: {output.stat().st_size} bytes")
 
 
 @app.command()
@@ -64,7 +55,7 @@ def attach(
     """Compile, load, pin and attach this host's program; what is attached already stays."""
     config = configuration.load(path)
     topology = network.load(config.const_path)
-    chosen = _role(role or config.role or "")
+    chosen = find_role(role or config.role or "")
     settings = config.hardworker
     if serve and (chosen != "hardworker" or not settings.socket):
         raise ConfigError(
@@ -97,7 +88,7 @@ def attach(
 def detach(role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = None) -> None:
     """Detach this host's program and remove its pins; nothing is left behind."""
     config = configuration.load(path)
-    chosen = _role(role or config.role or "")
+    chosen = find_role(role or config.role or "")
     folder = pins or default_folder(chosen, config)
     if loader.detach(chosen, folder):
         say(f"{folder}: detached and removed")
@@ -151,13 +142,3 @@ def _counters_table(counters: dict[str, dict[str, int]]) -> Table:
         if any(row[outcome] for row in counters.values()):
             table.add_row(outcome, *(str(row[outcome]) for row in counters.values()))
     return table
-
-
-def _role(name: str) -> Role:
-    roles: tuple[Role, ...] = get_args(Role)
-    for role in roles:
-        if role == name:
-            return role
-    raise ConfigError(
-        f"ROLE = {name!r}: must be sensor, hardworker or logger; name it, or set role in config.toml"
-    )

@@ -3,17 +3,35 @@
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+
+from midstream.config import Role
+from midstream.errors import ConfigError
 
 Config = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The user's file.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 DEFAULT_CONFIG = Path("config.toml")
+
+
+class Stop:
+    """Asked whether to stop: set by a signal, or by the clock after `timeout` seconds (0: never)."""
+
+    def __init__(self, timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout if timeout else float("inf")
+        self._signalled = False
+
+    def set(self) -> None:
+        self._signalled = True
+
+    def __call__(self) -> bool:
+        return self._signalled or time.monotonic() >= self._deadline
 
 
 @contextmanager
@@ -42,3 +60,14 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
     width = max(map(len, result), default=0)
     for name, value in result.items():
         print(f"{name.replace('_', ' '):{width}}  {value}")
+
+
+def find_role(name: str) -> Role:
+    """The role of that name. Raises ConfigError."""
+    roles: tuple[Role, ...] = get_args(Role)
+    for role in roles:
+        if role == name:
+            return role
+    raise ConfigError(
+        f"ROLE = {name!r}: must be sensor, hardworker or logger; name it, or set role in config.toml"
+    )

@@ -1,8 +1,7 @@
-"""midstream sensor, hardworker, logger: the three programs."""
+"""midstream sensor."""
 
 import select
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,28 +12,11 @@ import typer
 
 from midstream import config as configuration
 from midstream import network
-from midstream.cli.options import DEFAULT_CONFIG, Config, Json, say, show, until_signalled
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import ConfigError
-from midstream.hardworker import Hardworker
-from midstream.hardworker.recording import Recording
-from midstream.logger import Logger
 from midstream.sensor import Sensor, file_messages, numbered_messages
 
 app = typer.Typer()
-
-
-class _Stop:
-    """Set by a signal, or by the clock."""
-
-    def __init__(self, timeout: float) -> None:
-        self._deadline = time.monotonic() + timeout if timeout else float("inf")
-        self._signalled = False
-
-    def set(self) -> None:
-        self._signalled = True
-
-    def __call__(self) -> bool:
-        return self._signalled or time.monotonic() >= self._deadline
 
 
 @app.command()
@@ -58,7 +40,7 @@ def sensor(
         raise ConfigError("--wait and --input -: both read standard input, use one of them")
     config = configuration.load(path)
     data = config.data
-    stop = _Stop(config.timeout)
+    stop = Stop(config.timeout)
     with until_signalled(stop.set), _opened(input_path) as stream:
         messages: Iterable[bytes]
         size = config.message_size(network.load(config.const_path).size)
@@ -74,48 +56,7 @@ def sensor(
     show(asdict(summary), as_json)
 
 
-@app.command()
-def hardworker(
-    path: Config = DEFAULT_CONFIG,
-    record: Annotated[
-        Path | None, typer.Option(help="Write down what was received (hardworker.recording).")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the record of a process that was killed.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Receive the sensors' messages from the attached program, or with the user-mode handler."""
-    config = configuration.load(path)
-    receiver = Hardworker(config)
-    deadline = time.monotonic() + config.timeout if config.timeout else float("inf")
-    started, cpu = time.monotonic(), time.process_time()
-    with (
-        until_signalled(receiver.stop),
-        receiver,
-        Recording(record, receiver, resume=resume) if record else nullcontext() as recording,
-    ):
-        say(f"hardworker: receiving ({config.hardworker.receiver})")
-        while not receiver.stopped and (left := deadline - time.monotonic()) > 0:
-            receiver.wait(None if left == float("inf") else left)
-            _take(receiver, recording)
-        _take(receiver, recording)  # what arrived before the end
-        seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-    show({**asdict(receiver.totals), "seconds": seconds, "cpu_seconds": cpu}, as_json)
-
-
-@app.command()
-def logger(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Receive what the hardworker passes on and store it in the database."""
-    config = configuration.load(path)
-    stop = _Stop(config.timeout)
-    with until_signalled(stop.set), Logger(config) as server:
-        say("logger: listening")
-        summary = server.serve(stop)
-    show(asdict(summary), as_json)
-
-
-def _wait_for_line(stop: _Stop) -> None:
+def _wait_for_line(stop: Stop) -> None:
     """Return on a line or a stop. The end of the input is a stop: whoever would give the line is gone."""
     poll = select.poll()
     poll.register(sys.stdin, select.POLLIN)
@@ -124,16 +65,6 @@ def _wait_for_line(stop: _Stop) -> None:
             if not sys.stdin.buffer.readline():
                 stop.set()
             return
-
-
-def _take(receiver: Hardworker, recording: Recording | None) -> None:
-    if recording:
-        recording.take()
-    elif receiver.config.data.framing == "fixed":
-        receiver.read()
-    else:
-        for _ in receiver.messages():
-            pass
 
 
 def _opened(path: Path | None) -> BinaryIO | nullcontext[BinaryIO | None]:

@@ -1,0 +1,83 @@
+"""The command line as a whole: what starts without what, and how errors end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONST = """\
+[mac]
+sensor = "02:00:00:00:00:0b"
+hardworker = "02:00:00:00:00:02"
+logger = "02:00:00:00:00:03"
+[ip]
+sensor = "10.83.0.11"
+hardworker = "10.83.0.2"
+logger = "10.83.0.3"
+[data]
+mtu = 1500
+size = 1024
+"""
+
+# What only Linux has, or what compiling has no use for.
+ABSENT = ["fcntl", "grp", "resource", "termios", "pyroute2", "sqlalchemy", "midstream.ebpf.libbpf"]
+
+
+def run(*arguments: str, before: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = f"import sys\n{before}\nsys.argv[1:] = {list(arguments)!r}\nfrom midstream.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd, timeout=60
+    )
+
+
+@pytest.mark.parametrize("role", ["sensor", "hardworker", "logger"])
+def test_compiling_needs_nothing_of_linux(tmp_path: Path, role: str) -> None:
+    (tmp_path / "const.toml").write_text(CONST)
+    absent = f"sys.modules.update(dict.fromkeys({ABSENT!r}))"
+    ended = run("compile", role, "--output", f"{role}.o", before=absent, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert (tmp_path / f"{role}.o").read_bytes().startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["compile", "nobody", "-o", "x.o"], 2, "midstream: ROLE = 'nobody'"),
+        (["compile", "sensor", "-o", "x.o"], 2, "midstream: const.toml: no such file"),
+        (["compile", "sensor"], 2, "output"),
+        (["status"], 2, "midstream: config.toml: no such file"),
+        (["sensor"], 2, "midstream: config.toml: no such file"),
+        (["hardworker", "--config", "no.toml"], 2, "midstream: no.toml: no such file"),
+        (["demo", "--impair", "drop=2"], 2, "midstream: drop = 2.0: expected a probability from 0 to 1"),
+        (["nothing"], 2, "No such command"),
+        ([], 2, ""),
+    ],
+)
+def test_mistakes_end_without_a_traceback(tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+    ended = run(*arguments, cwd=tmp_path)
+    assert ended.returncode == code
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_names_every_command() -> None:
+    ended = run("--help")
+    assert ended.returncode == 0
+    for command in (
+        "demo",
+        "lab",
+        "sensor",
+        "hardworker",
+        "logger",
+        "compile",
+        "attach",
+        "detach",
+        "status",
+        "packet",
+    ):
+        assert f"│ {command} " in ended.stdout
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("midstream 0.")
