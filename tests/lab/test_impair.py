@@ -23,7 +23,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 from typer.testing import CliRunner
 
 from midstream import network, packet
-from midstream.cli import app
+from midstream.cli.lab import app
 from midstream.errors import ConfigError
 from midstream.lab import (
     ImpairedLeg,
@@ -442,7 +442,7 @@ def gro_of_ports() -> dict[str, bool]:
 
 
 def midstream(*arguments: str) -> Shown:
-    result = CliRunner().invoke(app, ["lab", *arguments])
+    result = CliRunner().invoke(app, arguments)
     return Shown(result.stdout, result.stderr, result.exception)
 
 

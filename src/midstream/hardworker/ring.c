@@ -6,7 +6,6 @@
  * for that, and looking at a whole batch at once comes for free.
  */
 #include <stdint.h>
-#include <string.h>
 
 #define BUSY (1u << 31)	   /* reserved, not yet submitted */
 #define DISCARDED (1u << 30)
@@ -138,8 +137,8 @@ void midstream_commit(const struct ring *ring, uint64_t position, uint8_t *journ
 	copy->position = position;
 	copy->count = count;
 	copy->pending = length;
-	memcpy(copy->table, table, count * sizeof(*table));
-	memcpy(copy->table + count, pending, length);
+	__builtin_memcpy(copy->table, table, count * sizeof(*table));
+	__builtin_memcpy(copy->table + count, pending, length);
 	__atomic_store_n((uint64_t *)journal, generation + 1, __ATOMIC_RELEASE);
 	__atomic_store_n(ring->consumer, position, __ATOMIC_RELEASE);
 }
