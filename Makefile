@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm check format clean
+.PHONY: help setup demo test test-slow test-vm check format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -29,9 +29,13 @@ $(INSTALLED): pyproject.toml
 demo: setup ## three hosts on this machine, from sensor to database (as root)
 	$(BIN)/midstream demo $(ARGS)
 
-test: setup ## every test but test-vm's (as root; otherwise those that need no root)
+test: setup ## the tests (as root; otherwise those that need no root)
 	@tools/packages.sh test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup ## the long ones: a million packets, ten thousand connections, fifty kills
+	@tools/packages.sh test
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-vm: setup ## the eBPF programs on Linux 6.1, the oldest kernel supported
 	@tools/packages.sh vm
