@@ -35,6 +35,7 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MAX_RING = 2**31  # the kernel takes a ring's size as a power of two in 32 bits
 MAX_MESSAGE = 2**20  # a fixed-size message
 MAX_FRAME = 2**29  # a length-prefixed message or a line: SQLite stores at most 10^9 bytes in a row
+MAX_SOCKET = 107  # bytes of a Unix socket's path (unix(7))
 MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger than this
 
 
@@ -77,6 +78,14 @@ def _interface(value: str) -> str:
 def _mode(value: str) -> str:
     if not re.fullmatch(r"0?[0-7]{3}", value):
         raise ValueError("not three octal digits")
+    return value
+
+
+def _socket(value: str) -> str:
+    if value and not re.fullmatch(r"(/[^/\x00]+)+", value):
+        raise ValueError("not an absolute path of a file")
+    if len(value.encode()) > MAX_SOCKET:
+        raise ValueError(f"longer than {MAX_SOCKET} bytes, the most that Linux takes")
     return value
 
 
@@ -146,7 +155,7 @@ class HardworkerSection(Section):
     period: float = Field(
         default=0.0, ge=0, description="a number of seconds, 0 or more (0: wait for data instead of a clock)"
     )
-    socket: str = Field(
+    socket: Annotated[str, AfterValidator(_socket)] = Field(
         default="",
         description='an absolute path of a Unix socket, or "" for an application that may open the pins',
     )

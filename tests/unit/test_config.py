@@ -161,6 +161,15 @@ def test_ring_sizes_refused(tmp_path: Path, value: str) -> None:
         ("hardworker", "connections", "0", "from 1 to 1048576"),
         ("hardworker", "connections", "1048577", "from 1 to 1048576"),
         ("hardworker", "period", "-1", "0 or more"),
+        ("hardworker", "socket", '"ring.sock"', "an absolute path"),
+        ("hardworker", "socket", '"/run/midstream/"', "an absolute path"),
+        ("hardworker", "socket", '"/run//ring.sock"', "an absolute path"),
+        ("hardworker", "socket", f'"/{54 * "é"}"', "longer than 107 bytes"),
+        ("hardworker", "socket_group", "0", "a group of this host"),
+        ("hardworker", "socket_mode", "660", "octal digits"),
+        ("hardworker", "socket_mode", '"0668"', "three octal digits"),
+        ("hardworker", "socket_mode", '"66"', "three octal digits"),
+        ("hardworker", "socket_mode", '"4660"', "three octal digits"),
         ("logger", "database", '"midstream.db"', "an SQLAlchemy URL"),
         ("logger", "database", '"sqlite://midstream.db"', "three slashes"),
         ("logger", "database", '"sqlite:///file:midstream.db"', "without file:"),
@@ -175,6 +184,14 @@ def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowe
     assert allowed in text
     assert "correct it, or leave it out" in text
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", ["", "/ring", "/run/midstream/ring.sock", f"/{'x' * 106}"])
+@pytest.mark.parametrize("mode", ["0660", "660", "0000", "777"])
+def test_sockets_and_modes(tmp_path: Path, path: str, mode: str) -> None:
+    text = f'[hardworker]\nsocket = "{path}"\nsocket_group = "wheel"\nsocket_mode = "{mode}"'
+    hardworker = read(tmp_path, text).hardworker
+    assert (hardworker.socket, hardworker.socket_group, hardworker.socket_mode) == (path, "wheel", mode)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -3,17 +3,19 @@
 Opening a pin needs privileges, and so may every bpf(2) call; mapping a ring by its descriptor needs none. So
 a privileged process, `midstream attach --serve`, listens on a Unix socket whose owner and mode decide who may
 have the ring, and passes the descriptors. One reader has the ring at a time: two would take each other's
-messages. It has it as long as its connection to the socket, and so at most as long as it lives.
+messages. What keeps others away is a lock on the folder of the pins, and the lock goes with the descriptors:
+the reader has it as long as it lives, whatever becomes of the process that served it.
 """
 
+import errno
 import fcntl
 import grp
 import json
 import os
-import selectors
+import select
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,44 +24,52 @@ from midstream.ebpf import libbpf, pins
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
-_ANSWER = 4096  # bytes, more than any answer has
+_PATIENCE = 5.0  # seconds that an application waits for the server's answer
+_ANSWER = 1 << 16  # bytes, more than any answer has
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Descriptors of the ring and of its journal, the ring's bytes, and what keeps others away while open."""
+    """Descriptors of the ring, of its journal, and of the lock that keeps others away; the ring's bytes."""
 
     ring: int
     journal: int
+    lock: int
     size: int
-    lease: int | socket.socket
 
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
-        os.close(self.ring)
-        os.close(self.journal)
-        if isinstance(self.lease, socket.socket):
-            self.lease.close()
-        else:
-            os.close(self.lease)
+        for descriptor in (self.ring, self.journal, self.lock):
+            os.close(descriptor)
 
 
 def open_pinned(folder: Path, stamp: bytes) -> Ring:
     """The ring pinned in folder. Raises KernelError: no rights, other pins than expected, another reader."""
-    pins.verify(folder, stamp)
-    lease = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ring = pins.open_map(folder, "ring")
-        journal = pins.open_map(folder, "journal")
-        return Ring(ring, journal, libbpf.map_info(ring).max_entries, lease)
-    except BaseException as error:
-        os.close(lease)
-        if isinstance(error, BlockingIOError):
-            raise KernelError(
-                f"{folder}: another application reads this ring already; end it first, for two would take "
-                "each other's messages"
-            ) from error
+        pins.verify(folder, stamp)
+        with ExitStack() as undo:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            undo.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ring = pins.open_map(folder, "ring")
+            undo.callback(os.close, ring)
+            journal = pins.open_map(folder, "journal")
+            undo.callback(os.close, journal)
+            size = libbpf.map_info(ring).max_entries
+            undo.pop_all()
+            return Ring(ring, journal, lock, size)
+    except BlockingIOError as error:
+        raise KernelError(
+            f"{folder}: another application reads this ring already; end it first, for two would take "
+            "each other's messages"
+        ) from error
+    except OSError as error:
+        raise KernelError(
+            f"{folder}: cannot be opened ({error.strerror}){_advice(error.errno)}", errno=error.errno or 0
+        ) from error
+    except KernelError as error:
+        if advice := _advice(error.errno):
+            raise KernelError(f"{error}{advice}", errno=error.errno) from error
         raise
 
 
@@ -68,22 +78,27 @@ def request(path: Path, stamp: bytes) -> Ring:
 
     Raises KernelError: nobody serves, no permission, other pins than expected, another reader.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        connection.connect(os.fspath(path))
-        message, descriptors, _, _ = socket.recv_fds(connection, _ANSWER, 2)
-    except OSError as error:
-        connection.close()
-        advice = {
-            PermissionError: "its owner and mode decide who may have the ring: hardworker.socket_group "
-            "and hardworker.socket_mode in config.toml",
-            FileNotFoundError: "start `midstream attach hardworker --serve` as root",
-            ConnectionRefusedError: "start `midstream attach hardworker --serve` as root",
-        }.get(type(error), "is `midstream attach hardworker --serve` running?")
-        raise KernelError(f"{path}: the ring cannot be had there ({error.strerror}); {advice}") from error
-    answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(os.fspath(path))
+            message, descriptors, _, _ = socket.recv_fds(connection, _ANSWER, 3)
+        except OSError as error:
+            advice = {
+                PermissionError: "its owner and mode decide who may have the ring: hardworker.socket_group "
+                "and hardworker.socket_mode in config.toml",
+                FileNotFoundError: "start `midstream attach hardworker --serve` as root",
+                ConnectionRefusedError: "start `midstream attach hardworker --serve` as root",
+            }.get(type(error), "is `midstream attach hardworker --serve` running?")
+            reason = error.strerror or error
+            raise KernelError(f"{path}: the ring cannot be had there ({reason}); {advice}") from error
+    for descriptor in descriptors:  # no program that the application executes shall hold the lock
+        os.set_inheritable(descriptor, False)
+    answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
-    if not fault and bytes.fromhex(answer["stamp"]) != stamp:
+    if not fault and len(descriptors) < 3:
+        fault = "this process has no room for three more descriptors; raise its limit (`ulimit -n`)"
+    elif not fault and bytes.fromhex(answer["stamp"]) != stamp:
         fault = (
             f"the attached program was made from other files (stamp {answer['stamp'][:12]}, this "
             f"config.toml and const.toml give {stamp.hex()[:12]}); use the same files as `midstream attach`"
@@ -91,10 +106,9 @@ def request(path: Path, stamp: bytes) -> Ring:
     if fault:
         for descriptor in descriptors:
             os.close(descriptor)
-        connection.close()
         raise KernelError(f"{path}: {fault}")
-    ring, journal = descriptors
-    return Ring(ring, journal, answer["size"], connection)
+    ring, journal, lock = descriptors
+    return Ring(ring, journal, lock, answer["size"])
 
 
 def serve(folder: Path, stamp: bytes, path: Path, *, mode: int, group: str, stop: Callable[[], bool]) -> None:
@@ -103,79 +117,86 @@ def serve(folder: Path, stamp: bytes, path: Path, *, mode: int, group: str, stop
     Raises ConfigError (no such group, the socket cannot be made) and KernelError (not our pins).
     """
     pins.verify(folder, stamp)
-    with _listen(path, mode, group) as listener, selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
-        reader: tuple[socket.socket, Ring] | None = None
-        try:
-            while not stop():
-                for key, _ in selector.select(_POLL):
-                    if key.fileobj is listener:
-                        connection, _ = listener.accept()
-                        with suppress(OSError):  # it may be gone already
-                            reader = _answer(connection, folder, stamp, reader)
-                        if reader and reader[0] is connection:
-                            selector.register(connection, selectors.EVENT_READ)
-                        else:
-                            connection.close()
-                    elif reader:  # an application says nothing: it has gone
-                        selector.unregister(reader[0])
-                        reader[0].close()
-                        reader[1].close()
-                        reader = None
-        finally:
-            if reader:
-                reader[0].close()
-                reader[1].close()
-            path.unlink(missing_ok=True)
+    with _listening(path, mode, group) as listener:
+        while not stop():
+            if select.select([listener], [], [], _POLL)[0]:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):  # it may be gone already
+                    _answer(connection, folder, stamp)
 
 
-def _answer(
-    connection: socket.socket, folder: Path, stamp: bytes, reader: tuple[socket.socket, Ring] | None
-) -> tuple[socket.socket, Ring] | None:
-    """Give a new connection the ring, or say why not. Returns who has the ring now."""
-    if reader is None:
-        try:
-            ring = open_pinned(folder, stamp)
-        except KernelError as error:
-            connection.send(json.dumps({"error": str(error)}).encode()[:_ANSWER])
-            return None
-        answer = json.dumps({"stamp": stamp.hex(), "size": ring.size}).encode()
-        try:
-            socket.send_fds(connection, [answer], [ring.ring, ring.journal])
-        except OSError:
-            ring.close()
-            raise
-        return connection, ring
-    connection.send(json.dumps({"error": "another application reads this ring already"}).encode())
-    return reader
+def _advice(code: int | None) -> str:
+    """What an application needs that may not open the pins."""
+    if code not in (errno.EPERM, errno.EACCES):
+        return ""
+    return (
+        "; an application without privileges needs hardworker.socket in config.toml, and "
+        "`midstream attach hardworker --serve`"
+    )
 
 
-def _listen(path: Path, mode: int, group: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _answer(connection: socket.socket, folder: Path, stamp: bytes) -> None:
+    """Give the application the ring, or say why not."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_socket():
-            path.unlink()  # of a server that was killed; one that lives has an open file, not a name
-        # Nobody may connect before owner and mode are as they shall be.
-        mask = os.umask(0o177)
+        ring = open_pinned(folder, stamp)
+    except KernelError as error:
+        connection.send(json.dumps({"error": str(error)}).encode())
+        return
+    try:
+        answer = json.dumps({"stamp": stamp.hex(), "size": ring.size}).encode()
+        socket.send_fds(connection, [answer], [ring.ring, ring.journal, ring.lock])
+    finally:
+        ring.close()  # the application, or the message on its way to it, has its own
+
+
+@contextmanager
+def _listening(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
+    """A socket that listens at path, whose name goes when it is closed."""
+    number = _group(group)
+    with ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         try:
-            listener.bind(os.fspath(path))
-        finally:
-            os.umask(mask)
-        if group:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        path.chmod(mode)
-        listener.listen()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(path)
+            # Nobody may connect before owner and mode are as they shall be.
+            mask = os.umask(0o177)
+            try:
+                listener.bind(os.fspath(path))
+            finally:
+                os.umask(mask)
+            undo.callback(path.unlink, missing_ok=True)
+            os.chown(path, -1, number)
+            path.chmod(mode)
+            listener.listen()
+        except OSError as error:
+            raise ConfigError(
+                f'hardworker.socket = "{path}": no socket can be made there ({error.strerror}); '
+                "name another path in config.toml"
+            ) from error
+        yield listener
+
+
+def _group(name: str) -> int:
+    """A group's number; -1, as chown takes it, for none."""
+    try:
+        return grp.getgrnam(name).gr_gid if name else -1
     except KeyError as error:
-        listener.close()
         raise ConfigError(
-            f'hardworker.socket_group = "{group}": there is no such group on this host; '
+            f'hardworker.socket_group = "{name}": there is no such group on this host; '
             "make it (`groupadd`), or name another in config.toml"
         ) from error
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"hardworker.socket = {str(path)!r}: no socket can be made there ({error.strerror}); "
-            "name another path in config.toml"
-        ) from error
-    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket that a killed server left. Raises ConfigError if a server lives there."""
+    if not path.is_socket():
+        return
+    # A socket of another type cannot connect, and so does not disturb a server that lives.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        if probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED:
+            path.unlink()
+            return
+    raise ConfigError(
+        f'hardworker.socket = "{path}": another process serves there already; end it first, '
+        "or name another path in config.toml"
+    )

@@ -57,10 +57,15 @@ def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
 
 
 def read_stamp(folder: Path) -> bytes | None:
-    """The stamp of a folder's pins; None if there is none, because nothing or something else was pinned."""
+    """The stamp of a folder's pins; None if there is none, because nothing or something else was pinned.
+
+    Raises KernelError if this process may not look.
+    """
     try:
         fd = open_map(folder, "settings", value_size=records.SETTINGS.itemsize)
-    except KernelError:
+    except KernelError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise
         return None
     try:
         value = libbpf.lookup(fd, bytes(4), records.SETTINGS.itemsize)

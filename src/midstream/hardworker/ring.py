@@ -50,7 +50,9 @@ class Ring:
         self._library = _library()
         self._journal = memory
         self.snapshot = memory.load()
-        position = self.snapshot.position if self.snapshot else int(consumer[:8].view("<u8")[0])
+        given_back = consumer[:8].view("<u8")
+        position = self.snapshot.position if self.snapshot else int(given_back[0])
+        given_back[0] = position  # a reader killed in `commit` may have left this undone
         self._position = ctypes.c_uint64(position)
         self._committed = position
         self._end = position
