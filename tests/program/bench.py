@@ -45,16 +45,28 @@ CONNECTION = np.dtype(
         ("number", "<u4"),
         ("next", "<u8"),
         ("fin", "<u8"),
+        ("seen", "<u8"),
         ("first", "<u4"),
+        ("acknowledged", "<u4"),
+        ("timestamp", "<u4"),
+        ("other_first", "<u4"),
         ("sensor", "<u2"),
         ("mac", "V6"),
         ("early_ranges", "<u4"),
+        ("established", "<u4"),
         ("early", "<u8", (8, 2)),
         ("grown", "<u8", 2),
     ],
     align=True,
 )
 """struct connection."""
+
+SHARE = np.dtype([("older_end", "<u8"), ("younger", "<u8"), ("open", "<u4"), ("unused", "<u4")])
+"""struct share."""
+
+SETTINGS = records.settings(
+    bytes(32), wakeup=True, check=True, ring_quota=records.NO_QUOTA, open_quota=records.NO_QUOTA
+)
 
 
 class Bench:
@@ -66,11 +78,24 @@ class Bench:
         *,
         ring_size: int = 1 << 20,
         connections: int = 1 << 16,
-        wakeup: int = 0,
+        wakeup: bool = True,
+        check: bool = True,
+        ring_quota: int = records.NO_QUOTA,
+        open_quota: int = records.NO_QUOTA,
     ) -> None:
         self.topology = topology
+        self.connections = connections
         self.program = load(
-            "hardworker", topology, max_entries={"ring": ring_size, "connections": connections}, wakeup=wakeup
+            "hardworker",
+            topology,
+            max_entries={
+                "ring": ring_size,
+                "connections": connections,
+                "journal": records.journal_size(connections, ring_size) // 8,
+            },
+            settings=records.settings(
+                bytes(32), wakeup=wakeup, check=check, ring_quota=ring_quota, open_quota=open_quota
+            ),
         )
         self.ring = Ring(self.program.map_fd("ring"))
         self._fd = self.program.program_fd("midstream_hardworker")
@@ -139,6 +164,27 @@ class Bench:
     def set_connection(self, sensor: int, port: int, state: np.void) -> None:
         libbpf.update(self.program.map_fd("connections"), self._key(sensor, port), state.tobytes())
 
+    def share(self, sensor: int) -> np.void:
+        """What a sensor holds of what all share."""
+        value = libbpf.lookup(self.program.map_fd("shares"), sensor.to_bytes(4, "little"), SHARE.itemsize)
+        assert value is not None
+        found: np.void = np.frombuffer(value, SHARE)[0]
+        return found
+
+    def open_connections(self) -> int:
+        """How many connections are in the table."""
+        return sum(1 for _ in libbpf.keys(self.program.map_fd("connections"), 8))
+
+    def clear(self) -> None:
+        """Forget everything, whatever a test has left behind: connections, ring, journal, shares."""
+        connections = self.program.map_fd("connections")
+        for key in list(libbpf.keys(connections, 8)):
+            libbpf.delete(connections, key)
+        self.ring.take()
+        libbpf.update(self.program.map_fd("journal"), bytes(4), bytes(8))
+        for sensor in range(len(self.topology.sensors)):
+            libbpf.update(self.program.map_fd("shares"), sensor.to_bytes(4, "little"), bytes(SHARE.itemsize))
+
     def _key(self, sensor: int, port: int) -> bytes:
         return self.topology.sensors[sensor].ip.packed + port.to_bytes(2) + bytes(2)
 
@@ -167,11 +213,33 @@ class Sensor:
         syn = self.frame(Flags.SYN, -1)
         self.expect(syn, "opened", self.record(0, b"", records.OPEN))
         if base:
-            state = self.bench.connection(self.sensor, self.port)
-            assert state is not None
-            state["next"] = base
-            self.bench.set_connection(self.sensor, self.port, state)
+            self.change(next=base)
             self.base = base
+
+    @property
+    def state(self) -> np.void:
+        """What the program knows of the connection."""
+        state = self.bench.connection(self.sensor, self.port)
+        assert state is not None
+        return state
+
+    def change(self, **fields: int) -> None:
+        """Put other values into what the program knows."""
+        state = self.state
+        for name, value in fields.items():
+            state[name] = value
+        self.bench.set_connection(self.sensor, self.port, state)
+
+    def store(self, position: int, payload: bytes, **fields: Any) -> None:
+        """Send data that must be stored."""
+        frame = self.frame(Flags.ACK, position, payload, **fields)
+        self.expect(frame, "stored", self.record(position, payload))
+
+    def refused(self, frame: bytes, outcome: str) -> None:
+        """Send a frame that must change nothing."""
+        before = self.state
+        self.expect(frame, outcome)
+        assert self.state == before
 
     def record(self, position: int, payload: bytes, flags: int = 0) -> Record:
         return Record(self.base + position, payload, flags, self.sensor, self.port, self.number)
@@ -181,15 +249,18 @@ class Sensor:
 
 
 def load(
-    name: str, topology: Topology, *, max_entries: dict[str, int] | None = None, wakeup: int = 0
+    name: str,
+    topology: Topology,
+    *,
+    max_entries: dict[str, int] | None = None,
+    settings: bytes = SETTINGS,
 ) -> libbpf.Object:
     """Compile and load a program as the loader does, but pin and attach nothing."""
     program = libbpf.Object(compiler.compile_program(name, topology))
     try:
         for map_name, entries in (max_entries or {}).items():
             program.set_max_entries(map_name, entries)
-        settings = np.array((wakeup, bytes(32)), records.SETTINGS)
-        program.set_initial_value(".rodata.settings", settings.tobytes())
+        program.set_initial_value(".rodata.settings", settings)
         program.load()
     except BaseException:
         program.close()

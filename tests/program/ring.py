@@ -40,11 +40,22 @@ class Ring:
         self._consumer.close()
         self._producer.close()
 
-    def take(self) -> list[Record]:
-        """All that was stored, in its order, and the room it took released."""
-        position, end = self._position(self._consumer), self._position(self._producer)
-        found = []
-        while position < end:
+    @property
+    def produced(self) -> int:
+        """The position at which the next record will be reserved."""
+        return self._position(self._producer)
+
+    def take(self, most: int | None = None) -> list[Record]:
+        """What was stored, all of it or at most so many records, in its order; its room is given back."""
+        found, position = self.peek(self._position(self._consumer), most)
+        self._consumer[:8] = struct.pack("<Q", position)
+        return found
+
+    def peek(self, position: int, most: int | None = None) -> tuple[list[Record], int]:
+        """What was stored from a position on, and where that ends; nothing is given back."""
+        end = self.produced
+        found: list[Record] = []
+        while position < end and (most is None or len(found) < most):
             start = mmap.PAGESIZE + position % self.size
             head = struct.unpack_from("<I", self._producer, start)[0]
             assert not head & BUSY, "a record was reserved, and neither submitted nor discarded"
@@ -52,8 +63,7 @@ class Ring:
             if not head & DISCARDED:
                 found.append(_parse(self._producer[start + HEAD : start + HEAD + length]))
             position += HEAD + (length + 7) // 8 * 8
-        self._consumer[:8] = struct.pack("<Q", position)
-        return found
+        return found, position
 
     @staticmethod
     def _position(page: mmap.mmap) -> int:

@@ -5,9 +5,8 @@ from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-import numpy as np
 import pytest
-from tests.program.bench import CONNECTION, TOPOLOGY, load
+from tests.program.bench import CONNECTION, SHARE, TOPOLOGY, load
 
 from midstream.ebpf import compiler, libbpf, records, selftest
 from midstream.errors import KernelError
@@ -55,7 +54,16 @@ def test_the_verifier_accepts_the_small_ones(topology: Topology) -> None:
         (
             "hardworker",
             ["midstream_hardworker"],
-            {"ring", "connections", "finished", "counters", "last_number", ".rodata.settings"},
+            {
+                "ring",
+                "connections",
+                "finished",
+                "journal",
+                "counters",
+                "shares",
+                "last_number",
+                ".rodata.settings",
+            },
         ),
         (
             "logger",
@@ -73,20 +81,24 @@ def test_what_the_loader_finds(name: str, programs: list[str], maps: set[str]) -
 
 def test_the_hardworkers_maps() -> None:
     with closing(load("hardworker", TOPOLOGY, max_entries={"ring": 1 << 16, "connections": 10})) as program:
-        info = {name: libbpf.map_info(program.map_fd(name)) for name in ("ring", "connections", "counters")}
+        info = {
+            name: libbpf.map_info(program.map_fd(name))
+            for name in ("ring", "connections", "counters", "shares")
+        }
     assert info["ring"].max_entries == 1 << 16
     assert (info["connections"].max_entries, info["connections"].value_size) == (10, CONNECTION.itemsize)
     assert info["counters"].max_entries == len(TOPOLOGY.sensors) + 1
     assert info["counters"].value_size == 8 * len(records.OUTCOMES)
+    assert (info["shares"].max_entries, info["shares"].value_size) == (len(TOPOLOGY.sensors), SHARE.itemsize)
 
 
 def test_settings_are_constant() -> None:
     """Written before the program is loaded; afterwards they bear witness to what it was made from."""
-    settings = np.array((records.NO_WAKEUP, bytes(range(32))), records.SETTINGS)
+    settings = records.settings(bytes(range(32)), wakeup=False, check=True, ring_quota=1 << 20, open_quota=7)
     with closing(libbpf.Object(compiler.compile_program("hardworker", TOPOLOGY))) as program:
-        program.set_initial_value(".rodata.settings", settings.tobytes())
+        program.set_initial_value(".rodata.settings", settings)
         program.load()
         fd = program.map_fd(".rodata.settings")
-        assert libbpf.lookup(fd, bytes(4), records.SETTINGS.itemsize) == settings.tobytes()
+        assert libbpf.lookup(fd, bytes(4), records.SETTINGS.itemsize) == settings
         with pytest.raises(KernelError):
             libbpf.update(fd, bytes(4), bytes(records.SETTINGS.itemsize))

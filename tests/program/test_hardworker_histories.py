@@ -31,8 +31,9 @@ class Segment:
 
 @dataclass
 class Model:
-    """What is held of a stream. take() tells the outcome, and which bytes of the segment are stored."""
+    """What is held of a stream. take() tells the outcome: "stored" and "early" go to the ring, whole."""
 
+    before: int  # so many bytes were held when the history began
     held: dict[int, int] = field(default_factory=dict)
     end: int | None = None  # of the stream, where it is known
 
@@ -44,32 +45,32 @@ class Model:
     def finished(self) -> bool:
         return self.end == self.next
 
-    def take(self, start: int, payload: bytes, fin: bool) -> tuple[str, int, bytes]:
+    def take(self, start: int, payload: bytes, fin: bool) -> str:
         end, first_missing = start + len(payload), self.next
         if self.finished:
-            return ("beyond_fin" if payload and end > first_missing else "known"), 0, b""
+            return "beyond_fin" if payload and end > first_missing else "known"
         if self._contradicts(end, fin):
-            return "beyond_fin", 0, b""
+            return "beyond_fin"
         tells_end = fin and self.end is None
         if end <= first_missing and not tells_end:
-            return "known", 0, b""
-        if end - first_missing > WINDOW:
-            return "too_early", 0, b""
+            return "known"
+        if end - first_missing > WINDOW or start < -self.before:
+            return "too_early"
 
         new_start = max(start, first_missing)
         new = payload[new_start - start :]
         if all(position in self.held for position in range(new_start, end)):
             if not tells_end:
-                return "known", 0, b""
+                return "known"
             self.end = end
-            return ("stored" if end == first_missing else "early"), end, b""
+            return "stored" if end == first_missing else "early"
         held = dict(zip(range(new_start, end), new, strict=True)) | self.held  # the first write wins
         if new_start > first_missing and self._ranges(held, first_missing) > RANGES:
-            return "too_early", 0, b""
+            return "too_early"
         self.held = held
         if tells_end:
             self.end = end
-        return ("stored" if new_start == first_missing else "early"), new_start, new
+        return "stored" if new_start == first_missing else "early"
 
     def _contradicts(self, end: int, fin: bool) -> bool:
         if self.end is not None:
@@ -117,12 +118,12 @@ def test_holds_what_the_model_holds(
     bench = session_bench
     sensor = Sensor(bench, isn=isn)
     sensor.open(base)
-    model = Model()
+    model = Model(base)
     before = bench.counters()
     expected: dict[str, int] = {}
     delivered: dict[int, int] = {}
 
-    for frame, (outcome, start, payload), fin in played(sensor, model, history):
+    for frame, outcome, record in played(sensor, model, history):
         verdict, output = bench.run(frame)
         expected[outcome] = expected.get(outcome, 0) + 1
         dropped = outcome in records.DROPPED
@@ -131,7 +132,7 @@ def test_holds_what_the_model_holds(
 
         stored = bench.ring.take()
         if outcome in ("stored", "early"):
-            assert stored == [sensor.record(start, payload, records.FIN if fin else 0)]
+            assert stored == [record]
         else:
             assert not stored, outcome
         deliver(stored, base, delivered)
@@ -145,20 +146,21 @@ def test_holds_what_the_model_holds(
         assert state["early_ranges"] == model._ranges(model.held, model.next) == sum(state["early"][:, 1] > 0)
 
 
-def played(
-    sensor: Sensor, model: Model, history: list[Segment]
-) -> Iterator[tuple[bytes, tuple[str, int, bytes], bool]]:
-    """Each packet, what the model makes of it, and whether it ends the stream."""
+def played(sensor: Sensor, model: Model, history: list[Segment]) -> Iterator[tuple[bytes, str, Record]]:
+    """Each packet, what the model makes of it, and its record if it is stored."""
     for version, segment in enumerate(history):
         if not segment.length and not segment.fin:
             continue  # a bare acknowledgement
         payload = bytes((position * 7 + version * 101) % 256 for position in range(segment.length))
         flags = Flags.ACK | (Flags.FIN if segment.fin else Flags.PSH)
         frame = sensor.frame(flags, segment.start, payload)
-        yield frame, model.take(segment.start, payload, segment.fin), segment.fin
+        record = sensor.record(segment.start, payload, records.FIN if segment.fin else 0)
+        yield frame, model.take(segment.start, payload, segment.fin), record
 
 
 def deliver(stored: list[Record], base: int, delivered: dict[int, int]) -> None:
+    """As a reader does: what it has already, it takes from no other record."""
     for record in stored:
         for position, value in enumerate(record.payload, start=record.offset - base):
-            delivered.setdefault(position, value)
+            if position >= 0:
+                delivered.setdefault(position, value)

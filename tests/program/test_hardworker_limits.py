@@ -14,6 +14,7 @@ import pytest
 from tests.program.bench import TOPOLOGY, UNMARKED, Bench, Sensor
 from tests.program.ring import HEAD, Record
 
+from midstream import packet
 from midstream.ebpf import libbpf, records
 from midstream.network import MAX_SENSORS, Host
 from midstream.packet import Flags
@@ -110,13 +111,25 @@ def test_ring_goes_round(small: Bench) -> None:
 
 
 def test_what_is_not_stored_takes_no_room_for_long(small: Bench) -> None:
-    """A duplicate reserves a record and discards it: the reader passes over it."""
+    """A duplicate of early data, and data with a wrong checksum, reserve a record and discard it: the reader
+    passes over it."""
     sensor = Sensor(small)
     sensor.open()
-    sensor.expect(sensor.frame(ACK, 0, b"once"), "stored", sensor.record(0, b"once"))
+    sensor.expect(sensor.frame(ACK, 8, b"once"), "early", sensor.record(8, b"once"))
     for _ in range(1000):
-        sensor.expect(sensor.frame(ACK, 0, b"once"), "known")
-    sensor.expect(sensor.frame(ACK, 4, b"twice"), "stored", sensor.record(4, b"twice"))
+        sensor.expect(sensor.frame(ACK, 8, b"once"), "known")
+        sensor.expect(packet.corrupt(sensor.frame(ACK, 0, b"bad"), "tcp"), "bad_checksum")
+    sensor.expect(sensor.frame(ACK, 0, b"in front"), "stored", sensor.record(0, b"in front"))
+
+
+def test_what_was_held_before_takes_no_room(small: Bench) -> None:
+    """Data in order that comes again is known without a record, so a full ring does not stop it."""
+    sensor = Sensor(small)
+    sensor.open()
+    stored = fill(small, sensor)
+    for _ in range(1000):
+        small.expect_outcome(sensor.frame(ACK, 0, stored[0].payload), "known")
+    assert small.ring.take() == stored
 
 
 def test_full_table(small: Bench) -> None:
@@ -164,9 +177,8 @@ def test_sizes(mtu: int, size: int) -> None:
             (record,) = sensor.expect(
                 sensor.frame(ACK, position, payload), "stored", sensor.record(position, payload)
             )
-            rooms = [room for room in (64, 512, most) if room >= length]
-            # Rounded up to the 8 bytes of the ring's grain.
-            assert record.room == (size if length == size else rooms[0])
+            rooms = [room for room in (64, 512, blocks(most)) if room >= length]
+            assert record.room == (blocks(size) if length == size else rooms[0])
             position += length
         sensor.expect(sensor.frame(ACK, position, bytes(most + 1)), "oversized")
         for length in (most, 1):
@@ -177,12 +189,17 @@ def test_sizes(mtu: int, size: int) -> None:
 
 
 def test_the_last_byte_of_the_longest_segment(bench: Bench) -> None:
-    """Of the longest segment just one byte is new: copied from its very end."""
+    """Of the longest segment just one byte is new: it is stored whole, for the reader to cut."""
     sensor = Sensor(bench)
     sensor.open()
     payload = random.Random(0).randbytes(1461)
     sensor.expect(sensor.frame(ACK, 0, payload[:1460]), "stored", sensor.record(0, payload[:1460]))
-    sensor.expect(sensor.frame(ACK, 1, payload[1:]), "stored", sensor.record(1460, payload[1460:]))
+    sensor.expect(sensor.frame(ACK, 1, payload[1:]), "stored", sensor.record(1, payload[1:]))
+
+
+def blocks(length: int) -> int:
+    """The room that a record of a class of lengths has: whole blocks."""
+    return -(-length // 64) * 64
 
 
 def test_most_sensors() -> None:
@@ -213,16 +230,17 @@ def test_most_sensors() -> None:
         assert bench.run(syn)[0] == 3
 
 
-@pytest.mark.parametrize("wakeup", [0, records.NO_WAKEUP])
-def test_wakeup(wakeup: int) -> None:
+@pytest.mark.parametrize("wakeup", [True, False])
+def test_wakeup(wakeup: bool) -> None:
     """Who waits is woken by each record, a discarded one too; who reads at a period of his own by none."""
     with closing(Bench(wakeup=wakeup)) as bench, select.epoll() as waiting:
         sensor = Sensor(bench)
         frames: list[tuple[bytes, str]] = [
             (sensor.frame(SYN, -1), "opened"),
             (sensor.frame(ACK, 0, b"data"), "stored"),
-            (sensor.frame(ACK, 0, b"data"), "known"),
             (sensor.frame(ACK, 10, b"data"), "early"),
+            (sensor.frame(ACK, 10, b"data"), "known"),
+            (packet.corrupt(sensor.frame(ACK, 4, b"data"), "ip"), "bad_checksum"),
             (sensor.frame(ACK, 1 << 21, b"data"), "too_early"),
             (sensor.frame(RST, 4), "reset"),
         ]
@@ -230,8 +248,8 @@ def test_wakeup(wakeup: int) -> None:
         waiting.register(fd, select.EPOLLIN | select.EPOLLET)
         for frame, outcome in frames:
             bench.expect_outcome(frame, outcome)
-            woken = waiting.poll(0.05 if wakeup else 5)
-            assert woken == ([] if wakeup else [(fd, select.EPOLLIN)]), outcome
+            woken = waiting.poll(5 if wakeup else 0.05)
+            assert woken == ([(fd, select.EPOLLIN)] if wakeup else []), outcome
             bench.ring.take()
 
 

@@ -87,6 +87,26 @@ def test_the_whole_counters_are_read(sources: Path) -> None:
         compile_assertions(sources, *layout("struct counters", COUNTERS))
 
 
+def test_settings_in_bytes() -> None:
+    stamp = bytes(range(32))
+    raw = records.settings(stamp, wakeup=False, check=True, ring_quota=5, open_quota=records.NO_QUOTA)
+    value = np.frombuffer(raw, records.SETTINGS)[0]
+    assert value["wakeup"] == records.NO_WAKEUP
+    assert (value["check"], value["ring_quota"], value["open_quota"]) == (1, 5, 2**32 - 1)
+    assert value["stamp"].tobytes() == stamp
+    raw = records.settings(stamp, wakeup=True, check=False, ring_quota=5, open_quota=7)
+    assert raw[: -len(stamp)] == bytes(8) + (5).to_bytes(8, "little") + (7).to_bytes(4, "little") + bytes(4)
+
+
+@pytest.mark.parametrize(("connections", "pending"), [(1, 1), (3, 4096), (4096, 4 << 20)])
+def test_a_journal_holds_two_copies(connections: int, pending: int) -> None:
+    copy = records.journal_copy_size(connections, pending)
+    assert copy >= records.JOURNAL_HEAD + connections * records.JOURNAL_ROW + pending
+    size = records.journal_size(connections, pending)
+    assert size == records.JOURNAL_GENERATION + 2 * copy
+    assert size % 8 == copy % 8 == 0
+
+
 def test_each_outcome_has_one_verdict() -> None:
     assert len(set(records.OUTCOMES)) == len(records.OUTCOMES)
     assert set(records.OUTCOMES) == {*records.FORWARDED, *records.PASSED, *records.DROPPED}

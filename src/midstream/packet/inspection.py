@@ -1,8 +1,8 @@
 """What the hardworker's program does with a frame, and why.
 
 The program also knows the state of every connection, which a single frame does not show: `judge` speaks of a
-frame in its place on an open connection, and of a program that verifies checksums, as it does unless config.toml
-says otherwise. `_obstacles` goes through a frame in the program's order.
+frame in its place on an open connection, and of a program that verifies checksums, as it does unless
+config.toml says otherwise. `_obstacles` goes through a frame in the program's order.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,195 @@
+"""The reference: what an honest stream delivers, in plain Python, and an application to compare it with.
+
+A `Stream` is one connection whose bytes are known beforehand. Whatever frames a test sends, of the sensor or
+of somebody else, it watches three things: what the program put into the ring, what left for the logger, and
+what the application was given. Nothing here knows how the program decides.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.program.bench import XDP_TX, Bench, Sensor
+from tests.program.ring import Record
+
+from midstream import network
+from midstream.ebpf import records
+from midstream.errors import ConfigError
+from midstream.hardworker import Hardworker
+from midstream.hardworker.journal import Snapshot
+from midstream.hardworker.ring import Ring
+from midstream.hardworker.source import Segment
+from midstream.hardworker.streams import Streams
+from midstream.packet import Flags, Packet
+
+
+@dataclass
+class Stream:
+    """The honest bytes of a connection, and what has become of them. Offsets count from 0."""
+
+    sensor: Sensor
+    data: bytes
+    ack: int  # the acknowledgement number of what the sensor sends
+    held: dict[int, int] = field(default_factory=dict)  # offset: the byte that was stored first
+    passed: set[int] = field(default_factory=set)  # offsets that left for the logger, intact
+    next: int = 0  # everything before it is held
+    sent: int = 0  # as far as the sensor has sent for the first time
+    ended: bool = False  # its end has been stored
+    open: bool = True
+
+    @property
+    def number(self) -> int:
+        return self.sensor.number
+
+    def frame(
+        self, flags: Flags, start: int, payload: bytes = b"", *, ack: int | None = None, **fields: Any
+    ) -> bytes:
+        return self.sensor.frame(flags, start, payload, ack=self.ack if ack is None else ack, **fields)
+
+    def segment(self, start: int, length: int, **fields: Any) -> bytes:
+        """Some of its bytes, as the sensor sends them."""
+        return self.frame(Flags.ACK, start, self.data[start : start + length], **fields)
+
+    def store(self, record: Record) -> None:
+        """A record of this connection has come into the ring. What is new of it must be honest."""
+        for offset, value in enumerate(record.payload, start=record.offset):
+            if offset not in self.held:
+                assert value == self.data[offset], f"byte {offset} of connection {self.number} is not its own"
+                self.held[offset] = value
+        while self.next in self.held:
+            self.next += 1
+        if record.flags & records.FIN:
+            assert record.offset + len(record.payload) == len(self.data)
+            self.ended = True
+        if record.flags & records.RESET or (self.ended and self.next == len(self.data)):
+            self.open = False
+
+    def leave(self, frame: bytes, intact: bool) -> None:
+        """A frame has left for the logger: every byte of it is held (invariant 1)."""
+        packet = Packet.parse(frame)
+        start = (packet.tcp.sequence - self.sensor.isn - 1 - self.next + 2**31) % 2**32 - 2**31 + self.next
+        for offset in range(start, start + len(packet.payload)):
+            assert offset < 0 or offset in self.held, f"byte {offset} was forwarded, and is not held"
+            if intact:
+                self.passed.add(offset)
+
+
+class Source:
+    """The ring and the journal of a loaded program, as PinnedRing maps them."""
+
+    def __init__(self, bench: Bench) -> None:
+        program = bench.program
+        self._fd = os.dup(program.map_fd("ring"))
+        self._ring = Ring.map(self._fd, program.map_fd("journal"), bench.ring.size, bench.connections)
+
+    def look(self) -> None:
+        self._ring.look()
+
+    def regular(self, size: int, streams: Streams) -> np.ndarray:
+        return self._ring.regular(size, streams)
+
+    def next(self) -> Segment | None:
+        return self._ring.next()
+
+    def restore(self) -> Snapshot | None:
+        return self._ring.snapshot
+
+    def commit(self, streams: Streams, pending: bytes) -> bool:
+        return self._ring.commit(streams, pending)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @property
+    def fill(self) -> float:
+        return self._ring.used / self._ring.size
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Application:
+    """A program that acts on messages, commits, and may be killed in between.
+
+    What it did after its last commit is undone by a kill, as in a database whose transaction is lost.
+    """
+
+    def __init__(self, bench: Bench, folder: Path) -> None:
+        self.committed: dict[int, list[bytes]] = {}
+        self._bench = bench
+        self._config = folder / "config.toml"
+        if not self._config.exists():
+            network.write(folder / "const.toml", bench.topology, written_by="a test")
+            self._config.write_text('[network]\npins = "/sys/fs/bpf/midstream-test"\n')
+        self._start()
+
+    def _start(self) -> None:
+        self._acted = {number: list(messages) for number, messages in self.committed.items()}
+        self.hardworker = Hardworker(self._config, source=Source(self._bench), autocommit=False)
+        self.hardworker.__enter__()
+
+    def read(self) -> None:
+        """Act on all that has arrived."""
+        for message in self.hardworker.messages():
+            messages = self._acted.setdefault(message.connection, [])
+            assert message.sequence == len(messages), "a message is missing, or comes twice"
+            messages.append(message.payload)
+
+    def commit(self) -> None:
+        if self.hardworker.commit():
+            self.committed = {number: list(messages) for number, messages in self._acted.items()}
+
+    def kill(self) -> None:
+        """And start anew."""
+        self.hardworker.close()
+        self._start()
+
+    def received(self, number: int) -> bytes:
+        """What it got of a connection."""
+        return b"".join(self._acted.get(number, []))
+
+    def close(self) -> None:
+        self.hardworker.close()
+
+
+class Wire:
+    """Brings frames to the program, and compares what happens to every stream.
+
+    strangers: others open connections too, and what becomes of those does not matter.
+    """
+
+    def __init__(self, bench: Bench, *, strangers: bool = False) -> None:
+        self.bench = bench
+        self._strangers = strangers
+        self.streams: dict[int, Stream] = {}
+        self._seen = bench.ring.produced
+
+    def add(self, stream: Stream) -> None:
+        self.streams[stream.number] = stream
+
+    def send(self, frame: bytes, stream: Stream | None = None) -> int:
+        """The verdict. stream: the one that the frame belongs to."""
+        verdict, output = self.bench.run(frame)
+        self._look()
+        if verdict == XDP_TX and stream is not None:
+            stream.leave(frame, is_intact(output))
+        return verdict
+
+    def _look(self) -> None:
+        found, self._seen = self.bench.ring.peek(self._seen)
+        for record in found:
+            if record.connection in self.streams:
+                self.streams[record.connection].store(record)
+            else:
+                assert self._strangers or record.flags == records.OPEN, "a record of no stream"
+
+
+def is_intact(frame: bytes) -> bool:
+    """Does the logger accept it?"""
+    try:
+        packet = Packet.parse(frame)
+    except ConfigError:
+        return False
+    return packet.ip.is_intact and packet.tcp.is_intact(packet.ip, packet.payload)
