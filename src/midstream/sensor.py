@@ -9,6 +9,7 @@ import hashlib
 import select
 import socket
 import struct
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,11 +36,8 @@ CLOSE_TIMEOUT = 10.0  # seconds the peer has to take the rest and to close its s
 POLL = 0.1  # seconds between two looks at `stop` while waiting
 CHUNK = 65536  # bytes read at a time
 
-# While an application is paused and its ring is full, TCP tries again at doubling intervals (RFC 6298,
-# section 5.5), so an unmodified sensor may wait after the pause for as long as it took. This one never waits
-# longer than the smallest maximum that the kernel admits (ip-sysctl: tcp_rto_max_ms).
-_TCP_RTO_MAX_MS = 44  # linux/tcp.h
-_RTO_MAX = 1000  # milliseconds
+_TCP_RTO_MAX_MS = 44  # linux/tcp.h, since 6.15
+_RTO_MAX = 1000  # milliseconds, the smallest that the kernel admits
 
 _HEADER = struct.Struct("<QQ")  # sequence and time at the start of a numbered message
 _RECORD = struct.Struct("<QQ16s")  # SENT_DTYPE
@@ -187,8 +185,8 @@ class Sensor:
             # Before connect: the SYN must bear the mark, or the hardworker does not see the connection open.
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(OSError):  # unknown to kernels before 6.15: the maximum is then 120 s
-                sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, _RTO_MAX)
+            if sys.platform == "linux":
+                _recover_promptly(sock)
             if self._source_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(("", self._source_port))
@@ -354,6 +352,19 @@ def _sleep_until(deadline: int, stop: Callable[[], bool]) -> bool:
         if stop():
             return False
     return True
+
+
+def _recover_promptly(sock: socket.socket) -> None:
+    """Let TCP come back soon after an application was paused and its ring full.
+
+    It tries again at doubling intervals (RFC 6298, section 5.5), so after a pause it may wait for as long
+    again: limit that, where the kernel can. And BBR takes the drops of a full ring for a policer, and keeps
+    for a while the rate that it saw then: leave it for Reno, which every kernel has and anyone may choose.
+    """
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, _RTO_MAX)
+    if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"bbr":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 def _ready(sock: socket.socket, event: int, seconds: float) -> bool:

@@ -58,7 +58,7 @@ def test_restored_at_the_sensors() -> None:
     assert (found["sent"], found["connections"]) == (300, 3)
 
 
-@pytest.mark.parametrize("size", [16, 4096])
+@pytest.mark.parametrize("size", [pytest.param(16, marks=pytest.mark.slow), 4096])
 def test_messages_smaller_and_larger_than_a_segment(size: int) -> None:
     found = demo("--messages", "5000", "--rate", "0", "--size", str(size))
     assert (found["delivered"], found["logged"]) == (5000, 5000)
@@ -71,6 +71,7 @@ def test_with_ordinary_sockets() -> None:
     assert found["hardworker_stack"]["sockets"] >= 3, "it listens, and has both ends of a relay"
 
 
+@pytest.mark.slow
 def test_a_database_of_ones_own_is_kept_and_may_hold_earlier_runs(tmp_path: Path) -> None:
     for _ in range(2):
         found = demo("--messages", "50", "--rate", "500", "--database", "sqlite:///own.db", cwd=tmp_path)
@@ -95,7 +96,7 @@ def test_a_lab_that_is_up_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_in_the_middle(number: signal.Signals) -> None:
     demonstration = start("--messages", "100000", "--rate", "500", "--sensors", "2", "--json")
     wait_until(sending)
@@ -107,7 +108,9 @@ def test_stopped_in_the_middle(number: signal.Signals) -> None:
     assert 0 < found["sent"] == found["delivered"] == found["logged"] < 200000
 
 
-@pytest.mark.parametrize("after", [0.0, 0.2, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "after", [0.0, 0.5, *(pytest.param(after, marks=pytest.mark.slow) for after in (0.2, 1.0, 2.0))]
+)
 def test_stopped_while_it_starts(after: float) -> None:
     demonstration = start("--messages", "100000", "--sensors", "2")
     assert demonstration.stderr
@@ -119,7 +122,7 @@ def test_stopped_while_it_starts(after: float) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("clean_up", ["down", "demo"])
+@pytest.mark.parametrize("clean_up", ["down", pytest.param("demo", marks=pytest.mark.slow)])
 def test_killed(clean_up: str) -> None:
     """Its programs end with it; the rest goes with the next `lab down` or demo."""
     demonstration = start("--messages", "100000", "--rate", "500", "--json")
@@ -135,7 +138,7 @@ def test_killed(clean_up: str) -> None:
         assert (done.returncode, done.stderr) == (0, "demo: the lab that was up is replaced\n")
 
 
-@pytest.mark.parametrize("role", ["hardworker", "logger", "sensor"])
+@pytest.mark.parametrize("role", ["hardworker", "logger", pytest.param("sensor", marks=pytest.mark.slow)])
 def test_a_program_that_dies_is_an_error(role: str) -> None:
     demonstration = start("--messages", "100000", "--rate", "500", "--json")
     wait_until(sending)

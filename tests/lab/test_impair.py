@@ -63,6 +63,9 @@ class Shown(NamedTuple):
     error: BaseException | None
 
 
+LINKS = ["sensor:logger", "logger:sensor", "sensor-logger", "sensor"]
+
+
 @pytest.fixture(autouse=True)
 def good_wires(lab: Lab) -> Iterator[None]:
     yield
@@ -95,6 +98,7 @@ def test_every_fault_comes_as_often_as_it_should(lab: Lab) -> None:
     assert abs(headers - len(wrong) / 2) < 5 * sqrt(len(wrong)) / 2
 
 
+@pytest.mark.slow
 def test_a_reordered_frame_comes_after_its_successors(lab: Lab) -> None:
     impair(lab, "sensor:hardworker", Impairment(reorder=0.05, hold=3, seed=2))
     sent, times, arrivals = transmit(lab, 5000, 1 / 2000)
@@ -116,6 +120,7 @@ def test_a_reordered_frame_comes_after_its_successors(lab: Lab) -> None:
     report("reordered", f"late by {summary(late)} ms, overtaken by {statistics.median(overtaken)} frames")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [1, 20])
 def test_delay(lab: Lab, delay: int) -> None:
     """Every frame takes that much longer; order and bytes stay."""
@@ -132,6 +137,7 @@ def test_delay(lab: Lab, delay: int) -> None:
     report(f"delay {delay} ms", f"{summary(after)} ms, without {summary(before)} ms")
 
 
+@pytest.mark.slow
 def test_the_same_seed_hits_the_same_frames(lab: Lab) -> None:
     """Lost, duplicate and corrupt ones, to the byte; another seed hits others."""
     runs = []
@@ -162,7 +168,7 @@ def test_nothing_else_is_hit(lab: Lab, ping: Callable[[str], bool]) -> None:
 # whole connections
 
 
-@pytest.mark.parametrize("link", ["all", "sensor:logger", "logger:sensor", "sensor-logger", "sensor"])
+@pytest.mark.parametrize("link", ["all", *(pytest.param(link, marks=pytest.mark.slow) for link in LINKS)])
 def test_tcp_survives_all_of_it(lab: Lab, link: str) -> None:
     data = random.Random(link).randbytes(4_000_000)
     impair(lab, link, ALL_OF_IT)
@@ -184,6 +190,7 @@ def test_tcp_survives_all_of_it(lab: Lab, link: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_tcp_survives_delay_and_much_of_it(lab: Lab) -> None:
     data = random.Random(0).randbytes(500_000)
     impair(
@@ -193,6 +200,7 @@ def test_tcp_survives_delay_and_much_of_it(lab: Lab) -> None:
     assert all(leg.overflowed == 0 for leg in impairments(lab))
 
 
+@pytest.mark.slow
 def test_what_the_hardworkers_program_transmits_is_hit(lab: Lab) -> None:
     """Frames sent by XDP_TX pass the switch as any others."""
     topology = network.load(lab.const)
@@ -249,6 +257,7 @@ def test_clear_leaves_nothing(lab: Lab) -> None:
     clear(lab, "sensor")
 
 
+@pytest.mark.slow
 def test_clear_sends_what_is_held(lab: Lab) -> None:
     impair(lab, "sensor:hardworker", Impairment(delay=10_000))
 

@@ -183,7 +183,9 @@ def test_whatever_lies_in_the_other_copy_is_not_looked_at(garbage: bytes, commit
     assert memory.state == expected
 
 
-@pytest.mark.parametrize("earlier", [0, 1, 2])
+@pytest.mark.parametrize(
+    "earlier", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_killed_between_any_two_instructions_of_a_commit(earlier: int) -> None:
     memory = Memory()
     ring = memory.reader()

@@ -153,6 +153,7 @@ class Table(RuleBasedStateMachine):
 
 
 TestTable = Table.TestCase
+TestTable.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
 def test_the_table_grows_beyond_its_first_rows() -> None:

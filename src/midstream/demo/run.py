@@ -253,8 +253,16 @@ def _watch(
             audience.stage("stopping the sensors")
             for sensor in running:
                 sensor.stop()
-        for program in (triangle.hardworker, triangle.logger, *triangle.sensors):
-            program.check()
+        for sensor in triangle.sensors:
+            try:
+                sensor.check()
+            except LabError:
+                # A sensor fails when another has gone: name what went first.
+                triangle.hardworker.check()
+                triangle.logger.check()
+                raise
+        triangle.hardworker.check()
+        triangle.logger.check()
         view = observer.look()
         audience.watch(view)
         if view.totals.messages > newest:
