@@ -253,16 +253,7 @@ def _watch(
             audience.stage("stopping the sensors")
             for sensor in running:
                 sensor.stop()
-        for sensor in triangle.sensors:
-            try:
-                sensor.check()
-            except LabError:
-                # A sensor fails when another has gone: name what went first.
-                triangle.hardworker.check()
-                triangle.logger.check()
-                raise
-        triangle.hardworker.check()
-        triangle.logger.check()
+        _check(triangle)
         view = observer.look()
         audience.watch(view)
         if view.totals.messages > newest:
@@ -273,6 +264,18 @@ def _watch(
                 f"{observer.counters() or 'see /proc/net/dev on the hosts'}"
             )
         time.sleep(POLL)
+    _check(triangle)
+
+
+def _check(triangle: _Triangle) -> None:
+    """Raise LabError if a program has failed."""
+    try:
+        for sensor in triangle.sensors:
+            sensor.check()
+    finally:
+        # A sensor fails when another has gone: what went first is what is raised.
+        triangle.hardworker.check()
+        triangle.logger.check()
 
 
 def _await_ready(programs: Sequence[Program], stop: Callable[[], bool]) -> None:
