@@ -23,13 +23,6 @@ from midstream.hardworker import Hardworker
 from midstream.lab import Lab, programs
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() != 0:
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason="the lab needs root"))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     if os.geteuid() != 0:
