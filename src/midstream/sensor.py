@@ -36,8 +36,9 @@ CLOSE_TIMEOUT = 10.0  # seconds the peer has to take the rest and to close its s
 POLL = 0.1  # seconds between two looks at `stop` while waiting
 CHUNK = 65536  # bytes read at a time
 
-_TCP_RTO_MAX_MS = 44  # linux/tcp.h, since 6.15
+_TCP_RTO_MAX_MS, _TCP_RTO_MIN_US = 44, 45  # linux/tcp.h, since 6.15
 _RTO_MAX = 1000  # milliseconds, the smallest that the kernel admits
+_RTO_MIN = 10_000  # microseconds, instead of 200 ms: many times a local network's round trip
 
 _HEADER = struct.Struct("<QQ")  # sequence and time at the start of a numbered message
 _RECORD = struct.Struct("<QQ16s")  # SENT_DTYPE
@@ -185,8 +186,7 @@ class Sensor:
             # Before connect: the SYN must bear the mark, or the hardworker does not see the connection open.
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if sys.platform == "linux":
-                _recover_promptly(sock)
+            recover_promptly(sock)
             if self._source_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(("", self._source_port))
@@ -308,6 +308,24 @@ def file_messages(stream: BinaryIO, kind: Framing, size: int, *, max_size: int =
     yield messages.unfinished
 
 
+def recover_promptly(sock: socket.socket) -> None:
+    """Let TCP come back soon after a loss, and after an application was paused and its ring full.
+
+    A sensor with one segment in flight has a congestion window of one segment after a loss. If its
+    retransmission is lost too, nothing follows that could show it, and all waits for the time-out. And that
+    doubles each time (RFC 6298, section 5.5), so after a pause TCP may wait for as long again. Bound both,
+    where the kernel can; it asks for no privileges. BBR takes the drops of a full ring for a policer, and
+    keeps for a while the rate that it saw then: leave it for Reno, which every kernel has.
+    """
+    if sys.platform != "linux":
+        return
+    for option, value in ((_TCP_RTO_MAX_MS, _RTO_MAX), (_TCP_RTO_MIN_US, _RTO_MIN)):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"bbr":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
 class _Record:
     """The file of SENT_DTYPE records."""
 
@@ -352,19 +370,6 @@ def _sleep_until(deadline: int, stop: Callable[[], bool]) -> bool:
         if stop():
             return False
     return True
-
-
-def _recover_promptly(sock: socket.socket) -> None:
-    """Let TCP come back soon after an application was paused and its ring full.
-
-    It tries again at doubling intervals (RFC 6298, section 5.5), so after a pause it may wait for as long
-    again: limit that, where the kernel can. And BBR takes the drops of a full ring for a policer, and keeps
-    for a while the rate that it saw then: leave it for Reno, which every kernel has and anyone may choose.
-    """
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, _RTO_MAX)
-    if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"bbr":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 def _ready(sock: socket.socket, event: int, seconds: float) -> bool:
