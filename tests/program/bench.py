@@ -36,7 +36,16 @@ TOPOLOGY = Topology(
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
 UNMARKED = ""
 """The outcome of a frame that is none of ours: it passes, and no counter moves."""
-NOBODY = ("stranger", "syn_data", "bad_flags", "bad_length", "oversized", "ip_options", "fragment")
+NOBODY = (
+    "stranger",
+    "forged",
+    "syn_data",
+    "bad_flags",
+    "bad_length",
+    "oversized",
+    "ip_options",
+    "fragment",
+)
 """What is counted where it cannot be told, or is not asked, which sensor sent it."""
 
 CONNECTION = np.dtype(
@@ -223,7 +232,7 @@ class Sensor:
         assert state is not None
         return state
 
-    def change(self, **fields: int) -> None:
+    def change(self, **fields: int | bytes) -> None:
         """Put other values into what the program knows."""
         state = self.state
         for name, value in fields.items():

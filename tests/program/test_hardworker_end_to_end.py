@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.program.bench import TOPOLOGY, XDP_DROP, XDP_PASS, XDP_TX, Bench, Sensor
+from tests.program.bench import TOPOLOGY, XDP_DROP, XDP_TX, Bench, Sensor
 from tests.program.reference import Application, Stream, Wire
 
 from midstream.packet import Flags
@@ -61,7 +61,7 @@ KINDS = {  # how often each comes
     "wrong_ack": 2,
     "old_time": 2,
     "far": 2,
-    "stranger": 1,
+    "forged": 1,
     "wrong_reset": 2,
     "wrong_syn": 1,
     "wrong_fin": 1,
@@ -211,9 +211,9 @@ class Run:
         start = stream.next + (away if step.start % 2 else -away)
         assert self.unnoticed(stream.frame(ACK, start, b"forged")) != XDP_TX
 
-    def stranger(self, stream: Stream, step: Step, _: int) -> None:
+    def forged(self, stream: Stream, step: Step, _: int) -> None:
         frame = stream.frame(ACK, stream.next, b"forged")
-        assert self.unnoticed(frame[:6] + step.extra.to_bytes(6) + frame[12:]) == XDP_PASS
+        assert self.unnoticed(frame[:6] + step.extra.to_bytes(6) + frame[12:]) == XDP_DROP
 
     def wrong_reset(self, stream: Stream, step: Step, _: int) -> None:
         self.unnoticed(stream.frame(RST, stream.next + 1 + step.extra))

@@ -178,9 +178,9 @@ REFUSED = {
     "from the lowest IP": (ip(source=IPv4Address("0.0.0.1")), "stranger"),
     "from the highest IP": (ip(source=IPv4Address("255.255.255.254")), "stranger"),
     "from the hardworker's own IP": (ip(source=TOPOLOGY.hardworker.ip), "stranger"),
-    "from no sensor's MAC": (ethernet(source=OTHER_MAC), "stranger"),
-    "from another sensor's MAC": (ethernet(source=TOPOLOGY.sensors[1].mac_bytes), "stranger"),
-    "from a MAC that differs in its last byte": (ethernet(source=bytes.fromhex("020000000020")), "stranger"),
+    "from no sensor's MAC": (ethernet(source=OTHER_MAC), "forged"),
+    "from another sensor's MAC": (ethernet(source=TOPOLOGY.sensors[1].mac_bytes), "forged"),
+    "from a MAC that differs in its last byte": (ethernet(source=bytes.fromhex("020000000020")), "forged"),
 }  # fmt: skip
 
 # What is stored all the same.
@@ -303,14 +303,22 @@ def test_syn_from_strangers(bench: Bench) -> None:
     """Nothing is opened, and no number is spent."""
     sensor, last = Sensor(bench), bench.last_number()
     syn = Packet.parse(sensor.frame(SYN, -1))
-    for change in (
-        ip(source=IPv4Address("10.83.0.12")),
-        ethernet(source=OTHER_MAC),
-        ethernet(source=TOPOLOGY.sensors[1].mac_bytes),
-    ):
-        sensor.expect(change(syn), "stranger")
+    sensor.expect(ip(source=IPv4Address("10.83.0.12"))(syn), "stranger")
+    for mac in (OTHER_MAC, TOPOLOGY.sensors[1].mac_bytes):
+        sensor.expect(ethernet(source=mac)(syn), "forged")
     assert bench.last_number() == last
     sensor.open()
+
+
+def test_a_connection_goes_on_with_another_network_card(bench: Bench) -> None:
+    """It began with the old one's MAC address; the program now knows the new one's."""
+    sensor = Sensor(bench)
+    sensor.open()
+    sensor.change(mac=OTHER_MAC)
+    sensor.store(0, b"old and new")
+    frame = sensor.frame(ACK, 11, b"the old one")
+    sensor.expect(ethernet(source=OTHER_MAC)(Packet.parse(frame)), "forged")
+    sensor.store(11, b"new")
 
 
 def test_two_sensors_with_the_same_port(bench: Bench) -> None:

@@ -256,9 +256,29 @@ def test_another_numbering_is_never_sent_on_unheld(sensor: Sensor, far: int) -> 
 def test_another_numbering_whose_acknowledgement_fits(sensor: Sensor, far: int) -> None:
     """By chance, or because nothing was acknowledged yet: what seems known may be the other connection's."""
     new = reopened(sensor, far)
-    for ack in (77, 78):
+    for ack in (76, 78):
         sensor.refused(new.frame(ACK, 0, b"new", ack=ack), "stale")
     sensor.store(4, b"more")
+
+
+@pytest.mark.parametrize("far", [-KNOWN_WINDOW + 10, -1000, -5])
+@pytest.mark.parametrize("silent", [0, 60 * SECOND])
+def test_a_guessed_syn_harms_nothing(sensor: Sensor, far: int, silent: int) -> None:
+    """Its number lies so that what the sensor sends could belong to it, but the sensor's numbers go on."""
+    reopened(sensor, far)
+    sensor.change(seen=ago(silent))
+    sensor.expect(sensor.frame(ACK, 0, b"data"), "known")
+    sensor.store(4, b"more")
+    assert sensor.state["other_first"] == 0
+
+
+def test_a_guessed_syn_and_an_old_timestamp(sensor: Sensor) -> None:
+    """A sensor that has started again counts its timestamps anew."""
+    sensor.store(4, b"now", tcp_options=timestamps(1000))
+    new = reopened(sensor, -1000)
+    sensor.change(seen=ago(60 * SECOND))
+    data = new.frame(ACK, 1000, b"data", tcp_options=timestamps(999))
+    sensor.expect(data, "replaced", sensor.record(7, b"", records.RESET))
 
 
 @pytest.mark.parametrize("far", FARS)

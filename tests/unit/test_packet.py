@@ -339,7 +339,7 @@ VERDICTS: dict[str, tuple[bytes, str, str]] = {
     "other port": (packet.craft(TOPOLOGY, port=80), "pass", "destination port is 80"),
     "later fragment": (_ip(fragment_offset=100), "pass", "offset 800"),
     "stranger's IP": (_ip(source=IPv4Address("10.83.0.99")), "pass", "no sensor's"),
-    "another sensor's MAC": (_ip(source=TOPOLOGY.sensors[1].ip), "pass", "source MAC"),
+    "another sensor's MAC": (_ip(source=TOPOLOGY.sensors[1].ip), "drop", "source MAC"),
     "other destination MAC": (STRANGER_MAC + _request().pack()[6:], "pass", "destination MAC"),
     "first fragment": (_ip(more_fragments=True), "drop", "first fragment"),
     "IP options": (packet.craft(TOPOLOGY, ip_options=b"\x01" * 4), "drop", "IP options (4 bytes)"),

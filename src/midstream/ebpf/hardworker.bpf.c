@@ -245,10 +245,23 @@ static __always_inline bool acknowledges_nonsense(const struct packet *p, const 
 	return c->established && (ahead > ACKNOWLEDGED_WINDOW || ahead < -ACKNOWLEDGED_WINDOW);
 }
 
-/* Could this be data of the connection that a later SYN asked for? */
+/* Its numbers are what the sensor would send next, or again, on this connection. The logger says
+ * nothing while a sensor sends, so what is acknowledged stays the same.
+ */
+static __always_inline bool fits(const struct packet *p, const struct connection *c)
+{
+	__s32 ahead = p->sequence - (c->first + (__u32)c->next);
+
+	return c->established && p->acknowledgement == c->acknowledged && ahead <= EARLY_WINDOW &&
+	       ahead >= -KNOWN_WINDOW && !is_stale(p, c);
+}
+
+/* Could this be data of the connection that a later SYN asked for, and not of this one? The SYN may
+ * be a stranger's, whose number lies right by chance; what the two ends said before, he cannot know.
+ */
 static __always_inline bool belongs_to_other(const struct packet *p, const struct connection *c)
 {
-	return c->other_first && p->sequence - c->other_first < KNOWN_WINDOW;
+	return c->other_first && p->sequence - c->other_first < KNOWN_WINDOW && !fits(p, c);
 }
 
 /* Data, the end of the stream, or both. Messages of const.toml's size fit their record exactly. */
@@ -330,12 +343,34 @@ static __always_inline int acknowledge(struct xdp_md *ctx, struct packet *p, str
 	return forward(p->headers);
 }
 
+/* Somebody else with a sensor's IP address. The stack must not see it: its reset would bear the
+ * right numbers, if these are right, and end the sensor's connection.
+ */
+static __always_inline int refuse_forged(void)
+{
+	COUNT(NO_SENSOR, forged);
+	return XDP_DROP;
+}
+
+/* The connection goes on where a sensor has another network card, and const.toml names it. */
+static __always_inline bool is_from_sensor(const struct packet *p, struct connection *c)
+{
+	const __u8 *mac = p->headers->eth.h_source;
+	const struct sensor *sensor;
+
+	if (same_mac(mac, c->mac))
+		return true;
+	sensor = find_sensor(p->key.ip);
+	if (!sensor || !same_mac(mac, sensor->mac))
+		return false;
+	__builtin_memcpy(c->mac, mac, ETH_ALEN);
+	return true;
+}
+
 static __always_inline int on_open_connection(struct xdp_md *ctx, struct packet *p, struct connection *c)
 {
-	if (!same_mac(p->headers->eth.h_source, c->mac)) {
-		COUNT(NO_SENSOR, stranger);
-		return XDP_PASS;
-	}
+	if (!is_from_sensor(p, c))
+		return refuse_forged();
 	if (p->flags & TCP_SYN) {
 		if (!verified(ctx, p, 0)) {
 			COUNT(c->sensor, bad_checksum);
@@ -415,14 +450,16 @@ static __always_inline int on_finished_connection(const struct packet *p, const 
 
 static __always_inline int on_unknown_connection(struct xdp_md *ctx, struct packet *p)
 {
-	const struct sensor *sensor = find_sensor(p->headers->ip.saddr);
+	const struct sensor *sensor = find_sensor(p->key.ip);
 	struct finished *done;
 	__u32 number;
 
-	if (!sensor || !same_mac(p->headers->eth.h_source, sensor->mac)) {
+	if (!sensor) {
 		COUNT(NO_SENSOR, stranger);
 		return XDP_PASS;
 	}
+	if (!same_mac(p->headers->eth.h_source, sensor->mac))
+		return refuse_forged();
 	number = sensor->number;
 	if (p->flags & TCP_SYN)
 		return open(ctx, p, sensor);

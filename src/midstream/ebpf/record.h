@@ -36,7 +36,7 @@ struct counters {
 	__u64 reset_ignored; /* RST not in sequence: the logger challenges it (RFC 5961) */
 	__u64 syn_ignored;   /* SYN upon an open connection: the logger challenges it (RFC 5961) */
 	/* left to the hardworker's own stack */
-	__u64 stranger;	     /* not from the IP and MAC address of a sensor */
+	__u64 stranger;	     /* not from the IP address of a sensor */
 	__u64 no_connection; /* data of a connection that was never opened: the stack resets it */
 	__u64 replaced;	     /* data upon a later SYN, the connection long silent: the stack resets it */
 	/* dropped; an honest sensor sends it again */
@@ -49,6 +49,7 @@ struct counters {
 	__u64 bad_ack;	    /* data that acknowledges what the sensor was never sent (RFC 5961) */
 	__u64 stale;	    /* data of another time: by its timestamp (RFC 7323, PAWS) or far behind the stream */
 	__u64 quota_full;   /* the sensor has its share of the ring, or of the connections */
+	__u64 forged;	    /* a sensor's IP address, and not its MAC address */
 	__u64 syn_data;	    /* SYN with data (TCP Fast Open) */
 	__u64 bad_flags;    /* SYN with FIN, RST or ACK */
 	__u64 bad_length;   /* the header's lengths contradict each other or the frame */

@@ -39,6 +39,7 @@ DROPPED = (
     "bad_ack",
     "stale",
     "quota_full",
+    "forged",
     "syn_data",
     "bad_flags",
     "bad_length",

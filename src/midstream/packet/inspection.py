@@ -163,7 +163,7 @@ def _stranger(ethernet: Ethernet, ip: IPv4, topology: Topology) -> Iterator[_Fin
     if sensor is None:
         yield _pass(f"source IP {ip.source} is no sensor's")
     elif ethernet.source != sensor.mac_bytes:
-        yield _pass(
+        yield _drop(
             f"source MAC is {ethernet.source.hex(':')}, the MAC of sensor {sensor.ip} is {sensor.mac}"
         )
 
