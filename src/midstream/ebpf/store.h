@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Stored before forwarded: a segment goes into the ring, and only then on to the logger. */
+#ifndef MIDSTREAM_STORE_H
+#define MIDSTREAM_STORE_H
+
+#include "checksum.h"
+#include "connection.h"
+#include "lifecycle.h"
+#include "marked.h"
+#include "outcome.h"
+#include "reserve.h"
+
+/* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
+#define BLOCK 64u
+#define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
+
+/* The payload into the record, and its sum. The last block is cleared first, so that the sum can be
+ * taken block by block.
+ */
+static __always_inline bool copy(struct xdp_md *ctx, const struct packet *p, struct record *record,
+				 const __u32 capacity, __u64 *sum)
+{
+	__u32 last = p->length - 1, last_block;
+	__u64 *tail;
+
+	/* The verifier of 6.1 forgets that a length is not 0; of a masked value plus one it knows it. */
+	barrier_var(last);
+	last &= 0xfff;
+	last_block = last & ~(BLOCK - 1);
+	barrier_var(last_block);
+	if (last_block > capacity - BLOCK)
+		return false;
+	tail = (void *)(record->payload + last_block);
+	for (__u32 i = 0; i < BLOCK / 8; i++)
+		tail[i] = 0;
+	barrier_var(last);
+	if (last >= capacity || bpf_xdp_load_bytes(ctx, p->payload_offset, record->payload, last + 1))
+		return false;
+	barrier_var(last); /* else the compiler would drop one of the two bounds, and a verifier miss it */
+	for (__u32 block = 0; settings.check && block < capacity; block += BLOCK) {
+		if (block > last)
+			break;
+		*sum += sum_of_words(record->payload + block, BLOCK / 4);
+	}
+	return true;
+}
+
+/* Store a segment in a record with room for `capacity` bytes, then forward it. The verifier wants
+ * the room to be a constant. A segment of which a part is known is stored whole all the same: the
+ * checksum is over the whole, and the reader cuts.
+ */
+static __always_inline int store(struct xdp_md *ctx, const struct packet *p, struct connection *c, const __u32 capacity)
+{
+	bool fin = p->flags & TCP_FIN;
+	__u32 sensor = c->sensor;
+	struct record *record;
+	enum claim verdict;
+	__u64 sum = 0;
+	__s64 start;
+
+	/* Room first: bytes once claimed must be stored. */
+	record = reserve(sensor, sizeof(*record) + capacity);
+	if (!record)
+		return XDP_DROP;
+	if ((p->length && !copy(ctx, p, record, capacity, &sum)) || !verified(ctx, p, sum)) {
+		verdict = CLAIM_CORRUPT;
+		goto discard;
+	}
+
+	bpf_spin_lock(&c->lock);
+	start = stream_offset(p->sequence, c->first, c->next);
+	verdict = claim(c, start, start + p->length, fin);
+	if (verdict == CLAIM_STORED) {
+		c->acknowledged = p->acknowledgement;
+		c->established = 1;
+		c->timestamp = p->timestamp;
+	}
+	if (verdict <= CLAIM_KNOWN) {
+		c->seen = p->time;
+		c->other_first = 0;
+	}
+	bpf_spin_unlock(&c->lock);
+	if (verdict > CLAIM_EARLY)
+		goto discard;
+
+	describe(record, p, c, start, fin ? RECORD_FIN : 0);
+	bpf_ringbuf_submit(record, settings.wakeup);
+	if (verdict == CLAIM_STORED)
+		COUNT(sensor, stored);
+	else
+		COUNT(sensor, early);
+	if (c->next == c->fin)
+		finish(p, c);
+	return forward(p->headers);
+
+discard:
+	/* With the same flags as a submission: a reader that waits for this record must look past it. */
+	bpf_ringbuf_discard(record, settings.wakeup);
+	if (verdict == CLAIM_KNOWN) {
+		COUNT(sensor, known);
+		return forward(p->headers);
+	}
+	if (verdict == CLAIM_TOO_EARLY)
+		COUNT(sensor, too_early);
+	else if (verdict == CLAIM_CORRUPT)
+		COUNT(sensor, bad_checksum);
+	else
+		COUNT(sensor, beyond_fin);
+	return XDP_DROP;
+}
+
+#endif
