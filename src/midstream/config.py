@@ -89,6 +89,12 @@ def _socket(value: str) -> str:
     return value
 
 
+def _name(value: str) -> str:
+    if value and not (value.isprintable() and len(value) <= 63):
+        raise ValueError("not printable, or longer than 63 characters")
+    return value
+
+
 def _pins(value: str) -> str:
     if not re.fullmatch(r"(/[^/\x00]+)+/?", value):
         raise ValueError("not an absolute path of a folder")
@@ -113,6 +119,15 @@ class NetworkSection(Section):
     restore: Literal["logger", "sensor"] = Field(default="logger", description='"logger" or "sensor"')
     pins: Annotated[str, AfterValidator(_pins)] = Field(
         default="/sys/fs/bpf/midstream", description="an absolute path below a bpffs, without dots"
+    )
+    tos: int | None = Field(
+        default=None, ge=0, le=252, description="the TOS byte of marked packets, as in const.toml: mark.tos"
+    )
+    port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="the TCP port of marked packets, as in const.toml: mark.port",
     )
 
 
@@ -139,6 +154,11 @@ class DataSection(Section):
 class SensorSection(Section):
     target: Literal["hardworker", "logger"] = Field(
         default="hardworker", description='"hardworker" or "logger"'
+    )
+    reconnect: float = Field(
+        default=0.0,
+        ge=0,
+        description="a number of seconds, 0 or more: for how long a lost connection is tried again (0: not)",
     )
 
 
@@ -186,6 +206,32 @@ class LoggerSection(Section):
     )
 
 
+class DaemonSection(Section):
+    explore: bool = Field(default=True, description="true or false")
+    key: str = Field(default="/etc/midstream/key", min_length=1, description="a path, relative to this file")
+    name: Annotated[str, AfterValidator(_name)] = Field(
+        default="", description='1 to 63 printable characters, or "" for this host\'s name'
+    )
+    timeout: float = Field(
+        default=30.0, gt=0, description="a number of seconds above 0 within which all roles must be found"
+    )
+    sensors: int = Field(default=1, ge=1, le=4096, description="an integer from 1 to 4096 (sensors at least)")
+    clock: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="a number of seconds above 0 that clocks may differ, at most 3600",
+    )
+    port: int = Field(default=12346, ge=1, le=65535, description="a UDP port, the same on all hosts")
+    rewrite_const: bool = Field(default=True, description="true or false")
+    standby: bool = Field(default=False, description="true or false")
+    socket: Annotated[str, AfterValidator(_socket)] = Field(
+        default="/run/midstream/daemon.sock",
+        min_length=1,
+        description="an absolute path of a Unix socket",
+    )
+
+
 class Config(Section):
     """The whole of config.toml. A Config built in code counts as a file in the current folder."""
 
@@ -201,6 +247,7 @@ class Config(Section):
     sensor: SensorSection = Field(default=SensorSection(), description="a table")
     hardworker: HardworkerSection = Field(default=HardworkerSection(), description="a table")
     logger: LoggerSection = Field(default=LoggerSection(), description="a table")
+    daemon: DaemonSection = Field(default=DaemonSection(), description="a table")
     _path: Path = PrivateAttr(default_factory=lambda: Path("config.toml").absolute())
 
     @property
@@ -212,6 +259,11 @@ class Config(Section):
     def const_path(self) -> Path:
         """Absolute path of const.toml."""
         return self._path.parent / self.const
+
+    @property
+    def key_path(self) -> Path:
+        """Absolute path of the key that the daemons share."""
+        return self._path.parent / self.daemon.key
 
     @property
     def database_url(self) -> str:

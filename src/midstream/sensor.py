@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ _TCP_RTO_MAX_MS, _TCP_RTO_MIN_US = 44, 45  # linux/tcp.h, since 6.15
 _RTO_MAX = 1000  # milliseconds, the smallest that the kernel admits
 _RTO_MIN = 10_000  # microseconds, instead of 200 ms: many times a local network's round trip
 
+_TRY, _PAUSE = 0.5, 0.02  # seconds: one attempt to connect anew, and before the next
+_FORGET = 64  # messages after which TCP is asked what it has had acknowledged
+
 _HEADER = struct.Struct("<QQ")  # sequence and time at the start of a numbered message
 _RECORD = struct.Struct("<QQ16s")  # SENT_DTYPE
 
@@ -56,6 +60,12 @@ class SensorSummary:
     digest: str  # SHA-256 of the stream
     partial: int  # bytes of a last message that was shorter than fixed framing wants
     clean: bool  # the peer took every byte and then closed its side; False while the connection is open
+    reconnects: int = (
+        0  # connections that were lost, or ended by the peer, and replaced (`[sensor] reconnect`)
+    )
+    repeated: int = (
+        0  # messages that were sent again, because the lost connection had not acknowledged them whole
+    )
 
 
 class Sensor:
@@ -63,6 +73,8 @@ class Sensor:
 
     `config` is config.toml's path or its content. `source_port` 0: the kernel chooses. `record` names a file
     that gets one SENT_DTYPE record a message (`numpy.fromfile(record, SENT_DTYPE)`).
+    With `[sensor] reconnect` a connection that is lost is replaced, and every message that was not acknowledged
+    whole is sent again: the receiver may get those twice, under the numbers of two connections.
     Entering the context connects: NetworkError says which peer did not answer and what to do.
     """
 
@@ -89,6 +101,10 @@ class Sensor:
         self._last_ns = 0
         self._late_max_ns = 0
         self._clean = False
+        self._reconnects = 0
+        self._repeated = 0
+        self._sent = 0  # bytes handed to this connection
+        self._unacknowledged: deque[tuple[int, bytes]] = deque()  # where each message ends, and the message
 
     def __enter__(self) -> Self:
         self._socket = self._connect()
@@ -178,9 +194,11 @@ class Sensor:
             digest=self._digest.hexdigest(),
             partial=self._partial,
             clean=self._clean,
+            reconnects=self._reconnects,
+            repeated=self._repeated,
         )
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, timeout: float = CONNECT_TIMEOUT) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             # Before connect: the SYN must bear the mark, or the hardworker does not see the connection open.
@@ -190,15 +208,11 @@ class Sensor:
             if self._source_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(("", self._source_port))
-            sock.settimeout(CONNECT_TIMEOUT)
+            sock.settimeout(timeout)
             sock.connect(self._address)
         except OSError as error:
             sock.close()
-            reason = (
-                f"no answer within {CONNECT_TIMEOUT:g} s"
-                if isinstance(error, TimeoutError)
-                else error.strerror
-            )
+            reason = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else error.strerror
             raise NetworkError(
                 f"cannot connect to {self._peer}: {reason}. Start `midstream logger` on the logger"
                 + (
@@ -237,33 +251,86 @@ class Sensor:
                 "must be the last of its connection: pad it, or use length framing"
             )
         self._first_ns = self._first_ns or time.monotonic_ns()
-        view = memoryview(data)
+        waiting = deque([data])  # after a lost connection, with what it had not acknowledged
         give_up = 0.0
-        try:
-            self._discard_replies(self._socket)
-            while view:
-                try:
-                    view = view[self._socket.send(view) :]
-                except BlockingIOError:
-                    _ready(self._socket, select.POLLOUT, POLL)
-                    if stop():
-                        give_up = give_up or time.monotonic() + CLOSE_TIMEOUT
-                        if time.monotonic() > give_up:
-                            self._lost(f"it takes no data since {CLOSE_TIMEOUT:g} s")
-        except OSError as error:
-            self._lost(error.strerror or str(error), error)
+        while waiting:
+            try:
+                if self._discard_replies(self._socket):
+                    waiting.extendleft(reversed(self._replace(stop)))
+                give_up = self._hand_over(self._socket, waiting[0], stop, give_up)
+            except OSError as error:
+                waiting.extendleft(reversed(self._replace(stop, error)))
+            else:
+                self._remember(waiting.popleft())
         self._last_ns = time.monotonic_ns()
         self._bytes += len(data)
         self._digest.update(data)
 
-    def _discard_replies(self, sock: socket.socket) -> None:
-        """Empty the receive buffer (unread bytes would make our close a reset); notice a peer that left."""
+    def _hand_over(self, sock: socket.socket, data: bytes, stop: Callable[[], bool], give_up: float) -> float:
+        """Hand `data` to TCP. Returns when to give up, once asked to stop."""
+        view = memoryview(data)
+        while view:
+            try:
+                sent = sock.send(view)
+                view = view[sent:]
+                self._sent += sent
+            except BlockingIOError:
+                _ready(sock, select.POLLOUT, POLL)
+                if stop():
+                    give_up = give_up or time.monotonic() + CLOSE_TIMEOUT
+                    if time.monotonic() > give_up:
+                        self._lost(f"it takes no data since {CLOSE_TIMEOUT:g} s")
+        return give_up
+
+    def _remember(self, data: bytes) -> None:
+        """Keep what may have to be sent again, and forget what is acknowledged."""
+        if not self._config.sensor.reconnect or self._socket is None:
+            return
+        self._unacknowledged.append((self._sent, data))
+        if len(self._unacknowledged) % _FORGET == 0:
+            self._forget(_unacknowledged(self._socket))
+
+    def _forget(self, unacknowledged: int) -> None:
+        while self._unacknowledged and self._unacknowledged[0][0] <= self._sent - unacknowledged:
+            self._unacknowledged.popleft()
+
+    def _replace(self, stop: Callable[[], bool], error: OSError | None = None) -> list[bytes]:
+        """Connect anew; what has to be sent again. NetworkError if that is not wanted, or does not succeed."""
+        reason = (error.strerror or str(error)) if error else "it closed the connection"
+        patience = self._config.sensor.reconnect
+        if not patience or self._socket is None:
+            self._lost(reason, error)
+        sock = self._socket
+        if error is None:  # it has ended its side in order: let it take all that it was sent
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+                _await_acknowledgement(sock)
+        self._forget(_unacknowledged(sock))
+        sock.close()
+        again = [data for _, data in self._unacknowledged]
+        self._unacknowledged.clear()
+        self._sent = 0
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                self._socket = self._connect(min(patience, _TRY))
+                break
+            except NetworkError:
+                if time.monotonic() > deadline or stop():
+                    self._lost(f"{reason}, and no other was to be had for {patience:g} s", error)
+                time.sleep(_PAUSE)
+        self._reconnects += 1
+        self._repeated += len(again)
+        return again
+
+    def _discard_replies(self, sock: socket.socket) -> bool:
+        """Empty the receive buffer (unread bytes would make our close a reset); has the peer left?"""
         try:
             while sock.recv(CHUNK):
                 pass
         except BlockingIOError:
-            return
-        self._lost("it closed the connection")
+            return False
+        return True
 
     def _lost(self, reason: str, error: OSError | None = None) -> NoReturn:
         if self._socket is not None:
@@ -383,6 +450,19 @@ def _closed_by_peer(sock: socket.socket) -> bool:
     deadline = time.monotonic() + CLOSE_TIMEOUT
     while _ready(sock, select.POLLIN, deadline - time.monotonic()):
         if not sock.recv(CHUNK):
-            unacknowledged = fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0))
-            return bool(struct.unpack("i", unacknowledged)[0] == 0)
+            return _unacknowledged(sock) == 0
     return False
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """Bytes handed to TCP, its FIN among them, that the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0)))[0])
+
+
+def _await_acknowledgement(sock: socket.socket) -> None:
+    """Wait (bounded) until the peer has taken everything, or the connection is broken."""
+    deadline = time.monotonic() + CLOSE_TIMEOUT
+    while _unacknowledged(sock) and time.monotonic() < deadline:
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return
+        time.sleep(_PAUSE / 10)

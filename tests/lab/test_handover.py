@@ -55,8 +55,8 @@ from midstream.hardworker import ring
 
 config, user = sys.argv[1], int(sys.argv[2])
 hardworker = Hardworker(config, autocommit=False)
-stamp = pins.stamp("hardworker", hardworker.config, hardworker.topology)
-pins.stamp = lambda *_: stamp
+stamp = pins.layout("hardworker", hardworker.config, hardworker.topology)
+pins.layout = lambda *_: stamp
 ring._library()
 os.setgroups([])
 os.setresgid(user, user, user)
@@ -164,7 +164,7 @@ def served(lab: Lab, folder: Path, config: Path) -> AbstractContextManager[Progr
 def request(config: Path) -> handover.Ring:
     """What an application of root's gets; the socket is a file, and so the same on every host."""
     settings = configuration.load(config)
-    stamp = pins.stamp("hardworker", settings, network.load(settings.const_path))
+    stamp = pins.layout("hardworker", settings, network.load(settings.const_path))
     return handover.request(Path(settings.hardworker.socket), stamp)
 
 
@@ -186,12 +186,12 @@ def run_as(lab: Lab, group: int, config: Path) -> Result:
     import_module("midstream.cli.hardworker")
     ring._library()
     settings = configuration.load(config)
-    stamp = pins.stamp("hardworker", settings, network.load(settings.const_path))
+    stamp = pins.layout("hardworker", settings, network.load(settings.const_path))
     return lab.call("hardworker", _run_as, group, config, stamp)
 
 
 def _run_as(group: int, config: Path, stamp: bytes) -> Result:
-    pins.stamp = lambda *_: stamp
+    pins.layout = lambda *_: stamp
     os.setgroups([])
     os.setresgid(group, group, group)
     os.setresuid(NOBODY, NOBODY, NOBODY)

@@ -38,9 +38,15 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         "role": None,
         "timeout": 0.0,
         "const": "const.toml",
-        "network": {"interface": "", "restore": "logger", "pins": "/sys/fs/bpf/midstream"},
+        "network": {
+            "interface": "",
+            "restore": "logger",
+            "pins": "/sys/fs/bpf/midstream",
+            "tos": None,
+            "port": None,
+        },
         "data": {"framing": "fixed", "size": None, "freq": 1000.0, "max_size": 1048576},
-        "sensor": {"target": "hardworker"},
+        "sensor": {"target": "hardworker", "reconnect": 0.0},
         "hardworker": {
             "receiver": "ebpf",
             "ring_size": 4194304,
@@ -53,6 +59,18 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "quota": 0.5,
         },
         "logger": {"database": "sqlite:///midstream.db", "batch_interval": 0.1, "batch_size": 4096},
+        "daemon": {
+            "explore": True,
+            "key": "/etc/midstream/key",
+            "name": "",
+            "timeout": 30.0,
+            "sensors": 1,
+            "clock": 10.0,
+            "port": 12346,
+            "rewrite_const": True,
+            "standby": False,
+            "socket": "/run/midstream/daemon.sock",
+        },
     }
 
 
@@ -67,7 +85,8 @@ def test_the_example_names_every_key_with_its_default() -> None:
     example = load(ROOT / "config.example.toml").model_dump()
     assert example.pop("role") == "hardworker"
     assert example["data"].pop("size") == 1024
-    del defaults["role"], defaults["data"]["size"]
+    assert (example["network"].pop("tos"), example["network"].pop("port")) == (104, 12345)
+    del defaults["role"], defaults["data"]["size"], defaults["network"]["tos"], defaults["network"]["port"]
     assert example == defaults
 
 
@@ -207,9 +226,12 @@ def test_numbers_are_finite(tmp_path: Path, key: str, value: str) -> None:
         ("[data]\nsise = 3", "data.sise = 3: no such key; did you mean data.size?"),
         ("freq = 3", "freq = 3: no such key; did you mean data.freq?"),
         ("[data]\nring_size = 3", "data.ring_size = 3: no such key; did you mean hardworker.ring_size?"),
-        ("[data]\ntimeout = 3", "data.timeout = 3: no such key; did you mean timeout?"),
+        ("[data]\ntimeout = 3", "data.timeout = 3: no such key; did you mean daemon.timeout?"),
         ("[Network]\nrestore = 'logger'", "[Network]: no such key; did you mean [network]?"),
-        ("[sensor]\nxyzzy = 1", "sensor.xyzzy = 1: no such key; allowed here: sensor.target; remove it"),
+        (
+            "[sensor]\nxyzzy = 1",
+            "sensor.xyzzy = 1: no such key; allowed here: sensor.target, sensor.reconnect; remove it",
+        ),
         ("path = 'x'", 'path = "x": no such key; allowed here: role, timeout, const, [network], '),
         ("'a.b\\n' = 1", '"a.b\\\\n" = 1: no such key'),
     ],

@@ -27,13 +27,13 @@ RING, JOURNAL = b"the ring", b"the journal"
 def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which a ring with STAMP seems to be pinned."""
 
-    def verify(folder: Path, expected: bytes) -> None:
-        if expected != STAMP:
+    def verify(folder: Path, *, layout: bytes) -> None:
+        if layout != STAMP:
             raise KernelError(f"{folder}: other files")
 
-    def open_map(folder: Path, name: str) -> int:
+    def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.write(fd, {"ring": RING, "journal": JOURNAL}[name])
+        os.write(fd, {"ring": RING, "journal": JOURNAL, "control": bytes(8)}[name])
         return fd
 
     monkeypatch.setattr(pins, "verify", verify)
@@ -241,7 +241,7 @@ def test_the_program_was_replaced_while_it_was_served(
 ) -> None:
     with serving(pinned, path):
 
-        def verify(folder: Path, expected: bytes) -> None:
+        def verify(folder: Path, *, layout: bytes) -> None:
             raise KernelError(f"{folder}: no program is attached; run `midstream attach` on this host first")
 
         monkeypatch.setattr(pins, "verify", verify)
@@ -260,7 +260,7 @@ def test_the_folder_has_just_gone(pinned: Path) -> None:
 def test_pins_that_this_application_may_not_open(
     pinned: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def verify(folder: Path, expected: bytes) -> None:
+    def verify(folder: Path, *, layout: bytes) -> None:
         raise error
 
     monkeypatch.setattr(pins, "verify", verify)
@@ -273,10 +273,10 @@ def test_what_was_opened_is_closed_when_the_journal_is_missing(
 ) -> None:
     ring = pins.open_map
 
-    def open_map(folder: Path, name: str) -> int:
+    def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
         if name == "journal":
             raise KernelError("no journal")
-        return ring(folder, name)
+        return ring(folder, name, value_size=value_size)
 
     with monkeypatch.context() as patch:
         patch.setattr(pins, "open_map", open_map)
@@ -301,12 +301,12 @@ def test_too_few_descriptors(path: Path) -> None:
     """So it looks to a process that may not open so many: the kernel leaves out what has no room."""
 
     def answer(connection: socket.socket) -> None:
-        message = json.dumps({"stamp": STAMP.hex(), "size": SIZE}).encode()
+        message = json.dumps({"layout": STAMP.hex(), "size": SIZE}).encode()
         with open(os.devnull, "rb") as file:
             socket.send_fds(connection, [message], [file.fileno()])
 
     with answering(path, answer):
-        assert "no room for three more descriptors" in refused(path)
+        assert "no room for four more descriptors" in refused(path)
 
 
 def test_a_long_explanation_arrives_whole(pinned: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

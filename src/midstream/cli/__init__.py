@@ -25,6 +25,8 @@ _MODULES = {
     "detach": "kernel",
     "status": "kernel",
     "packet": "packet",
+    "daemon": "daemon",
+    "key": "key",
 }
 """Which module of this package has a command."""
 

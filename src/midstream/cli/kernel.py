@@ -23,8 +23,7 @@ from midstream.cli.options import (
 )
 from midstream.config import Role
 from midstream.ebpf import handover, loader
-from midstream.ebpf.pins import default_folder
-from midstream.ebpf.pins import stamp as pins_stamp
+from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import ConfigError, KernelError
 
@@ -76,7 +75,7 @@ def attach(
             say(f"serving the ring at {settings.socket}")
             handover.serve(
                 attached.pins,
-                pins_stamp("hardworker", config, topology),
+                layout("hardworker", config, topology),
                 Path(settings.socket),
                 mode=int(settings.socket_mode, 8),
                 group=settings.socket_group,

@@ -72,10 +72,14 @@ def compile_library(source: Path) -> Path:
 
 def key(name: str, topology: Topology) -> str:
     """SHA-256, in hexadecimal, of everything that makes the object what it is."""
+    return hashlib.sha256(f"{sources_key(name)} {const_header(topology)}".encode()).hexdigest()
+
+
+def sources_key(name: str) -> str:
+    """The same without the constants: what every network's object of that program has in common."""
     digest = hashlib.sha256(f"{_compiler_version()} {FLAGS}".encode())
     for path in (SOURCES / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(const_header(topology).encode())
     return digest.hexdigest()
 
 

@@ -20,33 +20,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midstream.ebpf import libbpf, pins
+from midstream.ebpf import libbpf, pins, records
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
+_DESCRIPTORS = 4
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Descriptors of the ring, of its journal, and of the lock that keeps others away; the ring's bytes."""
+    """Descriptors of the ring, of its journal, of what the daemon tells, and of the lock that keeps others
+    away; the ring's bytes."""
 
     ring: int
     journal: int
+    control: int
     lock: int
     size: int
 
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
-        for descriptor in (self.ring, self.journal, self.lock):
+        for descriptor in (self.ring, self.journal, self.control, self.lock):
             os.close(descriptor)
 
 
-def open_pinned(folder: Path, stamp: bytes) -> Ring:
+def open_pinned(folder: Path, layout: bytes) -> Ring:
     """The ring pinned in folder. Raises KernelError: no rights, other pins than expected, another reader."""
     try:
-        pins.verify(folder, stamp)
+        pins.verify(folder, layout=layout)
         with ExitStack() as undo:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             undo.callback(os.close, lock)
@@ -55,9 +58,11 @@ def open_pinned(folder: Path, stamp: bytes) -> Ring:
             undo.callback(os.close, ring)
             journal = pins.open_map(folder, "journal")
             undo.callback(os.close, journal)
+            control = pins.open_map(folder, "control", value_size=records.CONTROL.itemsize)
+            undo.callback(os.close, control)
             size = libbpf.map_info(ring).max_entries
             undo.pop_all()
-            return Ring(ring, journal, lock, size)
+            return Ring(ring, journal, control, lock, size)
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -73,7 +78,7 @@ def open_pinned(folder: Path, stamp: bytes) -> Ring:
         raise
 
 
-def request(path: Path, stamp: bytes) -> Ring:
+def request(path: Path, layout: bytes) -> Ring:
     """The ring from the process that serves it at path.
 
     Raises KernelError: nobody serves, no permission, other pins than expected, another reader.
@@ -82,7 +87,7 @@ def request(path: Path, stamp: bytes) -> Ring:
         connection.settimeout(_PATIENCE)
         try:
             connection.connect(os.fspath(path))
-            message, descriptors, _, _ = socket.recv_fds(connection, _ANSWER, 3)
+            message, descriptors, _, _ = socket.recv_fds(connection, _ANSWER, _DESCRIPTORS)
         except OSError as error:
             advice = {
                 PermissionError: "its owner and mode decide who may have the ring: hardworker.socket_group "
@@ -96,33 +101,35 @@ def request(path: Path, stamp: bytes) -> Ring:
         os.set_inheritable(descriptor, False)
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
-    if not fault and len(descriptors) < 3:
-        fault = "this process has no room for three more descriptors; raise its limit (`ulimit -n`)"
-    elif not fault and bytes.fromhex(answer["stamp"]) != stamp:
+    if not fault and len(descriptors) < _DESCRIPTORS:
+        fault = "this process has no room for four more descriptors; raise its limit (`ulimit -n`)"
+    elif not fault and bytes.fromhex(answer["layout"]) != layout:
         fault = (
-            f"the attached program was made from other files (stamp {answer['stamp'][:12]}, this "
-            f"config.toml and const.toml give {stamp.hex()[:12]}); use the same files as `midstream attach`"
+            f"the attached program was made from other files (stamp {answer['layout'][:12]}, this "
+            f"config.toml and const.toml give {layout.hex()[:12]}); use the same files as `midstream attach`"
         )
     if fault:
         for descriptor in descriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}")
-    ring, journal, lock = descriptors
-    return Ring(ring, journal, lock, answer["size"])
+    ring, journal, control, lock = descriptors
+    return Ring(ring, journal, control, lock, answer["size"])
 
 
-def serve(folder: Path, stamp: bytes, path: Path, *, mode: int, group: str, stop: Callable[[], bool]) -> None:
+def serve(
+    folder: Path, layout: bytes, path: Path, *, mode: int, group: str, stop: Callable[[], bool]
+) -> None:
     """Hand the ring pinned in folder to one application at a time, until `stop()`.
 
     Raises ConfigError (no such group, the socket cannot be made) and KernelError (not our pins).
     """
-    pins.verify(folder, stamp)
+    pins.verify(folder, layout=layout)
     with _listening(path, mode, group) as listener:
         while not stop():
             if select.select([listener], [], [], _POLL)[0]:
                 connection, _ = listener.accept()
                 with connection, suppress(OSError):  # it may be gone already
-                    _answer(connection, folder, stamp)
+                    _answer(connection, folder, layout)
 
 
 def _advice(code: int | None) -> str:
@@ -135,16 +142,16 @@ def _advice(code: int | None) -> str:
     )
 
 
-def _answer(connection: socket.socket, folder: Path, stamp: bytes) -> None:
+def _answer(connection: socket.socket, folder: Path, layout: bytes) -> None:
     """Give the application the ring, or say why not."""
     try:
-        ring = open_pinned(folder, stamp)
+        ring = open_pinned(folder, layout)
     except KernelError as error:
         connection.send(json.dumps({"error": str(error)}).encode())
         return
     try:
-        answer = json.dumps({"stamp": stamp.hex(), "size": ring.size}).encode()
-        socket.send_fds(connection, [answer], [ring.ring, ring.journal, ring.lock])
+        answer = json.dumps({"layout": layout.hex(), "size": ring.size}).encode()
+        socket.send_fds(connection, [answer], [ring.ring, ring.journal, ring.control, ring.lock])
     finally:
         ring.close()  # the application, or the message on its way to it, has its own
 

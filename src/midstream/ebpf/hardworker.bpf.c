@@ -6,11 +6,13 @@
  * sends it again. Traffic that is not marked passes untouched.
  *
  * Here it is decided what a packet is. What happens then: store.h (with connection.h), lifecycle.h;
+ * where there is no logger: handler.h;
  * what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h, quota.h.
  */
 #include "bpf.h"
 #include "connection.h"
 #include "const.h"
+#include "handler.h"
 #include "lifecycle.h"
 #include "marked.h"
 #include "outcome.h"
@@ -130,6 +132,8 @@ static __always_inline int on_open_connection(struct xdp_md *ctx, struct packet 
 {
 	if (!is_from_sensor(p, c))
 		return refuse_forged();
+	if (has_no_logger())
+		return hand_over(p, c);
 	if (p->flags & TCP_SYN) {
 		if (!verified(ctx, p, 0)) {
 			COUNT(c->sensor, bad_checksum);
@@ -180,6 +184,10 @@ static __always_inline int on_unknown_connection(struct xdp_md *ctx, struct pack
 	if (!same_mac(p->headers->eth.h_source, sensor->mac))
 		return refuse_forged();
 	number = sensor->number;
+	if (has_no_logger()) {
+		COUNT(number, handled);
+		return XDP_PASS;
+	}
 	if (p->flags & TCP_SYN)
 		return open(ctx, p, sensor);
 	done = bpf_map_lookup_elem(&finished, &p->key);
@@ -188,6 +196,10 @@ static __always_inline int on_unknown_connection(struct xdp_md *ctx, struct pack
 	/* The hardworker's own stack knows no such connection and resets it: the sensor connects anew. */
 	if (p->length) {
 		COUNT(number, no_connection);
+		return XDP_PASS;
+	}
+	if (is_taken_by_stack(ctx, p)) {
+		COUNT(number, local);
 		return XDP_PASS;
 	}
 	COUNT(number, bare);
@@ -258,6 +270,27 @@ SEC("xdp") int midstream_hardworker(struct xdp_md *ctx)
 
 	c = bpf_map_lookup_elem(&connections, &p.key);
 	return c ? on_open_connection(ctx, &p, c) : on_unknown_connection(ctx, &p);
+}
+
+/* Never attached: the daemon runs it once for each open connection when there is no logger, with the
+ * key behind an Ethernet header. Ends the connection and wakes the reader, which then looks at the mode.
+ */
+SEC("xdp") int midstream_break_off(struct xdp_md *ctx)
+{
+	struct packet p = {};
+	struct connection *c;
+	void *nothing;
+
+	if (bpf_xdp_load_bytes(ctx, sizeof(struct ethhdr), &p.key, sizeof(p.key)))
+		return XDP_ABORTED;
+	c = bpf_map_lookup_elem(&connections, &p.key);
+	p.time = bpf_ktime_get_ns();
+	if (c && !break_off(&p, c))
+		return XDP_DROP;
+	nothing = bpf_ringbuf_reserve(&ring, sizeof(__u64), 0);
+	if (nothing)
+		bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
+	return XDP_PASS;
 }
 
 /* Some helpers are for programs under the GPL only, and so is this one. */

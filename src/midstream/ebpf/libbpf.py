@@ -23,6 +23,7 @@ XDP_FLAGS_DRV_MODE = 1 << 2
 TC_INGRESS, TC_EGRESS = 1, 2
 
 _BPF_XDP = 37  # enum bpf_attach_type
+_TC_REPLACE = 1  # BPF_TC_F_REPLACE
 _LOG_LINES = 12  # of the verifier's log, in an error
 
 _log: list[str] = []
@@ -162,6 +163,10 @@ class Object:
             f"map {name}: an initial value of {len(value)} bytes",
         )
 
+    def reuse_map(self, name: str, fd: int) -> None:
+        """Let the programs work on a map that exists, instead of making one. Its types must be the same."""
+        _check(_library().bpf_map__reuse_fd(self._map(name), fd), f"map {name}: it cannot be used further")
+
     def load(self) -> None:
         """Make the maps, have the verifier check the programs, load them."""
         _log.clear()
@@ -190,9 +195,17 @@ class Object:
         raise KernelError(f"{self.path.name} has no map {name}")
 
 
-def pin(fd: int, path: Path) -> None:
-    """Give a map, program or link a name below a bpffs, which keeps it alive."""
-    _check(_library().bpf_obj_pin(fd, os.fsencode(path)), f"{path}: cannot be pinned")
+def pin(fd: int, path: Path, *, replace: bool = False) -> None:
+    """Give a map, program or link a name below a bpffs, which keeps it alive.
+
+    replace: in one step in the place of what has that name.
+    """
+    target = path.with_name(f"{path.name}_new") if replace else path
+    if replace:
+        target.unlink(missing_ok=True)  # left by a process that was killed here
+    _check(_library().bpf_obj_pin(fd, os.fsencode(target)), f"{path}: cannot be pinned")
+    if replace:
+        target.replace(path)
 
 
 def get(path: Path) -> int:
@@ -280,13 +293,24 @@ def xdp_attach(ifindex: int, program_fd: int, flags: int) -> None:
     )
 
 
-def tc_attach(ifindex: int, point: int, program_fd: int, handle: int, priority: int) -> None:
-    """Attach a classifier in direct-action mode, making the clsact queueing discipline if it is missing."""
+def tc_attach(
+    ifindex: int, point: int, program_fd: int, handle: int, priority: int, *, replace: bool = False
+) -> None:
+    """Attach a classifier in direct-action mode, making the clsact queueing discipline if it is missing.
+
+    replace: in the place of the filter that is there, if there is one, in one step.
+    """
     hook = _hook(ifindex, point)
     result = _library().bpf_tc_hook_create(ctypes.byref(hook))
     if result != -errno.EEXIST:
         _check(result, f"{_interface(ifindex)}: no clsact queueing discipline")
-    opts = _TcOpts(sz=ctypes.sizeof(_TcOpts), prog_fd=program_fd, handle=handle, priority=priority)
+    opts = _TcOpts(
+        sz=ctypes.sizeof(_TcOpts),
+        prog_fd=program_fd,
+        flags=_TC_REPLACE if replace else 0,
+        handle=handle,
+        priority=priority,
+    )
     _check(
         _library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(opts)),
         f"{_interface(ifindex)}: the tc filter cannot be attached",
@@ -353,6 +377,7 @@ def _library() -> ctypes.CDLL:
     library.bpf_object__find_program_by_name.argtypes = [pointer, ctypes.c_char_p]
     library.bpf_map__name.argtypes = [pointer]
     library.bpf_map__fd.argtypes = [pointer]
+    library.bpf_map__reuse_fd.argtypes = [pointer, ctypes.c_int]
     library.bpf_map__set_max_entries.argtypes = [pointer, number]
     library.bpf_map__set_initial_value.argtypes = [pointer, ctypes.c_char_p, size]
     library.bpf_program__name.argtypes = [pointer]

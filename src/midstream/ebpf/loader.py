@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -34,6 +35,7 @@ _TC_HANDLE, _TC_PRIORITY = 0x6D73, 1
 _TC_POINTS = {"midstream_logger_ingress": libbpf.TC_INGRESS, "midstream_logger_egress": libbpf.TC_EGRESS}
 
 _CLSACT_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress (linux/pkt_sched.h)
+_SENSORS = 64  # the maps have room for so many, or a multiple
 _XDP_ATTACHED_SKB = "xdpgeneric"  # as pyroute2 names it
 
 
@@ -56,34 +58,48 @@ def attach(
     folder: Path | None = None,
     interface: str = "",
     self_test: bool = True,
+    replace: bool = False,
 ) -> Attachment:
     """Compile, load, pin and attach the program of this host's role.
 
     folder: where to pin (default: the role's folder below config.toml's network.pins). interface: default
     from config.toml, else that of the route to the peer. Attaching what is attached already, from the same
-    files, changes nothing. Raises KernelError if the kernel refuses, the self-test fails, or pins made from
-    other files are in the way; NetworkError if no interface is found; CompileError.
+    files, changes nothing. With replace, a program for other addresses or marks takes the place of one that
+    is attached, in one step and on the same maps: connections go on, and so does the reader of the ring.
+    Raises KernelError if the kernel refuses, the self-test fails, or pins made from other files are in the
+    way; NetworkError if no interface is found; CompileError.
     """
     folder = folder or pins.default_folder(role, config)
     interface = interface or config.network.interface or network.find_interface(_peer(role, topology))
     expected = pins.stamp(role, config, topology)
     pins.ensure_bpffs(folder)
     if folder.exists() and any(folder.iterdir()):
-        pins.verify(folder, expected)
-        if attached := find(role, folder):
+        if replace:
+            pins.verify(folder, layout=pins.layout(role, config, topology))
+        else:
+            pins.verify(folder, stamp=expected)
+        attached, marks = find(role, folder), pins.read_marks(folder)
+        if attached and marks and marks.stamp == expected:
             return attached
-        if is_elsewhere(folder):
+        if not attached and is_elsewhere(folder):
             raise KernelError(
                 f"{folder}: this program is attached in another network namespace; work there, "
                 "or name another folder in config.toml: network.pins"
             )
+        if replace and (attached or _link_info(folder)):
+            _check_interface(role, interface, topology)
+            with libbpf.Object(compiler.compile_program(role, topology)) as program:
+                _prepare(role, program, config, topology)
+                mode = _replace(role, interface, program, folder, topology)
+            return Attachment(role, interface, mode, folder)
         detach(role, folder)  # an attach that was killed half-way
     _check_interface(role, interface, topology)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)  # empty, if an attach was killed at once
         with libbpf.Object(compiler.compile_program(role, topology)) as program:
-            mode = _load_and_attach(role, interface, program, folder, config, topology, expected, self_test)
+            _prepare(role, program, config, topology)
+            mode = _load_and_attach(role, interface, program, folder, topology, self_test)
     except BaseException:
         detach(role, folder)
         raise
@@ -97,7 +113,7 @@ def detach(role: Role, folder: Path) -> bool:
     """
     if not folder.exists():
         return False
-    if any(folder.iterdir()) and pins.read_stamp(folder) is None:
+    if any(folder.iterdir()) and pins.read_marks(folder) is None:
         raise KernelError(
             f"{folder}: what is pinned there bears no stamp of midstream, so nothing was removed; "
             "remove it by hand, or name another folder in config.toml: network.pins"
@@ -151,7 +167,8 @@ def counters(folder: Path) -> np.ndarray:
     width = 8 * len(records.OUTCOMES)
     fd = pins.open_map(folder, "counters", value_size=width)
     try:
-        rows = libbpf.map_info(fd).max_entries
+        marks = pins.read_marks(folder)
+        rows = marks.sensors + 1 if marks else libbpf.map_info(fd).max_entries
         cpus = libbpf.possible_cpus()
         values = [libbpf.lookup(fd, row.to_bytes(4, "little"), width * cpus) for row in range(rows)]
     finally:
@@ -160,23 +177,17 @@ def counters(folder: Path) -> np.ndarray:
     return np.asarray(table.reshape(rows, cpus, len(records.OUTCOMES)).sum(axis=1))
 
 
-def _load_and_attach(
-    role: Role,
-    interface: str,
-    program: libbpf.Object,
-    folder: Path,
-    config: Config,
-    topology: Topology,
-    stamp: bytes,
-    self_test: bool,
-) -> Mode:
+def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topology) -> None:
+    """What an object needs before it is loaded: its settings, and the sizes of its maps."""
     settings = config.hardworker
     values = records.settings(
-        stamp,
+        pins.stamp(role, config, topology),
         wakeup=not settings.period,
         check=settings.checksums,
         ring_quota=_quota(settings.ring_size, settings.quota, topology),
         open_quota=_quota(settings.connections, settings.quota, topology),
+        layout=pins.layout(role, config, topology),
+        sensors=len(topology.sensors),
     )
     program.set_initial_value(".rodata.settings", values)
     if role == "hardworker":
@@ -184,6 +195,15 @@ def _load_and_attach(
         program.set_max_entries("connections", settings.connections)
         journal = records.journal_size(settings.connections, settings.ring_size)
         program.set_max_entries("journal", journal // 8)
+        # Room for sensors that come later, so that a program that knows them can go on with these maps.
+        capacity = (len(topology.sensors) // _SENSORS + 1) * _SENSORS
+        program.set_max_entries("shares", capacity)
+        program.set_max_entries("counters", capacity + 1)
+
+
+def _load_and_attach(
+    role: Role, interface: str, program: libbpf.Object, folder: Path, topology: Topology, self_test: bool
+) -> Mode:
     program.load()
 
     # The stamp first: whatever happens next, the folder is known to be ours.
@@ -197,7 +217,9 @@ def _load_and_attach(
     ifindex = socket.if_nametoindex(interface)
     if role == "logger":
         for name, point in _TC_POINTS.items():
-            libbpf.tc_attach(ifindex, point, program.program_fd(name), _TC_HANDLE, _TC_PRIORITY)
+            # One of ours may be there, of an attachment whose pins are gone.
+            fd = program.program_fd(name)
+            libbpf.tc_attach(ifindex, point, fd, _TC_HANDLE, _TC_PRIORITY, replace=True)
         return "tc"
     if role == "hardworker" and self_test:
         identifier = selftest.identifier()
@@ -216,6 +238,64 @@ def _load_and_attach(
     finally:
         os.close(link)
     return mode
+
+
+def _replace(role: Role, interface: str, program: libbpf.Object, folder: Path, topology: Topology) -> Mode:
+    """Let the program take the place of the one that is attached, on the maps that are pinned."""
+    with ExitStack() as undo:
+        for name in program.map_names():
+            if "." not in name:
+                fd = pins.open_map(folder, name)
+                undo.callback(os.close, fd)
+                program.reuse_map(name, fd)
+        program.load()
+        ifindex = socket.if_nametoindex(interface)
+        mode: Mode = "tc"
+        if role == "hardworker":
+            _move_strangers(program, folder, topology)
+        if role == "logger":
+            for name, point in _TC_POINTS.items():
+                fd = program.program_fd(name)
+                libbpf.tc_attach(ifindex, point, fd, _TC_HANDLE, _TC_PRIORITY, replace=True)
+        else:
+            mode = _update_link(ifindex, program.program_fd(f"midstream_{role}"), folder)
+        for name in program.program_names():
+            libbpf.pin(program.program_fd(name), folder / name, replace=True)
+        libbpf.pin(program.map_fd(".rodata.settings"), folder / "settings", replace=True)
+        return mode
+
+
+def _update_link(ifindex: int, program_fd: int, folder: Path) -> Mode:
+    """Give the pinned link another program; a new link if its interface is gone."""
+    link = libbpf.get(folder / "link")
+    try:
+        if libbpf.link_info(link).ifindex:
+            libbpf.link_update(link, program_fd)
+            return _xdp(socket.if_indextoname(ifindex))[1]
+    finally:
+        os.close(link)
+    link, mode = _link(ifindex, program_fd)
+    try:
+        libbpf.pin(link, folder / "link", replace=True)
+    finally:
+        os.close(link)
+    return mode
+
+
+def _move_strangers(program: libbpf.Object, folder: Path, topology: Topology) -> None:
+    """The counters of what came from no sensor are those behind the last sensor's: move them with it."""
+    shares, counters = program.map_fd("shares"), program.map_fd("counters")
+    marks, new = pins.read_marks(folder), len(topology.sensors)
+    if new > (capacity := libbpf.map_info(shares).max_entries):
+        raise KernelError(
+            f"{folder}: made for at most {capacity} sensors, and const.toml names {new}; "
+            "run `midstream detach`, then `midstream attach`"
+        )
+    if marks and marks.sensors != new:
+        width = 8 * len(records.OUTCOMES) * libbpf.possible_cpus()
+        old_key, new_key = (n.to_bytes(4, "little") for n in (marks.sensors, new))
+        libbpf.update(counters, new_key, libbpf.lookup(counters, old_key, width) or bytes(width))
+        libbpf.update(counters, old_key, bytes(width))
 
 
 def _quota(whole: int, share: float, topology: Topology) -> int:

@@ -3,14 +3,16 @@
 A host's folder holds, for the hardworker, the maps, the program and the link that ties it to its
 interface; for the logger the map and two programs; for the sensor program and link. `settings` is among
 the maps: constant since the program was loaded, it bears the stamp, a hash of everything that makes the
-program and its maps what they are. Who reads the pins compares the stamp with that of his own
-configuration, so neither a stale nor a foreign pin is ever used.
+program and its maps what they are, and a second one, the layout, of what makes the maps alone. Who attaches
+compares the stamp with that of his own configuration, who reads the maps compares the layout: so neither a
+stale nor a foreign pin is ever used, and a reader goes on when the program is replaced for other addresses.
 """
 
 import ctypes
 import errno
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,16 @@ _BPF_FS_MAGIC = 0xCAFE4A11
 def stamp(role: Role, config: Config, topology: Topology) -> bytes:
     """The hash of what the host's program and maps are made from: sources, const.toml, and of config.toml
     what the loader sets."""
-    made_from = compiler.key(role, topology)
+    return hashlib.sha256(layout(role, config, topology) + compiler.key(role, topology).encode()).digest()
+
+
+def layout(role: Role, config: Config, topology: Topology) -> bytes:
+    """The hash of what the maps, and the records in them, are made from: sources, the size of a message, and
+    of config.toml what the loader sets. Addresses and marks are not among it."""
+    made_from = compiler.sources_key(role)
     if role == "hardworker":
         settings = config.hardworker
-        made_from += f" {settings.ring_size} {settings.connections} {settings.period > 0}"
+        made_from += f" {topology.size} {settings.ring_size} {settings.connections} {settings.period > 0}"
         made_from += f" {settings.checksums} {settings.quota}"
     return hashlib.sha256(made_from.encode()).digest()
 
@@ -56,8 +64,17 @@ def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
     return fd
 
 
-def read_stamp(folder: Path) -> bytes | None:
-    """The stamp of a folder's pins; None if there is none, because nothing or something else was pinned.
+@dataclass(frozen=True)
+class Marks:
+    """What a folder's pins say of themselves. sensors: how many the program knows."""
+
+    stamp: bytes
+    layout: bytes
+    sensors: int
+
+
+def read_marks(folder: Path) -> Marks | None:
+    """The marks of a folder's pins; None if there are none, because nothing or something else was pinned.
 
     Raises KernelError if this process may not look.
     """
@@ -71,20 +88,25 @@ def read_stamp(folder: Path) -> bytes | None:
         value = libbpf.lookup(fd, bytes(4), records.SETTINGS.itemsize)
     finally:
         os.close(fd)
-    return None if value is None else bytes(np.frombuffer(value, records.SETTINGS)["stamp"][0].tobytes())
+    if value is None:
+        return None
+    (found,) = np.frombuffer(value, records.SETTINGS)
+    return Marks(found["stamp"].tobytes(), found["layout"].tobytes(), int(found["sensors"]))
 
 
-def verify(folder: Path, expected: bytes) -> None:
-    """Raise KernelError unless the folder's pins bear the expected stamp."""
+def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = None) -> None:
+    """Raise KernelError unless the folder's pins bear the expected stamp, or the expected layout."""
     if not folder.exists() or not any(folder.iterdir()):
         raise KernelError(f"{folder}: no program is attached; run `midstream attach` on this host first")
-    found = read_stamp(folder)
-    if found is None:
+    marks = read_marks(folder)
+    if marks is None:
         raise KernelError(
             f"{folder}: these pins bear no stamp of midstream, so they are left alone; "
             "name another folder in config.toml: network.pins, or remove them"
         )
-    if found != expected:
+    for found, expected in ((marks.stamp, stamp), (marks.layout, layout)):
+        if expected is None or found == expected:
+            continue
         raise KernelError(
             f"{folder}: these pins were made from other files (stamp {found.hex()[:12]}, "
             f"config.toml and const.toml give {expected.hex()[:12]}); "

@@ -39,6 +39,8 @@ struct counters {
 	__u64 stranger;	     /* not from the IP address of a sensor */
 	__u64 no_connection; /* data of a connection that was never opened: the stack resets it */
 	__u64 replaced;	     /* data upon a later SYN, the connection long silent: the stack resets it */
+	__u64 handled;	     /* there is no logger: the application takes the connection from the stack */
+	__u64 local;	     /* of a connection that the stack took while there was no logger */
 	/* dropped; an honest sensor sends it again */
 	__u64 ring_full;
 	__u64 table_full;   /* no room for another connection */

@@ -28,7 +28,7 @@ FORWARDED = (
     "reset_ignored",
     "syn_ignored",
 )
-PASSED = ("stranger", "no_connection", "replaced")
+PASSED = ("stranger", "no_connection", "replaced", "handled", "local")
 DROPPED = (
     "ring_full",
     "table_full",
@@ -60,14 +60,39 @@ JOURNAL_GENERATION, JOURNAL_HEAD, JOURNAL_ROW = 8, 16, 32
 """Bytes of the parts of the reader's journal (hardworker/journal.py)."""
 
 SETTINGS = np.dtype(
-    [("wakeup", "<u8"), ("ring_quota", "<u8"), ("open_quota", "<u4"), ("check", "<u4"), ("stamp", "V32")]
+    [
+        ("wakeup", "<u8"),
+        ("ring_quota", "<u8"),
+        ("open_quota", "<u4"),
+        ("check", "<u4"),
+        ("stamp", "V32"),
+        ("layout", "V32"),
+        ("sensors", "<u8"),
+    ]
 )
 """Written before the program is loaded, read-only ever after."""
 
 
-def settings(stamp: bytes, *, wakeup: bool, check: bool, ring_quota: int, open_quota: int) -> bytes:
+CONTROL = np.dtype([("mode", "<u4"), ("changes", "<u4")])
+"""What the daemon tells the program while it works."""
+
+MODE_FAST, MODE_HANDLER = 0, 1
+"""To the ring and on to the logger, or to the hardworker's own stack because there is no logger."""
+
+
+def settings(
+    stamp: bytes,
+    *,
+    wakeup: bool,
+    check: bool,
+    ring_quota: int,
+    open_quota: int,
+    layout: bytes = bytes(32),
+    sensors: int = 0,
+) -> bytes:
     """The bytes of struct settings. Quotas in bytes and in connections, a sensor."""
-    return np.array((0 if wakeup else NO_WAKEUP, ring_quota, open_quota, check, stamp), SETTINGS).tobytes()
+    values = (0 if wakeup else NO_WAKEUP, ring_quota, open_quota, check, stamp, layout, sensors)
+    return np.array(values, SETTINGS).tobytes()
 
 
 def journal_copy_size(connections: int, pending: int) -> int:

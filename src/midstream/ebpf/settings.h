@@ -13,6 +13,8 @@ struct settings {
 	__u32 open_quota;   /* connections that one sensor may have open */
 	__u32 check;	    /* verify checksums before storing */
 	__u8 stamp[32];	    /* SHA-256 of everything that makes this program and its maps what they are */
+	__u8 layout[32];    /* likewise of the maps alone: another program with the same may go on with them */
+	__u64 sensors;	    /* how many const.toml names */
 };
 
 const volatile struct settings settings SEC(".rodata.settings");

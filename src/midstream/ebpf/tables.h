@@ -76,4 +76,21 @@ struct {
 	__uint(max_entries, 1);
 } last_number SEC(".maps");
 
+#define MODE_FAST 0    /* to the ring and on to the logger */
+#define MODE_HANDLER 1 /* there is no logger: to this host's own stack, where the application listens */
+
+/* What the daemon tells the program while it works. The application looks too. */
+struct control {
+	__u32 mode;
+	__u32 changes; /* how often the mode has changed */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct control);
+	__uint(max_entries, 1);
+} control SEC(".maps");
+
 #endif

@@ -29,6 +29,29 @@ _WAITING = 1 << 20  # bytes that wait to be sent on; then nothing more is read, 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with time 0 (socket(7))
 
 
+def listen(topology: Topology) -> socket.socket:
+    """A socket that listens where the sensors connect, without blocking. Raises NetworkError."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((str(topology.hardworker.ip), topology.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise NetworkError(
+            f"{topology.hardworker.ip}:{topology.port}: cannot listen there ({error.strerror}); "
+            "is this host the hardworker of const.toml, and is the port free?"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def reset(connection: socket.socket) -> None:
+    """Close it by a reset, whatever has not been read or sent."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    connection.close()
+
+
 @dataclass(eq=False)
 class _End:
     """One side of a relayed connection."""
@@ -69,18 +92,7 @@ class SocketHandler:
         self._segments: deque[Segment] = deque()
         self._opened = 0
         self._taken = 0  # bytes since the last look
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._listener.bind((str(topology.hardworker.ip), topology.port))
-        except OSError as error:
-            self._listener.close()
-            raise NetworkError(
-                f"{topology.hardworker.ip}:{topology.port}: cannot listen there ({error.strerror}); "
-                "is this host the hardworker of const.toml, and is the port free?"
-            ) from error
-        self._listener.listen(_BACKLOG)
-        self._listener.setblocking(False)
+        self._listener = listen(topology)
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
 
@@ -138,8 +150,7 @@ class SocketHandler:
         except OSError:  # it was gone again before we came
             return
         if ip not in self._sensors:
-            inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            inner.close()
+            reset(inner)
             return
         outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._tos)

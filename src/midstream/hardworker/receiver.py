@@ -5,6 +5,7 @@ import os
 import select
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +84,7 @@ class Hardworker:
         self._rest: Iterator[Message] | None = None
         self._committed = True
         self._latest: dict[str, Message] = {}
-        self._stop = -1
+        self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
         self._stopped = False
 
@@ -100,7 +101,7 @@ class Hardworker:
             raise
         self._stop_poll.register(self._stop, select.POLLIN)
         self._poll.register(self._stop, select.POLLIN)
-        self._poll.register(self._source.fileno(), select.POLLIN)
+        self._follow_descriptor()
         if snapshot := self._source.restore():
             self._streams = Streams.restore(snapshot.table, snapshot.pending, self._decoder)
         return self
@@ -240,7 +241,7 @@ class Hardworker:
         With a period it waits for the next multiple of the period instead, and nothing wakes it before. The
         ring wakes only a reader that has committed all; another one is made to look every millisecond.
         """
-        source = self._opened_source()
+        self._opened_source()
         if self._autocommit:
             self.commit()
         if self._period:
@@ -251,8 +252,18 @@ class Hardworker:
         if not self._committed:
             self._stop_poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
             return not self._stopped
+        self._follow_descriptor()
         ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
-        return source.fileno() in ready and self._stop not in ready
+        return self._polled in ready and self._stop not in ready
+
+    def _follow_descriptor(self) -> None:
+        """Poll the source's descriptor, which is another while it stands in for the logger."""
+        if (fd := self._opened_source().fileno()) != self._polled:
+            if self._polled >= 0:
+                with suppress(KeyError):
+                    self._poll.unregister(self._polled)
+            self._poll.register(fd, select.POLLIN)
+            self._polled = fd
 
     @property
     def stopped(self) -> bool:
@@ -274,6 +285,13 @@ class Hardworker:
         """How many connections are open."""
         return len(self._streams)
 
+    def _sensor(self, number: int) -> str:
+        """The address of a sensor, also of one that came after this application was started."""
+        if number >= len(self._sensors):
+            topology = network.load(self.config.const_path)
+            self._sensors = [str(host.ip) for host in topology.sensors]
+        return self._sensors[number]
+
     def _opened_source(self) -> Source:
         if self._source is None or self._stop < 0:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
@@ -283,7 +301,7 @@ class Hardworker:
         if self._fixed:
             for row in self.read():
                 yield Message(
-                    self._sensors[row["sensor"]],
+                    self._sensor(row["sensor"]),
                     int(row["connection"]),
                     int(row["offset"]) // self._size,
                     int(row["time"]),

@@ -125,6 +125,8 @@ class Streams:
             connection, length, offset = _PIECE.unpack_from(pending)
             piece = pending[_PIECE.size : _PIECE.size + length]
             pending = pending[_PIECE.size + length :]
+            if connection not in streams._streams:  # it did not outlive the reader
+                continue
             stream = streams._streams[connection]
             data = stream.push(offset, piece)
             if stream.decoder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midstream.errors import LabError
-from midstream.lab import cpu, enter, faults, hosts, links, namespaces, state
+from midstream.lab import cpu, daemons, enter, faults, hosts, links, namespaces, state
 from midstream.lab.faults import ImpairedLeg
 from midstream.lab.hosts import SWITCH, LabHost, namespace
 from midstream.lab.lab import Lab
@@ -43,10 +43,12 @@ def up(
     tos: int = 104,
     port: int = 12345,
     mtu: int = 1500,
+    bare: bool = False,
     **settings: object,
 ) -> Lab:
     """Build the lab, or keep the one that is up if it is complete and was built with the same arguments.
 
+    bare: addresses only, no neighbours and no const.toml: what daemons start from (daemons.py).
     `settings` go to config.toml: a key's value, or a table as a mapping, as in `data={"size": 256}`.
     A lab that is broken or was built with other arguments is rebuilt; the other files in its run directory
     stay. Raises LabError, ConfigError (a setting that is not allowed), CompileError, KernelError.
@@ -57,7 +59,14 @@ def up(
     planned = hosts.plan(sensors, hardworker_cpus, other_cpus)
     settings = _with_defaults(settings)
     topology = hosts.topology(planned, tos=tos, port=port, mtu=mtu, size=_message_size(settings))
-    parameters = {"sensors": sensors, "tos": tos, "port": port, "mtu": mtu, "settings": settings}
+    parameters = {
+        "sensors": sensors,
+        "tos": tos,
+        "port": port,
+        "mtu": mtu,
+        "settings": settings,
+        "bare": bare,
+    }
     state.check_files(settings, topology)
     with state.locked():
         found = state.load()
@@ -74,8 +83,8 @@ def up(
         building.save()
         try:
             _mount_bpffs()
-            state.write_files(run_dir, settings, topology)
-            built = replace(building, hosts=_build(planned, topology))
+            state.write_files(run_dir, settings, topology, bare=bare)
+            built = replace(building, hosts=_build(planned, topology, () if bare else planned))
             built.save()
         except BaseException:
             _tear_down(building, keep=True)
@@ -119,12 +128,16 @@ def find() -> Lab:
     return Lab(found.run_dir, found.hosts)
 
 
-def _build(planned: tuple[LabHost, ...], topology: Topology) -> tuple[LabHost, ...]:
+def _build(
+    planned: tuple[LabHost, ...], topology: Topology, neighbours: tuple[LabHost, ...]
+) -> tuple[LabHost, ...]:
     others = planned[-1].cpus
     switch = namespace(SWITCH)
     namespaces.create([switch, *(host.namespace for host in planned)])
     namespaces.call(switch, others, links.wire, planned, topology.mtu)
-    napi = [namespaces.call(host.namespace, host.cpus, links.start_host, host, planned) for host in planned]
+    napi = [
+        namespaces.call(host.namespace, host.cpus, links.start_host, host, neighbours) for host in planned
+    ]
     switch_napi = namespaces.call(switch, others, links.start_switch, planned, others, topology)
     return tuple(
         replace(host, napi=own, switch_napi=switchs)
@@ -140,6 +153,8 @@ def _tear_down(found: State | None, *, keep: bool) -> None:
     namespaces.remove(owned)
     namespaces.remove_unfinished(hosts.is_ours)
     shutil.rmtree(PINS, ignore_errors=True)
+    if found and not (keep or found.owns_run_dir):
+        daemons.remove(found.run_dir, [host.name for host in found.hosts])
     if not keep:
         if found:
             state.remove_files(found.run_dir, whole=found.owns_run_dir)
@@ -165,7 +180,9 @@ def _problems(found: State) -> list[str]:
 def _missing(found: State) -> list[str]:
     names = [namespace(name) for name in (SWITCH, *(host.name for host in found.hosts))]
     missing = [f"namespace {name} is missing" for name in names if not Path(enter.NAMESPACES, name).exists()]
-    files = [found.run_dir / "config.toml", found.run_dir / "const.toml"]
+    files = [found.run_dir / name for name in ("config.toml", "const.toml")]
+    if found.parameters.get("bare"):  # const.toml is the daemons'
+        files.pop()
     return missing + [f"{path} is missing" for path in files if not path.exists()]
 
 

@@ -62,7 +62,10 @@ def wire(hosts: Sequence[LabHost], mtu: int) -> None:
 
 
 def start_host(host: LabHost, neighbours: Sequence[LabHost]) -> int:
-    """In a host: eth0 up with address and permanent neighbours. Returns its NAPI thread. Raises LabError."""
+    """In a host: eth0 up with address and these permanent neighbours. Returns its NAPI thread.
+
+    Raises LabError.
+    """
     with IPRoute() as ipr:
         (index,) = ipr.link_lookup(ifname=INTERFACE)
         set_offloads(INTERFACE)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -85,12 +86,14 @@ def check_files(settings: Mapping[str, object], topology: Topology) -> None:
         _write(Path(folder), settings, topology)
 
 
-def write_files(run_dir: Path, settings: Mapping[str, object], topology: Topology) -> None:
-    """Make the run directory with config.toml and const.toml. Raises LabError, ConfigError."""
+def write_files(
+    run_dir: Path, settings: Mapping[str, object], topology: Topology, *, bare: bool = False
+) -> None:
+    """Make the run directory with config.toml and, unless bare, const.toml. Raises LabError, ConfigError."""
     refuse_foreign_files(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write(run_dir, settings, topology)
+        _write(run_dir, settings, topology, bare=bare)
     except OSError as error:
         raise LabError(f"run directory {run_dir}: {error.strerror}; name another one") from None
 
@@ -119,20 +122,21 @@ def _files(run_dir: Path) -> tuple[Path, Path]:
 def _is_ours(path: Path) -> bool:
     try:
         with path.open(errors="replace") as lines:
-            return f"by {AUTHOR}" in lines.readline()
+            return re.search(f"by ({AUTHOR}|midstream daemon)", lines.readline()) is not None
     except OSError:
         return False
 
 
-def _write(folder: Path, settings: Mapping[str, object], topology: Topology) -> None:
+def _write(folder: Path, settings: Mapping[str, object], topology: Topology, *, bare: bool = False) -> None:
     config_path, const_path = _files(folder)
-    config_path.write_text(_HEADER + _toml(settings))
-    network.write(const_path, topology, written_by=AUTHOR)
+    config_path.write_text(_HEADER + toml(settings))
+    if not bare:
+        network.write(const_path, topology, written_by=AUTHOR)
     config.load(config_path).message_size(topology.size)
 
 
-def _toml(settings: Mapping[str, object]) -> str:
-    """Keys, then tables. A JSON string, number or boolean is the same in TOML."""
+def toml(settings: Mapping[str, object]) -> str:
+    """A config.toml: keys, then tables. A JSON string, number or boolean is the same in TOML."""
     lines = [
         f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)
     ]

@@ -1,0 +1,70 @@
+"""What a daemon tells the others of its host, sealed so that only they can read or say it."""
+
+import time
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from midstream.config import Role
+from midstream.daemon.key import ForgedError, Key
+from midstream.network import Ip, Mac
+
+_PURPOSE = "announcement"
+_STRING = 255  # bytes of a character-string of a TXT record (RFC 1035, section 3.3)
+
+Name = Annotated[str, Field(max_length=63)]
+
+
+class _Said(BaseModel):
+    # Another version may say more.
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Mark(_Said):
+    """What the hardworker decides for all. logger: the address of the one to which it sends on."""
+
+    tos: int = Field(ge=0, le=255)
+    port: int = Field(ge=1, le=65535)
+    size: int = Field(ge=1)
+    logger: Ip | None = None
+
+
+class Announcement(_Said):
+    """A host. port: where its daemon answers heartbeats (UDP). started, time: seconds since 1970, when its
+    daemon was started and when this was said. standby: a logger that waits until another fails."""
+
+    role: Role
+    name: Name
+    ip: Ip
+    mac: Mac
+    mtu: int = Field(ge=68, le=65535)
+    port: int = Field(ge=1, le=65535)
+    version: Name
+    started: float
+    time: float = 0.0
+    standby: bool = False
+    leaving: bool = False
+    mark: Mark | None = None
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.name} ({self.ip})"
+
+    def sealed(self, key: Key) -> bytes:
+        """The text of a TXT record that says this, now."""
+        said = self.model_copy(update={"time": time.time()})
+        sealed = key.seal(_PURPOSE, said.model_dump_json(exclude_none=True).encode())
+        pieces = [sealed[start : start + _STRING] for start in range(0, len(sealed), _STRING)]
+        return b"".join(bytes([len(piece)]) + piece for piece in pieces)
+
+
+def unseal(key: Key, text: bytes) -> Announcement:
+    """What a TXT record says. Raises ForgedError if it was not made with this key, or makes no sense."""
+    sealed = bytearray()
+    while text:
+        length = text[0]
+        sealed += text[1 : 1 + length]
+        text = text[1 + length :]
+    try:
+        return Announcement.model_validate_json(key.open(_PURPOSE, bytes(sealed)))
+    except ValidationError as error:
+        raise ForgedError from error

@@ -1,0 +1,140 @@
+"""Does a logger live? Asked ten times a second, over UDP, sealed: its daemon answers for host and service.
+
+A question bears a random number, and its answer the same, so nothing that was recorded answers anything.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from midstream.daemon.key import ForgedError, Key
+from midstream.errors import NetworkError
+
+INTERVAL = 0.1  # seconds between two questions
+SILENCE = 0.35  # seconds without an answer after which a logger counts as gone: three answers were missed
+STEADY = 0.5  # seconds for which it must have served again before it counts as back
+
+_QUESTION, _ANSWER = "question", "answer"
+_LISTEN = "0A"  # state of a socket in /proc/net/tcp
+
+
+@dataclass
+class Watched:
+    """What is known of a logger, by the monotonic clock. reason: why it is not up."""
+
+    address: tuple[str, int]
+    asked: dict[str, float] = field(default_factory=dict)
+    answered: float = 0.0
+    serving_since: float = 0.0  # 0: it is not
+    seen_up: bool = False
+
+    def reason(self, now: float) -> str:
+        """Why it cannot take connections now; "" if it can."""
+        if now - self.answered > SILENCE:
+            return (
+                f"its daemon has not answered for {now - self.answered:.1f} s"
+                if self.answered
+                else "no answer"
+            )
+        return "" if self.serving_since else "no logger listens on the port"
+
+    def is_steady(self, now: float) -> bool:
+        """Has it served for a while?"""
+        return not self.reason(now) and now - self.serving_since >= STEADY
+
+
+class Heartbeat(asyncio.DatagramProtocol):
+    """Answers questions about this host, and asks those that are watched.
+
+    serving(): does this host's logger take connections? changed() is called when an answer says otherwise
+    than the one before.
+    """
+
+    def __init__(self, key: Key, serving: Callable[[], bool], changed: Callable[[], None]) -> None:
+        self._key, self._serving, self._changed = key, serving, changed
+        self._transport: asyncio.DatagramTransport | None = None
+        self.watched: dict[str, Watched] = {}
+
+    async def start(self, ip: IPv4Address, port: int) -> None:
+        """Answer there. Raises NetworkError."""
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(str(ip), port))
+        except OSError as error:
+            raise NetworkError(
+                f"{ip}: UDP port {port} cannot be had ({error.strerror}); does another daemon run here? "
+                "Otherwise name another port in config.toml of all hosts: daemon.port"
+            ) from error
+        self._transport = transport
+
+    def watch(self, hosts: dict[str, int]) -> None:
+        """Ask these hosts, by address and port, and no others."""
+        for ip in set(self.watched) - set(hosts):
+            del self.watched[ip]
+        for ip, port in hosts.items():
+            known = self.watched.setdefault(ip, Watched((ip, port)))
+            known.address = (ip, port)
+
+    def ask(self) -> None:
+        """Ask each once."""
+        now = time.monotonic()
+        for watched in self.watched.values():
+            watched.asked = {n: t for n, t in watched.asked.items() if now - t < 1.0}
+            number = secrets.token_hex(8)
+            watched.asked[number] = now
+            self._send(_QUESTION, {"number": number}, watched.address)
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        with suppress(ForgedError, ValueError, KeyError, TypeError):
+            try:
+                number = json.loads(self._key.open(_QUESTION, data))["number"]
+            except ForgedError:
+                answer = json.loads(self._key.open(_ANSWER, data))
+                self._take(str(addr[0]), str(answer["number"]), bool(answer["serving"]))
+            else:
+                self._send(_ANSWER, {"number": number, "serving": self._serving()}, addr)
+
+    def error_received(self, exc: Exception) -> None:
+        """Its port is closed (ICMP): the daemon is not there, which its silence says too."""
+
+    def close(self) -> None:
+        if self._transport:
+            self._transport.close()
+
+    def _take(self, ip: str, number: str, serving: bool) -> None:
+        watched = self.watched.get(ip)
+        if watched is None or watched.asked.pop(number, None) is None:
+            return
+        now = time.monotonic()
+        was = not watched.reason(now)
+        watched.answered = now
+        watched.serving_since = (watched.serving_since or now) if serving else 0.0
+        watched.seen_up |= serving
+        if was != serving:
+            self._changed()
+
+    def _send(self, purpose: str, said: dict[str, object], address: tuple[str | Any, int]) -> None:
+        if self._transport and not self._transport.is_closing():
+            with suppress(OSError):  # no route in this moment
+                self._transport.sendto(self._key.seal(purpose, json.dumps(said).encode()), address)
+
+
+def is_listening(port: int, table: Path = Path("/proc/net/tcp")) -> bool:
+    """Does a process of this host listen on a TCP port, on whatever IPv4 address or on all IPv6 ones?"""
+    for path in (table, table.with_name("tcp6")):
+        with suppress(OSError), path.open() as lines:
+            next(lines, None)
+            for line in lines:
+                _, local, _, state, _ = line.split(maxsplit=4)
+                if state != _LISTEN:
+                    break  # those that listen come first
+                if int(local.rpartition(":")[2], 16) == port:
+                    return True
+    return False

@@ -1,0 +1,99 @@
+"""What the daemon does to its host: neighbours, const.toml, the program, the way of the data.
+
+Everything here waits for the kernel or the compiler, and runs in the daemon's one worker thread.
+"""
+
+import time
+from pathlib import Path
+
+from midstream import network
+from midstream.config import Config, Role
+from midstream.daemon.failover import Mode
+from midstream.daemon.interface import Interface
+from midstream.daemon.neighbours import Neighbours
+from midstream.daemon.resets import send_resets
+from midstream.ebpf import control, loader, pins
+from midstream.ebpf.loader import Attachment
+from midstream.ebpf.records import MODE_FAST, MODE_HANDLER
+from midstream.errors import ConfigError
+from midstream.network import Topology
+
+
+class ThisHost:
+    """The host of a role. in_force: the topology that neighbours, const.toml and program follow now."""
+
+    def __init__(self, config: Config, role: Role, name: str) -> None:
+        self._config, self._role, self._name = config, role, name
+        self._neighbours = Neighbours()
+        self.folder = pins.default_folder(role, config)
+        self.in_force: Topology | None = None
+        self.attachment: Attachment | None = None
+
+    @property
+    def has_program(self) -> bool:
+        """Does this role need an eBPF program, the way config.toml is?"""
+        if self._role == "hardworker":
+            return self._config.hardworker.receiver == "ebpf"
+        return self._config.network.restore == self._role
+
+    def previous(self) -> Topology | None:
+        """What const.toml says, if there is one that can be read."""
+        try:
+            return network.load(self._config.const_path)
+        except ConfigError:
+            return None
+
+    def put_in_force(self, topology: Topology, interface: Interface) -> bool:
+        """Make the host follow the topology; False if it did already. Raises MidstreamError."""
+        if topology == self.in_force and self.attachment_holds():
+            return False
+        if self._config.daemon.explore:
+            network.write(self._config.const_path, topology, f"midstream daemon on {self._name}")
+        self.repair(topology, interface)
+        if self.has_program:
+            self.attachment = loader.attach(
+                self._role, self._config, topology, folder=self.folder, interface=interface.name, replace=True
+            )
+        self.in_force = topology
+        return True
+
+    def attachment_holds(self) -> bool:
+        """Is the program still where it was attached?"""
+        return not self.has_program or (
+            self.attachment is not None and loader.find(self._role, self.folder) is not None
+        )
+
+    def repair(self, topology: Topology, interface: Interface) -> list[str]:
+        """Set the neighbours; what was wrong, in words."""
+        hosts = (topology.hardworker, topology.logger, *topology.sensors)
+        return self._neighbours.ensure(
+            interface, {host.ip: host.mac for host in hosts if host.ip != interface.ip}
+        )
+
+    def release(self, interface: Interface) -> None:
+        """Take the neighbours and routes away. The program stays: it serves without the daemon."""
+        self._neighbours.remove(interface)
+
+    def mode(self) -> Mode:
+        """Where the sensors' data goes now. A hardworker without a program is its own handler's business."""
+        if self._role != "hardworker" or not self.attachment:
+            return "fast"
+        return "handler" if control.read_mode(self.folder) == MODE_HANDLER else "fast"
+
+    def switch(self, mode: Mode, topology: Topology) -> int:
+        """Send the sensors' data another way, and reset what is open: how many connections that were."""
+        control.set_mode(self.folder, MODE_HANDLER if mode == "handler" else MODE_FAST)
+        return self.reset(topology)
+
+    def reset(self, topology: Topology) -> int:
+        """End all open connections, for the reader and for the sensors, and wake the reader."""
+        opened = control.connections(self.folder)
+        deadline = time.monotonic() + 1.0
+        while control.break_off(self.folder, opened) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the ring is full; the reader makes room
+        send_resets(opened, topology.hardworker.ip, topology.port)
+        return len(opened)
+
+    @property
+    def pins(self) -> Path:
+        return self.folder

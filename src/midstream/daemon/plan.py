@@ -1,0 +1,132 @@
+"""From what was heard to the topology: who is who, which marks hold, and what contradicts itself."""
+
+from dataclasses import dataclass, replace
+
+from midstream.config import Config, Role
+from midstream.daemon.announcement import Announcement, Mark
+from midstream.daemon.peers import Peers
+from midstream.network import Host, Topology
+
+DEFAULT_TOS, DEFAULT_PORT, DEFAULT_SIZE = 104, 12345, 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A topology, or the reason why there is none. waiting: it may come by itself, when others are heard."""
+
+    topology: Topology | None
+    reason: str = ""
+    waiting: bool = False
+    loggers: tuple[Announcement, ...] = ()
+
+
+def decide_mark(config: Config, previous: Topology | None) -> Mark:
+    """What the hardworker decides for all: config.toml, else const.toml as it was, else the default."""
+    tos, port, size = config.network.tos, config.network.port, config.data.size
+    before = Mark(
+        tos=previous.tos if previous else DEFAULT_TOS,
+        port=previous.port if previous else DEFAULT_PORT,
+        size=previous.size if previous else DEFAULT_SIZE,
+    )
+    return Mark(
+        tos=before.tos if tos is None else tos,
+        port=before.port if port is None else port,
+        size=before.size if size is None else size,
+    )
+
+
+def make_plan(
+    config: Config, own: Announcement, peers: Peers, previous: Topology | None, active: str = ""
+) -> Plan:
+    """The topology as this host sees it. active: the address of the logger that the hardworker uses now."""
+    hosts = {role: [*([own] if own.role == role else []), *peers.of(role)] for role in _ROLES}
+    hardworkers, sensors = hosts["hardworker"], hosts["sensor"]
+    loggers = tuple(hosts["logger"])
+    primaries = [said for said in loggers if not said.standby]
+    for role, claimants in (("hardworker", hardworkers), ("logger", primaries)):
+        if len(claimants) > 1:
+            advice = ", or set standby = true in [daemon] of one" if role == "logger" else ""
+            names = " and ".join(f"{said.name} ({said.ip}, {said.mac})" for said in claimants)
+            return Plan(None, f"{names} both claim to be the {role}; give one of them another role{advice}")
+    missing = [
+        name
+        for name, found in (("hardworker", hardworkers), ("logger", loggers), ("sensor", sensors))
+        if len(found) < (config.daemon.sensors if name == "sensor" and own.role != "sensor" else 1)
+    ]
+    if missing:
+        return Plan(None, _missing(missing, len(sensors), config, peers), waiting=True)
+    hardworker = hardworkers[0]
+    mark = hardworker.mark
+    if mark is None:
+        return Plan(None, f"{hardworker} has not said yet which marks hold", waiting=True)
+    if fault := _contradiction(config, mark) or _unequal_mtu([*hardworkers, *loggers, *sensors]):
+        return Plan(None, fault)
+    logger = _logger(own, loggers, active or (str(mark.logger) if mark.logger else ""))
+    topology = Topology(
+        sensors=_in_order(sensors, previous, {hardworker.ip, *(said.ip for said in loggers)}),
+        hardworker=Host(hardworker.ip, hardworker.mac),
+        logger=Host(logger.ip, logger.mac),
+        tos=mark.tos,
+        port=mark.port,
+        mtu=own.mtu,
+        size=mark.size,
+    )
+    return Plan(topology, loggers=loggers)
+
+
+_ROLES: tuple[Role, ...] = ("sensor", "hardworker", "logger")
+
+
+def _missing(missing: list[str], sensors: int, config: Config, peers: Peers) -> str:
+    text = f"no {' and no '.join(missing)} has been heard"
+    if missing == ["sensor"] and sensors:
+        text = f"{sensors} of daemon.sensors = {config.daemon.sensors} sensors have been heard"
+    if peers.skewed:
+        return f"{text}; {'; '.join(peers.skewed.values())}"
+    return (
+        f"{text}; see that `midstream daemon` runs there with the same key, and that the switch passes "
+        "multicast (224.0.0.251, UDP port 5353)"
+    )
+
+
+def _contradiction(config: Config, mark: Mark) -> str:
+    """What this host's config.toml says otherwise than the hardworker."""
+    for name, own, decided in (
+        ("network.tos", config.network.tos, mark.tos),
+        ("network.port", config.network.port, mark.port),
+        ("data.size", config.data.size, mark.size),
+    ):
+        if own is not None and own != decided:
+            advice = "make them equal, or leave it out here"
+            return f"{config.path}: {name} = {own}: the hardworker says {decided}; {advice}"
+    return ""
+
+
+def _unequal_mtu(hosts: list[Announcement]) -> str:
+    if len({said.mtu for said in hosts}) == 1:
+        return ""
+    each = ", ".join(f"{said} has {said.mtu}" for said in hosts)
+    return (
+        f"the MTUs differ: {each}; make them equal (`ip link set DEV mtu N`), else full packets would be "
+        "dropped"
+    )
+
+
+def _logger(own: Announcement, loggers: tuple[Announcement, ...], active: str) -> Announcement:
+    """A logger is its own; for the others it is the active one, else the first that is no standby."""
+    if own.role == "logger":
+        return own
+    return min(loggers, key=lambda said: (str(said.ip) != active, said.standby, said.ip))
+
+
+def _in_order(heard: list[Announcement], previous: Topology | None, taken: set[object]) -> tuple[Host, ...]:
+    """The sensors: those of before in their places, by which records name them; then the new ones."""
+    hosts = {said.ip: Host(said.ip, said.mac) for said in heard}
+    macs = {host.mac for host in hosts.values()}
+    order: list[Host] = []
+    for before in previous.sensors if previous else ():
+        if before.ip in hosts:
+            order.append(replace(before, mac=hosts.pop(before.ip).mac))
+        elif before.ip not in taken and before.mac not in macs:
+            order.append(before)
+    return (*order, *hosts.values())

@@ -1,0 +1,122 @@
+"""The daemons of a lab: one on each host, each with a folder, a config.toml and a log of its own.
+
+They find each other as on a real network; nothing of what they find is told to them but the key.
+"""
+
+import os
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from midstream.config import Role
+from midstream.daemon import key, status
+from midstream.errors import LabError
+from midstream.lab import namespaces
+from midstream.lab.hosts import INTERFACE
+from midstream.lab.lab import Lab
+from midstream.lab.state import toml
+
+PATIENCE = 60.0  # seconds until all have found each other
+PATIENCE_EACH = 2.0
+_POLL = 0.02
+
+
+def start(lab: Lab, hosts: Collection[str] = (), **daemon: object) -> float:
+    """Start the daemons of these hosts (default: all, sensors first), and wait until each is ready.
+
+    Returns the seconds from the start of the first process until the last was ready. daemon: keys for the
+    table [daemon] of their config.toml. A daemon that runs already is left alone. Raises LabError with what a
+    daemon has logged if it ends or is not ready in time.
+    """
+    began = time.monotonic()
+    names = list(hosts) or [host.name for host in reversed(lab.hosts)]
+    pids = {name: launch(lab, name, **daemon) for name in names if state(lab, name) is None}
+    patience = PATIENCE + PATIENCE_EACH * len(lab.hosts)
+    for name, pid in pids.items():
+        while not ((found := state(lab, name)) and found["ready_after"]):
+            late = time.monotonic() - began > patience
+            if late or not Path("/proc", str(pid)).exists():
+                why = "is not ready" if late else "has ended"
+                raise LabError(
+                    f"{name}: its daemon {why}; {folder(lab, name) / 'daemon.log'} says:\n{_log(lab, name)}"
+                )
+            time.sleep(_POLL)
+    return time.monotonic() - began
+
+
+def launch(lab: Lab, name: str, **daemon: object) -> int:
+    """Start a host's daemon, and do not wait; its process id. It lives until it is ended, or the lab is."""
+    if not (lab.run_dir / "key").exists():
+        key.make(lab.run_dir / "key")
+    config = _write_config(lab, name, **daemon)
+    host = lab.host(name)
+    return namespaces.call(host.namespace, host.cpus, _spawn, config)
+
+
+def state(lab: Lab, name: str) -> dict[str, Any] | None:
+    """What a host's daemon says of itself; None if it does not run."""
+    return status.ask(folder(lab, name) / "daemon.sock")
+
+
+def folder(lab: Lab, name: str) -> Path:
+    """Where a host's daemon has its files."""
+    return lab.run_dir / name
+
+
+def remove(run_dir: Path, names: Collection[str]) -> None:
+    """Remove what the daemons of a lab have left in its run directory."""
+    for name in names:
+        if (run_dir / name / "daemon.log").exists():
+            shutil.rmtree(run_dir / name)
+    (run_dir / "key").unlink(missing_ok=True)
+
+
+def _write_config(lab: Lab, name: str, **daemon: object) -> Path:
+    """The lab's config.toml, with what makes this host another than the others."""
+    place = folder(lab, name)
+    place.mkdir(exist_ok=True)
+    settings: dict[str, Any] = tomllib.loads(lab.config.read_text())
+    role: Role = "sensor" if name.startswith("sensor") else "logger" if name == "logger" else "hardworker"
+    sensor_pins = {"pins": f"{settings['network']['pins']}/{name}"} if role == "sensor" else {}
+    settings["role"] = role
+    # The programs of the lab read the const.toml that the hardworker's daemon writes.
+    settings["const"] = str(lab.const) if name == "hardworker" else "const.toml"
+    settings["network"] = settings["network"] | {"interface": INTERFACE} | sensor_pins
+    settings["daemon"] = {
+        "key": "../key",
+        "name": name,
+        "socket": str(place / "daemon.sock"),
+        "sensors": len(lab.sensors),
+    } | daemon
+    path = place / "config.toml"
+    path.write_text(toml(settings))
+    return path
+
+
+def _spawn(config: Path) -> int:
+    """Start the daemon in this namespace, with its own session and its own log."""
+    log = config.with_name("daemon.log")
+    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-m", "midstream", "daemon", "--config", str(config)],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), write, 0o644),
+            (os.POSIX_SPAWN_OPEN, 2, str(log), write, 0o644),
+        ],
+        setsid=True,
+    )
+
+
+def _log(lab: Lab, name: str) -> str:
+    try:
+        lines = (folder(lab, name) / "daemon.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return "nothing"
+    return "\n".join(f"  {line}" for line in lines[-12:])
