@@ -73,8 +73,8 @@ class Sensor:
 
     `config` is config.toml's path or its content. `source_port` 0: the kernel chooses. `record` names a file
     that gets one SENT_DTYPE record a message (`numpy.fromfile(record, SENT_DTYPE)`).
-    With `[sensor] reconnect` a connection that is lost is replaced, and every message that was not acknowledged
-    whole is sent again: the receiver may get those twice, under the numbers of two connections.
+    With `[sensor] reconnect` a connection that is lost is replaced, and every message that was not
+    acknowledged whole is sent again: the receiver may get those twice, under the numbers of two connections.
     Entering the context connects: NetworkError says which peer did not answer and what to do.
     """
 
@@ -295,7 +295,7 @@ class Sensor:
             self._unacknowledged.popleft()
 
     def _replace(self, stop: Callable[[], bool], error: OSError | None = None) -> list[bytes]:
-        """Connect anew; what has to be sent again. NetworkError if that is not wanted, or does not succeed."""
+        """Connect anew; what has to be sent again. NetworkError if that is not wanted, or not possible."""
         reason = (error.strerror or str(error)) if error else "it closed the connection"
         patience = self._config.sensor.reconnect
         if not patience or self._socket is None:

@@ -1,9 +1,10 @@
 """What a daemon tells the others of its host, sealed so that only they can read or say it."""
 
+import json
 import time
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midstream.config import Role
 from midstream.daemon.key import ForgedError, Key
@@ -13,6 +14,7 @@ _PURPOSE = "announcement"
 _STRING = 255  # bytes of a character-string of a TXT record (RFC 1035, section 3.3)
 
 Name = Annotated[str, Field(max_length=63)]
+Address = Annotated[Ip, BeforeValidator(str)]
 
 
 class _Said(BaseModel):
@@ -26,7 +28,7 @@ class Mark(_Said):
     tos: int = Field(ge=0, le=255)
     port: int = Field(ge=1, le=65535)
     size: int = Field(ge=1)
-    logger: Ip | None = None
+    logger: Address | None = None
 
 
 class Announcement(_Said):
@@ -35,7 +37,7 @@ class Announcement(_Said):
 
     role: Role
     name: Name
-    ip: Ip
+    ip: Address
     mac: Mac
     mtu: int = Field(ge=68, le=65535)
     port: int = Field(ge=1, le=65535)
@@ -65,6 +67,6 @@ def unseal(key: Key, text: bytes) -> Announcement:
         sealed += text[1 : 1 + length]
         text = text[1 + length :]
     try:
-        return Announcement.model_validate_json(key.open(_PURPOSE, bytes(sealed)))
-    except ValidationError as error:
+        return Announcement.model_validate(json.loads(key.open(_PURPOSE, bytes(sealed))))
+    except ValueError as error:  # ValidationError is one
         raise ForgedError from error

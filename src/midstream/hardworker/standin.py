@@ -1,8 +1,9 @@
 """The application in the logger's place: it takes the sensors' connections itself while there is no logger.
 
-No relay, for there is nobody to relay to: this host's own TCP acknowledges what the application has read
-or will read, and nothing is stored elsewhere. When the logger is back, each sensor is shown the end of the stream
-from our side: one that looks for it ends its connection in order and opens another, which goes the fast way.
+No relay, for there is nobody to relay to: this host's own TCP acknowledges what the application has read or
+will read, and nothing is stored elsewhere. When the logger is back, each sensor is shown the end of the
+stream from our side: one that looks for it ends its connection in order and opens another, which goes the
+fast way.
 """
 
 import select
