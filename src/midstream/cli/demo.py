@@ -18,6 +18,7 @@ from midstream.demo.words import tell
 
 app = typer.Typer()
 
+MOST_DAEMONS = 8  # sensors: each daemon takes half a second of a core to start
 SECONDS = 5  # how long the sensors send unless told
 SMALLEST, LARGEST = 16, 2**20  # bytes: number and time of a message; config.MAX_MESSAGE
 
@@ -66,6 +67,14 @@ def demo(
     receiver: Annotated[
         _Receiver, typer.Option(help="The hardworker's: eBPF or ordinary sockets.")
     ] = _Receiver.EBPF,
+    daemon: Annotated[
+        bool | None,
+        typer.Option(
+            "--daemon/--no-daemon",
+            help="Daemons find each other and attach, or the lab tells every host what it needs.",
+            show_default=f"with up to {MOST_DAEMONS} sensors",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run everything on this machine: a lab, the programs, the data; then say what became of every message.
@@ -78,7 +87,15 @@ def demo(
     if impair:
         lab.parse_impairment(impair)  # a mistake is told before anything is built
     settings = demonstration.Settings(
-        messages, rate, size, sensors, database, restore.value, receiver.value, impair
+        messages,
+        rate,
+        size,
+        sensors,
+        database,
+        restore.value,
+        receiver.value,
+        impair,
+        daemon=sensors <= MOST_DAEMONS if daemon is None else daemon,
     )
     stop = _Request()
     with until_signalled(stop.make):

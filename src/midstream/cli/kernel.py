@@ -1,6 +1,7 @@
 """midstream attach, detach, status: the eBPF programs of this host."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
@@ -22,6 +23,7 @@ from midstream.cli.options import (
     until_signalled,
 )
 from midstream.config import Role
+from midstream.daemon import status as daemon_status
 from midstream.ebpf import handover, loader
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
@@ -97,8 +99,32 @@ def detach(role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = 
 
 @app.command()
 def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """What is attached on this host, and what the hardworker's program has counted."""
+    """What the daemon says, what is attached on this host, and what the hardworker's program has counted."""
     config = configuration.load(path)
+    result: dict[str, dict[str, Any]] = {}
+    if told := daemon_status.ask(Path(config.daemon.socket)):
+        result["daemon"] = told
+    if not told or told["ready_after"]:
+        result |= _programs(config)
+    if not result:
+        raise KernelError(f"{config.network.pins}: no program is attached; run `midstream attach`")
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console()
+    if told:
+        for line in _daemon_lines(told):
+            console.print(line, highlight=False, soft_wrap=True)
+        del result["daemon"]
+    for role, facts in result.items():
+        where = f"{facts['mode']} on {facts['interface']}" if facts["attached"] else "not attached here"
+        console.print(f"{role}: {where}, pinned in {facts['pins']}")
+        if "counters" in facts:
+            console.print(_counters_table(facts["counters"]))
+
+
+def _programs(config: configuration.Config) -> dict[str, dict[str, Any]]:
+    """What is attached on this host."""
     topology = network.load(config.const_path)
     result: dict[str, dict[str, Any]] = {}
     for role in get_args(Role):
@@ -112,8 +138,6 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
             "mode": found.mode if found else None,
             "pins": str(folder),
         }
-    if not result:
-        raise KernelError(f"{config.network.pins}: no program is attached; run `midstream attach`")
     sensors = [str(host.ip) for host in topology.sensors] + ["others"]
     if "hardworker" in result:
         counted = loader.counters(default_folder("hardworker", config)).tolist()
@@ -121,15 +145,25 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
             name: dict(zip(OUTCOMES, row, strict=True)) for name, row in zip(sensors, counted, strict=True)
         }
         result["hardworker"]["counters"] = rows
-    if as_json:
-        print(json.dumps(result))
-        return
-    console = Console()
-    for role, facts in result.items():
-        where = f"{facts['mode']} on {facts['interface']}" if facts["attached"] else "not attached here"
-        console.print(f"{role}: {where}, pinned in {facts['pins']}")
-        if "counters" in facts:
-            console.print(_counters_table(facts["counters"]))
+    return result
+
+
+def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
+    """The daemon's state in words."""
+    reason = f": {told['reason']}" if told["reason"] else ""
+    where = f"{told['name']} on {told['interface']} ({told['ip']})"
+    yield f"daemon: {told['role']} {where}, {told['state']}{reason}"
+    if told["role"] == "hardworker" and told["ready_after"]:
+        way = f"to the logger {told['logger']}" if told["mode"] == "fast" else "to this host's application"
+        reason = f": {told['mode_reason']}" if told["mode_reason"] else ""
+        yield f"data goes {way} for {told['mode_seconds']:.0f} s{reason}"
+    for peer in told["peers"]:
+        when = f"heard {peer['age']:.1f} s ago" + (", standby" if peer["standby"] else "")
+        yield f"  {peer['role']} {peer['name']} {peer['ip']} {peer['mac']}, {when}"
+    if told["repaired"]:
+        yield f"repaired {told['repaired']} times, last {told['repairs'][-1]}"
+    if told["rejected"]:
+        yield "rejected: " + ", ".join(f"{count} {kind}" for kind, count in told["rejected"].items())
 
 
 def _counters_table(counters: dict[str, dict[str, int]]) -> Table:

@@ -10,7 +10,7 @@ import typer
 from midstream import lab
 from midstream.cli.options import Json, say
 from midstream.errors import ConfigError
-from midstream.lab import ImpairedLeg, Impairment, programs
+from midstream.lab import ImpairedLeg, Impairment, daemons, programs
 from midstream.lab.faults import COUNTERS
 from midstream.lab.state import RUN_DIR
 
@@ -29,7 +29,12 @@ def up(
     restore: Annotated[str, typer.Option(help="Where replies are restored: logger or sensor.")] = "logger",
     receiver: Annotated[str, typer.Option(help="The hardworker's: ebpf or socket.")] = "ebpf",
     run_dir: Annotated[Path, typer.Option(help="Where config.toml and const.toml go.")] = RUN_DIR,
-    attach: Annotated[bool, typer.Option("--attach", help="Compile and attach the programs too.")] = False,
+    daemon: Annotated[
+        bool, typer.Option(help="A daemon on each host, which finds the others, pins and attaches.")
+    ] = True,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="With --no-daemon: compile and attach the programs too.")
+    ] = False,
 ) -> None:
     """Build the lab, or keep the one that is up; prints its run directory."""
     settings: dict[str, Any] = {
@@ -37,9 +42,14 @@ def up(
         "network": {"restore": restore},
         "hardworker": {"receiver": receiver},
     }
-    built = lab.up(sensors, run_dir, tos=tos, port=port, mtu=mtu, **settings)
+    if daemon:
+        settings["network"] |= {"tos": tos, "port": port}
+    built = lab.up(sensors, run_dir, tos=tos, port=port, mtu=mtu, bare=daemon, **settings)
     say("the lab was up already" if built.kept else "the lab is up")
-    if attach:
+    if daemon:
+        seconds = daemons.start(built)
+        say(f"{len(built.hosts)} daemons found each other in {seconds:.1f} s")
+    elif attach:
         for attached in programs.attach(built):
             say(f"{attached.role}: {attached.mode} on {attached.interface}, pinned in {attached.pins}")
     print(built.run_dir)

@@ -40,7 +40,8 @@ def make_plan(
 ) -> Plan:
     """The topology as this host sees it. active: the address of the logger that the hardworker uses now."""
     hosts = {role: [*([own] if own.role == role else []), *peers.of(role)] for role in _ROLES}
-    hardworkers, sensors = hosts["hardworker"], hosts["sensor"]
+    hardworkers = hosts["hardworker"]
+    sensors = sorted(hosts["sensor"], key=lambda said: said.ip)
     loggers = tuple(hosts["logger"])
     primaries = [said for said in loggers if not said.standby]
     for role, claimants in (("hardworker", hardworkers), ("logger", primaries)):

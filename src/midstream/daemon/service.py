@@ -132,6 +132,7 @@ class Service:
                 for peer in self._peers.all()
             ],
             "sensors": [str(host.ip) for host in topology.sensors] if topology else [],
+            "program": self._host.attachment.mode if self._host.attachment else None,
             "mode": self._choice.mode,
             "logger": str(topology.logger.ip) if topology else "",
             "mode_reason": self._choice.reason,

@@ -19,7 +19,7 @@ from midstream.demo.observer import Observer, View
 from midstream.demo.programs import Program
 from midstream.demo.verdict import Verdict, judge
 from midstream.errors import ConfigError, LabError, MidstreamError
-from midstream.lab import Lab, Meter, Usage, state
+from midstream.lab import Lab, Meter, Usage, daemons, state
 from midstream.lab.programs import attach
 
 FOLDER = Path("/var/tmp")  # for large files: the records of a million messages need gigabytes
@@ -37,7 +37,8 @@ class Settings:
 
     database: a SQLAlchemy URL, a relative SQLite path being relative to the current folder; empty for one
     that is removed at the end. restore and receiver: as in config.toml. impair: as of
-    `lab.parse_impairment`, empty for good wires.
+    `lab.parse_impairment`, empty for good wires. daemon: a daemon on each host finds the others and attaches;
+    without, the lab tells every host what it needs.
     """
 
     messages: int = 5000
@@ -48,12 +49,14 @@ class Settings:
     restore: str = "logger"
     receiver: str = "ebpf"
     impair: str = ""
+    daemon: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
     """The verdict, and the facts beside it.
 
+    ready_seconds: from the start of the first daemon until all had found each other; 0 without daemons.
     mode: how the hardworker's program hangs on its interface (native or generic), or socket. stopped: ended
     early, on request. unclean: sensors that did not see in time that everything was stored. rate: messages a
     second, of a sensor, as achieved. connections and reset: as the hardworker's application counted them.
@@ -61,6 +64,7 @@ class Report:
     """
 
     verdict: Verdict
+    ready_seconds: float
     mode: str
     stopped: bool
     unclean: int
@@ -123,6 +127,7 @@ def run(settings: Settings, audience: Audience, stop: Callable[[], bool]) -> Rep
 class _Triangle:
     lab: Lab
     mode: str
+    ready_seconds: float
     since_ns: int
     logger: Program
     hardworker: Program
@@ -152,10 +157,17 @@ def _start(
         if state.load() is not None:
             audience.note("the lab that was up is replaced")
         audience.stage("building the lab")
-        built = lab.up(settings.sensors, run_dir, **_lab_settings(settings))
+        built = lab.up(settings.sensors, run_dir, bare=settings.daemon, **_lab_settings(settings))
         _refuse_if(stop)
-        audience.stage("compiling and attaching the eBPF programs")
-        modes = {attached.role: attached.mode for attached in attach(built)}
+        mode, ready_seconds = "socket", 0.0
+        if settings.daemon:
+            audience.stage("starting the daemons: they find each other, compile and attach")
+            ready_seconds = daemons.start(built)
+            if told := daemons.state(built, "hardworker"):
+                mode = told["program"] or mode
+        else:
+            audience.stage("compiling and attaching the eBPF programs")
+            mode = next((one.mode for one in attach(built) if one.role == "hardworker"), mode)
         if settings.impair:
             link, impairment = lab.parse_impairment(settings.impair)
             lab.impair(built, link, impairment)
@@ -184,7 +196,7 @@ def _start(
         if stop():  # Ctrl-C may also have reached the compiler: no error of its own
             raise LabError("stopped before the sensors started; everything was removed again") from None
         raise
-    return _Triangle(built, modes.get("hardworker", "socket"), since_ns, logger, hardworker, sensors)
+    return _Triangle(built, mode, ready_seconds, since_ns, logger, hardworker, sensors)
 
 
 def _work(triangle: _Triangle, settings: Settings, audience: Audience, stop: Callable[[], bool]) -> _Outcome:
@@ -223,6 +235,7 @@ def _report(triangle: _Triangle, outcome: _Outcome, settings: Settings) -> Repor
     )
     return Report(
         verdict=verdict,
+        ready_seconds=round(triangle.ready_seconds, 3),
         mode=triangle.mode,
         stopped=verdict.sent < settings.messages * settings.sensors,
         unclean=sum(not summary["clean"] for summary in summaries),

@@ -71,7 +71,11 @@ def _rows(report: Report, settings: Settings) -> list[tuple[str, str, Text]]:
     latency, cpu = verdict.latency_us, report.cpu
     sensors = plural(settings.sensors, "sensor")
     each = " each" if settings.sensors > 1 else ""
-    rows = [
+    rows = []
+    if report.ready_seconds:
+        what = "from hosts with nothing but addresses until their daemons had found each other and attached"
+        rows.append(("ready", f"{report.ready_seconds:.1f} s", what))
+    rows += [
         (
             "sent",
             count(verdict.sent),

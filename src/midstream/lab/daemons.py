@@ -53,8 +53,8 @@ def launch(lab: Lab, name: str, **daemon: object) -> int:
     if not (lab.run_dir / "key").exists():
         key.make(lab.run_dir / "key")
     config = _write_config(lab, name, **daemon)
-    host = lab.host(name)
-    return namespaces.call(host.namespace, host.cpus, _spawn, config)
+    # Not on the hardworker's core, which is its application's and its NAPI thread's.
+    return namespaces.call(lab.host(name).namespace, lab.host("logger").cpus, _spawn, config)
 
 
 def state(lab: Lab, name: str) -> dict[str, Any] | None:

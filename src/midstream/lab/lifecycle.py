@@ -58,6 +58,8 @@ def up(
     hardworker_cpus, other_cpus = cpu.cores()
     planned = hosts.plan(sensors, hardworker_cpus, other_cpus)
     settings = _with_defaults(settings)
+    if bare:  # what `midstream status` asks
+        settings |= {"daemon": {"socket": str(run_dir / "hardworker" / "daemon.sock")}}
     topology = hosts.topology(planned, tos=tos, port=port, mtu=mtu, size=_message_size(settings))
     parameters = {
         "sensors": sensors,

@@ -1,0 +1,296 @@
+"""The daemons: from bare namespaces to data that flows, and what they heal while it flows."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
+from tests.lab.ends import Ends, running
+from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, started, wait_until
+
+from midstream import network
+from midstream.daemon import discovery
+from midstream.daemon.announcement import Announcement
+from midstream.daemon.key import Key
+from midstream.hardworker.recording import recorded_dtype
+from midstream.lab import Lab, daemons
+from midstream.lab import up as lab_up
+from midstream.sensor import SENT_DTYPE
+
+SIZE, RATE = 1024, 1000
+HOSTS = ("hardworker", "logger", "sensor")
+BARE: dict[str, Any] = {
+    "sensors": 1,
+    "bare": True,
+    "data": {"size": SIZE, "freq": RATE},
+    "sensor": {"reconnect": 20.0},
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Three daemons that found each other, started in no particular order."""
+    built = lab_up(run_dir=tmp_path_factory.mktemp("lab"), **BARE)
+    order = random.sample(HOSTS, 3)
+    seconds = daemons.start(built, order)
+    print(f"started {', '.join(order)}: found each other in {seconds:.2f} s")
+    assert seconds < 10
+    yield built
+    for name in HOSTS:
+        assert "Traceback" not in log(built, name), name
+
+
+@dataclass
+class Flow:
+    """A sensor that sends, and what becomes of its messages."""
+
+    lab: Lab
+    ends: Ends
+    sensor: Program
+    sent_record: Path
+
+    def delivered(self) -> np.ndarray:
+        """What the application was given until now: a row for each message."""
+        whole = self.ends.record.stat().st_size // recorded_dtype(SIZE).itemsize
+        return np.fromfile(self.ends.record, recorded_dtype(SIZE), whole)
+
+    def numbers(self) -> np.ndarray:
+        """The sensor's number of each message delivered."""
+        payload = np.ascontiguousarray(self.delivered()["message"]["payload"][:, :8])
+        return payload.view("<u8")[:, 0] if len(payload) else np.empty(0, "<u8")
+
+    def wait_for_fresh(self, seconds: float) -> float:
+        """Until a message arrives that was sent after this call; how long that took."""
+        began, now = time.monotonic(), time.time_ns()
+
+        def arrived() -> bool:
+            rows = self.delivered()["message"]["payload"][-1:, 8:16]
+            return bool(len(rows) and int(np.ascontiguousarray(rows).view("<u8")[0, 0]) > now)
+
+        wait_until(arrived, seconds)
+        return time.monotonic() - began
+
+    def end(self) -> dict[str, Any]:
+        """Stop the sensor, then the others; the sensor's summary."""
+        ended = self.sensor.end()
+        assert ended.code == 0, ended.err
+        self.ends.end()
+        return ended.object
+
+    def assert_nothing_lost(self, *, repeated: int = 0) -> None:
+        """Every message was delivered once and in order; so many may have come again."""
+        sent = np.fromfile(self.sent_record, SENT_DTYPE)["sequence"]
+        found = self.numbers()
+        assert set(sent.tolist()) == set(found.tolist())
+        assert len(found) - len(sent) <= repeated
+        if not repeated:
+            assert np.array_equal(found, sent)
+
+
+@contextmanager
+def flowing(lab: Lab, folder: Path) -> Iterator[Flow]:
+    """A logger, an application that records, and a sensor that sends 1000 messages a second."""
+    with running(lab, folder) as ends:
+        record = folder / "sent"
+        arguments = ("sensor", "--config", ends.config, "--json", "--record", record)
+        with started(lab, "sensor", folder, *arguments, ready="connected") as sensor:
+            flow = Flow(lab, ends, sensor, record)
+            flow.wait_for_fresh(10)
+            yield flow
+
+
+def state(lab: Lab, name: str) -> dict[str, Any]:
+    found = daemons.state(lab, name)
+    assert found is not None
+    return found
+
+
+def log(lab: Lab, name: str) -> str:
+    return (daemons.folder(lab, name) / "daemon.log").read_text()
+
+
+def daemon_pid(name: str) -> int:
+    """The process id of a host's daemon."""
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path("/proc", entry, "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"\0daemon\0" in command and f"/{name}/config.toml".encode() in command:
+            return int(entry)
+    raise AssertionError(f"no daemon of {name}")
+
+
+def test_data_flows_and_the_topology_is_written(lab: Lab, tmp_path: Path) -> None:
+    with flowing(lab, tmp_path) as flow:
+        time.sleep(0.3)
+        assert flow.end()["clean"]
+    flow.assert_nothing_lost()
+    for path in (lab.const, daemons.folder(lab, "logger") / "const.toml"):
+        topology = network.load(path)
+        assert (str(topology.hardworker.ip), str(topology.logger.ip)) == (HARDWORKER, LOGGER)
+        assert [str(host.ip) for host in topology.sensors] == [SENSOR]
+        assert path.read_text().startswith("# Written by midstream daemon on ")
+
+
+def test_neighbours_are_repaired_while_data_flows(lab: Lab, tmp_path: Path) -> None:
+    before = {name: state(lab, name)["repaired"] for name in HOSTS}
+    with flowing(lab, tmp_path) as flow:
+        for damage in (flush, falsify):
+            for name in HOSTS:
+                lab.call(name, damage)
+            broken = time.monotonic()
+            wait_until(lambda: all(lab.call(name, are_right, lab.const) for name in HOSTS), 1.0)
+            print(f"{damage.__name__}: repaired after {time.monotonic() - broken:.2f} s")
+        time.sleep(0.2)
+        summary = flow.end()
+        assert (summary["clean"], summary["reconnects"]) == (True, 0)
+    flow.assert_nothing_lost()
+    assert all(state(lab, name)["repaired"] >= before[name] + 2 for name in HOSTS)
+    assert "repaired" in log(lab, "sensor")
+
+
+def test_an_impostor_is_ignored_counted_and_logged(lab: Lab) -> None:
+    before = lab.const.read_text()
+    rejected = {name: state(lab, name)["rejected"].get("key", 0) for name in HOSTS}
+    lab.call("sensor", impostor, bytes(32))
+    wait_until(lambda: state(lab, "hardworker")["rejected"].get("key", 0) > rejected["hardworker"], 5)
+    assert [peer["ip"] for peer in state(lab, "hardworker")["peers"] if peer["role"] == "logger"] == [LOGGER]
+    assert lab.const.read_text() == before
+    assert "without the key" in log(lab, "hardworker")
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_daemon_is_killed_under_load(lab: Lab, tmp_path: Path, name: str) -> None:
+    with flowing(lab, tmp_path) as flow:
+        os.kill(daemon_pid(name), signal.SIGKILL)
+        time.sleep(0.3)
+        daemons.start(lab, [name])
+        flow.wait_for_fresh(1)
+        summary = flow.end()
+        assert (summary["clean"], summary["reconnects"]) == (True, 0)
+    flow.assert_nothing_lost()
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_another_network_card(lab: Lab, tmp_path: Path, name: str) -> None:
+    """Its MAC address changes: the others hear of it, recompile and swap, and no connection ends."""
+    with flowing(lab, tmp_path) as flow:
+        old = lab.call(name, mac_address)
+        new = f"02:4d:53:aa:00:{random.randrange(1, 255):02x}"
+        lab.call(name, set_mac_address, new)
+        changed = time.monotonic()
+        wait_until(lambda: all(new in const_text(lab, each) for each in HOSTS), 10)
+        flow.wait_for_fresh(10)
+        print(f"{name}: {old} → {new}, fresh messages after {time.monotonic() - changed:.2f} s")
+        time.sleep(0.2)
+        summary = flow.end()
+        assert (summary["clean"], summary["reconnects"]) == (True, 0)
+    flow.assert_nothing_lost()
+
+
+def test_the_logger_is_killed_and_comes_back(lab: Lab, tmp_path: Path) -> None:
+    """Fresh messages within a second from the application's own sockets; then the fast way again. Nothing is
+    lost; what the lost connection had not acknowledged may come twice."""
+    with flowing(lab, tmp_path) as flow:
+        flow.ends.logger.process.send_signal(signal.SIGKILL)
+        flow.ends.logger.process.wait()
+        seconds = flow.wait_for_fresh(1.0)
+        print(f"fresh messages {seconds:.2f} s after the logger was killed")
+        found = state(lab, "hardworker")
+        assert (found["mode"], "no logger listens" in found["mode_reason"]) == ("handler", True)
+        assert flow.delivered()["message"]["connection"].max() >= 1 << 31
+        time.sleep(0.3)
+        with started(lab, "logger", tmp_path, "logger", "--config", flow.ends.config, ready="listening"):
+            wait_until(lambda: state(lab, "hardworker")["mode"] == "fast", 5)
+            wait_until(lambda: flow.delivered()["message"]["connection"][-1] < 1 << 31, 5)
+            ended = flow.sensor.end()
+            assert ended.code == 0, ended.err
+            summary = ended.object
+            assert (summary["clean"], summary["reconnects"]) == (True, 2)
+            flow.ends.hardworker.end()
+    print(f"repeated {summary['repeated']}")
+    flow.assert_nothing_lost(repeated=summary["repeated"])
+
+
+def flush() -> None:
+    """Also the permanent ones, which `ip neigh flush all` leaves."""
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname="eth0")
+        for entry in list(netlink.get_neighbours(ifindex=index, family=2)):
+            netlink.neigh("del", dst=entry.get("dst"), ifindex=index)
+
+
+def falsify() -> None:
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname="eth0")
+        for entry in list(netlink.get_neighbours(ifindex=index, family=2)):
+            netlink.neigh(
+                "replace", dst=entry.get("dst"), lladdr="02:00:00:00:0b:ad", ifindex=index, state="permanent"
+            )
+
+
+def are_right(const: Path) -> bool:
+    """Do the permanent neighbours say what const.toml says?"""
+    topology = network.load(const)
+    hosts = (*topology.sensors, topology.hardworker, topology.logger)
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname="eth0")
+        (own,) = (entry.get("address") for entry in netlink.get_addr(index=index, family=2))
+        found = {
+            entry.get("dst"): entry.get("lladdr")
+            for entry in netlink.get_neighbours(ifindex=index, family=2)
+            if entry["state"] == 0x80
+        }
+    return all(found.get(str(host.ip)) == host.mac for host in hosts if str(host.ip) != own)
+
+
+def mac_address() -> str:
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname="eth0")
+        (link,) = netlink.get_links(index)
+        return str(link.get("address"))
+
+
+def set_mac_address(mac: str) -> None:
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname="eth0")
+        netlink.link("set", index=index, address=mac)
+
+
+def const_text(lab: Lab, name: str) -> str:
+    return (lab.const if name == "hardworker" else daemons.folder(lab, name) / "const.toml").read_text()
+
+
+def impostor(key: bytes) -> None:
+    """Announce a logger, with another key."""
+
+    async def announce() -> None:
+        said = Announcement(
+            role="logger",
+            name="impostor",
+            ip=IPv4Address("10.83.0.66"),
+            mac="02:00:00:00:00:66",
+            mtu=1500,
+            port=12346,
+            version="1",
+            started=time.time(),
+        )
+        own = discovery.Discovery(
+            IPv4Address(SENSOR), Key(key), heard=lambda _: None, rejected=lambda _: None
+        )
+        await own.start(said)
+        await asyncio.sleep(1.5)
+        await own.close(said)
+
+    asyncio.run(announce())
