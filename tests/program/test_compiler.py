@@ -53,7 +53,7 @@ def test_the_verifier_accepts_the_small_ones(topology: Topology) -> None:
     [
         (
             "hardworker",
-            ["midstream_hardworker"],
+            ["midstream_hardworker", "midstream_break_off"],
             {
                 "ring",
                 "connections",
@@ -62,6 +62,7 @@ def test_the_verifier_accepts_the_small_ones(topology: Topology) -> None:
                 "counters",
                 "shares",
                 "last_number",
+                "control",
                 ".rodata.settings",
             },
         ),

@@ -63,9 +63,11 @@ def unseal(key: Key, text: bytes) -> Announcement:
     """What a TXT record says. Raises ForgedError if it was not made with this key, or makes no sense."""
     sealed = bytearray()
     while text:
-        length = text[0]
-        sealed += text[1 : 1 + length]
-        text = text[1 + length :]
+        end = 1 + text[0]
+        if end > len(text):
+            raise ForgedError
+        sealed += text[1:end]
+        text = text[end:]
     try:
         return Announcement.model_validate(json.loads(key.open(_PURPOSE, bytes(sealed))))
     except ValueError as error:  # ValidationError is one

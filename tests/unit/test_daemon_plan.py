@@ -1,0 +1,235 @@
+"""From what was heard to a topology, or to the reason why there is none; and where the data goes."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from midstream.config import Config, DaemonSection, DataSection, NetworkSection
+from midstream.daemon.announcement import Announcement, Mark
+from midstream.daemon.failover import GRACE, Choice, choose
+from midstream.daemon.heartbeat import SILENCE, STEADY, Watched
+from midstream.daemon.peers import Peers
+from midstream.daemon.plan import decide_mark, make_plan
+from midstream.daemon.role import find_role
+from midstream.errors import ConfigError
+from midstream.network import Host, Topology
+
+MARK = Mark(tos=104, port=12345, size=1024)
+PREVIOUS = Topology(
+    sensors=(Host(IPv4Address("192.0.2.13"), "02:00:00:00:00:13"),),
+    hardworker=Host(IPv4Address("192.0.2.2"), "02:00:00:00:00:02"),
+    logger=Host(IPv4Address("192.0.2.3"), "02:00:00:00:00:03"),
+    tos=108,
+    port=4000,
+    mtu=1500,
+    size=512,
+)
+
+
+def host(role: str, last: int, **fields: Any) -> Announcement:
+    facts: dict[str, Any] = {
+        "role": role,
+        "name": f"{role}-{last}",
+        "ip": f"192.0.2.{last}",
+        "mac": f"02:00:00:00:00:{last:02x}",
+        "mtu": 1500,
+        "port": 12346,
+        "version": "0.1",
+        "started": 1.0,
+        "time": 1.0,
+        "mark": MARK if role == "hardworker" else None,
+    }
+    return Announcement(**facts | fields)
+
+
+def heard(*hosts: Announcement) -> Peers:
+    peers = Peers(10)
+    for one in hosts:
+        peers.hear(one, wall=1, now=1)
+    return peers
+
+
+SENSOR, LOGGER, OWN = host("sensor", 11), host("logger", 3), host("hardworker", 2)
+
+
+def test_all_are_there() -> None:
+    plan = make_plan(Config(), OWN, heard(LOGGER, host("sensor", 12), SENSOR), None)
+    assert plan.topology == Topology(
+        sensors=tuple(Host(IPv4Address(f"192.0.2.{n}"), f"02:00:00:00:00:{n:02x}") for n in (11, 12)),
+        hardworker=PREVIOUS.hardworker,
+        logger=PREVIOUS.logger,
+        tos=104,
+        port=12345,
+        mtu=1500,
+        size=1024,
+    )
+
+
+def test_sensors_keep_their_places_and_new_ones_come_behind() -> None:
+    plan = make_plan(
+        Config(), OWN, heard(LOGGER, SENSOR, host("sensor", 13, mac="02:00:00:00:00:aa")), PREVIOUS
+    )
+    assert plan.topology
+    assert [(str(one.ip), one.mac) for one in plan.topology.sensors] == [
+        ("192.0.2.13", "02:00:00:00:00:aa"),
+        ("192.0.2.11", "02:00:00:00:00:0b"),
+    ]
+
+
+def test_a_sensor_that_is_off_keeps_its_place() -> None:
+    plan = make_plan(Config(), OWN, heard(LOGGER, SENSOR), PREVIOUS)
+    assert plan.topology
+    assert [str(one.ip) for one in plan.topology.sensors] == ["192.0.2.13", "192.0.2.11"]
+
+
+def test_an_address_that_another_host_has_now_is_no_sensors() -> None:
+    plan = make_plan(Config(), OWN, heard(host("logger", 13), SENSOR), PREVIOUS)
+    assert plan.topology
+    assert [str(one.ip) for one in plan.topology.sensors] == ["192.0.2.11"]
+
+
+@pytest.mark.parametrize(
+    ("peers", "text"),
+    [
+        ([], "no logger and no sensor has been heard; see that `midstream daemon` runs there"),
+        ([LOGGER], "no sensor has been heard"),
+        ([SENSOR], "no logger has been heard"),
+    ],
+)
+def test_a_role_is_missing(peers: list[Announcement], text: str) -> None:
+    plan = make_plan(Config(), OWN, heard(*peers), None)
+    assert (plan.topology, plan.waiting) == (None, True)
+    assert plan.reason.startswith(text)
+
+
+def test_fewer_sensors_than_are_wanted() -> None:
+    plan = make_plan(Config(daemon=DaemonSection(sensors=2)), OWN, heard(LOGGER, SENSOR), None)
+    assert plan.reason.startswith("1 of daemon.sensors = 2 sensors have been heard")
+
+
+def test_a_role_is_missing_because_its_clock_is_off() -> None:
+    peers = heard(SENSOR)
+    peers.hear(host("logger", 3, time=100.0), wall=1, now=1)
+    assert (
+        "the clock of logger logger-3 (192.0.2.3) is 99.0 s ahead"
+        in make_plan(Config(), OWN, peers, None).reason
+    )
+
+
+def test_two_claim_one_role() -> None:
+    plan = make_plan(Config(), OWN, heard(LOGGER, SENSOR, host("hardworker", 9)), None)
+    assert (plan.topology, plan.waiting) == (None, False)
+    assert plan.reason == (
+        "hardworker-2 (192.0.2.2, 02:00:00:00:00:02) and hardworker-9 (192.0.2.9, 02:00:00:00:00:09) both "
+        "claim to be the hardworker; give one of them another role"
+    )
+    plan = make_plan(Config(), OWN, heard(LOGGER, SENSOR, host("logger", 9)), None)
+    assert plan.reason.endswith("give one of them another role, or set standby = true in [daemon] of one")
+
+
+def test_a_standby_logger_is_no_second_claim() -> None:
+    peers = heard(LOGGER, SENSOR, host("logger", 1, standby=True))
+    plan = make_plan(Config(), OWN, peers, None)
+    assert plan.topology and plan.topology.logger == PREVIOUS.logger
+    plan = make_plan(Config(), OWN, peers, None, active="192.0.2.1")
+    assert plan.topology and str(plan.topology.logger.ip) == "192.0.2.1"
+
+
+def test_a_logger_is_its_own() -> None:
+    own = host("logger", 1, standby=True)
+    plan = make_plan(Config(), own, heard(OWN, LOGGER, SENSOR), None)
+    assert plan.topology and str(plan.topology.logger.ip) == "192.0.2.1"
+
+
+def test_the_hardworker_decides_the_marks() -> None:
+    config = Config(network=NetworkSection(tos=112), data=DataSection(size=2048))
+    assert decide_mark(config, None) == Mark(tos=112, port=12345, size=2048)
+    assert decide_mark(Config(), PREVIOUS) == Mark(tos=108, port=4000, size=512)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (Config(network=NetworkSection(tos=112)), "network.tos = 112: the hardworker says 104"),
+        (Config(network=NetworkSection(port=1)), "network.port = 1: the hardworker says 12345"),
+        (Config(data=DataSection(size=7)), "data.size = 7: the hardworker says 1024"),
+    ],
+)
+def test_who_says_otherwise_is_told(config: Config, text: str) -> None:
+    plan = make_plan(config, SENSOR, heard(OWN, LOGGER), None)
+    assert plan.topology is None
+    assert text in plan.reason
+
+
+def test_mtus_differ() -> None:
+    plan = make_plan(Config(), OWN, heard(LOGGER, host("sensor", 11, mtu=1400)), None)
+    assert "sensor sensor-11 (192.0.2.11) has 1400; make them equal" in plan.reason
+
+
+# roles
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("sensor", "sensor"),
+        ("arm-sensor-2", "sensor"),
+        ("robot7hardworker", "hardworker"),
+        ("Logger03.lab.example", "logger"),
+    ],
+)
+def test_the_role_of_a_name(name: str, role: str) -> None:
+    assert find_role(Config(), name) == role
+    assert find_role(Config(role="logger"), name) == "logger"
+
+
+@pytest.mark.parametrize("name", ["", "camera", "sensors", "sensor-x", "hardworker-2b"])
+def test_a_name_that_says_no_role(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"role: missing, and the host name .* add role = "):
+        find_role(Config(), name)
+
+
+# failover
+
+FAST = Choice("fast", "a")
+UP = Watched(("a", 1), answered=100.0, serving_since=1.0, seen_up=True)
+
+
+def test_a_logger_that_works_is_kept() -> None:
+    watched = {"a": UP, "b": replace(UP)}
+    assert choose(FAST, ["b", "a"], watched, now=100.1, started=0) == FAST
+
+
+@pytest.mark.parametrize(
+    ("now", "logger", "reason"),
+    [
+        (100 + SILENCE + 0.1, UP, "a: its daemon has not answered for 0.4 s"),
+        (100.1, replace(UP, serving_since=0.0), "a: no logger listens on the port"),
+    ],
+)
+def test_without_a_logger_the_application_takes_over(now: float, logger: Watched, reason: str) -> None:
+    assert choose(FAST, ["a"], {"a": logger}, now=now, started=0) == Choice("handler", "a", reason)
+
+
+def test_a_standby_comes_before_the_application() -> None:
+    watched = {"a": replace(UP, serving_since=0.0), "b": UP}
+    assert choose(FAST, ["a", "b"], watched, now=100.1, started=0) == Choice(
+        "fast", "b", "a: no logger listens on the port"
+    )
+
+
+def test_a_logger_must_serve_for_a_while_before_it_is_back() -> None:
+    handler, back = Choice("handler", "a", "gone"), replace(UP, serving_since=100.0)
+    assert choose(handler, ["a"], {"a": back}, now=100.1, started=0) == handler
+    watched = {"a": replace(back, answered=100 + STEADY)}
+    assert choose(handler, ["a"], watched, now=100 + STEADY, started=0) == FAST
+
+
+def test_a_daemon_that_has_just_started_gives_the_logger_time() -> None:
+    silent = {"a": Watched(("a", 1))}
+    assert choose(FAST, ["a"], silent, now=100.0, started=100 - GRACE) == FAST
+    assert choose(FAST, ["a"], silent, now=100.1, started=100 - GRACE) == Choice(
+        "handler", "a", "a: no answer"
+    )
