@@ -164,11 +164,11 @@ def equal(stop: Path, seed: int, size: int) -> Iterator[bytes]:
 
 
 def framed(stop: Path, seed: int) -> Iterator[bytes]:
-    """Messages behind their length, from nothing to larger than what the journal takes at every commit."""
+    """Messages behind their length, from nothing to larger than what the reader's journal has room for."""
     random = Random(seed)
     while not stop.exists():
         longest = random.choice([0, 100, 1500, 1500, 6000, 6000, 20_000])
-        size = 150_000 if random.random() < 0.01 else random.randint(0, longest)
+        size = 150_000 if random.random() < 0.03 else random.randint(0, longest)
         yield size.to_bytes(4, "big") + random.randbytes(size)
 
 

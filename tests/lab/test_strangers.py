@@ -131,7 +131,7 @@ def test_some_of_every_kind(triangle: Lab, tmp_path: Path) -> None:
     """The short form of what follows."""
     count = 20
     with unharmed(triangle, tmp_path, SOURCE + 98) as wire:
-        for what, (outcome, whose, make) in FORGED.items():
+        for outcome, whose, make in FORGED.values():
             before, live = counters(), find(wire.live.port)
             assert live
             now = replace(wire, live=live)

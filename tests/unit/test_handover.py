@@ -20,7 +20,7 @@ from midstream.errors import ConfigError, KernelError
 
 STAMP, OTHER = bytes(range(32)), bytes(32)
 SIZE = 1 << 16
-RING, JOURNAL = b"the ring", b"the journal"
+RING, JOURNAL, UNFINISHED = b"the ring", b"the journal", b"unfinished messages"
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def open_map(folder: Path, name: str) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.write(fd, {"ring": RING, "journal": JOURNAL}[name])
+        os.write(fd, {"ring": RING, "journal": JOURNAL, "unfinished": UNFINISHED}[name])
         return fd
 
     monkeypatch.setattr(pins, "verify", verify)
@@ -137,7 +137,7 @@ def test_an_application_gets_ring_and_journal(pinned: Path, path: Path) -> None:
     with serving(pinned, path):
         ring = handover.request(path, STAMP)
         assert (contents(ring.ring), contents(ring.journal), ring.size) == (RING, JOURNAL, SIZE)
-        assert not any(os.get_inheritable(fd) for fd in (ring.ring, ring.journal, ring.lock))
+        assert not any(os.get_inheritable(fd) for fd in ring.descriptors)
         ring.close()
 
 
@@ -306,7 +306,7 @@ def test_too_few_descriptors(path: Path) -> None:
             socket.send_fds(connection, [message], [file.fileno()])
 
     with answering(path, answer):
-        assert "no room for three more descriptors" in refused(path)
+        assert "no room for four more descriptors" in refused(path)
 
 
 def test_a_long_explanation_arrives_whole(pinned: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,20 +26,28 @@ from midstream.errors import ConfigError, KernelError
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
+_DESCRIPTORS = 4  # of a Ring
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Descriptors of the ring, of its journal, and of the lock that keeps others away; the ring's bytes."""
+    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), and of the
+    lock that keeps others away; the ring's bytes."""
 
     ring: int
     journal: int
+    unfinished: int
     lock: int
     size: int
 
+    @property
+    def descriptors(self) -> tuple[int, int, int, int]:
+        """All of them."""
+        return self.ring, self.journal, self.unfinished, self.lock
+
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
-        for descriptor in (self.ring, self.journal, self.lock):
+        for descriptor in self.descriptors:
             os.close(descriptor)
 
 
@@ -51,13 +59,14 @@ def open_pinned(folder: Path, stamp: bytes) -> Ring:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ring = pins.open_map(folder, "ring")
-            undo.callback(os.close, ring)
-            journal = pins.open_map(folder, "journal")
-            undo.callback(os.close, journal)
+            maps = []
+            for name in ("ring", "journal", "unfinished"):
+                maps.append(pins.open_map(folder, name))
+                undo.callback(os.close, maps[-1])
+            ring, journal, unfinished = maps
             size = libbpf.map_info(ring).max_entries
             undo.pop_all()
-            return Ring(ring, journal, lock, size)
+            return Ring(ring, journal, unfinished, lock, size)
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -82,7 +91,7 @@ def request(path: Path, stamp: bytes) -> Ring:
         connection.settimeout(_PATIENCE)
         try:
             connection.connect(os.fspath(path))
-            message, descriptors, _, _ = socket.recv_fds(connection, _ANSWER, 3)
+            message, descriptors, _, _ = socket.recv_fds(connection, _ANSWER, _DESCRIPTORS)
         except OSError as error:
             advice = {
                 PermissionError: "its owner and mode decide who may have the ring: hardworker.socket_group "
@@ -96,8 +105,8 @@ def request(path: Path, stamp: bytes) -> Ring:
         os.set_inheritable(descriptor, False)
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
-    if not fault and len(descriptors) < 3:
-        fault = "this process has no room for three more descriptors; raise its limit (`ulimit -n`)"
+    if not fault and len(descriptors) < _DESCRIPTORS:
+        fault = "this process has no room for four more descriptors; raise its limit (`ulimit -n`)"
     elif not fault and bytes.fromhex(answer["stamp"]) != stamp:
         fault = (
             f"the attached program was made from other files (stamp {answer['stamp'][:12]}, this "
@@ -107,8 +116,8 @@ def request(path: Path, stamp: bytes) -> Ring:
         for descriptor in descriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}")
-    ring, journal, lock = descriptors
-    return Ring(ring, journal, lock, answer["size"])
+    ring, journal, unfinished, lock = descriptors
+    return Ring(ring, journal, unfinished, lock, answer["size"])
 
 
 def serve(folder: Path, stamp: bytes, path: Path, *, mode: int, group: str, stop: Callable[[], bool]) -> None:
@@ -144,7 +153,7 @@ def _answer(connection: socket.socket, folder: Path, stamp: bytes) -> None:
         return
     try:
         answer = json.dumps({"stamp": stamp.hex(), "size": ring.size}).encode()
-        socket.send_fds(connection, [answer], [ring.ring, ring.journal, ring.lock])
+        socket.send_fds(connection, [answer], ring.descriptors)
     finally:
         ring.close()  # the application, or the message on its way to it, has its own
 

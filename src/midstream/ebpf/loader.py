@@ -182,7 +182,7 @@ def _load_and_attach(
     if role == "hardworker":
         program.set_max_entries("ring", settings.ring_size)
         program.set_max_entries("connections", settings.connections)
-        journal = records.journal_size(settings.connections, settings.ring_size)
+        journal = records.journal_size(settings.connections)
         program.set_max_entries("journal", journal // 8)
     program.load()
 

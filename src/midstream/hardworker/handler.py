@@ -110,9 +110,9 @@ class SocketHandler:
         """None: a socket's bytes are gone with the process that read them."""
         return None
 
-    def commit(self, streams: Streams, pending: bytes) -> bool:
+    def commit(self, streams: Streams) -> bool:
         """Nothing to give back: what was read is the application's own."""
-        del streams, pending
+        del streams
         return True
 
     def fileno(self) -> int:
