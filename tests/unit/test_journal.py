@@ -162,19 +162,12 @@ def test_a_snapshot_is_a_copy() -> None:
     assert (found.table["next"].tolist(), found.pending) == ([7], b"abc")
 
 
-@pytest.mark.parametrize(
-    ("connections", "pending"),
-    [
-        pytest.param(CONNECTIONS + 1, 0, id="connections"),
-        pytest.param(0, PENDING + 1, id="bytes of unfinished messages"),
-    ],
-)
-def test_what_has_no_room_changes_nothing(connections: int, pending: int) -> None:
+def test_more_connections_than_there_is_room_for_change_nothing() -> None:
     memory = Memory()
     ring = memory.reader()
     memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
     read(ring)
-    streams = opened(*((number, 0) for number in range(connections)), pending=bytes(pending))
+    streams = opened(*((number, 0) for number in range(CONNECTIONS + 1)))
     before = memory.journal.copy()
     assert not ring.commit(streams)
     assert (memory.journal == before).all()

@@ -19,7 +19,6 @@ from midstream.config import load
 from midstream.ebpf.records import FIN, OPEN, RECORD, RESET
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker, batch_dtype
-from midstream.hardworker import ring as ring_module
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream, Streams
@@ -461,8 +460,7 @@ actions = st.lists(
 def test_any_history_gives_each_message_once_and_in_order(
     kind: Framing, size: int, step: int, actions: list[tuple[str, int, int, int, int]], pending: int
 ) -> None:
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ring_module, "_CROWDED", 0.0)  # large messages are not waited for
+    with TemporaryDirectory() as folder:
         history = History(Path(folder), kind, size, step, pending)
         history.open()
         for action in actions:

@@ -140,3 +140,44 @@ def test_no_room_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
         spill.keep(2, (1, 2 * KEPT_BYTES, b"x"))
     spill.forget(Streams())
     assert not memory
+
+
+def test_an_application_that_commits_only_after_messages_gets_large_ones(tmp_path: Path) -> None:
+    """Before the first is whole there is nothing to act upon; the ring must not fill up meanwhile. And what it
+    commits while it iterates counts at the end of the batch."""
+    sent = [bytes([number]) * 10_000 for number in range(5)]
+    data = b"".join(encode("length", payload, size=0, max_size=1 << 20) for payload in sent)
+    stream = [Segment(1, 0, 4, at, 7, 0, data[at : at + SEGMENT]) for at in range(0, len(data), SEGMENT)]
+    ring = FakeRing(4096, pending=300)
+    ring.put(Segment(1, 0, 4, 0, 7, OPEN, b""))
+    received = []
+    config = configure(tmp_path, framing="length")
+    with Hardworker(config, source=RingSource(ring), autocommit=False) as hardworker:
+        while stream:
+            while stream and ring.put(stream[0]) is not None:
+                del stream[0]
+            for message in hardworker.messages():
+                received.append(message.payload)
+                assert not hardworker.commit()  # the batch is not over
+            hardworker.wait(0.001)
+            assert ring.consumer == ring.producer
+    assert received == sent
+
+
+def test_what_was_not_committed_is_not_given_back(tmp_path: Path) -> None:
+    ring = FakeRing(4096)
+    ring.put(Segment(1, 0, 4, 0, 7, OPEN, b""))
+    ring.put(Segment(1, 0, 4, 0, 7, 0, encode("length", b"a", size=0, max_size=9) * 2))
+    with Hardworker(
+        configure(tmp_path, framing="length"), source=RingSource(ring), autocommit=False
+    ) as hardworker:
+        messages = hardworker.messages()
+        next(messages)
+        hardworker.commit()  # of the first of two
+        next(messages)
+        assert list(messages) == []
+        hardworker.wait(0.001)
+        assert list(hardworker.messages()) == []
+        assert ring.consumer == 0
+        assert hardworker.commit()
+        assert ring.consumer == ring.producer

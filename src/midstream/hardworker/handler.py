@@ -5,11 +5,13 @@ what a host does where eBPF cannot run, and what every benchmark compares midstr
 host, and not the logger's, acknowledges the bytes.
 """
 
+import errno
 import select
 import socket
 import struct
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,8 +59,8 @@ class _Relay:
 class SocketHandler:
     """Listens on the hardworker's address and relays each connection to the logger.
 
-    Raises NetworkError if it cannot listen. Where the logger cannot be reached, the sensor's connection is
-    reset, so that it tries again. A stranger's connection is reset at once.
+    Raises NetworkError if it cannot listen. Where the logger cannot be reached, or no descriptor is left,
+    the sensor's connection is reset, so that it tries again. A stranger's connection is reset at once.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -81,6 +83,7 @@ class SocketHandler:
             ) from error
         self._listener.listen(_BACKLOG)
         self._listener.setblocking(False)
+        self._spare = socket.socket()  # for its descriptor
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
 
@@ -131,17 +134,23 @@ class SocketHandler:
             self._end(relay)
         self._listener.close()
         self._poll.close()
+        self._spare.close()
 
     def _accept(self) -> None:
         try:
             inner, (ip, port) = self._listener.accept()
-        except OSError:  # it was gone again before we came
-            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
+            return  # or it was gone again before we came
         if ip not in self._sensors:
-            inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            inner.close()
+            _reset(inner)
             return
-        outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError:  # no descriptor is left for it
+            _reset(inner)
+            return
         outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._tos)
         for end in (inner, outer):
             end.setblocking(False)
@@ -154,6 +163,15 @@ class SocketHandler:
             self._poll.register(end, 0)
         self._tell(relay, OPEN)
         self._listen_to(relay)
+
+    def _turn_away(self) -> None:
+        """No descriptor is left for a connection that waits, and it would wake us for ever: take it with the
+        one that was put aside, and reset it. The sensor tries again."""
+        self._spare.close()
+        with suppress(OSError):
+            _reset(self._listener.accept()[0])
+        with suppress(OSError):
+            self._spare = socket.socket()
 
     def _serve(self, relay: _Relay, fd: int, events: int) -> None:
         inward = fd == relay.inner.socket.fileno()
@@ -221,5 +239,11 @@ class SocketHandler:
             del self._relays[end.socket.fileno()]
             self._ignore(end)
             if unfinished:
-                end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            end.socket.close()
+                _reset(end.socket)
+            else:
+                end.socket.close()
+
+
+def _reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    connection.close()

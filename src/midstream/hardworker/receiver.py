@@ -56,6 +56,7 @@ class Hardworker:
         self._autocommit = autocommit
         self._rest: Iterator[Message] | None = None
         self._committed = True
+        self._undone = False  # was a message delivered that the application has not committed?
         self._latest: dict[str, Message] = {}
         self._stop = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
@@ -103,11 +104,12 @@ class Hardworker:
         """All messages delivered so far have been acted upon: never deliver them again, give their room back.
 
         Called at the start of `read`, `messages` and `wait`, and when the `with` block ends without an error;
-        with `autocommit=False` only by the application. False if it has to wait: for the rest of a batch that
-        is being iterated over, or until a large message is whole or the ring half full. Raises KernelError
-        if there is no memory for large messages that are unfinished.
+        with `autocommit=False` only if no message was delivered since the application did. False if it has to
+        wait for the rest of a batch that is being iterated over; it is done then, unless more was delivered.
+        Raises KernelError if there is no memory for large messages that are unfinished.
         """
         source = self._opened_source()
+        self._undone = False
         if self._rest is None and not self._committed:
             self._committed = source.commit(self._assembly.streams)
         return self._committed
@@ -125,8 +127,7 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
         source = self._opened_source()
-        if self._autocommit:
-            self.commit()
+        self._settle()
         self._committed = False
         source.look()
         pieces = []
@@ -141,6 +142,7 @@ class Hardworker:
             rows = self._assembly.rows(segment)
             if len(rows):
                 pieces.append(rows)
+        self._undone |= bool(pieces)
         if not pieces:
             return np.empty(0, batch_dtype(self._size))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -151,11 +153,11 @@ class Hardworker:
         A caller that breaks off gets the rest from the next call, and nothing is committed before.
         """
         if self._rest is None:
-            if self._autocommit:
-                self.commit()
+            self._settle()
             self._committed = False
             self._rest = self._arrived()
         while (message := next(self._rest, None)) is not None:
+            self._undone = True
             yield message
         self._rest = None
 
@@ -183,8 +185,7 @@ class Hardworker:
             if self._period:
                 await asyncio.sleep(self._period - time.monotonic() % self._period)
                 continue
-            if self._autocommit:
-                self.commit()
+            self._settle()
             if not self._committed:
                 await asyncio.sleep(_PATIENCE)
                 continue
@@ -206,8 +207,7 @@ class Hardworker:
         ring wakes only a reader that has committed all; another one is made to look every millisecond.
         """
         source = self._opened_source()
-        if self._autocommit:
-            self.commit()
+        self._settle()
         if self._period:
             left = self._period - time.monotonic() % self._period
             late = timeout is not None and timeout < left
@@ -248,6 +248,11 @@ class Hardworker:
         if self._source is None or self._stop < 0:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
         return self._source
+
+    def _settle(self) -> None:
+        """Commit, if the application wants that or has nothing to say."""
+        if self._autocommit or not self._undone:
+            self.commit()
 
     def _arrived(self) -> Iterator[Message]:
         if self._fixed:

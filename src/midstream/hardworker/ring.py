@@ -24,7 +24,6 @@ from midstream.hardworker.streams import Streams
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
 _BLOCK = 64  # a record has room for whole blocks of payload
 _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
-_CROWDED = 0.5  # how full the ring must be before large unfinished messages are copied out of it
 
 
 class _Ring(ctypes.Structure):
@@ -138,17 +137,14 @@ class Ring:
     def commit(self, streams: Streams) -> bool:
         """Remember what has been read and give it back to the program; views of it are no longer valid.
 
-        False, and nothing done, while a large message is unfinished and the ring has room for more of it; or
-        if the journal has no room for so many connections. Raises KernelError if unfinished messages find no
-        room at all; then nothing is done either.
+        False, and nothing done, if the journal has no room for so many connections. Raises KernelError if
+        there is no room for unfinished messages; then nothing is done either.
         """
         if self._position.value == self._committed:
             return True
         if streams.count > self._journal.connections:
             return False
         if streams.fresh_size > self._journal.pending:
-            if self.fill <= _CROWDED:
-                return False
             for piece in streams.fresh():
                 self._spill.keep(self._position.value, piece)
             streams.keep()
