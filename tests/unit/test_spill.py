@@ -143,7 +143,7 @@ def test_no_room_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_an_application_that_commits_only_after_messages_gets_large_ones(tmp_path: Path) -> None:
-    """Before the first is whole there is nothing to act upon; the ring must not fill up meanwhile. And what is
+    """Before the first is whole there is nothing to act upon; the ring must not fill up meanwhile. What is
     committed within an iteration counts at the end of the batch."""
     sent = [bytes([number]) * 10_000 for number in range(5)]
     data = b"".join(encode("length", payload, size=0, max_size=1 << 20) for payload in sent)
