@@ -1,18 +1,22 @@
 """Unfinished messages that are larger than the journal, or than the ring itself."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 from tests.unit.fake_ring import FakeRing, RingSource
-from tests.unit.hosts import configure
+from tests.unit.hosts import configure, topology
 
-from midstream.ebpf.records import FIN, KEPT_BYTES, KEPT_HEAD, OPEN
+from midstream.config import Config, HardworkerSection
+from midstream.ebpf.records import FIN, KEPT_BYTES, KEPT_HEAD, LARGEST_RECORD, OPEN
 from midstream.errors import KernelError
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker
 from midstream.hardworker.journal import Snapshot
+from midstream.hardworker.pinned import patience
+from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import OPEN_STREAM, Streams
@@ -181,3 +185,34 @@ def test_what_was_not_committed_is_not_given_back(tmp_path: Path) -> None:
         assert ring.consumer == 0
         assert hardworker.commit()
         assert ring.consumer == ring.producer
+
+
+def test_a_large_message_stays_in_the_ring_as_long_as_there_is_room(tmp_path: Path) -> None:
+    ring = FakeRing(8192, pending=300)
+    ring.put(Segment(1, 0, 4, 0, 7, OPEN, b""))
+    source = Ring(*ring.memory(), close=lambda: None, patience=4000)
+    with Hardworker(configure(tmp_path, framing="length"), source=source) as hardworker:
+        for number in range(10):
+            ring.put(Segment(1, 0, 4, number * SEGMENT, 7, 0, b"\0\0\x99\x99".ljust(SEGMENT, b"x")))
+            assert list(hardworker.messages()) == []
+            hardworker.wait(0)
+            assert bool(ring.unfinished) == (ring.producer > 4000)
+            assert bool(ring.consumer) == bool(ring.unfinished)
+            if ring.unfinished:
+                return
+    pytest.fail("it was never copied")
+
+
+@pytest.mark.parametrize("sensors", [1, 20])
+@pytest.mark.parametrize("quota", [0.001, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("ring_size", [4096, 65536, 4 << 20])
+def test_no_sensor_is_refused_while_a_large_message_is_waited_for(
+    sensors: int, quota: float, ring_size: int
+) -> None:
+    hosts = topology()
+    hosts = replace(hosts, sensors=hosts.sensors[:sensors])
+    config = Config(hardworker=HardworkerSection(ring_size=ring_size, quota=quota))
+    room = ring_size if sensors == 1 else ring_size * quota / 2
+    most = patience(config, hosts)
+    assert 0 <= most <= ring_size / 2
+    assert most == 0 or most + LARGEST_RECORD <= room

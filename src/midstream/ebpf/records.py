@@ -18,6 +18,9 @@ RECORD = np.dtype(
 )
 """The head of a record, before its payload. time: CLOCK_MONOTONIC, nanoseconds."""
 
+LARGEST_RECORD = 4096
+"""More bytes than any record takes: XDP has the whole frame in one memory page."""
+
 FORWARDED = (
     "opened",
     "stored",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from midstream.config import Config
 from midstream.ebpf import handover, pins
+from midstream.ebpf.records import LARGEST_RECORD
 from midstream.hardworker.ring import Ring
 from midstream.network import Topology
 
@@ -20,7 +21,15 @@ def open_ring(config: Config, topology: Topology) -> Ring:
     else:
         held = handover.open_pinned(pins.default_folder("hardworker", config), stamp)
     try:
-        return Ring.map(held, config.hardworker.connections)
+        return Ring.map(held, config.hardworker.connections, patience(config, topology))
     except BaseException:
         held.close()
         raise
+
+
+def patience(config: Config, topology: Topology) -> int:
+    """How many bytes of the ring a large unfinished message may hold before it is copied out of it: at most
+    half, and so few that no sensor is refused for want of room meanwhile. A copy costs some 4 ms a MiB."""
+    size = config.hardworker.ring_size
+    room = size if len(topology.sensors) == 1 else int(size * config.hardworker.quota) // 2  # ebpf/quota.h
+    return max(0, min(size // 2, room - LARGEST_RECORD))

@@ -41,6 +41,7 @@ class Ring:
     `consumer` is the ring's first page, `pages` the producer's page and then the data, twice in a row: as
     the kernel maps them, or as a test lays them out. `journal` and `spill` say what the last reader
     committed, and where reading resumes. `event` polls readable when something was stored. `close` lets go.
+    `patience`: bytes of the ring that a large unfinished message may hold before it is copied out.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Ring:
         spill: Spill,
         event: int,
         close: Callable[[], None],
+        patience: int = 0,
     ) -> None:
         page = mmap.PAGESIZE
         self.size = (len(pages) - page) // 2
@@ -61,7 +63,7 @@ class Ring:
         self._reference = ctypes.byref(self._ring)
         self._library = _library()
         self._journal, self._spill = journal, spill
-        self._event, self.close = event, close
+        self._event, self.close, self._patience = event, close, patience
         self._snapshot = journal.load()
         kept = spill.load(self._snapshot)
         if self._snapshot:
@@ -74,7 +76,7 @@ class Ring:
         self._end = position
 
     @classmethod
-    def map(cls, held: handover.Ring, connections: int) -> Self:
+    def map(cls, held: handover.Ring, connections: int, patience: int = 0) -> Self:
         """Map a BPF ring buffer and its journal; needs no privileges.
 
         Closing the ring closes `held`; views that the application still has keep the mapping alive. Raises
@@ -97,6 +99,7 @@ class Ring:
             Spill(HashMap(held.unfinished)),
             held.ring,
             held.close,
+            patience,
         )
 
     def look(self) -> None:
@@ -137,14 +140,17 @@ class Ring:
     def commit(self, streams: Streams) -> bool:
         """Remember what has been read and give it back to the program; views of it are no longer valid.
 
-        False, and nothing done, if the journal has no room for so many connections. Raises KernelError if
-        there is no room for unfinished messages; then nothing is done either.
+        False, and nothing done, while a large message is unfinished and the ring has room for more of it; or
+        if the journal has no room for so many connections. Raises KernelError if there is no room for
+        unfinished messages; then nothing is done either.
         """
         if self._position.value == self._committed:
             return True
         if streams.count > self._journal.connections:
             return False
         if streams.fresh_size > self._journal.pending:
+            if self.used <= self._patience:
+                return False
             for piece in streams.fresh():
                 self._spill.keep(self._position.value, piece)
             streams.keep()
@@ -168,9 +174,14 @@ class Ring:
         return self._event
 
     @property
+    def used(self) -> int:
+        """Bytes in use, from the last commit to the program's newest record."""
+        return int(self._library.midstream_end(self._reference)) - self._committed
+
+    @property
     def fill(self) -> float:
-        """The part in use, from the last commit to the program's newest record."""
-        return (int(self._library.midstream_end(self._reference)) - self._committed) / self.size
+        """The part in use."""
+        return self.used / self.size
 
 
 @cache
