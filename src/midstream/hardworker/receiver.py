@@ -106,7 +106,7 @@ class Hardworker:
         Called at the start of `read`, `messages` and `wait`, and when the `with` block ends without an error;
         with `autocommit=False` only if no message was delivered since the application did. False if it has to
         wait: for the rest of a batch that is being iterated over (done then, unless more was delivered), or
-        for more of a large message. Raises KernelError if there is no memory for large messages that are unfinished.
+        for more of a large message. Raises KernelError if there is no memory for unfinished messages.
         """
         source = self._opened_source()
         self._undone = False
