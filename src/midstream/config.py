@@ -50,7 +50,7 @@ def load(path: str | Path) -> "Config":
     path = Path(path)
     text = read_text(path, advice="copy config.example.toml there, or name another file with --config")
     config = parse_toml(text, path, Config)
-    config._path = path.absolute()
+    config._path = absolute(path)
     return config
 
 
@@ -248,7 +248,7 @@ class Config(Section):
     hardworker: HardworkerSection = Field(default=HardworkerSection(), description="a table")
     logger: LoggerSection = Field(default=LoggerSection(), description="a table")
     daemon: DaemonSection = Field(default=DaemonSection(), description="a table")
-    _path: Path = PrivateAttr(default_factory=lambda: Path("config.toml").absolute())
+    _path: Path = PrivateAttr(default_factory=lambda: absolute(Path("config.toml")))
 
     @property
     def path(self) -> Path:
@@ -303,6 +303,16 @@ class FaultsError(ValueError):
     def __init__(self, faults: Sequence[tuple[Location, str]]) -> None:
         super().__init__()
         self.faults = faults
+
+
+def absolute(path: Path) -> Path:
+    """The absolute path. Raises ConfigError if the current folder, which it needs for that, is gone."""
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: relative to the current folder, which has been deleted; change to one that exists"
+        ) from error
 
 
 def read_text(path: Path, *, advice: str) -> str:

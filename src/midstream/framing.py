@@ -53,6 +53,10 @@ class Decoder(ABC):
         """The pending bytes themselves, as they arrived."""
         return bytes(self._buffer)
 
+    def newest(self, count: int) -> bytes:
+        """The last so many of the pending bytes; no others are copied."""
+        return bytes(self._buffer[len(self._buffer) - count :])
+
     @abstractmethod
     def _take(self) -> tuple[list[bytes], FramingError | None]:
         """Move the whole messages out of the buffer; with the fault of what follows them, if it has one."""

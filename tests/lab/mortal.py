@@ -108,6 +108,7 @@ class Sent(NamedTuple):
 def stream(pieces: Iterator[bytes], rate: float, source: int = 0) -> Sent:
     """A plain client: a write a piece, `rate` bytes a second without drift, then the end of the stream."""
     with socket.socket() as client:
+        client.settimeout(PATIENCE)
         client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -120,7 +121,6 @@ def stream(pieces: Iterator[bytes], rate: float, source: int = 0) -> Sent:
             digest.update(piece)
             sent += len(piece)
         client.shutdown(socket.SHUT_WR)
-        client.settimeout(PATIENCE)
         assert client.recv(1) == b""
         return Sent(client.getsockname()[1], sent, digest.hexdigest())
 
@@ -164,11 +164,11 @@ def equal(stop: Path, seed: int, size: int) -> Iterator[bytes]:
 
 
 def framed(stop: Path, seed: int) -> Iterator[bytes]:
-    """Messages behind their length, from nothing to larger than what the journal takes at every commit."""
+    """Messages behind their length, from nothing to larger than what the reader's journal has room for."""
     random = Random(seed)
     while not stop.exists():
         longest = random.choice([0, 100, 1500, 1500, 6000, 6000, 20_000])
-        size = 150_000 if random.random() < 0.01 else random.randint(0, longest)
+        size = 150_000 if random.random() < 0.03 else random.randint(0, longest)
         yield size.to_bytes(4, "big") + random.randbytes(size)
 
 
@@ -185,7 +185,7 @@ class Before:
         *sensors, _ = counted(self._counters)
         assert {sensor.get("opened") for sensor in sensors} <= {1, None}
         for sensor in sensors:
-            assert not {"reset", "replaced", "table_full", "beyond_fin"} & set(sensor)
+            assert not {"reset", "replaced", "table_full"} & set(sensor), sensor
         assert self._count_resets() == self._resets
 
     def _count_resets(self) -> dict[str, int]:

@@ -119,11 +119,21 @@ def test_killed_amid_messages_across_segments(
     before.assert_no_connection_ended()
 
 
+LENGTH = {"data": {"framing": "length"}}
+
+
 @sometimes
-@pytest.mark.parametrize("lab", [{"data": {"framing": "length"}}], indirect=True, ids=["length"])
-@pytest.mark.parametrize("mode", ["automatic", "explicit"])
+@pytest.mark.parametrize(
+    ("lab", "mode"),
+    [
+        pytest.param(LENGTH, "automatic", id="large ring"),
+        pytest.param(LENGTH | {"hardworker": {"ring_size": "64KiB"}}, "explicit", id="ring of 64 KiB"),
+    ],
+    indirect=["lab"],
+)
 def test_an_application_of_ones_own(triangle: Lab, tmp_path: Path, kills: int, mode: str) -> None:
-    """Messages of 0 to 150,000 bytes of two sensors; connection and sequence tell what it did before."""
+    """Messages of 0 to 150,000 bytes of two sensors, larger than the small ring; connection and sequence tell
+    what it did before."""
     before, file, program = Before(triangle), tmp_path / "file", tmp_path / "application.py"
     program.write_text(APPLICATION)
     argv: list[str | Path] = [sys.executable, "-P", program, triangle.config, file, mode]

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,9 +35,6 @@ from tests.lab.triangle import (
 from midstream.ebpf import libbpf, pins
 from midstream.hardworker import Hardworker
 from midstream.lab import Lab
-
-# Thousands of forged frames beside a live connection; the short form is in tests/program.
-pytestmark = pytest.mark.slow
 
 SIZE = 1000
 LAB = {"data": {"size": SIZE}}
@@ -74,6 +72,7 @@ class Wire:
             "flags": "A",
         } | tcp
         fields.setdefault("ack", self.live.acknowledged)
+        fields |= {number: fields[number] % 2**32 for number in ("seq", "ack")}
         marked: dict[str, Any] = {"src": SENSOR, "dst": HARDWORKER, "tos": TOS} | (ip or {})
         return Ether(src=mac or sensor.mac, dst=hardworker.mac) / IP(**marked) / TCP(**fields) / Raw(payload)
 
@@ -125,19 +124,33 @@ FORGED: dict[str, tuple[str, int, Callable[[Wire], Packet]]] = {
 
 def ahead(wire: Wire, **fields: Any) -> Packet:
     """Numbers that fit, as of data behind a hole."""
-    return wire.frame(seq=(wire.live.next + 100_000) % 2**32, payload=LIE, **fields)
+    return wire.frame(seq=wire.live.next + 100_000, payload=LIE, **fields)
 
 
+def test_some_of_every_kind(triangle: Lab, tmp_path: Path) -> None:
+    """The short form of what follows."""
+    count = 20
+    with unharmed(triangle, tmp_path, SOURCE + 98) as wire:
+        for outcome, whose, make in FORGED.values():
+            before, live = counters(), find(wire.live.port)
+            assert live
+            now = replace(wire, live=live)
+            triangle.call("sensor-2", send_raw, [bytes(make(now)) for _ in range(count)])
+            wait_until(partial(is_counted, before, whose, outcome, int(0.9 * count)), 5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FORGED)
 def test_forged(triangle: Lab, tmp_path: Path, what: str) -> None:
     outcome, whose, make = FORGED[what]
     count, before = 3000 if what.startswith("blind") else 200, counters()
     with unharmed(triangle, tmp_path, SOURCE + list(FORGED).index(what)) as wire:
         triangle.call("sensor-2", send_raw, [bytes(make(wire)) for _ in range(count)])
-        wait_until(lambda: counted(before)[whose].get(outcome, 0) > 0.9 * count, 5)
+        wait_until(partial(is_counted, before, whose, outcome, int(0.9 * count)), 5)
     assert counted(before)[0]["opened"] == 1
 
 
+@pytest.mark.slow
 def test_forged_with_the_right_numbers_but_the_wrong_mac(triangle: Lab, tmp_path: Path) -> None:
     """Of somebody who sees the sensor's packets."""
     with unharmed(triangle, tmp_path, SOURCE + 99) as wire:
@@ -145,6 +158,7 @@ def test_forged_with_the_right_numbers_but_the_wrong_mac(triangle: Lab, tmp_path
         triangle.call("sensor-2", send_raw, [bytes(wire.frame(mac=mac, payload=LIE))])
 
 
+@pytest.mark.slow
 def test_later_fragments_meet_the_stack(triangle: Lab, tmp_path: Path) -> None:
     """They bear no ports, so nobody can say that they are midstream's; nothing puts them together."""
     with unharmed(triangle, tmp_path, SOURCE + 100) as wire:
@@ -152,7 +166,8 @@ def test_later_fragments_meet_the_stack(triangle: Lab, tmp_path: Path) -> None:
         triangle.call("sensor-2", send_raw, frames)
 
 
-@pytest.mark.parametrize("count", [20_000, pytest.param(500_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [20_000, 500_000])
 def test_mutated_packets(triangle: Lab, tmp_path: Path, count: int) -> None:
     """A packet of the sensor's with a few bytes of headers or payload changed, often cut or prolonged too."""
     before = counters()
@@ -174,7 +189,7 @@ def test_a_silent_connection_and_blind_syns(triangle: Lab, tmp_path: Path, appli
         live = find(SOURCE + 102)
         assert live
         wire = Wire(triangle, live, Random(1))
-        syn = bytes(wire.frame(flags="S", seq=(live.next - 2**20) % 2**32, ack=0))  # the lucky one of 256
+        syn = bytes(wire.frame(flags="S", seq=live.next - 2**20, ack=0))  # the lucky one of 256
         triangle.call("sensor-2", send_raw, [syn])
         assert collect(application, 1) == {(SENSOR, SOURCE + 102): first + second}
         sent.result()
@@ -188,6 +203,9 @@ def test_a_silent_connection_and_blind_syns(triangle: Lab, tmp_path: Path, appli
 def unharmed(lab: Lab, folder: Path, port: int) -> Iterator[Wire]:
     """A sensor's connection from this port that sends a message every 2 ms meanwhile, and is judged then."""
     before = Before(lab)
+    with Hardworker(lab.config) as leftovers:  # of a test that failed: they would fill the ring
+        while len(leftovers.read()):
+            pass
     with Hardworker(lab.config) as application, ThreadPoolExecutor(1) as pool:
         pieces = [lambda stop: equal(stop, port, SIZE)]
         collected = pool.submit(collect, application, 1)
@@ -202,6 +220,10 @@ def unharmed(lab: Lab, folder: Path, port: int) -> Iterator[Wire]:
     assert {peer: sha256(data) for peer, data in found.items()} == {(SENSOR, port): sent.result().digest}
     assert sha256(logged(lab.run_dir / "midstream.db", (SENSOR, port))) == sent.result().digest
     before.assert_no_connection_ended()
+
+
+def is_counted(before: list[dict[str, int]], whose: int, outcome: str, count: int) -> bool:
+    return counted(before)[whose].get(outcome, 0) >= count
 
 
 def find(port: int) -> Live | None:
@@ -228,7 +250,11 @@ def send_raw(frames: list[bytes]) -> None:
 
 
 def send_mutated(template: bytes, count: int) -> int:
-    """Up to 8 bytes behind the Ethernet header are changed; addresses and marks often survive."""
+    """Up to 8 bytes behind the Ethernet header are changed; addresses and marks often survive.
+
+    Of half a million frames some keep their checksums, and no TCP could tell them from the sensor's. They are
+    left out.
+    """
     random = Random(count)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind(("eth0", 0))
@@ -236,10 +262,21 @@ def send_mutated(template: bytes, count: int) -> int:
             frame = bytearray(template)
             for _ in range(random.randint(1, 8)):
                 frame[random.randrange(14, 60)] = random.getrandbits(8)
+            if looks_intact(template, frame):
+                continue
             if random.random() < 0.5:
                 frame = (frame + random.randbytes(800))[: random.randint(14, 1500)]
             raw.send(frame)
     return count
+
+
+def looks_intact(template: bytes, frame: bytearray) -> bool:
+    """May both checksums still be right? Sums modulo 2^16 - 1 (RFC 1071) of IP's header and of the rest."""
+    ip, rest = (
+        sum((frame[i] - template[i]) << 8 * (i % 2 == 0) for i in part) % 0xFFFF
+        for part in (range(14, 34), range(34, 60))
+    )
+    return not ip and (not rest or frame[14:34] != template[14:34])
 
 
 def send_with_a_break(source: int, first: bytes, second: bytes, seconds: float) -> None:

@@ -15,6 +15,7 @@ from tests.program.ring import Record, Ring
 
 from midstream import packet
 from midstream.ebpf import compiler, libbpf, records
+from midstream.ebpf.hashmap import HashMap
 from midstream.network import Host, Topology
 from midstream.packet import Flags, Packet
 
@@ -100,7 +101,7 @@ class Bench:
             max_entries={
                 "ring": ring_size,
                 "connections": connections,
-                "journal": records.journal_size(connections, ring_size) // 8,
+                "journal": records.journal_size(connections) // 8,
             },
             settings=records.settings(
                 bytes(32), wakeup=wakeup, check=check, ring_quota=ring_quota, open_quota=open_quota
@@ -185,12 +186,14 @@ class Bench:
         return sum(1 for _ in libbpf.keys(self.program.map_fd("connections"), 8))
 
     def clear(self) -> None:
-        """Forget everything, whatever a test has left behind: connections, ring, journal, shares."""
+        """Forget everything, whatever a test has left behind: connections, ring, what its reader remembers,
+        shares."""
         connections = self.program.map_fd("connections")
         for key in list(libbpf.keys(connections, 8)):
             libbpf.delete(connections, key)
         self.ring.take()
         libbpf.update(self.program.map_fd("journal"), bytes(4), bytes(8))
+        HashMap(self.program.map_fd("unfinished")).clear()
         for sensor in range(len(self.topology.sensors)):
             libbpf.update(self.program.map_fd("shares"), sensor.to_bytes(4, "little"), bytes(SHARE.itemsize))
 

@@ -10,18 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tests.program.bench import XDP_TX, Bench, Sensor
 from tests.program.ring import Record
 
 from midstream import network
-from midstream.ebpf import records
+from midstream.ebpf import handover, records
 from midstream.errors import ConfigError
 from midstream.hardworker import Hardworker
-from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.ring import Ring
-from midstream.hardworker.source import Segment
-from midstream.hardworker.streams import Streams
 from midstream.packet import Flags, Packet
 
 
@@ -76,38 +72,14 @@ class Stream:
                 self.passed.add(offset)
 
 
-class Source:
-    """The ring and the journal of a loaded program, as PinnedRing maps them."""
-
-    def __init__(self, bench: Bench) -> None:
-        program = bench.program
-        self._fd = os.dup(program.map_fd("ring"))
-        self._ring = Ring.map(self._fd, program.map_fd("journal"), bench.ring.size, bench.connections)
-
-    def look(self) -> None:
-        self._ring.look()
-
-    def regular(self, size: int, streams: Streams) -> np.ndarray:
-        return self._ring.regular(size, streams)
-
-    def next(self) -> Segment | None:
-        return self._ring.next()
-
-    def restore(self) -> Snapshot | None:
-        return self._ring.snapshot
-
-    def commit(self, streams: Streams, pending: bytes) -> bool:
-        return self._ring.commit(streams, pending)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    @property
-    def fill(self) -> float:
-        return self._ring.used / self._ring.size
-
-    def close(self) -> None:
-        os.close(self._fd)
+def source(bench: Bench) -> Ring:
+    """The ring of a loaded program, and what its reader remembers."""
+    ring, journal, unfinished, control = (
+        os.dup(bench.program.map_fd(name)) for name in ("ring", "journal", "unfinished", "control")
+    )
+    no_lock = os.open(os.devnull, os.O_RDONLY)
+    held = handover.Ring(ring, journal, unfinished, control, no_lock, bench.ring.size)
+    return Ring.map(held, bench.connections)
 
 
 class Application:
@@ -127,7 +99,7 @@ class Application:
 
     def _start(self) -> None:
         self._acted = {number: list(messages) for number, messages in self.committed.items()}
-        self.hardworker = Hardworker(self._config, source=Source(self._bench), autocommit=False)
+        self.hardworker = Hardworker(self._config, source=source(self._bench), autocommit=False)
         self.hardworker.__enter__()
 
     def read(self) -> None:

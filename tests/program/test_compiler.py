@@ -59,6 +59,7 @@ def test_the_verifier_accepts_the_small_ones(topology: Topology) -> None:
                 "connections",
                 "finished",
                 "journal",
+                "unfinished",
                 "counters",
                 "shares",
                 "last_number",

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from tests.program.bench import TOPOLOGY, XDP_DROP, XDP_TX, Bench, Sensor
 from tests.program.reference import Application, Stream, Wire
 
+from midstream.ebpf import records
 from midstream.packet import Flags
 
 ACK, FIN, SYN, RST = Flags.ACK, Flags.FIN, Flags.SYN, Flags.RST
 SIZE = 48  # bytes a message: no multiple of the ring's blocks
 MOST = 1460
-LONGEST = 54  # messages of a stream. Three as long fit into the journal, which has room for a ring's worth
+LONGEST = 54  # messages of a stream
+JOURNAL = 200  # bytes of unfinished messages for which the journal has room: others go into the map beside it
 ISNS = [7, 2**32 - 1, 2**32 - 700, 2**31 - 900, 2**31]
 CLOCKS = [1, 2**31 - 20, 2**32 - 30, 0]  # the sensor's timestamps; 0: it sends none
 
@@ -30,8 +32,10 @@ CLOCKS = [1, 2**31 - 20, 2**32 - 30, 0]  # the sensor's timestamps; 0: it sends 
 @pytest.fixture(scope="module")
 def small_bench() -> Iterator[Bench]:
     topology = replace(TOPOLOGY, size=SIZE)
-    with closing(Bench(topology, ring_size=8192, connections=64)) as bench:
-        yield bench
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "JOURNAL_PENDING", JOURNAL)
+        with closing(Bench(topology, ring_size=8192, connections=64)) as bench:
+            yield bench
 
 
 @pytest.fixture(scope="module")

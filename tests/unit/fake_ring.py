@@ -8,27 +8,30 @@ import weakref
 import numpy as np
 
 from midstream.ebpf.records import RECORD, journal_size
-from midstream.hardworker.journal import Journal, Snapshot
+from midstream.hardworker.journal import Journal
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
+from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 
 BUSY, DISCARDED = 1 << 31, 1 << 30
 HEADER, BLOCK = 8, 64
-CONNECTIONS, PENDING = 64, 1 << 17  # for which the journal has room
+CONNECTIONS, PENDING = 64, 1 << 17
 
 
 class FakeRing:
     """The producer's side. Positions only grow, from `start`. Every byte is written to both copies of the
-    data, which stand for one memory mapped twice."""
+    data, which stand for one memory mapped twice. `pending`: bytes of unfinished messages for which the
+    reader's journal has room."""
 
-    def __init__(self, size: int = 4096, start: int = 0) -> None:
-        self.size = size
+    def __init__(self, size: int = 4096, start: int = 0, pending: int = PENDING) -> None:
+        self.size, self.pending = size, pending
         self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # what epoll tells of a ring
         self.close = weakref.finalize(self, os.close, self.event)
         self._consumer = np.zeros(mmap.PAGESIZE, np.uint8)
         self._pages = np.zeros(mmap.PAGESIZE + 2 * size, np.uint8)
-        self._journal = np.zeros(journal_size(CONNECTIONS, PENDING), np.uint8)
+        self._journal = np.zeros(journal_size(CONNECTIONS, pending), np.uint8)
+        self.unfinished: dict[bytes, bytes] = {}
         self._positions = (self._consumer[:8].view("<u8"), self._pages[:8].view("<u8"))
         for position in self._positions:
             position[0] = start
@@ -46,11 +49,17 @@ class FakeRing:
         """The reader's mapping of the data, for np.shares_memory."""
         return self._pages[mmap.PAGESIZE :]
 
-    def reader(self) -> Ring:
-        """The ring as user space maps it, the producer's pages read-only, and where the last reader was."""
+    def memory(self) -> tuple[np.ndarray, np.ndarray, Journal, Spill, int]:
+        """The ring as user space maps it, the producer's pages read-only; where the last reader was; what
+        epoll tells."""
         pages = self._pages.view()
         pages.flags.writeable = False
-        return Ring(self._consumer, pages, Journal(self._journal, CONNECTIONS, PENDING))
+        journal = Journal(self._journal, CONNECTIONS, self.pending)
+        return self._consumer, pages, journal, Spill(self.unfinished), self.event
+
+    def reader(self) -> Ring:
+        """A reader that nobody wakes."""
+        return Ring(*self.memory(), close=lambda: None)
 
     def reserve(self, length: int) -> int | None:
         """Room for a record of `length` bytes; None if the ring is full. Returns its position."""
@@ -90,42 +99,23 @@ class FakeRing:
         self.data[at] = self.data[at + self.size] = np.frombuffer(data, np.uint8)
 
 
-class RingSource:
+class RingSource(Ring):
     """A Source of a FakeRing. Readable is what the kernel calls so: the positions differ."""
 
     def __init__(self, ring: FakeRing) -> None:
         self.ring = ring
         self.closed = 0
-        self._reader = ring.reader()
+        super().__init__(*ring.memory(), self._count_close)
 
-    def look(self) -> None:
-        self._reader.look()
-
-    def regular(self, size: int, streams: Streams) -> np.ndarray:
-        return self._reader.regular(size, streams)
-
-    def next(self) -> Segment | None:
-        return self._reader.next()
-
-    def restore(self) -> Snapshot | None:
-        return self._reader.snapshot
-
-    def commit(self, streams: Streams, pending: bytes) -> bool:
-        done = self._reader.commit(streams, pending)
+    def commit(self, streams: Streams) -> bool:
+        done = super().commit(streams)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.ring.event)
         if self.ring.consumer != self.ring.producer:
             os.eventfd_write(self.ring.event, 1)
         return done
 
-    def fileno(self) -> int:
-        return self.ring.event
-
-    @property
-    def fill(self) -> float:
-        return self._reader.used / self._reader.size
-
-    def close(self) -> None:
+    def _count_close(self) -> None:
         self.closed += 1
 
 

@@ -320,3 +320,12 @@ def test_a_config_does_not_change(tmp_path: Path) -> None:
     config = read(tmp_path, "")
     with pytest.raises(ValidationError):
         config.data.freq = 1.0
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(ConfigError, match=r"^config.toml: .* has been deleted; change to one that exists$"):
+        Config()

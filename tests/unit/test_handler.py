@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import select
 import socket
 import stat
@@ -281,6 +282,27 @@ def test_a_stranger_is_reset_and_leaves_no_trace(port: int, logger: socket.socke
     with pytest.raises(TimeoutError):
         logger.accept()
     assert pump.segments == []
+
+
+@pytest.mark.parametrize("left", [0, 1], ids=["none", "one, and none for the logger's side"])
+def test_without_descriptors_a_sensor_is_reset_and_the_handler_does_not_spin(
+    port: int, logger: socket.socket, left: int
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.closing(SocketHandler(topology(port=port))) as handler, connect(port) as sensor:
+        free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, hard))
+        try:
+            assert handler.next() is None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with pytest.raises(ConnectionResetError):
+            sensor.recv(1)
+        assert not select.select([handler], [], [], 0)[0]
+        with connect(port):  # it tries again, and there is room
+            segment = handler.next()
+            assert segment is not None and segment.flags == OPEN
 
 
 def test_a_slow_logger_slows_the_sensor_and_little_is_kept(

@@ -17,6 +17,7 @@ from midstream.ebpf.records import OPEN, RECORD, journal_size
 from midstream.hardworker.journal import Journal
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
+from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import OPEN_STREAM, Stream, Streams
 
 CONNECTIONS, PENDING, SIZE = 5, 100, 4096
@@ -33,7 +34,8 @@ class Memory:
         self.journal = shared(journal_size(CONNECTIONS, PENDING))
 
     def reader(self) -> Ring:
-        return Ring(self.consumer, self.pages, Journal(self.journal, CONNECTIONS, PENDING))
+        journal = Journal(self.journal, CONNECTIONS, PENDING)
+        return Ring(self.consumer, self.pages, journal, Spill({}), event=-1, close=lambda: None)
 
     def store(self, segment: Segment) -> None:
         """As the program does; never more than fits before the end of the ring."""
@@ -57,8 +59,22 @@ def shared(size: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE), np.uint8, size)
 
 
-def opened(*rows: tuple[int, int]) -> Streams:
-    streams = Streams()
+class Unfinished(Streams):
+    """Streams with some bytes of unfinished messages, whatever they are."""
+
+    unfinished: bytes = b""
+
+    @property
+    def fresh_size(self) -> int:
+        return len(self.unfinished)
+
+    def pending(self) -> bytes:
+        return self.unfinished
+
+
+def opened(*rows: tuple[int, int], pending: bytes = b"") -> Unfinished:
+    streams = Unfinished()
+    streams.unfinished = pending
     for connection, start in rows:
         streams.open(connection, Stream(start))
     return streams
@@ -124,8 +140,8 @@ def test_the_last_commit_is_what_is_found(commits: list[tuple[dict[int, int], by
     for number, (rows, pending) in enumerate(commits):
         memory.store(Segment(number, 0, 0, 0, 0, OPEN, b""))
         read(ring)
-        streams = opened(*rows.items())
-        assert ring.commit(streams, pending)
+        streams = opened(*rows.items(), pending=pending)
+        assert ring.commit(streams)
         found = Journal(memory.journal, CONNECTIONS, PENDING).load()
         assert found is not None
         assert found.position == memory.pages[:8].view("<u8")[0] == memory.consumer[:8].view("<u8")[0]
@@ -139,31 +155,24 @@ def test_a_snapshot_is_a_copy() -> None:
     memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
     ring = memory.reader()
     read(ring)
-    ring.commit(opened((1, 7)), b"abc")
+    ring.commit(opened((1, 7), pending=b"abc"))
     found = Journal(memory.journal, CONNECTIONS, PENDING).load()
     assert found is not None
     memory.journal[:] = 255
     assert (found.table["next"].tolist(), found.pending) == ([7], b"abc")
 
 
-@pytest.mark.parametrize(
-    ("connections", "pending"),
-    [
-        pytest.param(CONNECTIONS + 1, 0, id="connections"),
-        pytest.param(0, PENDING + 1, id="bytes of unfinished messages"),
-    ],
-)
-def test_what_has_no_room_changes_nothing(connections: int, pending: int) -> None:
+def test_more_connections_than_there_is_room_for_change_nothing() -> None:
     memory = Memory()
     ring = memory.reader()
     memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
     read(ring)
-    streams = opened(*((number, 0) for number in range(connections)))
+    streams = opened(*((number, 0) for number in range(CONNECTIONS + 1)))
     before = memory.journal.copy()
-    assert not ring.commit(streams, bytes(pending))
+    assert not ring.commit(streams)
     assert (memory.journal == before).all()
     assert memory.consumer[:8].view("<u8")[0] == 0
-    assert ring.commit(opened(*((number, 0) for number in range(CONNECTIONS))), bytes(PENDING))
+    assert ring.commit(opened(*((number, 0) for number in range(CONNECTIONS)), pending=bytes(PENDING)))
 
 
 @given(garbage=st.binary(min_size=16, max_size=200), commits=st.integers(1, 4))
@@ -174,7 +183,7 @@ def test_whatever_lies_in_the_other_copy_is_not_looked_at(garbage: bytes, commit
     for number in range(commits):
         memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
         read(ring)
-        ring.commit(opened((1, number)), b"pending")
+        ring.commit(opened((1, number), pending=b"pending"))
     expected = memory.state
     copy = Journal(memory.journal, CONNECTIONS, PENDING).copy_size
     start = 8 + (commits + 1) % 2 * copy
@@ -191,24 +200,24 @@ def test_killed_between_any_two_instructions_of_a_commit(earlier: int) -> None:
     ring = memory.reader()
     memory.store(Segment(9, 0, 0, 0, 0, OPEN, b""))
     read(ring)
-    ring.commit(opened((9, 0)), b"")  # the library's symbols are resolved before instructions are counted
+    ring.commit(opened((9, 0)))  # the library's symbols are resolved before instructions are counted
     memory.journal[:8] = 0  # as if never
     for number in range(earlier):
         memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
         read(ring)
-        ring.commit(opened((1, number), (2, 2 * number)), bytes([number]) * 40)
+        ring.commit(opened((1, number), (2, 2 * number), pending=bytes([number]) * 40))
     memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
     producer = int(memory.pages[:8].view("<u8")[0])
     old_consumer = int(memory.consumer[:8].view("<u8")[0])
     old = memory.state
-    streams, pending = opened((1, 1000), (3, 3000), (4, 4000)), b"new" * 30
-    new = producer, streams.table[: streams.count].tolist(), pending
+    streams = opened((1, 1000), (3, 3000), (4, 4000), pending=b"new" * 30)
+    new = producer, streams.table[: streams.count].tolist(), streams.unfinished
     read(ring)
 
     found: list[tuple[object, int]] = []  # what a reader finds, and what was given back
     torn = 0
     before = memory.journal.tobytes()
-    with traced(lambda: ring.commit(streams, pending)) as steps:
+    with traced(lambda: ring.commit(streams)) as steps:
         for _ in steps:
             consumer = int(memory.consumer[:8].view("<u8")[0])
             moment = memory.state, consumer
@@ -226,13 +235,13 @@ def test_a_reader_killed_right_before_it_gave_room_back() -> None:
     memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
     ring = memory.reader()
     read(ring)
-    ring.commit(opened((1, 0)), b"")
+    ring.commit(opened((1, 0)))
     memory.consumer[:8] = 0  # the last store of a commit
     successor = memory.reader()
     assert memory.consumer[:8].view("<u8")[0] == RECORD.itemsize + 8
     successor.look()
     assert successor.next() is None
-    assert successor.used == 0
+    assert successor.fill == 0
 
 
 def test_a_row_has_the_layout_of_struct_open() -> None:

@@ -103,6 +103,9 @@ def run(
                 show(log)
                 print(f"vm: stopped after {timeout:g} s", file=sys.stderr)
                 return TIMED_OUT
+            except KeyboardInterrupt:
+                process.kill()  # the signal may have been for this process alone
+                raise
         reported = status.read_text() if status.exists() else ""
         if console or not reported.strip():
             show(log)

@@ -334,7 +334,9 @@ def _absolute(database: str) -> str:
         return database
     if url.database in (None, "", ":memory:"):
         raise ConfigError(f"--database {database}: is gone when the logger ends; name a file")
-    return url.set(database=str(Path(str(url.database)).absolute())).render_as_string(hide_password=False)
+    return url.set(database=str(configuration.absolute(Path(str(url.database))))).render_as_string(
+        hide_password=False
+    )
 
 
 def _record(built: Lab, host: str) -> Path:

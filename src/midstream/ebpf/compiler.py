@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from midstream.config import absolute
 from midstream.errors import CompileError
 from midstream.network import Host, Topology
 
@@ -107,7 +108,7 @@ def const_header(topology: Topology) -> str:
 def cache_directory() -> Path:
     """Where objects are kept: $MIDSTREAM_CACHE, else midstream in the user's cache folder."""
     if chosen := os.environ.get("MIDSTREAM_CACHE"):
-        return Path(chosen).absolute()
+        return absolute(Path(chosen))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midstream"
 
 

@@ -20,29 +20,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midstream.ebpf import libbpf, pins, records
+from midstream.ebpf import libbpf, pins
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
-_DESCRIPTORS = 4
+_DESCRIPTORS = 5  # of a Ring
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Descriptors of the ring, of its journal, of what the daemon tells, and of the lock that keeps others
-    away; the ring's bytes."""
+    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what the
+    daemon tells (control.py), and of the lock that keeps others away; the ring's bytes."""
 
     ring: int
     journal: int
+    unfinished: int
     control: int
     lock: int
     size: int
 
+    @property
+    def descriptors(self) -> tuple[int, int, int, int, int]:
+        """All of them."""
+        return self.ring, self.journal, self.unfinished, self.control, self.lock
+
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
-        for descriptor in (self.ring, self.journal, self.control, self.lock):
+        for descriptor in self.descriptors:
             os.close(descriptor)
 
 
@@ -54,15 +60,14 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ring = pins.open_map(folder, "ring")
-            undo.callback(os.close, ring)
-            journal = pins.open_map(folder, "journal")
-            undo.callback(os.close, journal)
-            control = pins.open_map(folder, "control", value_size=records.CONTROL.itemsize)
-            undo.callback(os.close, control)
+            maps = []
+            for name in ("ring", "journal", "unfinished", "control"):
+                maps.append(pins.open_map(folder, name))
+                undo.callback(os.close, maps[-1])
+            ring, journal, unfinished, control = maps
             size = libbpf.map_info(ring).max_entries
             undo.pop_all()
-            return Ring(ring, journal, control, lock, size)
+            return Ring(ring, journal, unfinished, control, lock, size)
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -102,7 +107,7 @@ def request(path: Path, layout: bytes) -> Ring:
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
     if not fault and len(descriptors) < _DESCRIPTORS:
-        fault = "this process has no room for four more descriptors; raise its limit (`ulimit -n`)"
+        fault = "this process has no room for five more descriptors; raise its limit (`ulimit -n`)"
     elif not fault and bytes.fromhex(answer["layout"]) != layout:
         fault = (
             f"the attached program was made from other files (stamp {answer['layout'][:12]}, this "
@@ -112,8 +117,8 @@ def request(path: Path, layout: bytes) -> Ring:
         for descriptor in descriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}")
-    ring, journal, control, lock = descriptors
-    return Ring(ring, journal, control, lock, answer["size"])
+    ring, journal, unfinished, control, lock = descriptors
+    return Ring(ring, journal, unfinished, control, lock, answer["size"])
 
 
 def serve(
@@ -151,7 +156,7 @@ def _answer(connection: socket.socket, folder: Path, layout: bytes) -> None:
         return
     try:
         answer = json.dumps({"layout": layout.hex(), "size": ring.size}).encode()
-        socket.send_fds(connection, [answer], [ring.ring, ring.journal, ring.control, ring.lock])
+        socket.send_fds(connection, [answer], ring.descriptors)
     finally:
         ring.close()  # the application, or the message on its way to it, has its own
 

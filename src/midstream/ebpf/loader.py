@@ -193,7 +193,7 @@ def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topol
     if role == "hardworker":
         program.set_max_entries("ring", settings.ring_size)
         program.set_max_entries("connections", settings.connections)
-        journal = records.journal_size(settings.connections, settings.ring_size)
+        journal = records.journal_size(settings.connections)
         program.set_max_entries("journal", journal // 8)
         # Room for sensors that come later, so that a program that knows them can go on with these maps.
         capacity = (len(topology.sensors) // _SENSORS + 1) * _SENSORS

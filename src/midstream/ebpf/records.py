@@ -18,6 +18,9 @@ RECORD = np.dtype(
 )
 """The head of a record, before its payload. time: CLOCK_MONOTONIC, nanoseconds."""
 
+LARGEST_RECORD = 4096
+"""More bytes than any record takes: XDP has the whole frame in one memory page."""
+
 FORWARDED = (
     "opened",
     "stored",
@@ -59,6 +62,12 @@ NO_QUOTA = (1 << 32) - 1
 JOURNAL_GENERATION, JOURNAL_HEAD, JOURNAL_ROW = 8, 16, 32
 """Bytes of the parts of the reader's journal (hardworker/journal.py)."""
 
+JOURNAL_PENDING = 1 << 16
+"""Bytes of unfinished messages for which the journal has room; the others go into the map `unfinished`."""
+
+KEPT_HEAD, KEPT_BYTES = 24, 3968
+"""Bytes of the parts of an entry of that map, struct kept (hardworker/spill.py)."""
+
 SETTINGS = np.dtype(
     [
         ("wakeup", "<u8"),
@@ -95,11 +104,11 @@ def settings(
     return np.array(values, SETTINGS).tobytes()
 
 
-def journal_copy_size(connections: int, pending: int) -> int:
+def journal_copy_size(connections: int, pending: int = JOURNAL_PENDING) -> int:
     """Bytes of one of the journal's two copies, for so many connections and bytes of unfinished messages."""
     return JOURNAL_HEAD + connections * JOURNAL_ROW + (pending + 7) // 8 * 8
 
 
-def journal_size(connections: int, pending: int) -> int:
+def journal_size(connections: int, pending: int = JOURNAL_PENDING) -> int:
     """Bytes of a journal; a multiple of 8."""
     return JOURNAL_GENERATION + 2 * journal_copy_size(connections, pending)

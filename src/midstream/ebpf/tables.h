@@ -50,8 +50,29 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, __u64);
-	__uint(max_entries, 1); /* config.toml: hardworker.ring_size and hardworker.connections */
+	__uint(max_entries, 1); /* config.toml: hardworker.connections */
 } journal SEC(".maps");
+
+/* The reader's own as well: some bytes of a message that is unfinished and too large for the journal
+ * (hardworker/spill.py). An entry fits into a page of the kernel's, which it allocates when it is written.
+ */
+#define KEPT_BYTES 3968
+
+struct kept {
+	__u64 position;
+	__u64 offset;
+	__u32 connection;
+	__u32 length;
+	__u8 bytes[KEPT_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct kept);
+	__uint(max_entries, 1 << 18); /* 1 GiB */
+} unfinished SEC(".maps");
 
 /* One for each sensor, in const.toml's order, and the last for strangers. */
 struct {

@@ -4,7 +4,8 @@ ring (with ring.c) and handler are the two sources of bytes, the eBPF program's 
 streams puts bytes in order; receiver makes messages of them, which is what an application uses.
 """
 
+from midstream.hardworker.assembly import Totals
 from midstream.hardworker.messages import Message, batch_dtype
-from midstream.hardworker.receiver import Hardworker, Totals
+from midstream.hardworker.receiver import Hardworker
 
 __all__ = ["Hardworker", "Message", "Totals", "batch_dtype"]

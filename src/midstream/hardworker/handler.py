@@ -5,11 +5,13 @@ what a host does where eBPF cannot run, and what every benchmark compares midstr
 host, and not the logger's, acknowledges the bytes.
 """
 
+import errno
 import select
 import socket
 import struct
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,8 +82,8 @@ class _Relay:
 class SocketHandler:
     """Listens on the hardworker's address and relays each connection to the logger.
 
-    Raises NetworkError if it cannot listen. Where the logger cannot be reached, the sensor's connection is
-    reset, so that it tries again. A stranger's connection is reset at once.
+    Raises NetworkError if it cannot listen. Where the logger cannot be reached, or no descriptor is left,
+    the sensor's connection is reset, so that it tries again. A stranger's connection is reset at once.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -93,6 +95,7 @@ class SocketHandler:
         self._opened = 0
         self._taken = 0  # bytes since the last look
         self._listener = listen(topology)
+        self._spare = socket.socket()  # for its descriptor
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
 
@@ -122,9 +125,9 @@ class SocketHandler:
         """None: a socket's bytes are gone with the process that read them."""
         return None
 
-    def commit(self, streams: Streams, pending: bytes) -> bool:
+    def commit(self, streams: Streams) -> bool:
         """Nothing to give back: what was read is the application's own."""
-        del streams, pending
+        del streams
         return True
 
     def fileno(self) -> int:
@@ -143,16 +146,23 @@ class SocketHandler:
             self._end(relay)
         self._listener.close()
         self._poll.close()
+        self._spare.close()
 
     def _accept(self) -> None:
         try:
             inner, (ip, port) = self._listener.accept()
-        except OSError:  # it was gone again before we came
-            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
+            return  # or it was gone again before we came
         if ip not in self._sensors:
             reset(inner)
             return
-        outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError:  # no descriptor is left for it
+            reset(inner)
+            return
         outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._tos)
         for end in (inner, outer):
             end.setblocking(False)
@@ -165,6 +175,15 @@ class SocketHandler:
             self._poll.register(end, 0)
         self._tell(relay, OPEN)
         self._listen_to(relay)
+
+    def _turn_away(self) -> None:
+        """No descriptor is left for a connection that waits, and it would wake us for ever: take it with the
+        one that was put aside, and reset it. The sensor tries again."""
+        self._spare.close()
+        with suppress(OSError):
+            reset(self._listener.accept()[0])
+        with suppress(OSError):
+            self._spare = socket.socket()
 
     def _serve(self, relay: _Relay, fd: int, events: int) -> None:
         inward = fd == relay.inner.socket.fileno()
@@ -232,5 +251,6 @@ class SocketHandler:
             del self._relays[end.socket.fileno()]
             self._ignore(end)
             if unfinished:
-                end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            end.socket.close()
+                reset(end.socket)
+            else:
+                end.socket.close()

@@ -6,15 +6,13 @@ every message that was not committed, and none that was.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from midstream.ebpf import records
-from midstream.hardworker.streams import OPEN_STREAM
-
-CHEAP = 1 << 16
-"""Bytes of unfinished messages that are written at every commit; more of them only when the ring fills up."""
+from midstream.hardworker.streams import OPEN_STREAM, Piece
 
 _GENERATION = records.JOURNAL_GENERATION
 _HEAD = struct.Struct("<QII")  # struct copy of ring.c
@@ -22,11 +20,15 @@ _HEAD = struct.Struct("<QII")  # struct copy of ring.c
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A committed state: position in the ring, rows of OPEN_STREAM, bytes of unfinished messages."""
+    """A committed state: position in the ring, rows of OPEN_STREAM, bytes of unfinished messages.
+
+    kept: those bytes that are not in the journal but where there is more room (spill.py).
+    """
 
     position: int
     table: np.ndarray
     pending: bytes
+    kept: Sequence[Piece] = ()
 
 
 @dataclass(frozen=True)

@@ -4,49 +4,25 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 
 from midstream import config as configuration
 from midstream import network
 from midstream.config import Config
-from midstream.ebpf.records import FIN, OPEN, RESET
-from midstream.errors import ConfigError, FramingError
-from midstream.framing import Decoder, decoder
+from midstream.errors import ConfigError
+from midstream.hardworker.assembly import Assembly, Totals
 from midstream.hardworker.handler import SocketHandler
-from midstream.hardworker.journal import CHEAP
 from midstream.hardworker.messages import Message, batch_dtype
-from midstream.hardworker.pinned import PinnedRing
-from midstream.hardworker.source import Segment, Source
-from midstream.hardworker.streams import Stream, Streams
+from midstream.hardworker.pinned import open_ring
+from midstream.hardworker.source import Source
 
-_CROWDED = 0.5  # how full a ring must be before large unfinished messages are written to the journal
 _PATIENCE = 0.001  # seconds between two looks while something is not committed
-
-Batch = TypeVar("Batch", np.ndarray, list[Message])
-
-
-@dataclass
-class Totals:
-    """What a Hardworker has received since it was opened.
-
-    skipped: bytes of messages that never came whole, or that follow a fault or a reset. broken: connections
-    given up because their bytes do not follow the framing.
-    """
-
-    messages: int = 0
-    bytes: int = 0
-    opened: int = 0
-    finished: int = 0
-    reset: int = 0
-    broken: int = 0
-    skipped: int = 0
 
 
 class Hardworker:
@@ -73,16 +49,15 @@ class Hardworker:
     ) -> None:
         self.config = config if isinstance(config, Config) else configuration.load(config)
         self.topology = network.load(self.config.const_path)
-        self.totals = Totals()
         self._size = self.config.message_size(self.topology.size)
         self._fixed = self.config.data.framing == "fixed"
-        self._sensors = [str(host.ip) for host in self.topology.sensors]
+        self._assembly = Assembly(self.config.data, self._size, lambda: network.load(self.config.const_path))
         self._period = self.config.hardworker.period
         self._source = source
-        self._streams = Streams()
         self._autocommit = autocommit
         self._rest: Iterator[Message] | None = None
         self._committed = True
+        self._undone = False  # was a message delivered that the application has not committed?
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
@@ -93,9 +68,7 @@ class Hardworker:
         try:
             if self._source is None:
                 ebpf = self.config.hardworker.receiver == "ebpf"
-                self._source = (
-                    PinnedRing(self.config, self.topology) if ebpf else SocketHandler(self.topology)
-                )
+                self._source = open_ring(self.config, self.topology) if ebpf else SocketHandler(self.topology)
         except BaseException:
             os.close(self._stop)
             raise
@@ -103,7 +76,7 @@ class Hardworker:
         self._poll.register(self._stop, select.POLLIN)
         self._follow_descriptor()
         if snapshot := self._source.restore():
-            self._streams = Streams.restore(snapshot.table, snapshot.pending, self._decoder)
+            self._assembly.restore(snapshot)
         return self
 
     def __exit__(
@@ -132,19 +105,14 @@ class Hardworker:
         """All messages delivered so far have been acted upon: never deliver them again, give their room back.
 
         Called at the start of `read`, `messages` and `wait`, and when the `with` block ends without an error;
-        with `autocommit=False` only by the application. False if it has to wait: for the rest of a batch that
-        is being iterated over, or until a large message is whole.
+        with `autocommit=False` only if no message was delivered since the application did. False if it has to
+        wait: for the rest of a batch that is being iterated over (done then, unless more was delivered), or
+        for more of a large message. Raises KernelError if there is no memory for unfinished messages.
         """
         source = self._opened_source()
-        if self._rest is not None or self._committed:
-            return self._committed
-        pending = self._streams.pending()
-        if len(pending) <= CHEAP or source.fill > _CROWDED:
-            self._committed = source.commit(self._streams, pending)
-        if not self._committed and source.fill > _CROWDED:
-            # More is unfinished than can be remembered, and the ring must not stay full.
-            self._streams.give_up_pending()
-            self._committed = source.commit(self._streams, b"")
+        self._undone = False
+        if self._rest is None and not self._committed:
+            self._committed = source.commit(self._assembly.streams)
         return self._committed
 
     def read(self) -> np.ndarray:
@@ -160,23 +128,22 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
         source = self._opened_source()
-        if self._autocommit:
-            self.commit()
+        self._settle()
         self._committed = False
         source.look()
         pieces = []
         while True:
-            run = source.regular(self._size, self._streams)
+            run = source.regular(self._size, self._assembly.streams)
             if len(run):
                 pieces.append(run)
-                self.totals.messages += len(run)
-                self.totals.bytes += len(run) * self._size
+                self._assembly.count(len(run), len(run) * self._size)
             segment = source.next()
             if segment is None:
                 break
-            rows = self._take(segment, self._rows)
-            if rows is not None and len(rows):
+            rows = self._assembly.rows(segment)
+            if len(rows):
                 pieces.append(rows)
+        self._undone |= bool(pieces)
         if not pieces:
             return np.empty(0, batch_dtype(self._size))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -187,11 +154,11 @@ class Hardworker:
         A caller that breaks off gets the rest from the next call, and nothing is committed before.
         """
         if self._rest is None:
-            if self._autocommit:
-                self.commit()
+            self._settle()
             self._committed = False
             self._rest = self._arrived()
         while (message := next(self._rest, None)) is not None:
+            self._undone = True
             yield message
         self._rest = None
 
@@ -219,8 +186,7 @@ class Hardworker:
             if self._period:
                 await asyncio.sleep(self._period - time.monotonic() % self._period)
                 continue
-            if self._autocommit:
-                self.commit()
+            self._settle()
             if not self._committed:
                 await asyncio.sleep(_PATIENCE)
                 continue
@@ -242,8 +208,7 @@ class Hardworker:
         ring wakes only a reader that has committed all; another one is made to look every millisecond.
         """
         self._opened_source()
-        if self._autocommit:
-            self.commit()
+        self._settle()
         if self._period:
             left = self._period - time.monotonic() % self._period
             late = timeout is not None and timeout < left
@@ -266,6 +231,11 @@ class Hardworker:
             self._polled = fd
 
     @property
+    def totals(self) -> Totals:
+        """What was received since this Hardworker was made."""
+        return self._assembly.totals
+
+    @property
     def stopped(self) -> bool:
         """Has `stop` been called?"""
         return self._stopped
@@ -283,25 +253,23 @@ class Hardworker:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._streams)
-
-    def _sensor(self, number: int) -> str:
-        """The address of a sensor, also of one that came after this application was started."""
-        if number >= len(self._sensors):
-            topology = network.load(self.config.const_path)
-            self._sensors = [str(host.ip) for host in topology.sensors]
-        return self._sensors[number]
+        return len(self._assembly.streams)
 
     def _opened_source(self) -> Source:
         if self._source is None or self._stop < 0:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
         return self._source
 
+    def _settle(self) -> None:
+        """Commit, if the application wants that or has nothing to say."""
+        if self._autocommit or not self._undone:
+            self.commit()
+
     def _arrived(self) -> Iterator[Message]:
         if self._fixed:
             for row in self.read():
                 yield Message(
-                    self._sensor(row["sensor"]),
+                    self._assembly.sensor(row["sensor"]),
                     int(row["connection"]),
                     int(row["offset"]) // self._size,
                     int(row["time"]),
@@ -311,74 +279,4 @@ class Hardworker:
         source = self._opened_source()
         source.look()
         while segment := source.next():
-            yield from self._take(segment, self._decoded) or ()
-
-    def _take(self, segment: Segment, split: Callable[[Stream, Segment, bytes], Batch]) -> Batch | None:
-        """Put a segment into its stream and split what is now next in order into messages."""
-        number = segment.connection
-        if segment.flags & OPEN:
-            self.totals.opened += 1
-            self._streams.open(number, Stream(decoder=self._decoder()))
-            return None
-        stream = self._streams.checkout(number)
-        if stream is None:  # behind a reset
-            self.totals.skipped += len(segment.data)
-            return None
-        messages = split(stream, segment, stream.push(segment.offset, segment.data))
-        if segment.flags & FIN:
-            stream.end = segment.offset + len(segment.data)
-        if segment.flags & RESET or stream.finished:
-            self._close(number, stream, reset=bool(segment.flags & RESET))
-        else:
-            self._streams.checkin(number, stream)
-        return messages
-
-    def _close(self, number: int, stream: Stream, *, reset: bool) -> None:
-        self._streams.close(number)
-        self.totals.reset += reset
-        self.totals.finished += not reset
-        self.totals.skipped += stream.decoder.pending if stream.decoder else len(stream.carry)
-
-    def _decoder(self) -> Decoder | None:
-        data = self.config.data
-        return None if self._fixed else decoder(data.framing, size=self._size, max_size=data.max_size)
-
-    def _rows(self, stream: Stream, segment: Segment, data: bytes) -> np.ndarray:
-        """Whole messages of fixed size as rows of an array."""
-        if stream.broken:
-            self.totals.skipped += len(data)
-            data = b""
-        data = stream.carry + data
-        whole = len(data) - len(data) % self._size
-        stream.carry = data[whole:]
-        rows = np.zeros(whole // self._size, batch_dtype(self._size))
-        rows["sensor"] = segment.sensor
-        rows["port"] = segment.port
-        rows["connection"] = segment.connection
-        rows["length"] = self._size
-        rows["offset"] = np.arange(stream.next - len(data), stream.next - len(data) + whole, self._size)
-        rows["time"] = segment.time
-        rows["payload"] = np.frombuffer(data, np.uint8, whole).reshape(-1, self._size)
-        self.totals.messages += len(rows)
-        self.totals.bytes += whole
-        return rows
-
-    def _decoded(self, stream: Stream, segment: Segment, data: bytes) -> list[Message]:
-        """Messages of variable size, one by one."""
-        if stream.decoder is None or stream.broken:
-            self.totals.skipped += len(data)
-            return []
-        try:
-            payloads = stream.decoder.feed(data)
-        except FramingError:
-            payloads = []
-        stream.broken = stream.decoder.error is not None
-        self.totals.broken += stream.broken
-        messages = []
-        for payload in payloads:
-            sensor = self._sensors[segment.sensor]
-            messages.append(Message(sensor, segment.connection, stream.sequence, segment.time, payload))
-            stream.sequence += 1
-            self.totals.bytes += len(payload)
-        self.totals.messages += len(messages)
-        return messages
+            yield from self._assembly.messages(segment)

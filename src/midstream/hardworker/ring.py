@@ -4,17 +4,21 @@ import ctypes
 import mmap
 import os
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from midstream.ebpf import compiler, records
+from midstream.ebpf import compiler, handover, records
+from midstream.ebpf.hashmap import HashMap
 from midstream.errors import KernelError
-from midstream.hardworker.journal import Journal
+from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.source import Segment
+from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
@@ -32,14 +36,24 @@ class _Ring(ctypes.Structure):
 
 
 class Ring:
-    """Records, in the order in which the program stored them.
+    """The Source of records, in the order in which the program stored them.
 
     `consumer` is the ring's first page, `pages` the producer's page and then the data, twice in a row: as
-    the kernel maps them, or as a test lays them out; `snapshot` is what the last reader
-    committed, and where reading resumes.
+    the kernel maps them, or as a test lays them out. `journal` and `spill` say what the last reader
+    committed, and where reading resumes. `event` polls readable when something was stored. `close` lets go.
+    `patience`: bytes of the ring that a large unfinished message may hold before it is copied out.
     """
 
-    def __init__(self, consumer: np.ndarray, pages: np.ndarray, memory: Journal) -> None:
+    def __init__(
+        self,
+        consumer: np.ndarray,
+        pages: np.ndarray,
+        journal: Journal,
+        spill: Spill,
+        event: int,
+        close: Callable[[], None],
+        patience: int = 0,
+    ) -> None:
         page = mmap.PAGESIZE
         self.size = (len(pages) - page) // 2
         self._consumer, self._pages = consumer, pages
@@ -48,27 +62,32 @@ class Ring:
         self._ring = _Ring(base, consumer.ctypes.data, base + page, self.size - 1)
         self._reference = ctypes.byref(self._ring)
         self._library = _library()
-        self._journal = memory
-        self.snapshot = memory.load()
+        self._journal, self._spill = journal, spill
+        self._event, self.close, self._patience = event, close, patience
+        self._snapshot = journal.load()
+        kept = spill.load(self._snapshot)
+        if self._snapshot:
+            self._snapshot = replace(self._snapshot, kept=kept)
         given_back = consumer[:8].view("<u8")
-        position = self.snapshot.position if self.snapshot else int(given_back[0])
+        position = self._snapshot.position if self._snapshot else int(given_back[0])
         given_back[0] = position  # a reader killed in `commit` may have left this undone
         self._position = ctypes.c_uint64(position)
         self._committed = position
         self._end = position
 
     @classmethod
-    def map(cls, ring: int, journal_map: int, size: int, connections: int) -> Self:
-        """Map a BPF ring buffer of `size` bytes and its journal; needs no privileges.
+    def map(cls, held: handover.Ring, connections: int, patience: int = 0) -> Self:
+        """Map a BPF ring buffer and its journal; needs no privileges.
 
-        Raises KernelError if they are none, or cannot be mapped.
+        Closing the ring closes `held`; views that the application still has keep the mapping alive. Raises
+        KernelError if the descriptors are of other things, or cannot be mapped.
         """
-        page = mmap.PAGESIZE
-        length = records.journal_size(connections, size)
+        page, size = mmap.PAGESIZE, held.size
+        length = records.journal_size(connections)
         try:
-            consumer = mmap.mmap(ring, page)
-            pages = mmap.mmap(ring, page + 2 * size, prot=mmap.PROT_READ, offset=page)
-            memory = mmap.mmap(journal_map, -(-length // page) * page)
+            consumer = mmap.mmap(held.ring, page)
+            pages = mmap.mmap(held.ring, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+            memory = mmap.mmap(held.journal, -(-length // page) * page)
         except (OSError, ValueError) as error:
             raise KernelError(
                 f"the ring cannot be mapped ({error}); is it pinned by this midstream?"
@@ -76,7 +95,11 @@ class Ring:
         return cls(
             np.frombuffer(consumer, np.uint8),
             np.frombuffer(pages, np.uint8),
-            Journal(np.frombuffer(memory, np.uint8, length), connections, size),
+            Journal(np.frombuffer(memory, np.uint8, length), connections, records.JOURNAL_PENDING),
+            Spill(HashMap(held.unfinished)),
+            held.ring,
+            held.close,
+            patience,
         )
 
     def look(self) -> None:
@@ -110,15 +133,28 @@ class Ring:
         data = bytes(self._bytes[payload : payload + length])
         return Segment(connection, sensor, port, offset, time, flags, data)
 
-    def commit(self, streams: Streams, pending: bytes) -> bool:
+    def restore(self) -> Snapshot | None:
+        """What an earlier reader committed."""
+        return self._snapshot
+
+    def commit(self, streams: Streams) -> bool:
         """Remember what has been read and give it back to the program; views of it are no longer valid.
 
-        False, and nothing done, if the journal has no room for so many connections or pending bytes.
+        False, and nothing done, while a large message is unfinished and the ring has room for more of it; or
+        if the journal has no room for so many connections. Raises KernelError if there is no room for
+        unfinished messages; then nothing is done either.
         """
         if self._position.value == self._committed:
             return True
-        if streams.count > self._journal.connections or len(pending) > self._journal.pending:
+        if streams.count > self._journal.connections:
             return False
+        if streams.fresh_size > self._journal.pending:
+            if self.used <= self._patience:
+                return False
+            for piece in streams.fresh():
+                self._spill.keep(self._position.value, piece)
+            streams.keep()
+        pending = streams.pending()
         self._library.midstream_commit(
             self._reference,
             self._position,
@@ -130,12 +166,22 @@ class Ring:
             len(pending),
         )
         self._committed = self._position.value
+        self._spill.forget(streams)
         return True
+
+    def fileno(self) -> int:
+        """The ring's descriptor."""
+        return self._event
 
     @property
     def used(self) -> int:
-        """Bytes in use, from the last release to the program's newest record."""
+        """Bytes in use, from the last commit to the program's newest record."""
         return int(self._library.midstream_end(self._reference)) - self._committed
+
+    @property
+    def fill(self) -> float:
+        """The part in use."""
+        return self.used / self.size
 
 
 @cache

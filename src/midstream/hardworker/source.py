@@ -44,8 +44,8 @@ class Source(Protocol):
         """What an earlier reader committed, from which this one goes on."""
         ...
 
-    def commit(self, streams: Streams, pending: bytes) -> bool:
-        """What has been read is done with; False, and nothing done, if that cannot be remembered."""
+    def commit(self, streams: Streams) -> bool:
+        """What has been read is done with; False, and nothing done, if that cannot be remembered yet."""
         ...
 
     def fileno(self) -> int:

@@ -7,7 +7,7 @@ that was stored first is delivered.
 
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 import numpy as np
@@ -22,6 +22,9 @@ OPEN_STREAM = np.dtype(
 _ALIGNED, _BROKEN, _NO_END = 1, 2, (1 << 64) - 1
 _PIECE = struct.Struct("<IIQ")  # connection, length, offset
 
+Piece = tuple[int, int, bytes]
+"""Connection, offset in its stream, and bytes that belong to no message delivered."""
+
 
 class Stream:
     """One connection's bytes.
@@ -30,16 +33,18 @@ class Stream:
     lets through (EARLY_WINDOW in connection.h, 1 MiB).
     """
 
-    __slots__ = ("_early", "broken", "carry", "decoder", "end", "next", "sequence")
+    __slots__ = ("_early", "_early_kept", "_kept", "broken", "carry", "decoder", "end", "next", "sequence")
 
     def __init__(self, start: int = 0, decoder: Decoder | None = None) -> None:
         self.next = start  # the offset of the first byte that has not come in order
         self.end: int | None = None  # where the stream ends, once known
-        self.carry = b""  # fixed framing: the delivered part of a message that is not whole yet
+        self.carry = bytearray()  # fixed framing: the delivered part of a message that is not whole yet
         self.decoder = decoder  # other framings: it keeps that part itself
         self.sequence = 0  # other framings: of the next message
-        self.broken = False  # the bytes do not follow the framing, or a part of a message was lost
+        self.broken = False  # the bytes do not follow the framing
         self._early: list[tuple[int, bytes]] = []  # sorted, disjoint
+        self._kept = start  # bytes before this offset need not be remembered again,
+        self._early_kept: set[int] = set()  # nor those that wait at these offsets
 
     @property
     def has_early(self) -> bool:
@@ -55,15 +60,42 @@ class Stream:
         return self.end is not None and self.next >= self.end
 
     @property
-    def held(self) -> bytes:
-        """The part of a message that has come so far."""
-        return self.decoder.unfinished if self.decoder else self.carry
+    def start(self) -> int:
+        """The offset of the first byte that belongs to no message delivered."""
+        if self.broken:
+            return self.next
+        return self.next - (self.decoder.pending if self.decoder else len(self.carry))
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
-        """The bytes that belong to no message delivered, with their offsets: `push` takes them back."""
-        if held := self.held:
-            yield self.next - len(held), held
-        yield from self._early
+    @property
+    def fresh_size(self) -> int:
+        """At most so many bytes do the fresh pieces have, each with its place in the journal."""
+        held = self.next - max(self.start, self._kept)
+        early = sum(len(p) + _PIECE.size for offset, p in self._early if offset not in self._early_kept)
+        return early + (held + _PIECE.size if held > 0 else 0)
+
+    def fresh(self) -> Iterator[tuple[int, bytes]]:
+        """The bytes, and their offsets, that belong to no message delivered and were not kept: `push` takes
+        them back."""
+        count = self.next - max(self.start, self._kept)
+        if count > 0:
+            held = self.decoder.newest(count) if self.decoder else bytes(self.carry[-count:])
+            yield self.next - count, held
+        run, end = bytearray(), 0
+        for offset, piece in self._early:
+            if offset in self._early_kept:
+                continue
+            if run and offset != end:
+                yield end - len(run), bytes(run)
+                run.clear()
+            run += piece
+            end = offset + len(piece)
+        if run:
+            yield end - len(run), bytes(run)
+
+    def keep(self) -> None:
+        """What is fresh now has been kept."""
+        self._kept = self.next
+        self._early_kept = {offset for offset, _ in self._early}
 
     def push(self, offset: int, data: bytes) -> bytes:
         """Take a segment; return the bytes that are now next in order, maybe none."""
@@ -102,7 +134,8 @@ class Streams:
 
     The table is the authority on `next` while a stream is aligned, for ring.c moves it: `checkout` brings a
     stream up to date before it is pushed to, and `checkin` writes it back. In the journal the table and the
-    `pending` bytes say all that is needed to go on: `restore` reads them.
+    `pending` bytes, with the pieces that were kept elsewhere (spill.py), say all that is needed to go on:
+    `restore` reads them.
     """
 
     def __init__(self) -> None:
@@ -112,7 +145,13 @@ class Streams:
         self.count = 0
 
     @classmethod
-    def restore(cls, table: np.ndarray, pending: bytes, new_decoder: Callable[[], Decoder | None]) -> Self:
+    def restore(
+        cls,
+        table: np.ndarray,
+        pending: bytes,
+        kept: Iterable[Piece],
+        new_decoder: Callable[[], Decoder | None],
+    ) -> Self:
         """The streams that a reader had when it committed."""
         streams = cls()
         for row in table:
@@ -121,34 +160,40 @@ class Streams:
             stream.end = None if row["end"] == _NO_END else int(row["end"])
             stream.broken = row["aligned"] == _BROKEN
             streams.open(int(row["connection"]), stream)
-        while pending:
-            connection, length, offset = _PIECE.unpack_from(pending)
-            piece = pending[_PIECE.size : _PIECE.size + length]
-            pending = pending[_PIECE.size + length :]
-            if connection not in streams._streams:  # it did not outlive the reader
-                continue
-            stream = streams._streams[connection]
-            data = stream.push(offset, piece)
-            if stream.decoder:
-                stream.decoder.feed(data)
-            else:
-                stream.carry += data
+        streams._take_back(kept)
+        for stream in streams._streams.values():
+            stream.keep()
+        streams._take_back(_unpacked(pending))
         for connection, stream in streams._streams.items():
             streams.checkin(connection, stream)
         return streams
 
-    def pending(self) -> bytes:
-        """The bytes of unfinished messages, for `restore`."""
-        pieces = []
-        for connection, stream in self._unaligned.items():
-            for offset, piece in stream.pieces():
-                pieces.append(_PIECE.pack(connection, len(piece), offset) + piece)
-        return b"".join(pieces)
+    @property
+    def fresh_size(self) -> int:
+        """At most so many bytes has `pending`."""
+        return sum(stream.fresh_size for stream in self._unaligned.values())
 
-    def give_up_pending(self) -> None:
-        """From here on a restored reader misses a part of these messages: mark their streams so."""
-        for connection in self._unaligned:
-            self.table["aligned"][self._row(connection)] = _BROKEN
+    def fresh(self) -> Iterator[Piece]:
+        """The bytes of unfinished messages that were not kept."""
+        for connection, stream in self._unaligned.items():
+            for offset, piece in stream.fresh():
+                yield connection, offset, piece
+
+    def keep(self) -> None:
+        """What is fresh now has been kept where `restore` gets it from."""
+        for stream in self._unaligned.values():
+            stream.keep()
+
+    def pending(self) -> bytes:
+        """What is fresh, for `restore`."""
+        return b"".join(
+            _PIECE.pack(connection, len(piece), offset) + piece for connection, offset, piece in self.fresh()
+        )
+
+    def start(self, connection: int) -> int | None:
+        """The offset of a connection's first byte that belongs to no message delivered; None if it is not
+        open."""
+        return int(self.table["next"][self._row(connection)]) if connection in self._streams else None
 
     def __len__(self) -> int:
         return self.count
@@ -174,8 +219,8 @@ class Streams:
     def checkin(self, connection: int, stream: Stream) -> None:
         """Write a stream's new state into the table."""
         # Where the end is known, reaching it has to be noticed, which ring.c does not.
-        held = len(stream.held)
-        aligned = not held and not stream.has_early and stream.end is None and not stream.broken
+        start = stream.start
+        aligned = start == stream.next and not stream.has_early and stream.end is None and not stream.broken
         if aligned:
             self._unaligned.pop(connection, None)
         else:
@@ -183,7 +228,7 @@ class Streams:
         self.table[self._row(connection)] = (
             connection,
             _BROKEN if stream.broken else aligned,
-            stream.next - held,
+            start,
             stream.sequence,
             _NO_END if stream.end is None else stream.end,
         )
@@ -198,3 +243,24 @@ class Streams:
 
     def _row(self, connection: int) -> int:
         return int(np.searchsorted(self.table["connection"][: self.count], connection))
+
+    def _take_back(self, pieces: Iterable[Piece]) -> None:
+        for connection, offset, piece in pieces:
+            if connection not in self._streams:  # it did not outlive the reader
+                continue
+            stream = self._streams[connection]
+            data = stream.push(offset, piece)
+            if stream.broken:
+                continue
+            if stream.decoder:
+                stream.decoder.feed(data)
+            else:
+                stream.carry += data
+
+
+def _unpacked(pending: bytes) -> Iterator[Piece]:
+    position = 0
+    while position < len(pending):
+        connection, length, offset = _PIECE.unpack_from(pending, position)
+        position += _PIECE.size + length
+        yield connection, offset, pending[position - length : position]

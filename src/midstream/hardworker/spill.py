@@ -1,0 +1,84 @@
+"""What the journal has no room for: large unfinished messages, kept in a map that outlives the reader and
+grows as it is filled.
+
+An entry is some bytes of a stream, written once and never changed. It bears the position in the ring up to
+which its writer had read: it counts once the journal says that this was committed, and what a reader wrote
+that was killed before is removed by the next.
+"""
+
+import struct
+from collections import defaultdict
+from collections.abc import MutableMapping
+
+from midstream.ebpf import records
+from midstream.errors import KernelError
+from midstream.hardworker.journal import Snapshot
+from midstream.hardworker.streams import Piece, Streams
+
+_ENTRY = struct.Struct("<QQII")  # struct kept of ebpf/tables.h, before the bytes
+_KEY = struct.Struct("<Q")
+
+
+class Spill:
+    """The entries, in a map or, for a test, in a dictionary."""
+
+    def __init__(self, memory: MutableMapping[bytes, bytes]) -> None:
+        self._memory = memory
+        self._written = 0
+        self._entries: defaultdict[int, list[tuple[bytes, int]]] = defaultdict(list)  # key, end of its bytes
+
+    def load(self, snapshot: Snapshot | None) -> list[Piece]:
+        """The entries that belong to what was committed, in the order in which they were written; all others
+        are removed."""
+        starts: dict[int, int] = {}
+        if snapshot:
+            starts = dict(
+                zip(snapshot.table["connection"].tolist(), snapshot.table["next"].tolist(), strict=True)
+            )
+        found = []
+        for key in sorted(self._memory, key=_KEY.unpack):
+            value = self._memory[key]
+            position, offset, connection, length = _ENTRY.unpack_from(value)
+            start = starts.get(connection)
+            if snapshot is None or position > snapshot.position or start is None or offset + length <= start:
+                del self._memory[key]
+                continue
+            self._entries[connection].append((key, offset + length))
+            self._written = max(self._written, *_KEY.unpack(key))
+            found.append((connection, offset, value[_ENTRY.size : _ENTRY.size + length]))
+        return found
+
+    def keep(self, position: int, piece: Piece) -> None:
+        """Write some bytes that were read before this position of the ring.
+
+        Raises KernelError if there is no room. Nothing is lost then: the ring still has them.
+        """
+        connection, offset, data = piece
+        for start in range(0, len(data), records.KEPT_BYTES):
+            part = data[start : start + records.KEPT_BYTES]
+            self._written += 1
+            key = _KEY.pack(self._written)
+            try:
+                self._memory[key] = _ENTRY.pack(position, offset + start, connection, len(part)) + part
+            except KernelError as error:
+                entries = sum(map(len, self._entries.values()))
+                raise KernelError(
+                    f"hardworker: {entries * records.KEPT_BYTES >> 20} MiB of unfinished messages are kept, "
+                    f"and there is no room for more ({error}); nothing is lost, but this application cannot "
+                    "go on: free memory and start it again, or let the sensors send shorter messages",
+                    errno=error.errno,
+                ) from error
+            self._entries[connection].append((key, offset + start + len(part)))
+
+    def forget(self, streams: Streams) -> None:
+        """Remove the bytes of messages that are whole, and of connections that have ended, once that is
+        committed."""
+        for connection, entries in list(self._entries.items()):
+            start = streams.start(connection)
+            left = [entry for entry in entries if start is not None and entry[1] > start]
+            if len(left) < len(entries):
+                for key, _ in set(entries).difference(left):
+                    del self._memory[key]
+                self._entries[connection] = left
+            if not left:
+                del self._entries[connection]
