@@ -205,7 +205,7 @@ def test_a_logger_that_works_is_kept() -> None:
 @pytest.mark.parametrize(
     ("now", "logger", "reason"),
     [
-        (100 + SILENCE + 0.1, UP, "a: its daemon has not answered for 0.4 s"),
+        (100 + SILENCE + 0.1, UP, "a: its daemon has not answered for 0.7 s"),
         (100.1, replace(UP, serving_since=0.0), "a: no logger listens on the port"),
     ],
 )

@@ -1,11 +1,14 @@
 """Does a logger live? Asked ten times a second, over UDP, sealed: its daemon answers for host and service.
 
-A question bears a random number, and its answer the same, so nothing that was recorded answers anything.
+A question bears a random number, and its answer the same, so nothing that was recorded answers anything. A
+daemon that is not there while its host is (ICMP: port unreachable) leaves the logger as it was last: it
+serves without its daemon.
 """
 
 import asyncio
 import json
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +21,7 @@ from midstream.daemon.key import ForgedError, Key
 from midstream.errors import NetworkError
 
 INTERVAL = 0.1  # seconds between two questions
-SILENCE = 0.35  # seconds without an answer after which a logger counts as gone: three answers were missed
+SILENCE = 0.6  # seconds without an answer after which a logger counts as gone: five answers were missed
 STEADY = 0.5  # seconds for which it must have served again before it counts as back
 
 _QUESTION, _ANSWER = "question", "answer"
@@ -30,14 +33,16 @@ class Watched:
     """What is known of a logger, by the monotonic clock. reason: why it is not up."""
 
     address: tuple[str, int]
+    link: socket.socket | None = None
     asked: dict[str, float] = field(default_factory=dict)
     answered: float = 0.0
+    refused: float = 0.0  # when its host last said that no daemon is there
     serving_since: float = 0.0  # 0: it is not
     seen_up: bool = False
 
     def reason(self, now: float) -> str:
         """Why it cannot take connections now; "" if it can."""
-        if now - self.answered > SILENCE:
+        if now - self.answered > SILENCE and not (self.serving_since and now - self.refused < SILENCE):
             return (
                 f"its daemon has not answered for {now - self.answered:.1f} s"
                 if self.answered
@@ -76,11 +81,14 @@ class Heartbeat(asyncio.DatagramProtocol):
 
     def watch(self, hosts: dict[str, int]) -> None:
         """Ask these hosts, by address and port, and no others."""
-        for ip in set(self.watched) - set(hosts):
-            del self.watched[ip]
+        for ip, watched in list(self.watched.items()):
+            if hosts.get(ip) != watched.address[1]:
+                self._forget(watched)
+                del self.watched[ip]
         for ip, port in hosts.items():
-            known = self.watched.setdefault(ip, Watched((ip, port)))
-            known.address = (ip, port)
+            watched = self.watched.setdefault(ip, Watched((ip, port)))
+            if watched.link is None:
+                self._connect(watched)
 
     def ask(self) -> None:
         """Ask each once."""
@@ -89,28 +97,36 @@ class Heartbeat(asyncio.DatagramProtocol):
             watched.asked = {n: t for n, t in watched.asked.items() if now - t < 1.0}
             number = secrets.token_hex(8)
             watched.asked[number] = now
-            self._send(_QUESTION, {"number": number}, watched.address)
+            if watched.link:
+                try:
+                    watched.link.send(self._sealed(_QUESTION, {"number": number}))
+                except ConnectionRefusedError:  # the answer to the question before
+                    watched.refused = now
+                except OSError:  # no route in this moment
+                    continue
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
-        with suppress(ForgedError, ValueError, KeyError, TypeError):
-            try:
-                number = json.loads(self._key.open(_QUESTION, data))["number"]
-            except ForgedError:
-                answer = json.loads(self._key.open(_ANSWER, data))
-                self._take(str(addr[0]), str(answer["number"]), bool(answer["serving"]))
-            else:
-                self._send(_ANSWER, {"number": number, "serving": self._serving()}, addr)
-
-    def error_received(self, exc: Exception) -> None:
-        """Its port is closed (ICMP): the daemon is not there, which its silence says too."""
+        """Somebody asks: answer who has the key."""
+        with suppress(ForgedError, ValueError, KeyError, TypeError, OSError):
+            number = json.loads(self._key.open(_QUESTION, data))["number"]
+            if self._transport and not self._transport.is_closing():
+                answer = self._sealed(_ANSWER, {"number": number, "serving": self._serving()})
+                self._transport.sendto(answer, addr)
 
     def close(self) -> None:
+        for watched in self.watched.values():
+            self._forget(watched)
         if self._transport:
             self._transport.close()
 
-    def _take(self, ip: str, number: str, serving: bool) -> None:
-        watched = self.watched.get(ip)
-        if watched is None or watched.asked.pop(number, None) is None:
+    def take(self, watched: Watched, data: bytes) -> None:
+        """An answer has come from there: believe it if it was made with the key, to a question of ours."""
+        try:
+            answer = json.loads(self._key.open(_ANSWER, data))
+            number, serving = str(answer["number"]), bool(answer["serving"])
+        except (ForgedError, ValueError, KeyError, TypeError):
+            return
+        if watched.asked.pop(number, None) is None:
             return
         now = time.monotonic()
         was = not watched.reason(now)
@@ -120,10 +136,34 @@ class Heartbeat(asyncio.DatagramProtocol):
         if was != serving:
             self._changed()
 
-    def _send(self, purpose: str, said: dict[str, object], address: tuple[str | Any, int]) -> None:
-        if self._transport and not self._transport.is_closing():
-            with suppress(OSError):  # no route in this moment
-                self._transport.sendto(self._key.seal(purpose, json.dumps(said).encode()), address)
+    def _sealed(self, purpose: str, said: dict[str, object]) -> bytes:
+        return self._key.seal(purpose, json.dumps(said).encode())
+
+    def _connect(self, watched: Watched) -> None:
+        """A socket for this host alone, so that the kernel tells if nobody is there."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(watched.address)
+        except OSError:  # no route in this moment; the next comparison tries again
+            sock.close()
+            return
+        watched.link = sock
+        asyncio.get_running_loop().add_reader(sock, self._receive, watched)
+
+    def _receive(self, watched: Watched) -> None:
+        if watched.link:
+            try:
+                self.take(watched, watched.link.recv(2048))
+            except ConnectionRefusedError:
+                watched.refused = time.monotonic()
+            except OSError:  # BlockingIOError, or no route in this moment
+                return
+
+    def _forget(self, watched: Watched) -> None:
+        if watched.link:
+            asyncio.get_running_loop().remove_reader(watched.link)
+            watched.link.close()
+            watched.link = None
 
 
 def is_listening(port: int, table: Path = Path("/proc/net/tcp")) -> bool:

@@ -40,7 +40,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TICK = 1.0  # seconds after which everything is compared again, whatever was heard
-_PAUSE = 0.05  # seconds between two comparisons: the kernel tells of every neighbour it learns
+_PAUSE = 0.02  # seconds between two comparisons: the kernel tells of every neighbour it learns
 _KEPT = 20  # repairs that status remembers
 
 
@@ -259,6 +259,8 @@ class Service:
             self._report_fault("")
 
     async def _compare(self) -> None:
+        if self._host.in_force:  # first, for nothing reaches a peer whose neighbour is wrong
+            await self._repair(self._host.in_force)
         found = await self._in_worker(interface.read, self._config.network.interface)
         moved, self._interface = found != self._interface, found
         for said in self._peers.expire(time.monotonic()):
@@ -270,7 +272,6 @@ class Service:
             await self._put_in_force(topology)
             await self._act_on_loggers(topology)
         elif self._host.in_force:  # it holds until there is a better one
-            await self._repair(self._host.in_force)
             await self._act_on_loggers(self._host.in_force)
         # What is announced is in force: a sensor must not learn a new address before the program.
         if (said := self._own()) != self._said and self._discovery:
@@ -291,7 +292,6 @@ class Service:
         began = time.monotonic()
         before = self._host.in_force
         if not await self._in_worker(self._host.put_in_force, topology, self._interface):
-            await self._repair(topology)
             return
         attachment = self._host.attachment
         if not self.ready_after:
