@@ -81,7 +81,7 @@ def sent(path: Path, count: int, rate: float = 2000) -> SensorSummary:
 
 
 def test_after_a_reset_nothing_is_missing(tmp_path: Path, listener: socket.socket) -> None:
-    """The peer reads all before: what its kernel has acknowledged and it has not read is lost with a reset."""
+    """The peer reads all before: what only its kernel has acknowledged is lost with a reset."""
     peer = Peer(listener, ["reset", "reset", ""], 100 * SIZE)
     messages = list(numbered_messages(SIZE, 300))
     with Sensor(config(tmp_path, listener.getsockname()[1], 5.0)) as sensor:

@@ -85,6 +85,9 @@ class Service:
             while not stop.is_set():
                 self._changed.clear()
                 await self._settle(once)
+                notify("WATCHDOG=1")
+                if beating.done():
+                    beating.result()  # only an error ends it
                 if once and self.ready_after:
                     return
                 await self._wait(stop)
@@ -94,10 +97,7 @@ class Service:
             beating.cancel()
             with suppress(asyncio.CancelledError):
                 await beating
-            if self._discovery and self._said:
-                await self._discovery.close(self._said)
-            if self._heartbeat:
-                self._heartbeat.close()
+            await self._stop_talking()
             if server:
                 server.close()
                 await self._in_worker(Path(self._config.daemon.socket).unlink, missing_ok=True)
@@ -179,6 +179,14 @@ class Service:
             "started", role=self.role, name=self._name, interface=self._interface.name, ip=self._interface.ip
         )
 
+    async def _stop_talking(self) -> None:
+        discovery, self._discovery = self._discovery, None
+        if discovery and self._said:
+            await discovery.close(self._said)
+        if self._heartbeat:
+            self._heartbeat.close()
+            self._heartbeat = None
+
     def _own(self) -> Announcement:
         found = self._interface
         mark = decide_mark(self._config, self._host.previous()) if self.role == "hardworker" else None
@@ -225,7 +233,6 @@ class Service:
             if now >= next_word and self._discovery and self._said:
                 next_word = now + INTERVAL
                 await self._discovery.announce(self._said)
-                notify("WATCHDOG=1")
             if self._heartbeat and self._heartbeat.watched:
                 self._heartbeat.ask()
                 wanted = self._wanted_choice(now)
@@ -262,7 +269,12 @@ class Service:
         if self._host.in_force:  # first, for nothing reaches a peer whose neighbour is wrong
             await self._repair(self._host.in_force)
         found = await self._in_worker(interface.read, self._config.network.interface)
-        moved, self._interface = found != self._interface, found
+        moved, renumbered = found != self._interface, found.ip != self._interface.ip
+        if renumbered:  # what is said and heard is bound to the address
+            await self._stop_talking()
+        self._interface = found
+        if renumbered:
+            await self._start_talking()
         for said in self._peers.expire(time.monotonic()):
             self._log("silent", level="warning", host=said)
         own = self._own()
