@@ -101,6 +101,7 @@ class Flow:
 def flowing(lab: Lab, folder: Path) -> Iterator[Flow]:
     """A logger, an application that records, and a sensor that sends 1000 messages a second."""
     with running(lab, folder) as ends:
+        wait_until(lambda: state(lab, "hardworker")["mode"] == "fast", 10)  # no logger served before
         record = folder / "sent"
         arguments = ("sensor", "--config", ends.config, "--json", "--record", record)
         with started(lab, "sensor", folder, *arguments, ready="connected") as sensor:

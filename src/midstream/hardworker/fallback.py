@@ -32,6 +32,8 @@ class RingOrStack:
         self._stand_in: StandIn | None = None
         self._both: select.epoll | None = None
         self._told = _map(control)
+        if self._told[0]:
+            self._follow()
 
     def look(self) -> None:
         if self._told[0] or self._stand_in:
