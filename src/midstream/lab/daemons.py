@@ -34,7 +34,7 @@ def start(lab: Lab, hosts: Collection[str] = (), **daemon: object) -> float:
     """
     began = time.monotonic()
     names = list(hosts) or [host.name for host in reversed(lab.hosts)]
-    pids = {name: launch(lab, name, **daemon) for name in names if state(lab, name) is None}
+    pids = {name: launch(lab, name, role=_role(name), **daemon) for name in names if state(lab, name) is None}
     patience = PATIENCE + PATIENCE_EACH * len(lab.hosts)
     for name, pid in pids.items():
         while not ((found := state(lab, name)) and found["ready_after"]):
@@ -48,11 +48,14 @@ def start(lab: Lab, hosts: Collection[str] = (), **daemon: object) -> float:
     return time.monotonic() - began
 
 
-def launch(lab: Lab, name: str, **daemon: object) -> int:
-    """Start a host's daemon, and do not wait; its process id. It lives until it is ended, or the lab is."""
+def launch(lab: Lab, name: str, *, role: Role | None = None, **daemon: object) -> int:
+    """Start a host's daemon, and do not wait; its process id. It lives until it is ended, or the lab is.
+
+    role: another than that of the host's name.
+    """
     if not (lab.run_dir / "key").exists():
         key.make(lab.run_dir / "key")
-    config = _write_config(lab, name, **daemon)
+    config = _write_config(lab, name, role or _role(name), **daemon)
     # Not on the hardworker's core, which is its application's and its NAPI thread's.
     return namespaces.call(lab.host(name).namespace, lab.host("logger").cpus, _spawn, config)
 
@@ -75,17 +78,16 @@ def remove(run_dir: Path, names: Collection[str]) -> None:
     (run_dir / "key").unlink(missing_ok=True)
 
 
-def _write_config(lab: Lab, name: str, **daemon: object) -> Path:
+def _write_config(lab: Lab, name: str, role: Role, **daemon: object) -> Path:
     """The lab's config.toml, with what makes this host another than the others."""
     place = folder(lab, name)
     place.mkdir(exist_ok=True)
     settings: dict[str, Any] = tomllib.loads(lab.config.read_text())
-    role: Role = "sensor" if name.startswith("sensor") else "logger" if name == "logger" else "hardworker"
-    sensor_pins = {"pins": f"{settings['network']['pins']}/{name}"} if role == "sensor" else {}
+    pins = {"pins": f"{settings['network']['pins']}/{name}"} if name.startswith("sensor") else {}
     settings["role"] = role
     # The programs of the lab read the const.toml that the hardworker's daemon writes.
     settings["const"] = str(lab.const) if name == "hardworker" else "const.toml"
-    settings["network"] = settings["network"] | {"interface": INTERFACE} | sensor_pins
+    settings["network"] = settings["network"] | {"interface": INTERFACE} | pins
     settings["daemon"] = {
         "key": "../key",
         "name": name,
@@ -95,6 +97,10 @@ def _write_config(lab: Lab, name: str, **daemon: object) -> Path:
     path = place / "config.toml"
     path.write_text(toml(settings))
     return path
+
+
+def _role(name: str) -> Role:
+    return "sensor" if name.startswith("sensor") else "logger" if name == "logger" else "hardworker"
 
 
 def _spawn(config: Path) -> int:

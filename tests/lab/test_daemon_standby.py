@@ -1,0 +1,42 @@
+"""A standby logger takes the place of one that fails."""
+
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+from tests.lab.test_daemon import BARE, flowing, state
+from tests.lab.triangle import started, wait_until
+
+from midstream.lab import daemons
+from midstream.lab import up as lab_up
+
+STANDBY = "10.83.0.12"
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_standby_takes_over(tmp_path: Path) -> None:
+    lab = lab_up(run_dir=tmp_path / "lab", **BARE | {"sensors": 2})
+    daemons.launch(lab, "sensor-2", role="logger", standby=True, sensors=1)
+    daemons.start(lab, ["hardworker", "logger", "sensor"], sensors=1)
+    wait_until(lambda: (found := daemons.state(lab, "sensor-2")) is not None and found["ready_after"])
+    folder = daemons.folder(lab, "sensor-2")
+    with started(lab, "sensor-2", tmp_path, "logger", "--config", folder / "config.toml", ready="listening"):
+        with flowing(lab, tmp_path) as flow:
+            assert state(lab, "hardworker")["logger"] == "10.83.0.3"
+            flow.ends.logger.process.send_signal(signal.SIGKILL)
+            flow.ends.logger.process.wait()
+            seconds = flow.wait_for_fresh(2.0)
+            print(f"fresh messages {seconds:.2f} s after the logger was killed")
+            found = state(lab, "hardworker")
+            assert (found["mode"], found["logger"]) == ("fast", STANDBY)
+            ended = flow.sensor.end()
+            assert ended.code == 0, ended.err
+            flow.ends.hardworker.end()
+            assert ended.object["clean"], "the standby has stored the rest"
+        flow.assert_nothing_lost(repeated=ended.object["repeated"])
+        with sqlite3.connect(f"file:{folder / 'midstream.db'}?mode=ro", uri=True) as store:
+            (count,) = store.execute("SELECT count(*) FROM messages").fetchone()
+        store.close()
+        assert count > 0
