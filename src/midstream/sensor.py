@@ -316,7 +316,10 @@ class Sensor:
                 self._socket = self._connect(min(patience, _TRY))
                 break
             except NetworkError:
-                if time.monotonic() > deadline or stop():
+                if stop():  # there may be messages that must come again
+                    deadline = min(deadline, time.monotonic() + CLOSE_TIMEOUT)
+                    stop = _never
+                if time.monotonic() > deadline:
                     self._lost(f"{reason}, and no other was to be had for {patience:g} s", error)
                 time.sleep(_PAUSE)
         self._reconnects += 1
@@ -428,6 +431,10 @@ def _numbered(size: int, count: int | None, random: Random) -> Iterator[bytes]:
         filler = random.randbytes(size - _HEADER.size)
         yield _HEADER.pack(sequence, time.time_ns()) + filler
         sequence += 1
+
+
+def _never() -> bool:
+    return False
 
 
 def _sleep_until(deadline: int, stop: Callable[[], bool]) -> bool:

@@ -23,12 +23,17 @@ from midstream.daemon import discovery
 from midstream.daemon.announcement import Announcement
 from midstream.daemon.key import Key
 from midstream.hardworker.recording import recorded_dtype
+from midstream.hardworker.standin import FIRST
 from midstream.lab import Lab, daemons
 from midstream.lab import up as lab_up
 from midstream.sensor import SENT_DTYPE
 
 SIZE, RATE = 1024, 1000
 HOSTS = ("hardworker", "logger", "sensor")
+each_host = pytest.mark.parametrize(
+    "name",
+    ["hardworker", *(pytest.param(name, marks=pytest.mark.slow) for name in ("logger", "sensor"))],
+)
 BARE: dict[str, Any] = {
     "sensors": 1,
     "bare": True,
@@ -79,6 +84,10 @@ class Flow:
 
         wait_until(arrived, seconds)
         return time.monotonic() - began
+
+    def is_taken_by_the_application(self) -> bool:
+        """Does the newest message come from one of its own sockets?"""
+        return bool(self.delivered()["message"]["connection"][-1] >= FIRST)
 
     def end(self) -> dict[str, Any]:
         """Stop the sensor, then the others; the sensor's summary."""
@@ -132,11 +141,19 @@ def daemon_pid(name: str) -> int:
     raise AssertionError(f"no daemon of {name}")
 
 
-def test_data_flows_and_the_topology_is_written(lab: Lab, tmp_path: Path) -> None:
-    with flowing(lab, tmp_path) as flow:
-        time.sleep(0.3)
-        assert flow.end()["clean"]
+@pytest.fixture(scope="module")
+def flow(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
+    """Data that flows while everything below happens; at the end nothing may be lost."""
+    with flowing(lab, tmp_path_factory.mktemp("flow")) as flow:
+        yield flow
+        time.sleep(0.2)
+        summary = flow.end()
+        assert (summary["clean"], summary["reconnects"]) == (True, 0)
     flow.assert_nothing_lost()
+
+
+def test_data_flows_and_the_topology_is_written(lab: Lab, flow: Flow) -> None:
+    flow.wait_for_fresh(1)
     for path in (lab.const, daemons.folder(lab, "logger") / "const.toml"):
         topology = network.load(path)
         assert (str(topology.hardworker.ip), str(topology.logger.ip)) == (HARDWORKER, LOGGER)
@@ -144,24 +161,20 @@ def test_data_flows_and_the_topology_is_written(lab: Lab, tmp_path: Path) -> Non
         assert path.read_text().startswith("# Written by midstream daemon on ")
 
 
-def test_neighbours_are_repaired_while_data_flows(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["removed", "falsified"])
+def test_neighbours_are_repaired_while_data_flows(lab: Lab, flow: Flow, damage: str) -> None:
     before = {name: state(lab, name)["repaired"] for name in HOSTS}
-    with flowing(lab, tmp_path) as flow:
-        for damage in (flush, falsify):
-            for name in HOSTS:
-                lab.call(name, damage)
-            broken = time.monotonic()
-            wait_until(lambda: all(lab.call(name, are_right, lab.const) for name in HOSTS), 1.0)
-            print(f"{damage.__name__}: repaired after {time.monotonic() - broken:.2f} s")
-        time.sleep(0.2)
-        summary = flow.end()
-        assert (summary["clean"], summary["reconnects"]) == (True, 0)
-    flow.assert_nothing_lost()
+    for name in HOSTS:
+        lab.call(name, {"removed": flush, "falsified": falsify}[damage])
+    broken = time.monotonic()
+    wait_until(lambda: all(lab.call(name, are_right, lab.const) for name in HOSTS), 1.0)
+    print(f"{damage}: repaired after {time.monotonic() - broken:.2f} s")
+    flow.wait_for_fresh(1)
     assert all(state(lab, name)["repaired"] >= before[name] + 2 for name in HOSTS)
     assert "repaired" in log(lab, "sensor")
 
 
-def test_an_impostor_is_ignored_counted_and_logged(lab: Lab) -> None:
+def test_an_impostor_is_ignored_counted_and_logged(lab: Lab, flow: Flow) -> None:
     before = lab.const.read_text()
     rejected = {name: state(lab, name)["rejected"].get("key", 0) for name in HOSTS}
     lab.call("sensor", impostor, bytes(32))
@@ -169,35 +182,28 @@ def test_an_impostor_is_ignored_counted_and_logged(lab: Lab) -> None:
     assert [peer["ip"] for peer in state(lab, "hardworker")["peers"] if peer["role"] == "logger"] == [LOGGER]
     assert lab.const.read_text() == before
     assert "without the key" in log(lab, "hardworker")
+    flow.wait_for_fresh(1)
 
 
-@pytest.mark.parametrize("name", HOSTS)
-def test_a_daemon_is_killed_under_load(lab: Lab, tmp_path: Path, name: str) -> None:
-    with flowing(lab, tmp_path) as flow:
-        os.kill(daemon_pid(name), signal.SIGKILL)
-        time.sleep(0.3)
-        daemons.start(lab, [name])
-        flow.wait_for_fresh(1)
-        summary = flow.end()
-        assert (summary["clean"], summary["reconnects"]) == (True, 0)
-    flow.assert_nothing_lost()
+@each_host
+def test_a_daemon_is_killed_under_load(lab: Lab, flow: Flow, name: str) -> None:
+    os.kill(daemon_pid(name), signal.SIGKILL)
+    time.sleep(0.2)
+    flow.wait_for_fresh(1)
+    print(f"{name}: ready again after {daemons.start(lab, [name]):.2f} s")
+    flow.wait_for_fresh(1)
 
 
-@pytest.mark.parametrize("name", HOSTS)
-def test_another_network_card(lab: Lab, tmp_path: Path, name: str) -> None:
+@each_host
+def test_another_network_card(lab: Lab, flow: Flow, name: str) -> None:
     """Its MAC address changes: the others hear of it, recompile and swap, and no connection ends."""
-    with flowing(lab, tmp_path) as flow:
-        old = lab.call(name, mac_address)
-        new = f"02:4d:53:aa:00:{random.randrange(1, 255):02x}"
-        lab.call(name, set_mac_address, new)
-        changed = time.monotonic()
-        wait_until(lambda: all(new in const_text(lab, each) for each in HOSTS), 10)
-        flow.wait_for_fresh(10)
-        print(f"{name}: {old} → {new}, fresh messages after {time.monotonic() - changed:.2f} s")
-        time.sleep(0.2)
-        summary = flow.end()
-        assert (summary["clean"], summary["reconnects"]) == (True, 0)
-    flow.assert_nothing_lost()
+    old = lab.call(name, mac_address)
+    new = f"02:4d:53:aa:00:{random.randrange(1, 255):02x}"
+    lab.call(name, set_mac_address, new)
+    changed = time.monotonic()
+    wait_until(lambda: all(new in const_text(lab, each) for each in HOSTS), 10)
+    flow.wait_for_fresh(10)
+    print(f"{name}: {old} → {new}, fresh messages after {time.monotonic() - changed:.2f} s")
 
 
 def test_the_logger_is_killed_and_comes_back(lab: Lab, tmp_path: Path) -> None:
@@ -206,15 +212,17 @@ def test_the_logger_is_killed_and_comes_back(lab: Lab, tmp_path: Path) -> None:
     with flowing(lab, tmp_path) as flow:
         flow.ends.logger.process.send_signal(signal.SIGKILL)
         flow.ends.logger.process.wait()
-        seconds = flow.wait_for_fresh(1.0)
-        print(f"fresh messages {seconds:.2f} s after the logger was killed")
+        killed = time.monotonic()
+        wait_until(flow.is_taken_by_the_application, 1.0)
+        print(f"fresh messages {time.monotonic() - killed:.2f} s after the logger was killed")
         found = state(lab, "hardworker")
         assert (found["mode"], "no logger listens" in found["mode_reason"]) == ("handler", True)
-        assert flow.delivered()["message"]["connection"].max() >= 1 << 31
         time.sleep(0.3)
         with started(lab, "logger", tmp_path, "logger", "--config", flow.ends.config, ready="listening"):
-            wait_until(lambda: state(lab, "hardworker")["mode"] == "fast", 5)
-            wait_until(lambda: flow.delivered()["message"]["connection"][-1] < 1 << 31, 5)
+            back = time.monotonic()
+            wait_until(lambda: not flow.is_taken_by_the_application(), 5)
+            print(f"the fast way again {time.monotonic() - back:.2f} s after the logger was back")
+            assert state(lab, "hardworker")["mode"] == "fast"
             ended = flow.sensor.end()
             assert ended.code == 0, ended.err
             summary = ended.object

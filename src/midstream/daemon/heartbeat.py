@@ -22,6 +22,7 @@ from midstream.errors import NetworkError
 
 INTERVAL = 0.1  # seconds between two questions
 SILENCE = 0.6  # seconds without an answer after which a logger counts as gone: five answers were missed
+EXCUSE = 1.5  # seconds of silence that are excused after a change of addresses
 STEADY = 0.5  # seconds for which it must have served again before it counts as back
 
 _QUESTION, _ANSWER = "question", "answer"
@@ -89,6 +90,12 @@ class Heartbeat(asyncio.DatagramProtocol):
             watched = self.watched.setdefault(ip, Watched((ip, port)))
             if watched.link is None:
                 self._connect(watched)
+
+    def excuse(self) -> None:
+        """Addresses have just changed: give those that are watched time to hear of it."""
+        for watched in self.watched.values():
+            if watched.answered:
+                watched.answered = time.monotonic() + EXCUSE
 
     def ask(self) -> None:
         """Ask each once."""

@@ -221,7 +221,8 @@ class Service:
             self._log("rejected", level="warning", reason=reason, unsaid=unsaid)
 
     def _is_serving(self) -> bool:
-        topology = self._host.in_force
+        # A daemon that was killed and started anew has not found the others yet, and its logger serves.
+        topology = self._host.in_force or self._host.previous()
         return self.role == "logger" and topology is not None and is_listening(topology.port)
 
     async def _beat(self) -> None:
@@ -310,6 +311,8 @@ class Service:
             self.ready_after = time.monotonic() - self._started
             self._choice = Choice(await self._in_worker(self._host.mode), str(topology.logger.ip))
             notify("READY=1", f"STATUS={self.role}, {len(topology.sensors)} sensors")
+        if self._heartbeat:
+            self._heartbeat.excuse()
         self._log(
             "in force" if before is None else "changed",
             seconds=round(self.ready_after if before is None else time.monotonic() - began, 3),
