@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from tests.lab.ends import Ends, running
-from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, started, wait_until
+from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, started, wait_until
 
 from midstream import network
 from midstream.daemon import discovery
@@ -172,6 +172,14 @@ def test_data_flows_and_the_topology_is_written(lab: Lab, flow: Flow) -> None:
         assert (str(topology.hardworker.ip), str(topology.logger.ip)) == (HARDWORKER, LOGGER)
         assert [str(host.ip) for host in topology.sensors] == [SENSOR]
         assert path.read_text().startswith("# Written by midstream daemon on ")
+    told = command(lab, "hardworker", "status", "--config", lab.config, "--json").object
+    assert (told["daemon"]["state"], told["daemon"]["mode"]) == ("working", "fast")
+    assert told["hardworker"]["counters"][SENSOR]["opened"] == 1
+    told_in_words = command(
+        lab, "logger", "status", "--config", daemons.folder(lab, "logger") / "config.toml"
+    ).out
+    assert f"daemon: logger logger on eth0 ({LOGGER}), working" in told_in_words
+    assert f"hardworker hardworker {HARDWORKER} {topology.hardworker.mac}, heard" in told_in_words
 
 
 @pytest.mark.parametrize("damage", ["removed", "falsified"])
@@ -204,6 +212,21 @@ def test_a_daemon_is_killed_under_load(lab: Lab, flow: Flow, name: str) -> None:
     time.sleep(0.2)
     flow.wait_for_fresh(1)
     print(f"{name}: ready again after {daemons.start(lab, [name]):.2f} s")
+    flow.wait_for_fresh(1)
+
+
+@pytest.mark.slow
+def test_once(lab: Lab, flow: Flow) -> None:
+    """It does everything, says so, ends, and leaves it; a daemon that comes later goes on with it."""
+    os.kill(daemon_pid("sensor"), signal.SIGKILL)
+    done = command(
+        lab, "sensor", "daemon", "--once", "--json", "--config", daemons.folder(lab, "sensor") / "config.toml"
+    )
+    assert done.code == 0, done.err
+    assert (done.object["role"], done.object["sensors"]) == ("sensor", [SENSOR])
+    assert 0 < done.object["ready_after"] < 10
+    assert lab.call("sensor", are_right, lab.const)
+    daemons.start(lab, ["sensor"])
     flow.wait_for_fresh(1)
 
 
