@@ -42,6 +42,8 @@ def check(clock: Clock) -> Finding:
     if clock.synchronised:
         return ok("clock", f"synchronised, within {clock.error_us / 1000:.1f} ms")
     return warning(
-        "clock", "not synchronised: times of different hosts cannot be compared", "NTP or PTP on every host",
+        "clock",
+        "not synchronised: times of different hosts cannot be compared",
+        "NTP or PTP on every host",
         "timedatectl set-ntp true  # or chrony, or ptp4l",
-    )  # fmt: skip
+    )

@@ -155,14 +155,18 @@ def _check_xdp(interface: Interface, subject: Subject) -> Finding:
         return ok("XDP mode", f"native, {what}")
     if interface.xdp == "generic" and interface.native:
         return warning(
-            "XDP mode", f"generic, though {what} can do native", "native",
+            "XDP mode",
+            f"generic, though {what} can do native",
+            "native",
             f"{subject.command('detach', subject.role)} && {subject.command('attach', subject.role)}",
-        )  # fmt: skip
+        )
     if interface.xdp == "generic" or interface.native is False:
         return warning(
-            "XDP mode", f"generic: {what} cannot run XDP itself, so it costs more", "native",
+            "XDP mode",
+            f"generic: {what} cannot run XDP itself, so it costs more",
+            "native",
             "another network card, or accept the cost; it works",
-        )  # fmt: skip
+        )
     if interface.native is None:
         return unknown("XDP mode", f"{what}: before Linux 6.3 only attaching tells whether it is native")
     return ok("XDP mode", f"native possible, {what}")

@@ -94,9 +94,11 @@ def _check_features(kernel: Kernel) -> Finding:
         missing.append("BTF (CONFIG_DEBUG_INFO_BTF)")
     if missing:
         return fault(
-            "eBPF", f"this kernel lacks {', '.join(missing)}", "XDP, ring buffers and BTF",
+            "eBPF",
+            f"this kernel lacks {', '.join(missing)}",
+            "XDP, ring buffers and BTF",
             "boot a distribution's kernel, or build one with them",
-        )  # fmt: skip
+        )
     if not kernel.supports or None in kernel.supports.values():
         return unknown("eBPF", "BTF; the rest only root may ask", "run as root")
     return ok("eBPF", f"BTF, {', '.join(kernel.supports)}")
@@ -109,9 +111,11 @@ def _check_capabilities(effective: int) -> Finding:
     if not missing:
         return ok("capabilities", ", ".join(CAPABILITIES))
     return warning(
-        "capabilities", f"this process lacks {', '.join(missing)}", "all of " + ", ".join(CAPABILITIES),
+        "capabilities",
+        f"this process lacks {', '.join(missing)}",
+        "all of " + ", ".join(CAPABILITIES),
         "run as root, else some checks and `midstream attach` cannot work",
-    )  # fmt: skip
+    )
 
 
 def _check_bpffs(mounted: bool, subject: Subject) -> Finding:

@@ -38,20 +38,26 @@ def _check_owners(probes: Probes, subject: Subject) -> Iterator[Finding]:
             yield report("ARP", f"{who} does not answer", host.mac, f"see that it is up: {_ORDER}")
         elif host.mac in owners:
             yield fault(
-                "ARP", f"{who} is at {host.mac} and at {others}", "one owner",
+                "ARP",
+                f"{who} is at {host.mac} and at {others}",
+                "one owner",
                 f"find the host with {others}: an address given twice, or ARP spoofing",
-            )  # fmt: skip
+            )
         else:
             yield fault(
-                "ARP", f"{who} is at {others}", f"{host.mac} by const.toml",
+                "ARP",
+                f"{who} is at {others}",
+                f"{host.mac} by const.toml",
                 f"sed -i 's/{host.mac}/{others}/' {subject.config.const_path}  # on every host, if its card "
                 "was replaced, then detach and attach; otherwise find who pretends to be it",
-            )  # fmt: skip
+            )
     if others := ", ".join(sorted(probes.owners.get(subject.host.ip, frozenset()) - {subject.host.mac})):
         yield fault(
-            "ARP", f"this host's own address {subject.host.ip} is also at {others}", "one owner",
+            "ARP",
+            f"this host's own address {subject.host.ip} is also at {others}",
+            "one owner",
             f"find the host with {others} and give it another address",
-        )  # fmt: skip
+        )
     if right:
         yield ok("ARP", f"{right} of {len(subject.peers)} peers are who const.toml says")
 
@@ -149,9 +155,11 @@ def _check_pair(leg: Leg, name: str, host: Host, probes: Probes) -> Finding:
     if answers:
         return _counted(leg, answers, f"the {name}'s TCP answered {len(answers)} of {TRIES} probes")
     return fault(
-        leg, f"the {name} at {host.ip} answers none of {TRIES} probes", "its reset",
+        leg,
+        f"the {name} at {host.ip} answers none of {TRIES} probes",
+        "its reset",
         f"{_ORDER}; its firewall may hide it (`nft list ruleset` there)",
-    )  # fmt: skip
+    )
 
 
 def _check_sensors(leg: Leg, probes: Probes, subject: Subject) -> Iterator[Finding]:
@@ -165,9 +173,11 @@ def _check_sensors(leg: Leg, probes: Probes, subject: Subject) -> Iterator[Findi
             yield _counted(leg, answers, f"{sensor_name(host)}: {len(answers)} of {TRIES} probes came back")
         else:
             yield warning(
-                leg, f"{sensor_name(host)} answers none of {TRIES} probes", "its reset",
+                leg,
+                f"{sensor_name(host)} answers none of {TRIES} probes",
+                "its reset",
                 f"{_ORDER}, the sensor first: only it can tell the legs apart",
-            )  # fmt: skip
+            )
     if reached:
         yield ok(leg, f"{reached} of {len(subject.topology.sensors)} sensors answer")
 

@@ -98,9 +98,12 @@ def check(stack: Stack, subject: Subject) -> Iterator[Finding]:
     yield _check_rp_filter(stack, subject)
     if stack.arp_ignore == 8:
         yield warning(
-            "ARP", "arp_ignore = 8: this host answers no ARP request, so peers without a permanent entry "
-            "cannot find it", "0", f"sysctl -w net.ipv4.conf.{subject.interface}.arp_ignore=0",
-        )  # fmt: skip
+            "ARP",
+            "arp_ignore = 8: this host answers no ARP request, so peers without a permanent entry "
+            "cannot find it",
+            "0",
+            f"sysctl -w net.ipv4.conf.{subject.interface}.arp_ignore=0",
+        )
     yield _check_firewall(stack)
 
 
@@ -116,10 +119,11 @@ def _check_neighbours(stack: Stack, subject: Subject) -> Iterator[Finding]:
     for ip, entry in stack.neighbours.items():
         if ip not in expected and entry.mac in owners:
             yield warning(
-                "neighbour", f"{ip} has the MAC address of {owners[entry.mac]}, {entry.mac}",
+                "neighbour",
+                f"{ip} has the MAC address of {owners[entry.mac]}, {entry.mac}",
                 "a MAC address of its own, unless that host has several addresses",
                 f"ip neigh del {ip} dev {subject.interface}",
-            )  # fmt: skip
+            )
     if right:
         yield ok("neighbour", f"{right} of {len(expected)} peers permanent, as const.toml says")
 
@@ -181,9 +185,11 @@ def _check_firewall(stack: Stack) -> Finding:
     hooks += [f"iptables' table {table}" for table in stack.iptables]
     if dropping := [f"{chain.name} at {chain.hook}" for chain in stack.chains if chain.drops]:
         return warning(
-            "firewall", f"{', '.join(dropping)} drops what no rule accepts", "rules for the peers",
+            "firewall",
+            f"{', '.join(dropping)} drops what no rule accepts",
+            "rules for the peers",
             "nft list ruleset  # it has to accept the peers; see whether the legs below work",
-        )  # fmt: skip
+        )
     if hooks:
         return unknown(
             "firewall", f"{', '.join(hooks)}; rules are not judged here", "nft list ruleset; iptables-save"

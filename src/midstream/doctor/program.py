@@ -83,21 +83,27 @@ def _check_attached(program: Program, interface: Interface | None, subject: Subj
     if not subject.has_program:
         if program.pinned:
             return warning(
-                "program", f"pinned in {program.folder}, though config.toml asks for none", "none",
+                "program",
+                f"pinned in {program.folder}, though config.toml asks for none",
+                "none",
                 subject.command("detach", subject.role),
-            )  # fmt: skip
+            )
         return ok("program", "none, and none is needed here")
     if program.pinned and program.current is False:
         return fault(
-            "program", f"the pins in {program.folder} were made from other files",
-            "made from this config.toml and const.toml", again,
-        )  # fmt: skip
+            "program",
+            f"the pins in {program.folder} were made from other files",
+            "made from this config.toml and const.toml",
+            again,
+        )
     if not program.attached:
         if interface and interface.program and subject.role != "logger":
             return fault(
-                "program", f"program {interface.program} on {interface.name} is not midstream's",
-                "midstream's", f"ip link set dev {interface.name} xdp off && {attach}",
-            )  # fmt: skip
+                "program",
+                f"program {interface.program} on {interface.name} is not midstream's",
+                "midstream's",
+                f"ip link set dev {interface.name} xdp off && {attach}",
+            )
         return fault("program", "not attached", "attached", again if program.pinned else attach)
     if interface and program.attached != interface.name:
         return fault("program", f"attached to {program.attached}", f"attached to {interface.name}", again)

@@ -53,9 +53,11 @@ def check(service: Service, subject: Subject) -> Iterator[Finding]:
     yield _check_listening(service, subject)
     if service.problem:
         yield fault(
-            "database", f"{service.database}: {service.problem}", "a database that can be opened",
+            "database",
+            f"{service.database}: {service.problem}",
+            "a database that can be opened",
             "correct config.toml: logger.database, or see that it runs and is reached",
-        )  # fmt: skip
+        )
     else:
         yield ok("database", service.database if service.exists else f"{service.database}: will be made")
     if service.free is not None:
@@ -67,9 +69,11 @@ def _check_listening(service: Service, subject: Subject) -> Finding:
     if {(address, port), (IPv4Address(0), port)} & service.listening:
         return ok("logger", f"listens on {address} port {port}")
     return fault(
-        "logger", f"nothing listens on {address} port {port}", "`midstream logger`",
+        "logger",
+        f"nothing listens on {address} port {port}",
+        "`midstream logger`",
         subject.command("logger"),
-    )  # fmt: skip
+    )
 
 
 def _check_room(free: int, subject: Subject) -> Finding:
