@@ -19,12 +19,14 @@ def station(folder: Path, *arguments: str) -> tuple[int, str, str]:
 def test_windows(tmp_path: Path) -> None:
     assert station(tmp_path, "windows") == (
         0,
-        ('netsh interface ipv4 add route 10.83.0.2/32 "Ethernet" store=persistent\n'
-        'netsh interface ipv4 add neighbors "Ethernet" 10.83.0.2 02-00-00-00-00-02 store=persistent\n'
-        'netsh interface ipv4 add route 10.83.0.3/32 "Ethernet" store=persistent\n'
-        'netsh interface ipv4 add neighbors "Ethernet" 10.83.0.3 02-00-00-00-00-03 store=persistent\n'
-        'netsh interface ipv4 add route 10.83.0.11/32 "Ethernet" store=persistent\n'
-        'netsh interface ipv4 add neighbors "Ethernet" 10.83.0.11 02-00-00-00-00-0b store=persistent\n'),
+        (
+            'netsh interface ipv4 add route 10.83.0.2/32 "Ethernet" store=persistent\n'
+            'netsh interface ipv4 add neighbors "Ethernet" 10.83.0.2 02-00-00-00-00-02 store=persistent\n'
+            'netsh interface ipv4 add route 10.83.0.3/32 "Ethernet" store=persistent\n'
+            'netsh interface ipv4 add neighbors "Ethernet" 10.83.0.3 02-00-00-00-00-03 store=persistent\n'
+            'netsh interface ipv4 add route 10.83.0.11/32 "Ethernet" store=persistent\n'
+            'netsh interface ipv4 add neighbors "Ethernet" 10.83.0.11 02-00-00-00-00-0b store=persistent\n'
+        ),
         "",
     )
 
