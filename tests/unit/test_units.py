@@ -68,6 +68,8 @@ def test_who_attaches_has_four_capabilities_and_nobody_else_any(name: str) -> No
     assert unit["CapabilityBoundingSet"] == [RIGHTS if attaches else ""]
     assert unit.get("AmbientCapabilities", []) == ([RIGHTS] if attaches else [])
     assert unit["User"] in (["midstream"], ["%i"])
+    # The last word counts: bpf is among what systemd calls privileged.
+    assert ("bpf" in unit["SystemCallFilter"][-1].split()) == attaches
 
 
 @pytest.mark.parametrize("name", UNITS)
