@@ -14,7 +14,9 @@ from midstream.doctor import clock, interface, kernel, neighbours, program, serv
 from midstream.doctor.clock import Clock
 from midstream.doctor.finding import Status
 from midstream.doctor.neighbours import Chain, Neighbour, Route
+from midstream.doctor.repair import Repair, SetMtu, SetNeighbour, SetUp, SwitchOff
 from midstream.doctor.service import Service
+from midstream.errors import NetworkError
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
 ALL = (1 << 41) - 1
@@ -307,6 +309,23 @@ def test_each_counter_of_trouble_is_explained(name: str) -> None:
     facts = patients.program(counters={"stored": 5, name: 1200})
     found = only(list(program.check(facts, patients.interface(), patients.subject("hardworker"))), "warning")
     assert (found.check, found.found, found.fix) == ("counters", f"{name} 1,200", program.TROUBLE[name])
+
+
+# repairs
+
+
+@pytest.mark.parametrize(
+    "repair",
+    [
+        SetUp("nowhere0"),
+        SetMtu("nowhere0", 1500),
+        SetNeighbour("nowhere0", LOGGER.ip, LOGGER.mac),
+        SwitchOff("nowhere0", ("rx-gro",)),
+    ],
+)
+def test_a_repair_that_is_refused_names_its_command(repair: Repair) -> None:
+    with pytest.raises(NetworkError, match=f"^`{repair.command}`: the kernel refused"):
+        repair.apply()
 
 
 # clock

@@ -4,6 +4,8 @@ Each repair knows the command that a person would type, and does the same throug
 touches the peers, a program that is attached, or a file.
 """
 
+import os
+import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
@@ -65,9 +67,9 @@ class SetNeighbour:
     def apply(self) -> None:
         try:
             with IPRoute() as netlink:
-                (index,) = netlink.link_lookup(ifname=self.interface)
+                index = socket.if_nametoindex(self.interface)
                 netlink.neigh("replace", dst=str(self.ip), lladdr=self.mac, ifindex=index, state="permanent")
-        except (NetlinkError, OSError, ValueError) as error:
+        except (NetlinkError, OSError) as error:
             raise _refused(self.command, error) from error
 
 
@@ -99,11 +101,11 @@ class SwitchOff:
 def _link(command: str, interface: str, **change: object) -> None:
     try:
         with IPRoute() as netlink:
-            (index,) = netlink.link_lookup(ifname=interface)
-            netlink.link("set", index=index, **change)
-    except (NetlinkError, OSError, ValueError) as error:
+            netlink.link("set", index=socket.if_nametoindex(interface), **change)
+    except (NetlinkError, OSError) as error:
         raise _refused(command, error) from error
 
 
 def _refused(command: str, error: Exception) -> NetworkError:
-    return NetworkError(f"`{command}`: the kernel refused ({error}); it needs CAP_NET_ADMIN, so run as root")
+    reason = os.strerror(error.code) if isinstance(error, NetlinkError) else error
+    return NetworkError(f"`{command}`: the kernel refused ({reason}); it needs CAP_NET_ADMIN, so run as root")
