@@ -24,9 +24,11 @@ for step in "$@"; do
         [ "$(uname -s)" != Linux ] || need libbpf1 have_library libbpf.so.1
         ;;
     test)
+        need ethtool command -v ethtool
         need iperf3 command -v iperf3
         need netcat-openbsd command -v nc
         need socat command -v socat
+        need systemd command -v systemd-analyze
         ;;
     vm)
         need qemu-system-x86 command -v qemu-system-x86_64

@@ -75,6 +75,7 @@ def test_help_names_every_command() -> None:
         "detach",
         "status",
         "packet",
+        "doctor",
     ):
         assert f"│ {command} " in ended.stdout
 

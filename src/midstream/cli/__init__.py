@@ -27,6 +27,7 @@ _MODULES = {
     "packet": "packet",
     "daemon": "daemon",
     "key": "key",
+    "doctor": "doctor",
 }
 """Which module of this package has a command."""
 

@@ -24,6 +24,7 @@ TC_INGRESS, TC_EGRESS = 1, 2
 
 _BPF_XDP = 37  # enum bpf_attach_type
 _TC_REPLACE = 1  # BPF_TC_F_REPLACE
+_PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP, _MAP_TYPE_RINGBUF = 3, 6, 27  # enums of linux/bpf.h
 _LOG_LINES = 12  # of the verifier's log, in an error
 
 _log: list[str] = []
@@ -264,6 +265,22 @@ def keys(fd: int, key_size: int) -> Iterator[bytes]:
     while _library().bpf_map_get_next_key(fd, previous, key) == 0:
         yield key.raw
         previous = ctypes.create_string_buffer(key.raw, key_size)
+
+
+def version() -> str:
+    """The library's version, such as "1.1"."""
+    return f"{_library().libbpf_major_version()}.{_library().libbpf_minor_version()}"
+
+
+def features() -> dict[str, bool | None]:
+    """What midstream needs of the kernel's eBPF, and whether it is there; None: this process may not ask."""
+    answers = {
+        "XDP": _library().libbpf_probe_bpf_prog_type(_PROG_TYPE_XDP, None),
+        "tc": _library().libbpf_probe_bpf_prog_type(_PROG_TYPE_SCHED_CLS, None),
+        "ring buffers": _library().libbpf_probe_bpf_map_type(_MAP_TYPE_RINGBUF, None),
+    }
+    _log.clear()
+    return {name: None if answer < 0 else bool(answer) for name, answer in answers.items()}
 
 
 def possible_cpus() -> int:

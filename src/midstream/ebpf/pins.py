@@ -117,24 +117,22 @@ def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = N
 def ensure_bpffs(folder: Path) -> None:
     """See that folder lies in a bpffs, mounting one on /sys/fs/bpf if that was meant and none is there."""
     root = Path("/sys/fs/bpf")
-    if folder.is_relative_to(root) and _filesystem(root) != _BPF_FS_MAGIC:
+    if folder.is_relative_to(root) and not is_bpffs(root):
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(b"bpf", os.fsencode(root), b"bpf", 0, None):
             code = ctypes.get_errno()
             advice = "run as root" if code == errno.EPERM else "does the kernel have CONFIG_BPF_SYSCALL?"
             raise KernelError(f"{root}: no bpffs can be mounted ({os.strerror(code)}); {advice}")
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if _filesystem(existing) != _BPF_FS_MAGIC:
+    if not is_bpffs(existing):
         raise KernelError(
             f"{folder}: not below a bpffs, where alone programs can be pinned; "
             "correct config.toml: network.pins (usually below /sys/fs/bpf)"
         )
 
 
-def _filesystem(path: Path) -> int:
-    """The magic number of the file system at path (statfs(2))."""
+def is_bpffs(path: Path) -> bool:
+    """Whether path lies in a bpffs (statfs(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = (ctypes.c_long * 32)()
-    if libc.statfs(os.fsencode(path), buffer):
-        return 0
-    return buffer[0]
+    return libc.statfs(os.fsencode(path), buffer) == 0 and buffer[0] == _BPF_FS_MAGIC

@@ -4,12 +4,14 @@ A frame that an XDP program sends on (XDP_TX) never reaches a packet socket of t
 relays is seen at the sensor, at the logger and on the switch, and not at the hardworker.
 """
 
+import ctypes
 import errno
 import os
 import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -27,6 +29,8 @@ _AUXDATA = struct.Struct(
     "=IIIHHHH"
 )  # status, length, captured, MAC offset, network offset, VLAN tag, VLAN type
 _LARGEST_FRAME = 1 << 18
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +48,26 @@ class Sighting:
 
 
 class Listener:
-    """Every frame that enters or leaves an interface.
+    """Every frame that enters or leaves an interface, or those that a filter accepts.
+
+    filter: a classic BPF program (linux/filter.h), an instruction each as code, two jumps and a value. On a
+    busy interface it keeps the socket's buffer free for the frames that are waited for.
 
     Raises KernelError without CAP_NET_RAW and NetworkError if the interface is missing or goes down.
     """
 
-    def __init__(self, interface: str) -> None:
+    def __init__(self, interface: str, filter: Sequence[tuple[int, int, int, int]] = ()) -> None:
         self.interface = interface
         self._socket = _open(interface, _ETH_P_ALL)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        if filter:
+            program = b"".join(_INSTRUCTION.pack(*instruction) for instruction in filter)
+            buffer = ctypes.create_string_buffer(program)
+            self._socket.setsockopt(
+                socket.SOL_SOCKET,
+                _SO_ATTACH_FILTER,
+                struct.pack("HP", len(filter), ctypes.addressof(buffer)),
+            )
 
     def next(self, timeout: float | None = None) -> Sighting | None:
         """The next frame; None if none came within `timeout` seconds."""
@@ -80,6 +95,10 @@ class Listener:
             checksum_pending=bool(status & _TP_STATUS_CSUMNOTREADY),
         )
 
+    def send(self, frame: bytes) -> None:
+        """As `send` does, through the same socket: many frames are sent sooner. It does not hear itself."""
+        _transmit(self._socket, self.interface, frame)
+
     def close(self) -> None:
         self._socket.close()
 
@@ -98,15 +117,19 @@ def send(interface: str, frame: bytes) -> None:
     Raises KernelError without CAP_NET_RAW and NetworkError if the interface is missing, down or too narrow.
     """
     with _open(interface, 0) as raw:
-        try:
-            raw.send(frame)
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                raise NetworkError(
-                    f"{interface}: a frame of {len(frame)} bytes exceeds the interface's MTU; "
-                    f"send less data or raise it with: ip link set {interface} mtu BYTES"
-                ) from error
-            raise _explained(error, interface) from error
+        _transmit(raw, interface, frame)
+
+
+def _transmit(raw: socket.socket, interface: str, frame: bytes) -> None:
+    try:
+        raw.send(frame)
+    except OSError as error:
+        if error.errno == errno.EMSGSIZE:
+            raise NetworkError(
+                f"{interface}: a frame of {len(frame)} bytes exceeds the interface's MTU; "
+                f"send less data or raise it with: ip link set {interface} mtu BYTES"
+            ) from error
+        raise _explained(error, interface) from error
 
 
 def _open(interface: str, protocol: int) -> socket.socket:

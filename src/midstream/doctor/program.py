@@ -1,0 +1,110 @@
+"""This host's eBPF program: is it attached, is it made from these files, and what has it counted?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from midstream.doctor.finding import Finding, fault, ok, unknown, warning
+from midstream.doctor.interface import Interface
+from midstream.doctor.subject import Subject
+from midstream.ebpf import loader, pins
+from midstream.ebpf.records import OUTCOMES
+from midstream.errors import CompileError, KernelError
+
+TROUBLE = {
+    "stranger": "marked packets from no sensor of const.toml: add it there, or give its traffic another mark",
+    "forged": "a sensor's IP address with another MAC address: a replaced card, or somebody pretends; "
+    "`midstream packet listen` shows the MAC address",
+    "oversized": "longer than the MTU: receive offloads merge segments, or the sensor's MTU is larger",
+    "bad_checksum": "on veth, checksum offload; otherwise a bad cable or card",
+    "no_connection": "data of connections opened before the program was attached; the sensor connects anew",
+    "ring_full": "the application does not keep up, or does not run: `midstream hardworker`, or a larger "
+    "hardworker.ring_size",
+    "quota_full": "one sensor sends more than its share: hardworker.quota, or a larger hardworker.ring_size",
+    "table_full": "too many connections at once: raise hardworker.connections, or see who opens them",
+    "syn_data": "TCP Fast Open: switch it off in the client",
+    "ip_options": "IP options are refused: no TCP of today sends them; see who does",
+    "fragment": "fragments are refused: the MTU of the sensor is larger than its way here",
+    "bad_length": "malformed packets: a bad card, or somebody crafts them",
+    "bad_flags": "malformed packets: somebody crafts them",
+    "no_ack": "data without an acknowledgement: somebody crafts them",
+    "bad_ack": "acknowledges what was never sent: somebody guesses (RFC 5961)",
+}
+"""Counters that name a fault of the setup, and what each is a sign of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """pinned: the folder has pins. attached: the interface, "" if nothing is. current: whether the pins were
+    made from these files, None if nothing is pinned. problem: why this could not be told. counters: those of
+    all sensors together, since the program was attached."""
+
+    folder: Path
+    pinned: bool = False
+    attached: str = ""
+    current: bool | None = None
+    problem: str = ""
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+def read(subject: Subject) -> Program:
+    role, folder = subject.role, pins.default_folder(subject.role, subject.config)
+    try:
+        if not folder.exists() or not any(folder.iterdir()):
+            return Program(folder)
+        attached = loader.find(role, folder)
+        stamp = pins.read_stamp(folder)
+        current = stamp == pins.stamp(role, subject.config, subject.topology)
+        counters = {}
+        if role == "hardworker" and stamp:
+            counters = dict(zip(OUTCOMES, loader.counters(folder).sum(axis=0).tolist(), strict=True))
+    except (KernelError, CompileError) as error:
+        return Program(folder, problem=str(error))
+    except OSError as error:
+        return Program(folder, problem=f"{folder}: {error.strerror}")
+    return Program(folder, True, attached.interface if attached else "", current, "", counters)
+
+
+def check(program: Program, interface: Interface | None, subject: Subject) -> Iterator[Finding]:
+    yield _check_attached(program, interface, subject)
+    seen = {name: count for name, count in program.counters.items() if count}
+    for name, count in seen.items():
+        if name in TROUBLE:
+            yield warning("counters", f"{name} {count:,}", "0", TROUBLE[name])
+    if seen and not TROUBLE.keys() & seen:
+        yield ok("counters", ", ".join(f"{name} {count:,}" for name, count in seen.items()))
+
+
+def _check_attached(program: Program, interface: Interface | None, subject: Subject) -> Finding:
+    attach = subject.command("attach", subject.role)
+    again = f"{subject.command('detach', subject.role)} && {attach}"
+    if program.problem:
+        return unknown("program", program.problem, "run as root")
+    if not subject.has_program:
+        if program.pinned:
+            return warning(
+                "program",
+                f"pinned in {program.folder}, though config.toml asks for none",
+                "none",
+                subject.command("detach", subject.role),
+            )
+        return ok("program", "none, and none is needed here")
+    if program.pinned and program.current is False:
+        return fault(
+            "program",
+            f"the pins in {program.folder} were made from other files",
+            "made from this config.toml and const.toml",
+            again,
+        )
+    if not program.attached:
+        if interface and interface.program and subject.role != "logger":
+            return fault(
+                "program",
+                f"program {interface.program} on {interface.name} is not midstream's",
+                "midstream's",
+                f"ip link set dev {interface.name} xdp off && {attach}",
+            )
+        return fault("program", "not attached", "attached", again if program.pinned else attach)
+    if interface and program.attached != interface.name:
+        return fault("program", f"attached to {program.attached}", f"attached to {interface.name}", again)
+    return ok("program", f"attached to {program.attached}, made from these files")
