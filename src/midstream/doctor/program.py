@@ -53,10 +53,10 @@ def read(subject: Subject) -> Program:
         if not folder.exists() or not any(folder.iterdir()):
             return Program(folder)
         attached = loader.find(role, folder)
-        stamp = pins.read_stamp(folder)
-        current = stamp == pins.stamp(role, subject.config, subject.topology)
+        marks = pins.read_marks(folder)
+        current = marks is not None and marks.stamp == pins.stamp(role, subject.config, subject.topology)
         counters = {}
-        if role == "hardworker" and stamp:
+        if role == "hardworker" and marks:
             counters = dict(zip(OUTCOMES, loader.counters(folder).sum(axis=0).tolist(), strict=True))
     except (KernelError, CompileError) as error:
         return Program(folder, problem=str(error))
