@@ -219,6 +219,7 @@ def test_a_daemon_is_killed_under_load(lab: Lab, flow: Flow, name: str) -> None:
 def test_once(lab: Lab, flow: Flow) -> None:
     """It does everything, says so, ends, and leaves it; a daemon that comes later goes on with it."""
     os.kill(daemon_pid("sensor"), signal.SIGKILL)
+    time.sleep(0.5)  # its port is free a little later
     done = command(
         lab, "sensor", "daemon", "--once", "--json", "--config", daemons.folder(lab, "sensor") / "config.toml"
     )

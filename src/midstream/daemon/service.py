@@ -267,7 +267,9 @@ class Service:
             self._report_fault("")
 
     async def _compare(self) -> None:
-        if self._host.in_force:  # first, for nothing reaches a peer whose neighbour is wrong
+        # First what costs messages: a logger that is gone, a neighbour through which nothing reaches a peer.
+        if self._host.in_force:
+            await self._act_on_loggers(self._host.in_force)
             await self._repair(self._host.in_force)
         found = await self._in_worker(interface.read, self._config.network.interface)
         moved, renumbered = found != self._interface, found.ip != self._interface.ip

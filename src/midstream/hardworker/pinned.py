@@ -22,6 +22,11 @@ def open_ring(config: Config, topology: Topology) -> RingOrStack:
     else:
         held = handover.open_pinned(pins.default_folder("hardworker", config), layout)
     try:
+        if (
+            not path
+        ):  # records name a sensor by its place in const.toml: it must be the program's when we start
+            folder = pins.default_folder("hardworker", config)
+            pins.verify(folder, stamp=pins.stamp("hardworker", config, topology))
         ring = Ring.map(held, config.hardworker.connections, patience(config, topology))
         return RingOrStack(ring, held.control, topology)
     except BaseException:
