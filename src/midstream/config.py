@@ -203,6 +203,13 @@ class Config(Section):
     logger: LoggerSection = Field(default=LoggerSection(), description="a table")
     _path: Path = PrivateAttr(default_factory=lambda: Path("config.toml").absolute())
 
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> "Config":
+        """The content that `model_dump_json` gave, of the file at `path`, in another process."""
+        config = cls.model_validate_json(text)
+        config._path = path
+        return config
+
     @property
     def path(self) -> Path:
         """Absolute path of this file."""
