@@ -2,20 +2,20 @@
 
 import hashlib
 import socket
-import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from midstream.logger import Logger, LoggerSummary, server
 from midstream.logger.holder import Child
-from midstream.logger.schema import checksum
+from midstream.logger.store import checksum
 from midstream.network import Host, Topology, write
 
 SIZE = 32
@@ -25,8 +25,9 @@ TOS = 104
 class Site:
     """A folder with config.toml, const.toml and the database, and a free port on loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str = "") -> None:
         self.folder = folder
+        self.url = url or f"sqlite:///{folder}/midstream.db"
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         hosts = [Host(IPv4Address(f"127.0.0.{n}"), f"02:00:00:00:00:{n:02x}") for n in (1, 2, 11)]
@@ -39,7 +40,7 @@ class Site:
     ) -> None:
         (self.folder / "config.toml").write_text(
             f'[sensor]\ntarget = "logger"\n[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
-            f"[logger]\nbatch_interval = {interval}\n{logger}"
+            f'[logger]\ndatabase = "{self.url}"\nbatch_interval = {interval}\n{logger}'
         )
 
     @property
@@ -50,8 +51,12 @@ class Site:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.folder / "midstream.db")) as database:
-            return database.execute(statement).fetchall()
+        engine = create_engine(self.url)
+        try:
+            with engine.connect() as database:
+                return [tuple(row) for row in database.execute(text(statement))]
+        finally:
+            engine.dispose()
 
     def wait_for(self, statement: str, expected: list[tuple[Any, ...]]) -> None:
         wait_until(lambda: self.query(statement) == expected)
@@ -95,11 +100,17 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
 class Workers:
     """The worker processes that loggers start, while `monkeypatch` lives."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started: list[Child] = []
+        self._killed = 0
         start = server._start_worker
 
         def start_and_remember(channel: socket.socket) -> Child:
@@ -110,8 +121,9 @@ class Workers:
         monkeypatch.setattr(server, "_start_worker", start_and_remember)
 
     def kill(self) -> None:
-        """kill -9 the one that works now, or the next one."""
-        wait_until(lambda: self.started[-1].poll() is None)
+        """kill -9 a worker that was not killed before: the one that works now, or the next."""
+        wait_until(lambda: len(self.started) > self._killed)
+        self._killed = len(self.started)
         self.started[-1].kill()
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.site import SIZE, TOS, Serving, Site
+from tests.unit.site import SIZE, TOS, Serving, Site, reset
 
 from midstream.errors import NetworkError, StoreError
 from midstream.framing import Framing, encode
@@ -23,11 +23,6 @@ from midstream.sensor import Sensor, file_messages, numbered_messages
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 def test_every_message_of_a_sensor_is_stored(site: Site) -> None:
@@ -292,7 +287,8 @@ def test_not_the_loggers_host(site: Site) -> None:
 
 
 def test_a_wrong_database_url(site: Site) -> None:
-    site.configure(logger='database = "oracel://host/db"\n')
+    site.url = "oracel://host/db"
+    site.configure()
     with pytest.raises(StoreError, match="no such kind of database"), Logger(site.config):
         pass
 

@@ -3,8 +3,8 @@
 The holder to the worker
 
  settings     what the worker needs to know of the configuration; the first of all messages
- connections  those that are handed over, each with its socket: who it is, how far it was consumed, and whether
-              a worker had it before
+ connections  those that are handed over, each with its socket: who it is, how far it was consumed, and
+              whether a worker had it before
  discarded    how many entries of `consume` were carried out
  stop         end: no connection will follow
 

@@ -8,8 +8,6 @@ log             a view: who sent what, when
 schema_version  one row: VERSION
 """
 
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -69,7 +67,7 @@ messages = Table(
     Column("received_ns", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("stream_offset", BigInteger),  # of the message's frame; NULL: stored by version 1
-    Column("crc", BigInteger),  # `checksum`; NULL: stored by version 1
+    Column("crc", BigInteger),  # store.checksum; NULL: stored by version 1
 )
 
 fragments = Table(
@@ -114,13 +112,6 @@ _FIRST_VERSION = {
     },
     "messages": {"connection_id", "sequence", "received_ns", "payload"},
 }
-
-_HEAD = struct.Struct("<qqq")
-
-
-def checksum(sequence: int, stream_offset: int, received_ns: int, payload: bytes) -> int:
-    """The crc of a row: CRC-32 of the three numbers (64 bits each, little-endian) and the payload."""
-    return zlib.crc32(payload, zlib.crc32(_HEAD.pack(sequence, stream_offset, received_ns)))
 
 
 def prepare(database: Connection, name: str) -> None:

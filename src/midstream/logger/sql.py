@@ -1,5 +1,6 @@
 """SQL databases through SQLAlchemy Core: SQLite, PostgreSQL, and what speaks its protocol."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from types import TracebackType
@@ -20,16 +21,17 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger import schema
+from midstream.logger.inserts import inserter
 from midstream.logger.schema import connections, fragments, messages
-from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
 
-LOCK_TIMEOUT = 5.0  # seconds SQLite waits for another program's transaction
+LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
 CONNECT_TIMEOUT = 5  # seconds for a server
 LOOKUP = 500  # tokens in one query
 
@@ -61,11 +63,13 @@ class SqlStore:
             raise StoreError(
                 f"{self._name} needs a Python package that is not installed: pip install {error.name}"
             ) from error
-        self._insert = str(insert(messages).compile(dialect=self._engine.dialect))
+        self._insert = inserter(messages, self._engine.dialect)
+        # The inserters use the driver itself, whose errors SQLAlchemy does not see.
+        self._errors: tuple[type[Exception], ...] = (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
         try:
             with self._engine.begin() as database:
                 schema.prepare(database, self._name)
-        except SQLAlchemyError as error:
+        except self._errors as error:
             self._engine.dispose()
             raise self._failed(error) from error
         except StoreError:
@@ -88,7 +92,7 @@ class SqlStore:
                     known = select(connections).where(connections.c.token.in_(some))
                     for row in database.execute(known).all():
                         positions[row.token] = self._position(database, row)
-        except SQLAlchemyError as error:
+        except self._errors as error:
             raise self._failed(error) from error
         return positions
 
@@ -101,21 +105,18 @@ class SqlStore:
                 with self._engine.begin() as database:
                     if start == 0:
                         _insert_opened(database, batch.opened, self._framing)
-                    self._insert_messages(database, list(islice(rows, self._batch_size)))
+                    if some := list(islice(rows, self._batch_size)):
+                        self._insert(database, some)
                     if start == starts[-1]:
                         _delete_fragments(database, batch.completed)
                         _insert_fragments(database, batch.fragments)
                         _update_closed(database, batch.closed)
-        except SQLAlchemyError as error:
+        except self._errors as error:
             raise self._failed(error) from error
         return len(starts)
 
     def close(self) -> None:
         self._engine.dispose()
-
-    def _insert_messages(self, database: Connection, rows: list[MessageRow]) -> None:
-        if rows:
-            database.exec_driver_sql(self._insert, rows)
 
     def _position(self, database: Connection, row: Row[Any]) -> Position:
         """Behind the last message and the fragments that follow it; behind everything if it is closed."""
@@ -137,9 +138,10 @@ class SqlStore:
             return Position(row.id, sequence, row.bytes, closed=True)
         return Position(row.id, sequence, offset + len(head), head)
 
-    def _failed(self, error: SQLAlchemyError) -> StoreError | Unavailable:
+    def _failed(self, error: Exception) -> StoreError | Unavailable:
         """What to raise: Unavailable for what may pass without a change of the configuration."""
-        cause = _first_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)
+        error = error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error
+        cause = _first_line(error)
         passing = False
         if "locked" in cause:
             passing, advice = True, "another program holds a transaction open in it: end it"
@@ -158,17 +160,23 @@ class SqlStore:
         return (Unavailable if passing else StoreError)(f"{self._name}: {cause}. What to do: {advice}")
 
 
-def _may_pass(error: SQLAlchemyError) -> bool:
-    """No connection (no SQLSTATE), or the server's classes 08 connection, 53 resources, 57 intervention."""
-    if not isinstance(error, OperationalError):
-        return False
-    state = getattr(error.orig, "sqlstate", None)
-    return state is None or state[:2] in ("08", "53", "57")
+def _may_pass(error: Exception) -> bool:
+    """What a PostgreSQL driver says of a server that is gone, full or shutting down.
+
+    By SQLSTATE: classes 08 connection, 53 resources, 57 intervention. None is given when the connection
+    cannot be made; then a wrong name or password is told by the text only.
+    """
+    state = getattr(error, "sqlstate", "")
+    if state is None:
+        return not re.search("does not exist|authentication failed|pg_hba|resolve|translate", str(error))
+    return state[:2] in ("08", "53", "57")
 
 
 def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        return create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT})
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url)
     # One connection for good: SQLite has one writer anyway, and the thread that commits did not open it.
     engine = create_engine(
         url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": LOCK_TIMEOUT}

@@ -4,18 +4,25 @@ A store is used by one thread at a time. Each message is complete in itself, wit
 comes after a failure, or after a dead worker, asks `resume` how far it came.
 """
 
+import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate, repeat
+from itertools import count
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
-
-import numpy as np
 
 from midstream.framing import PREFIX
 
 FRAME = {"fixed": 0, "length": PREFIX, "line": 1}  # bytes of a message's frame besides its payload
+
+
+_HEAD = struct.Struct("<qqq")
+
+
+def checksum(sequence: int, stream_offset: int, received_ns: int, payload: bytes) -> int:
+    """The crc of a row: CRC-32 of the three numbers (64 bits each, little-endian) and the payload."""
+    return zlib.crc32(payload, zlib.crc32(_HEAD.pack(sequence, stream_offset, received_ns)))
 
 
 class Unavailable(Exception):  # noqa: N818  it is a state that passes, not somebody's error
@@ -63,23 +70,13 @@ class Piece:
 
     def rows(self) -> Iterator[MessageRow]:
         """The rows of the messages, once the connection has its id."""
-        count = len(self.payloads)
-        offsets = list(
-            accumulate((len(payload) + self.frame for payload in self.payloads), initial=self.offset)
-        )
-        heads = np.empty((count, 3), "<i8")  # as schema.checksum has it
-        heads[:, 0] = range(self.sequence, self.sequence + count)
-        heads[:, 1] = offsets[:-1]
-        heads[:, 2] = self.received_ns
-        packed = heads.tobytes()
-        crc32 = zlib.crc32
-        crcs = [
-            crc32(payload, crc32(packed[start : start + 24]))
-            for start, payload in zip(range(0, 24 * count, 24), self.payloads, strict=True)
-        ]
-        numbers = range(self.sequence, self.sequence + count)
-        columns = (repeat(self.row.id), numbers, self.received_ns, self.payloads, offsets, crcs)
-        return map(MessageRow._make, zip(*columns, strict=False))
+        key = self.row.id
+        assert key is not None
+        offset = self.offset
+        for sequence, payload, received in zip(count(self.sequence), self.payloads, self.received_ns):
+            crc = checksum(sequence, offset, received, payload)
+            yield MessageRow(key, sequence, received, payload, offset, crc)
+            offset += len(payload) + self.frame
 
 
 @dataclass(slots=True)

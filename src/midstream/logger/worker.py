@@ -4,7 +4,7 @@ One loop for all connections; a thread talks to the database. A batch is gathere
 waited for `batch_interval`, or earlier when a connection is pressing; while it is being committed the next
 bytes wait in the kernel, TCP's windows close if that takes long, and the sensors wait. So memory is bounded
 and nothing is dropped, however long the database is not there. After a failure the worker forgets the batch,
-opens the database again, asks it how far it came, and goes on from there, as the successor of a dead one does.
+opens the database again, asks it how far it came and goes on from there, like the successor of a dead one.
 """
 
 import select
