@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import numpy as np
 
 from midstream import config as configuration
-from midstream import network
+from midstream import fields, network
 from midstream.config import Config
 from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import ConfigError, FramingError
@@ -75,6 +75,7 @@ class Hardworker:
         self.totals = Totals()
         self._size = self.config.message_size(self.topology.size)
         self._fixed = self.config.data.framing == "fixed"
+        self.layout = fields.layout(self.config, self._size)
         self._sensors = [str(host.ip) for host in self.topology.sensors]
         self._period = self.config.hardworker.period
         self._source = source
@@ -179,6 +180,17 @@ class Hardworker:
         if not pieces:
             return np.empty(0, batch_dtype(self._size))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def fields(self, batch: np.ndarray) -> np.ndarray:
+        """The messages of a batch that `read` gave, as rows with config.toml's [[data.field]] by name.
+
+        A view of the batch, valid as long as it is; values as they were sent (`layout.scaled` gives units).
+        """
+        if self.layout is None:
+            raise ConfigError(
+                f"{self.config.path}: data.field = []: no fields are described; add [[data.field]] tables"
+            )
+        return self.layout.view(batch)
 
     def messages(self) -> Iterator[Message]:
         """The messages that have arrived since the last call, one by one; it does not wait for more.
