@@ -1,12 +1,15 @@
 """What holds for every SQL database: what is committed, in which order, and how far a store says it came."""
 
+import struct
 from collections.abc import Iterator
+from math import nan
 
 import pytest
 from sqlalchemy import create_engine, text
 from tests.unit.batches import batch_of, end
 
 from midstream.errors import StoreError
+from midstream.fields import Field, Layout
 from midstream.logger.sql import SqlStore
 from midstream.logger.store import Batch, ConnectionRow, Position, checksum
 
@@ -133,3 +136,46 @@ def test_a_token_is_known_once(store: SqlStore) -> None:
     store.write(Batch(opened=[row()]))
     with pytest.raises(StoreError, match=r"(?i)unique"):
         store.write(Batch(opened=[row()]))
+
+
+LAYOUT = Layout(
+    12,
+    (
+        Field("count", "<u4", 0),
+        Field("heat", "<i2", 4, unit="°C", scale=0.5),
+        Field("raw", "V2", 6),
+        Field("speed", "<f4", 8),
+    ),
+)
+
+
+def test_fields_are_typed_columns(url: str) -> None:
+    payloads = [
+        struct.pack("<Ih2sf", 4_000_000_000, -3, b"\0x", 0.25),
+        struct.pack("<Ih2sf", 1, 4, b"ab", nan),
+    ]
+    with SqlStore(url, batch_size=1, layout=LAYOUT) as store:
+        store.write(batch_of(row(), payloads))
+    assert query(url, "SELECT * FROM readings ORDER BY sequence") == [
+        (1, 0, 4_000_000_000, -1.5, b"\0x", 0.25),
+        (1, 1, 1, 2.0, b"ab", None),
+    ]
+    ((description,),) = query(url, "SELECT layout FROM connections")
+    assert Layout.parse(str(description)) == LAYOUT
+
+
+def test_a_field_that_is_added_is_a_column_more(url: str) -> None:
+    with SqlStore(url, batch_size=9, layout=Layout(12, LAYOUT.fields[:1])) as store:
+        store.write(batch_of(row(), [bytes(12)]))
+    with SqlStore(url, batch_size=9, layout=Layout(12, LAYOUT.fields[1:2])) as store:
+        store.write(batch_of(row("a.2"), [bytes(12)]))
+    assert query(url, "SELECT connection_id, count, heat FROM readings ORDER BY 1") == [
+        (1, 0, None),
+        (2, None, 0),
+    ]
+
+
+def test_a_field_that_has_become_another_is_refused(url: str) -> None:
+    SqlStore(url, batch_size=9, layout=Layout(12, (Field("heat", "<i2", 0),))).close()
+    with pytest.raises(StoreError, match=r"(?i)column heat of its table readings is bigint.*needs DOUBLE"):
+        SqlStore(url, batch_size=9, layout=LAYOUT)

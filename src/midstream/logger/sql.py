@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import (
     URL,
@@ -29,7 +29,10 @@ from midstream.framing import Framing
 from midstream.logger import schema
 from midstream.logger.inserts import inserter
 from midstream.logger.schema import connections, fragments, messages
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
+from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+
+if TYPE_CHECKING:
+    from midstream.fields import Layout  # needs NumPy, which most loggers do without
 
 LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
 CONNECT_TIMEOUT = 5  # seconds for a server
@@ -44,12 +47,20 @@ _EXPECTED = (
 class SqlStore:
     """The database at a SQLAlchemy URL; tables are made if they are missing, and brought up to date.
 
-    `batch_size` is the most messages in a transaction.
+    `batch_size` is the most messages in a transaction. With a `layout` each message's fields are columns too.
     """
 
-    def __init__(self, url: str | URL, *, batch_size: int, framing: Framing = "fixed") -> None:
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        batch_size: int,
+        framing: Framing = "fixed",
+        layout: "Layout | None" = None,
+    ) -> None:
         self._batch_size = batch_size
         self._framing = framing
+        self._layout = layout
         try:
             parsed = make_url(url)
         except ArgumentError as error:  # the text is not repeated: it may hold a password
@@ -63,12 +74,16 @@ class SqlStore:
             raise StoreError(
                 f"{self._name} needs a Python package that is not installed: pip install {error.name}"
             ) from error
-        self._insert = inserter(messages, self._engine.dialect)
+        self._insert_rows = inserter(messages, self._engine.dialect)
         # The inserters use the driver itself, whose errors SQLAlchemy does not see.
         self._errors: tuple[type[Exception], ...] = (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
         try:
             with self._engine.begin() as database:
                 schema.prepare(database, self._name)
+                if layout is not None:
+                    columns = [(column.name, column.kind) for column in layout.columns]
+                    readings = schema.prepare_readings(database, self._name, columns)
+                    self._insert_readings = inserter(readings, self._engine.dialect)
         except self._errors as error:
             self._engine.dispose()
             raise self._failed(error) from error
@@ -104,9 +119,9 @@ class SqlStore:
             for start in starts:
                 with self._engine.begin() as database:
                     if start == 0:
-                        _insert_opened(database, batch.opened, self._framing)
+                        self._insert_opened(database, batch.opened)
                     if some := list(islice(rows, self._batch_size)):
-                        self._insert(database, some)
+                        self._insert_messages(database, some)
                     if start == starts[-1]:
                         _delete_fragments(database, batch.completed)
                         _insert_fragments(database, batch.fragments)
@@ -117,6 +132,30 @@ class SqlStore:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _insert_opened(self, database: Connection, rows: Iterable[ConnectionRow]) -> None:
+        layout = self._layout.describe() if self._layout is not None else None
+        for row in rows:
+            result = database.execute(
+                insert(connections).values(
+                    sensor=row.sensor,
+                    port=row.port,
+                    opened_ns=row.opened_ns,
+                    token=row.token,
+                    framing=self._framing,
+                    layout=layout,
+                )
+            )
+            key = result.inserted_primary_key
+            assert key is not None
+            row.id = key[0]
+
+    def _insert_messages(self, database: Connection, rows: list[MessageRow]) -> None:
+        self._insert_rows(database, rows)
+        if self._layout is not None:
+            values = self._layout.values(row.payload for row in rows)
+            keys = ((row.connection_id, row.sequence) for row in rows)
+            self._insert_readings(database, [key + value for key, value in zip(keys, values, strict=True)])
 
     def _position(self, database: Connection, row: Row[Any]) -> Position:
         """Behind the last message and the fragments that follow it; behind everything if it is closed."""
@@ -195,18 +234,6 @@ def _engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
-
-
-def _insert_opened(database: Connection, rows: Iterable[ConnectionRow], framing: Framing) -> None:
-    for row in rows:
-        result = database.execute(
-            insert(connections).values(
-                sensor=row.sensor, port=row.port, opened_ns=row.opened_ns, token=row.token, framing=framing
-            )
-        )
-        key = result.inserted_primary_key
-        assert key is not None
-        row.id = key[0]
 
 
 def _delete_fragments(database: Connection, rows: Iterable[ConnectionRow]) -> None:
