@@ -61,13 +61,19 @@ def load(path: str | Path) -> "Config":
     return config
 
 
+def byte_count(value: object) -> object:
+    """A number of bytes as it is, or from a string with a binary unit. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]{1,10}) ?(KiB|MiB|GiB)", value)
+    if not match:
+        raise ValueError("not a whole number with KiB, MiB or GiB")
+    return int(match[1]) * UNITS[match[2]]
+
+
 def _ring_size(value: object) -> object:
     """Bytes of a ring, from an integer or from a string with a binary unit."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]{1,10}) ?(KiB|MiB|GiB)", value)
-        if not match:
-            raise ValueError("not a whole number with KiB, MiB or GiB")
-        value = int(match[1]) * UNITS[match[2]]
+    value = byte_count(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if value < mmap.PAGESIZE or value & (value - 1):
             raise ValueError(f"not a power of two of at least one memory page ({mmap.PAGESIZE} bytes)")
@@ -298,6 +304,13 @@ class LoggerSection(Section):
     )
     batch_size: int = Field(
         default=4096, ge=1, le=2**20, description="an integer from 1 to 1048576 (messages)"
+    )
+    keep_age: float = Field(default=0.0, ge=0, description="a number of seconds, 0 or more (0: for ever)")
+    keep_size: Annotated[int, BeforeValidator(byte_count)] = Field(
+        default=0,
+        ge=0,
+        le=2**60,
+        description='bytes, or a string such as "10GiB" (KiB, MiB, GiB); 0: without limit',
     )
 
 

@@ -52,7 +52,13 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "checksums": True,
             "quota": 0.5,
         },
-        "logger": {"database": "sqlite:///midstream.db", "batch_interval": 0.1, "batch_size": 4096},
+        "logger": {
+            "database": "sqlite:///midstream.db",
+            "batch_interval": 0.1,
+            "batch_size": 4096,
+            "keep_age": 0.0,
+            "keep_size": 0,
+        },
     }
 
 
@@ -176,6 +182,8 @@ def test_ring_sizes_refused(tmp_path: Path, value: str) -> None:
         ("logger", "batch_interval", "0", "above 0"),
         ("logger", "batch_interval", "61", "at most 60"),
         ("logger", "batch_size", "0", "from 1 to 1048576"),
+        ("logger", "keep_age", "-1", "a number of seconds, 0 or more"),
+        ("logger", "keep_size", '"10GB"', "a string such as"),
     ],
 )
 def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowed: str) -> None:
