@@ -1,6 +1,7 @@
 """Databases as a logger leaves them, for those who read them."""
 
 import hashlib
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class LogFile:
         self._engine = create_engine(self.url)
         self._ids = 0
         with self._engine.begin() as database:
+            database.exec_driver_sql("PRAGMA synchronous=OFF")  # a test has no power cut
             database.exec_driver_sql("PRAGMA journal_mode=WAL")
             schema.prepare(database, self.url)
             columns = [(column.name, column.kind) for column in LAYOUT.columns]
@@ -116,3 +118,9 @@ class LogFile:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def reading(number: int, temperature: float | None = None) -> bytes:
+    """A message of LAYOUT."""
+    value = 20 + number / 8 if temperature is None else temperature
+    return struct.pack("<f2h?3s4x", value, number, -number, number % 2, b"abc")

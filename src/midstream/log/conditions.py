@@ -32,9 +32,10 @@ class Condition:
     key: str
     operator: str
     constant: str | float | bool | None
+    text: str  # the constant as it was written
 
     def __str__(self) -> str:
-        return f"{self.key}{self.operator}{json.dumps(self.constant, ensure_ascii=False)}"
+        return f"{self.key}{self.operator}{self.text}"
 
     def met_by(self, value: object) -> bool:
         try:
@@ -45,7 +46,8 @@ class Condition:
     def mask(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """The same for a column of a field; bytes are compared as hexadecimal digits."""
         if values.dtype.kind == "V":
-            return np.fromiter((self.met_by(value.hex()) for value in values.tolist()), bool, len(values))
+            compare, digits = _OPERATORS[self.operator], self.text.strip('"').lower()
+            return np.fromiter((compare(value.hex(), digits) for value in values.tolist()), bool, len(values))
         if not isinstance(self.constant, int | float):
             return np.zeros(len(values), bool)
         met: npt.NDArray[np.bool_] = _OPERATORS[self.operator](values, self.constant)
@@ -66,7 +68,7 @@ def condition(text: str) -> Condition:
         constant = match[3]
     if isinstance(constant, list | dict):
         raise ConfigError(f"--where {text}: compares with one value, and this is a list or an object")
-    return Condition(match[1], match[2], constant)
+    return Condition(match[1], match[2], constant, match[3])
 
 
 def lookup(document: object, key: str) -> object:
