@@ -89,7 +89,7 @@ def test_version_1_is_refused(log: LogFile) -> None:
 
 
 def test_a_locked_database_is_named(log: LogFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("midstream.log.database.LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr("midstream.log.opening.LOCK_TIMEOUT", 0.05)
     log.add([b"x"])
     with closing(sqlite3.connect(log.path)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from midstream import config as configuration
 from midstream import fields, network
@@ -70,21 +69,7 @@ def list_(
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table(box=None, pad_edge=False, header_style="")
-    for name in ("connection", "messages", "bytes", "missing", "removed"):
-        table.add_column(name, justify="right")
-    for name in ("sensor", "first", "last", "state"):
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        numbers = ("connection", "messages", "bytes", "missing", "removed")
-        times = [str(row[name] or "")[:19].replace("T", " ") for name in ("first", "last")]
-        table.add_row(
-            *("" if row[name] is None else f"{row[name]:,}" for name in numbers),
-            row["sensor"],
-            *times,
-            row["state"],
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(listing.table(rows))
 
 
 @app.command("show")
@@ -209,10 +194,10 @@ def verify(
                 damaged += not verdict.right
         name = database.name
     if as_json:
-        print(json.dumps([_verdict_row(verdict) for verdict in verdicts]))
+        print(json.dumps([listing.verdict_row(verdict) for verdict in verdicts]))
     else:
         for verdict in verdicts:
-            _print_verdict(verdict)
+            print("\n".join(listing.verdict_lines(verdict)))
     if faults:
         raise StoreError(
             f"{name}: {faults:,} faults, in {damaged:,} of {len(verdicts):,} connections: see above"
@@ -295,40 +280,6 @@ def _size(text: str) -> int:
         raise ConfigError(
             f"--keep-size {text}: must be a number of bytes, or one with KiB, MiB or GiB such as 10GiB"
         ) from error
-
-
-def _verdict_row(verdict: verifying.Verdict) -> dict[str, object]:
-    connection = verdict.connection
-    return {
-        "connection": connection.id if connection else None,
-        "sensor": connection.sensor if connection else None,
-        "state": connection.state if connection else None,
-        "messages": verdict.messages,
-        "bytes": verdict.bytes,
-        "missing": verdict.gaps,
-        "removed": connection.pruned if connection else 0,
-        "digest": verdict.digest,
-        "right": verdict.right,
-        "faults": verdict.faults,
-        "more_faults": verdict.more,
-    }
-
-
-def _print_verdict(verdict: verifying.Verdict) -> None:
-    row = _verdict_row(verdict)
-    if verdict.connection is None:
-        print("the database")
-    else:
-        removed = f", {row['removed']:,} removed before" if row["removed"] else ""
-        print(
-            f"connection {row['connection']} of {row['sensor']} ({row['state']}): "
-            f"{verdict.messages:,} messages, {verdict.bytes:,} bytes{removed}; "
-            f"SHA-256 {verdict.digest}; {'right' if verdict.right else 'WRONG'}"
-        )
-    for fault in verdict.faults:
-        print(f"  {fault}")
-    if verdict.more:
-        print(f"  … and {verdict.more:,} more")
 
 
 def _format(output: Path) -> exporting.Format:

@@ -10,6 +10,7 @@ from midstream.log.selection import Selection
 
 POLL = 0.2  # seconds between two looks for new messages
 MAX_WAITING = 65536  # messages read ahead of their turn, all connections together
+MAX_WAITING_BYTES = 64 << 20  # of their payload; one message of each connection is read in any case
 
 Piece = list[StoredMessage]
 
@@ -105,7 +106,9 @@ class Reader:
         key = ahead.connection.id
         while self._next[key] <= self._last[key]:
             stop = min(self._last[key] + 1, self._next[key] + max(1, MAX_WAITING // readers))
-            found, self._next[key] = self._database.piece(ahead.connection, self._next[key], stop)
+            found, self._next[key] = self._database.piece(
+                ahead.connection, self._next[key], stop, MAX_WAITING_BYTES // readers
+            )
             looked_at(len(found))
             if found:
                 ahead.put(found)

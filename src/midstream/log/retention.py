@@ -12,8 +12,9 @@ from sqlalchemy import Connection, Engine, column, delete, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
-from midstream.log.database import LogDatabase, StoredConnection, failed, open_engine, stored_version
+from midstream.log.database import LogDatabase, StoredConnection
 from midstream.log.messages import nobody
+from midstream.log.opening import failed, open_engine, stored_version
 from midstream.logger import schema
 from midstream.logger.store import FRAME
 
