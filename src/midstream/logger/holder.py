@@ -264,11 +264,9 @@ class Holder:
         self._say_waiting(text)
 
     def _say_waiting(self, reason: str) -> None:
-        if reason and not self._waiting:
-            self._summary.waits += 1
-            log.warning(
-                "logger: waiting: %s. Nothing is lost: the sensors wait too; tried again and again", reason
-            )
+        if reason and reason != self._waiting:
+            self._summary.waits += not self._waiting
+            log.warning("logger: waiting: %s. Nothing is lost: the sensors wait too", reason)
         elif self._waiting and not reason:
             log.warning("logger: goes on: the database takes everything again")
         self._waiting = reason
