@@ -252,6 +252,8 @@ class Holder:
                 case "count":
                     for name, more in content.items():
                         setattr(self._summary, name, getattr(self._summary, name) + more)
+                case "crashed":
+                    log.error("logger: its worker failed, another one is started: %s", content)
                 case "waiting":
                     self._say_waiting(content)
 

@@ -20,6 +20,9 @@ from midstream.logger.summary import LoggerSummary
 from midstream.network import load as load_topology
 
 BACKLOG = 4096  # connections that wait to be accepted
+RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
+
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class Logger:
@@ -98,6 +101,7 @@ class Logger:
             listener.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
+            _set_receive_buffer(listener)
             listener.bind(address)
             listener.listen(BACKLOG)
             listener.setblocking(False)
@@ -113,6 +117,16 @@ class Logger:
                 f"cannot listen on {address[0]} port {address[1]}: {error.strerror}. What to do: {advice}"
             ) from error
         return listener
+
+
+def _set_receive_buffer(listener: socket.socket) -> None:
+    """A fixed size: the kernel's own tuning does not see that a worker takes what it only peeks at."""
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER
+        )  # as far as net.core.rmem_max
 
 
 def _start_worker(channel: socket.socket) -> Child:

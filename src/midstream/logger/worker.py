@@ -269,9 +269,10 @@ class Worker:
         self._pressing = self._pressing or peer.pressing
 
     def _consumed(self) -> None:
-        for peer in self._consuming:
-            peer.consume()
-        self._consuming = []
+        consumed, self._consuming = self._consuming, []
+        for peer in consumed:
+            if not peer.over and peer.consume():
+                self._get_ready(peer)
 
     def _stop(self, reason: str) -> None:
         self._stop_reason = reason
