@@ -52,7 +52,13 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "checksums": True,
             "quota": 0.5,
         },
-        "logger": {"database": "sqlite:///midstream.db", "batch_interval": 0.1, "batch_size": 4096},
+        "logger": {
+            "database": "sqlite:///midstream.db",
+            "batch_interval": 0.1,
+            "batch_size": 4096,
+            "replay_port": 0,
+            "replay_key": "/etc/midstream/key",
+        },
     }
 
 
