@@ -70,6 +70,7 @@ def test_history_and_then_the_ring(site: Site) -> None:
     with Serving(site.config):
         send(site, range(3000))
         send(site, range(5))
+        time.sleep(0.3)  # a hardworker that was down for longer than MARGIN
         with Hardworker(site.config, source=Young(ring)) as hardworker:
             send(site, range(7))  # through the ring too
             ring.put(Segment(1, 0, 40000, 0, 5, OPEN, b""), capacity=None)
@@ -88,6 +89,7 @@ def test_since(site: Site) -> None:
         time.sleep(0.05)
         between = datetime.now(UTC)
         send(site, range(4))
+        time.sleep(0.3)
         with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
             got = list(islice(hardworker.replay(between), 4))
             assert [found.sequence for found in got] == [0, 1, 2, 3]
@@ -103,6 +105,7 @@ def test_messages_of_an_open_connection_are_waited_for(site: Site) -> None:
     ):
         client.sendall(message(0))
         site.wait_for("SELECT count(*) FROM messages", [(1,)])
+        time.sleep(0.3)
         with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
             client.sendall(message(1))
             assert [found.sequence for found in islice(hardworker.replay(), 2)] == [0, 1]

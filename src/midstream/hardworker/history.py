@@ -12,7 +12,7 @@ from midstream.replay import TIMEOUT, Line, load_key
 
 MARGIN = 0.25
 """Seconds before the ring began from which no connection is asked for. Nothing passes the hardworker while no
-program is attached, for longer than this; right after it a connection may open, before the question arrives."""
+program is attached, which takes longer; right after it a connection may open, before the question arrives."""
 
 
 def history(
