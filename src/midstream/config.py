@@ -297,7 +297,8 @@ class HardworkerSection(Section):
 class LoggerSection(Section):
     database: Annotated[str, AfterValidator(_database)] = Field(
         default="sqlite:///midstream.db",
-        description='an SQLAlchemy URL such as "sqlite:///midstream.db" or "postgresql://user@host/name"',
+        description='an SQLAlchemy URL such as "sqlite:///midstream.db" or '
+        '"postgresql+psycopg://user@host/name", or "nats://host:4222/stream"',
     )
     batch_interval: float = Field(
         default=0.1, gt=0, le=60, description="a number of seconds above 0, at most 60"
@@ -311,6 +312,12 @@ class LoggerSection(Section):
         ge=0,
         le=2**60,
         description='bytes, or a string such as "10GiB" (KiB, MiB, GiB); 0: without limit',
+    )
+    replay_port: int = Field(
+        default=0, ge=0, le=65535, description="a TCP port from 1 to 65535, or 0 for no replay"
+    )
+    replay_key: str = Field(
+        default="/etc/midstream/key", min_length=1, description="a path, relative to this file"
     )
 
 
@@ -347,6 +354,11 @@ class Config(Section):
     def const_path(self) -> Path:
         """Absolute path of const.toml."""
         return self._path.parent / self.const
+
+    @property
+    def replay_key_path(self) -> Path:
+        """Absolute path of the key that hardworker and logger share for the replay."""
+        return self._path.parent / self.logger.replay_key
 
     @property
     def database_url(self) -> str:

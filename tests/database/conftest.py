@@ -23,3 +23,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/midstream.db"
     server: servers.Postgres = request.getfixturevalue("postgres")
     return server.new_database(f"test{next(_numbers)}")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[servers.Nats]:
+    with servers.nats() as running:
+        yield running

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,3 +92,49 @@ def postgres() -> Iterator[Postgres]:
             yield server
         finally:
             server.stop()
+
+
+class Nats:
+    """A cluster of three NATS servers with JetStream, each with a folder of its own in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.ports = [free_port() for _ in range(3)]
+        self._routes = [free_port() for _ in range(3)]
+        self._servers: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, number: int) -> None:
+        routes = ",".join(f"nats://127.0.0.1:{port}" for port in self._routes)
+        command = ["--jetstream", "--addr", "127.0.0.1", "--port", str(self.ports[number])]
+        command += ["--name", f"n{number}", "--store_dir", str(self._folder / str(number))]
+        command += ["--cluster_name", "test", "--cluster", f"nats://127.0.0.1:{self._routes[number]}"]
+        command += ["--routes", routes, "--log", str(self._folder / f"{number}.log")]
+        program = Path(sys.executable).with_name("nats-server")
+        self._servers[number] = subprocess.Popen(
+            [program, *command], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def kill(self, number: int) -> None:
+        server = self._servers.pop(number)
+        server.kill()
+        server.wait()
+
+    def stop(self) -> None:
+        for number in list(self._servers):
+            self.kill(number)
+
+    def url(self, stream: str, replicas: int = 3) -> str:
+        servers = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        return f"nats://{servers}/{stream}?replicas={replicas}"
+
+
+@contextmanager
+def nats() -> Iterator[Nats]:
+    with tempfile.TemporaryDirectory(prefix="midstream-nats-") as folder:
+        cluster = Nats(Path(folder))
+        try:
+            for number in range(3):
+                cluster.start(number)
+            yield cluster
+        finally:
+            cluster.stop()

@@ -91,7 +91,7 @@ def test_what_is_pruned_is_no_gap_and_the_logger_goes_on(store: SqlStore, url: s
     removed = prune(url, keep_ns=0, keep_bytes=None)
     assert (removed.messages, removed.bytes) == (5999, 5999 * 8)
     assert rights(url) == [True, True]
-    position = store.resume(["a.2"])["a.2"]
+    position = store.resume([row("a.2")])["a.2"]
     assert (position.sequence, position.offset) == (3000, 24000)
 
 

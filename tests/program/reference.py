@@ -103,6 +103,10 @@ class Source:
         return self._fd
 
     @property
+    def began(self) -> float:
+        return 0.0
+
+    @property
     def fill(self) -> float:
         return self._ring.used / self._ring.size
 

@@ -122,6 +122,10 @@ class RingSource:
         return self.ring.event
 
     @property
+    def began(self) -> float:
+        return 0.0
+
+    @property
     def fill(self) -> float:
         return self._reader.used / self._reader.size
 

@@ -303,3 +303,55 @@ def test_a_file_with_a_ragged_end_arrives_bit_for_bit(site: Site, tmp_path: Path
     ((digest, unfinished),) = site.query("SELECT digest, unfinished FROM connections")
     assert b"".join(row[0] for row in payloads) + unfinished == content
     assert digest == sent.digest
+
+
+def test_no_window_stays_closed_on_the_rest_of_a_segment(site: Site) -> None:
+    """A few unread bytes keep the memory of the large segment that they are the end of."""
+    site.configure(framing="length")
+    message = encode("length", bytes(993), size=SIZE, max_size=1 << 20)
+    with Serving(site.config), site.connect() as client:
+        for _ in range(10):
+            client.sendall(message * 2000)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    assert site.query("SELECT count(*), sum(length(payload)) FROM messages") == [(20_000, 20_000 * 993)]
+
+
+def test_a_flood_leaves_room_for_others(site: Site) -> None:
+    stop = threading.Event()
+    with Serving(site.config), site.connect() as flood, site.connect() as other:
+
+        def send() -> None:
+            while not stop.is_set():
+                flood.sendall(bytes(SIZE) * 4096)
+
+        flooding = threading.Thread(target=send)
+        flooding.start()
+        try:
+            port = other.getsockname()[1]
+            for number in range(5):
+                other.sendall(bytes(SIZE))
+                sent = time.monotonic()
+                site.wait_for(f"SELECT count(*) FROM log WHERE port = {port}", [(number + 1,)])
+                assert time.monotonic() - sent < 2
+        finally:
+            stop.set()
+            flooding.join(20)
+        flood.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.slow
+def test_thousands_of_connections(site: Site) -> None:
+    clients = 5000
+    with Serving(site.config) as serving:
+        sockets = [site.connect() for _ in range(clients)]
+        for turn in range(5):
+            for number, client in enumerate(sockets):
+                client.sendall(struct.pack("<II", number, turn).ljust(SIZE, b"\0"))
+        for client in sockets:
+            client.shutdown(socket.SHUT_WR)
+        for client in sockets:
+            assert client.recv(1) == b""
+            client.close()
+    assert site.query("SELECT count(*) FROM messages") == [(5 * clients,)]
+    assert serving.summary.restarts == serving.summary.waits == 0

@@ -68,6 +68,7 @@ class SocketHandler:
         self._relays: dict[int, _Relay] = {}  # by the descriptors of both sockets
         self._segments: deque[Segment] = deque()
         self._opened = 0
+        self.began = time.time()
         self._taken = 0  # bytes since the last look
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

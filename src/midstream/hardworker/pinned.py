@@ -1,11 +1,13 @@
 """The ring of the attached eBPF program as a source."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from midstream.config import Config
 from midstream.ebpf import handover, pins
+from midstream.errors import KernelError
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
@@ -54,6 +56,17 @@ class PinnedRing:
     @property
     def fill(self) -> float:
         return self._ring.used / self._ring.size
+
+    @property
+    def began(self) -> float:
+        """When the ring was pinned. Raises KernelError if this user may not look."""
+        try:
+            return os.stat("ring", dir_fd=self._held.lock).st_mtime
+        except OSError as error:
+            raise KernelError(
+                f"the ring's pin cannot be looked at ({error.strerror}), so it is not known since when it "
+                "holds what arrives; let this user search the pins' folder (network.pins), or run as root"
+            ) from error
 
     def close(self) -> None:
         # Views that the application still holds keep the mapping alive.

@@ -6,6 +6,7 @@ import select
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,6 +20,7 @@ from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import ConfigError, FramingError
 from midstream.framing import Decoder, decoder
 from midstream.hardworker.handler import SocketHandler
+from midstream.hardworker.history import history
 from midstream.hardworker.journal import CHEAP
 from midstream.hardworker.messages import Message, batch_dtype
 from midstream.hardworker.pinned import PinnedRing
@@ -205,6 +207,19 @@ class Hardworker:
         while (message := next(self._rest, None)) is not None:
             yield message
         self._rest = None
+
+    def replay(self, since: datetime | None = None) -> Iterator[Message]:
+        """What the logger stored before this ring began and then, without a seam, what arrives.
+
+        For an application whose host was restarted, or that wants to know the past: every stored message that
+        the logger received at or after `since` (its clock; None: all), of connections that opened before the
+        program was attached. They have negative connection numbers, and as time the logger's, in nanoseconds
+        since 1970. Every connection that opened later is in the ring from its first byte. Ask before reading
+        anything else; meanwhile the ring fills. Raises ConfigError and NetworkError, see `history`.
+        """
+        began = self._opened_source().began
+        yield from history(self.config, str(self.topology.logger.ip), self._sensors, since, began)
+        yield from self
 
     def latest(self, sensor: str | None = None) -> Message | None:
         """The newest message of a sensor (by IP address), or of any; None before the first.

@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 from midstream.config import Config
@@ -42,4 +43,11 @@ if __name__ == "__main__":
     # A terminal's Ctrl-C and a service manager's SIGTERM reach us too; the holder decides when we end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    work(socket.socket(fileno=int(sys.argv[1])))
+    holder = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        work(holder)
+    except Exception as error:  # a fault of ours: the holder starts another worker, and nothing is lost
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        channel.send(holder, {"crashed": f"{type(error).__name__}: {error} ({place})"})
+        sys.exit(1)

@@ -15,6 +15,7 @@ The worker to the holder
  consume      [number, offset, sequence, head] of connections: what is stored may leave the kernel
  close        numbers of connections whose end is stored
  count        what to add to the summary
+ crashed      a fault of its own, in a line
  waiting      why nothing can be stored just now; "" when it goes on
 """
 

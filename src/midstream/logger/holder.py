@@ -25,10 +25,8 @@ from midstream.logger.summary import LoggerSummary
 POLL = 0.05  # seconds between two looks at `stop`
 READY_TIMEOUT = 60.0  # seconds for a worker to open its database; servers time out earlier
 ACCEPT_PAUSE = 1.0  # seconds until another try where the process has no descriptor left
-FIRST_DELAY, LAST_DELAY = (
-    0.05,
-    5.0,
-)  # seconds before a worker is started again: doubled if it committed nothing
+# Seconds before a worker is started again: the first, doubled as long as it commits nothing.
+FIRST_DELAY, LAST_DELAY = 0.05, 1.0
 
 _DISCARD = bytearray(1 << 20)  # MSG_TRUNC writes nothing into it (tcp(7)), but must be told of a buffer
 
@@ -115,13 +113,13 @@ class Holder:
             self._turn(POLL)
         self._started = True
 
-    def run(self, stop: Callable[[], bool] | None, deadline: float) -> None:
+    def run(self, stop: Callable[[], bool], deadline: float) -> None:
         """Hold connections until `stop()` or `deadline`; then have everything stored and end them.
 
         StoreError if it could not be stored then.
         """
         try:
-            while time.monotonic() < deadline and not (stop is not None and stop()):
+            while time.monotonic() < deadline and not stop():
                 self._turn(min(POLL, max(0.0, deadline - time.monotonic())))
         finally:
             self._stop()
@@ -252,6 +250,8 @@ class Holder:
                 case "count":
                     for name, more in content.items():
                         setattr(self._summary, name, getattr(self._summary, name) + more)
+                case "crashed":
+                    log.error("logger: its worker failed, another one is started: %s", content)
                 case "waiting":
                     self._say_waiting(content)
 
@@ -264,11 +264,9 @@ class Holder:
         self._say_waiting(text)
 
     def _say_waiting(self, reason: str) -> None:
-        if reason and not self._waiting:
-            self._summary.waits += 1
-            log.warning(
-                "logger: waiting: %s. Nothing is lost: the sensors wait too; tried again and again", reason
-            )
+        if reason and reason != self._waiting:
+            self._summary.waits += not self._waiting
+            log.warning("logger: waiting: %s. Nothing is lost: the sensors wait too", reason)
         elif self._waiting and not reason:
             log.warning("logger: goes on: the database takes everything again")
         self._waiting = reason

@@ -29,6 +29,8 @@ _LOST_HEAD = "the database does not hold the beginning of a message any more"
 
 _DISCARD = bytearray(1 << 20)  # MSG_TRUNC writes nothing into it (tcp(7)), but must be told of a buffer
 _MAX_MARKS = 4096  # what has arrived while the database is slow needs no finer times
+_SO_MEMINFO = 55  # asm-generic/socket.h, since Linux 4.12
+_MEMINFO = struct.Struct("=II")  # its first two numbers: receive memory in use, and the most
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # in struct tcp_info, since Linux 4.1; a FIN counts one
 
 
@@ -65,7 +67,7 @@ class Peer:
         self._digests = {0: hashlib.sha256()}  # by offset: now and, until that is committed, before
         self._finished = False  # the sensor sent its FIN
         self._fault = ""  # how the connection broke
-        self._half = 1 << 14
+        self._squeezed = False  # nothing may stay in the kernel
 
     def woken(self, events: int) -> None:
         """epoll has reported something: note when. The newest mark is replaced if there are too many."""
@@ -91,8 +93,8 @@ class Peer:
 
     @property
     def pressing(self) -> bool:
-        """Is so much waiting that TCP's window may soon close?"""
-        return bool(self._marks) and self._marks[-1][0] - self.offset >= self._half
+        """May TCP's window close before long?"""
+        return self._squeezed or self._full()
 
     def take(self, batch: Batch, limit: int, *, last: str = "") -> bool:
         """Put what has arrived, up to about `limit` bytes, into the batch. True if more is left to take.
@@ -102,7 +104,6 @@ class Peer:
         if not self._recorded:
             self._recorded = True
             batch.opened.append(self.row)
-        self._half = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 4
         waiting = _unread(self.socket)
         data = self._peek(min(waiting, limit))
         ended = data == b""
@@ -143,9 +144,14 @@ class Peer:
         if self.offset not in self._digests:
             self._digests = {}
 
-    def consume(self) -> None:
-        """What was taken has left the kernel."""
+    def consume(self) -> bool:
+        """What was taken has left the kernel. True if TCP's window may be closed all the same.
+
+        The last bytes of a segment keep all of its memory.
+        """
         self.consumed, self._told = self.offset, (self.sequence, self._head_size)
+        self._squeezed = _unread(self.socket) > 0 and self._full()
+        return self._squeezed
 
     def discard(self) -> None:
         """Take out of the kernel what was taken: the holder's work, where there is none any more."""
@@ -180,6 +186,15 @@ class Peer:
             self._fault = self._fault or error.strerror or str(error)
             return b""
 
+    def _full(self) -> bool:
+        """Does what waits in the kernel take so much of its memory that the window may be closed?
+
+        It is never closed while less than half of the buffer is taken (__tcp_select_window in the kernel).
+        """
+        memory = self.socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        allocated, buffer = _MEMINFO.unpack(memory)
+        return bool(3 * allocated >= buffer)
+
     def _feed(self, data: bytes) -> list[bytes]:
         try:
             return self._decoder.feed(data) if data else []
@@ -203,7 +218,8 @@ class Peer:
             self.sequence += len(payloads)
             self._head_size = 0
         if pending and not over:
-            if self._head_size or pending >= self._half or (more and not payloads):
+            full = self._squeezed or (not payloads and (more or self._full()))
+            if self._head_size or full:
                 fragment = data[len(data) - pending :]
                 batch.fragments.append((self.row, self.offset + len(data) - pending, fragment))
                 batch.payload_bytes += pending

@@ -16,10 +16,14 @@ from midstream.config import Config
 from midstream.config import load as load_config
 from midstream.errors import MidstreamError, NetworkError
 from midstream.logger.holder import Child, Holder
+from midstream.logger.replay_process import ReplayProcess
 from midstream.logger.summary import LoggerSummary
 from midstream.network import load as load_topology
 
 BACKLOG = 4096  # connections that wait to be accepted
+RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
+
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class Logger:
@@ -36,6 +40,7 @@ class Logger:
         self._topology = load_topology(self._config.const_path)
         self._size = self._config.message_size(self._topology.size)
         self._holder: Holder | None = None
+        self._replay: ReplayProcess | None = None
         self._summary = LoggerSummary()
 
     def __enter__(self) -> Self:
@@ -47,9 +52,12 @@ class Logger:
         }
         holder = Holder(self._listen(), settings, _start_worker, self._summary)
         try:
+            if self._config.logger.replay_port:
+                self._replay = ReplayProcess(self._config, str(self._topology.logger.ip), settings)
             holder.start()
         except (MidstreamError, KeyboardInterrupt):
             holder.close()
+            self.close()
             raise
         self._holder = holder
         return self
@@ -71,9 +79,10 @@ class Logger:
         holder, self._holder = self._holder, None
         started = time.monotonic()
         try:
-            holder.run(stop, started + (timeout or float("inf")))
+            holder.run(lambda: self._asked_to_stop(stop), started + (timeout or float("inf")))
         finally:
             holder.close()
+            self.close()
             self._summary.seconds = time.monotonic() - started
         return self.summary
 
@@ -82,11 +91,19 @@ class Logger:
         if self._holder is not None:
             self._holder.close()
             self._holder = None
+        if self._replay is not None:
+            self._replay.close()
+            self._replay = None
 
     @property
     def summary(self) -> LoggerSummary:
         """What was received and stored so far."""
         return replace(self._summary)
+
+    def _asked_to_stop(self, stop: Callable[[], bool] | None) -> bool:
+        if self._replay is not None:
+            self._replay.keep()
+        return stop is not None and stop()
 
     def _listen(self) -> socket.socket:
         address = (str(self._topology.logger.ip), self._topology.port)
@@ -98,6 +115,7 @@ class Logger:
             listener.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
+            _set_receive_buffer(listener)
             listener.bind(address)
             listener.listen(BACKLOG)
             listener.setblocking(False)
@@ -113,6 +131,16 @@ class Logger:
                 f"cannot listen on {address[0]} port {address[1]}: {error.strerror}. What to do: {advice}"
             ) from error
         return listener
+
+
+def _set_receive_buffer(listener: socket.socket) -> None:
+    """A fixed size: the kernel's own tuning does not see that a worker takes what it only peeks at."""
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER
+        )  # as far as net.core.rmem_max
 
 
 def _start_worker(channel: socket.socket) -> Child:

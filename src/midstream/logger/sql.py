@@ -99,11 +99,11 @@ class SqlStore:
     ) -> None:
         self.close()
 
-    def resume(self, tokens: Collection[str]) -> Mapping[str, Position]:
+    def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
         positions = {}
         try:
             with self._engine.begin() as database:
-                for some in _chunks(tokens, LOOKUP):
+                for some in _chunks([row.token for row in rows], LOOKUP):
                     known = select(connections).where(connections.c.token.in_(some))
                     for row in database.execute(known).all():
                         positions[row.token] = self._position(database, row)

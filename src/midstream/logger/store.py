@@ -111,8 +111,8 @@ class Position:
 class Store(Protocol):
     """Opening one raises StoreError for what only the user can mend, Unavailable for what may pass."""
 
-    def resume(self, tokens: Collection[str]) -> Mapping[str, Position]:
-        """The position of each of these connections that the store knows. Raises as `write`."""
+    def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
+        """The position of each of these connections that the store knows, by token. Raises as `write`."""
 
     def write(self, batch: Batch) -> int:
         """Commit a batch and return how many transactions it took; ids of opened connections are filled in.

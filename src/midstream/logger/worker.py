@@ -71,7 +71,7 @@ class Worker:
         self._retry_at = 0.0
         self._retry = FIRST_RETRY
         self._announced = False
-        self._waiting = False
+        self._waiting = ""  # why nothing can be stored
         self._stop_reason = ""
         self._stopped_at = self._moved_at = 0.0
         self._running = True
@@ -153,7 +153,7 @@ class Worker:
         assert store is not None
         self._strangers = []
         self._do(
-            lambda: store.resume([peer.row.token for peer in peers]),
+            lambda: store.resume([peer.row for peer in peers]),
             lambda positions: self._resumed(peers, positions),
         )
 
@@ -269,9 +269,10 @@ class Worker:
         self._pressing = self._pressing or peer.pressing
 
     def _consumed(self) -> None:
-        for peer in self._consuming:
-            peer.consume()
-        self._consuming = []
+        consumed, self._consuming = self._consuming, []
+        for peer in consumed:
+            if not peer.over and peer.consume():
+                self._get_ready(peer)
 
     def _stop(self, reason: str) -> None:
         self._stop_reason = reason
@@ -325,14 +326,14 @@ class Worker:
             self._tell({"ready": True})
 
     def _wait(self, reason: str) -> None:
-        if not self._waiting:
-            self._waiting = True
+        if reason != self._waiting:
+            self._waiting = reason
             self._tell({"waiting": reason})
 
     def _goes_on(self) -> None:
         self._retry = FIRST_RETRY
         if self._waiting:
-            self._waiting = False
+            self._waiting = ""
             self._tell({"waiting": ""})
 
     def _give_up_if_stopped(self, now: float, reason: str) -> None:
