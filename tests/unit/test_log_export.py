@@ -90,6 +90,12 @@ def test_json_lines(log: LogFile) -> None:
     ]
 
 
+def test_what_json_cannot_hold_stays_text(log: LogFile) -> None:
+    log.add([b'{"speed": NaN}', b"[" * 100_000], framing="line")
+    rows = [json.loads(line) for line in exported(log, "jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["text"][:9] for row in rows] == ['{"speed":', "[" * 9]
+
+
 def test_parquet(log: LogFile) -> None:
     fill(log)
     file = pyarrow.parquet.ParquetFile(exported(log, "parquet"))

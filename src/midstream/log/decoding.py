@@ -82,11 +82,15 @@ def readable(array: np.ndarray) -> list[Any]:
 
 
 def parse(payload: bytes) -> object:
-    """The JSON document that a payload is; MISSING if it is none."""
+    """The JSON document that a payload is; MISSING if it is none, as with NaN in it (RFC 8259, section 6)."""
     try:
-        return json.loads(payload)
+        return json.loads(payload, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return MISSING
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def text_of(payload: bytes) -> str | None:
