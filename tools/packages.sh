@@ -14,6 +14,7 @@ have_library() { "${PYTHON:-python3}" -c "import ctypes; ctypes.CDLL('$1')"; }
 is_static() { # the program runs where there is no other file, as in an initramfs
     program=$(command -v "$1") && ! head -c 8192 "$program" | grep -q ld-linux
 }
+have_postgresql() { ls /usr/lib/postgresql/*/bin/initdb; }
 PATH=$PATH:/usr/sbin:/sbin
 
 for step in "$@"; do
@@ -27,6 +28,7 @@ for step in "$@"; do
         need ethtool command -v ethtool
         need iperf3 command -v iperf3
         need netcat-openbsd command -v nc
+        need postgresql have_postgresql
         need socat command -v socat
         need systemd command -v systemd-analyze
         ;;

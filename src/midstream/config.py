@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,12 +22,14 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
 from midstream.errors import ConfigError
 
 Role = Literal["sensor", "hardworker", "logger"]
+FieldType = Literal["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64", "bool", "bytes"]
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -37,6 +39,11 @@ MAX_MESSAGE = 2**20  # a fixed-size message
 MAX_FRAME = 2**29  # a length-prefixed message or a line: SQLite stores at most 10^9 bytes in a row
 MAX_SOCKET = 107  # bytes of a Unix socket's path (unix(7))
 MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger than this
+MAX_COLUMNS = 1000  # of fields: PostgreSQL takes 1600 in a table, SQLite 2000
+RESERVED = frozenset(
+    ("sensor", "port", "connection", "connection_id", "sequence", "received", "received_ns", "payload")
+)
+"""What the logger says of every message, beside its fields."""
 
 
 class Section(BaseModel):
@@ -54,13 +61,19 @@ def load(path: str | Path) -> "Config":
     return config
 
 
+def byte_count(value: object) -> object:
+    """A number of bytes as it is, or from a string with a binary unit. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]{1,10}) ?(KiB|MiB|GiB)", value)
+    if not match:
+        raise ValueError("not a whole number with KiB, MiB or GiB")
+    return int(match[1]) * UNITS[match[2]]
+
+
 def _ring_size(value: object) -> object:
     """Bytes of a ring, from an integer or from a string with a binary unit."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]{1,10}) ?(KiB|MiB|GiB)", value)
-        if not match:
-            raise ValueError("not a whole number with KiB, MiB or GiB")
-        value = int(match[1]) * UNITS[match[2]]
+    value = byte_count(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if value < mmap.PAGESIZE or value & (value - 1):
             raise ValueError(f"not a power of two of at least one memory page ({mmap.PAGESIZE} bytes)")
@@ -111,6 +124,24 @@ def _database(value: str) -> str:
     return value
 
 
+def _field_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,47}", value):  # PostgreSQL cuts names at 63 bytes
+        raise ValueError("not a name for a column of a database")
+    if value.lower() in RESERVED:
+        raise ValueError("the logger's own name for something else")
+    return value
+
+
+def field_columns(name: str, count: int) -> list[str]:
+    """The columns of a field: itself, or NAME_0, NAME_1, … for its values in a row."""
+    return [name] if count == 1 else [f"{name}_{index}" for index in range(count)]
+
+
+def beyond(offset: int, width: int, size: int) -> str:
+    """Why a field does not fit into a message."""
+    return f"its bytes {offset} to {offset + width - 1} reach beyond the message's {size}"
+
+
 class NetworkSection(Section):
     interface: Annotated[str, AfterValidator(_interface)] = Field(
         default="",
@@ -131,6 +162,56 @@ class NetworkSection(Section):
     )
 
 
+class FieldSection(Section):
+    """An entry of [[data.field]]: what some bytes of every message mean (see fields.py)."""
+
+    name: Annotated[str, AfterValidator(_field_name)] = Field(
+        description="a name of 1 to 48 ASCII letters, digits and _, the first no digit, no other field's"
+    )
+    type: FieldType = Field(description=" or ".join(f'"{name}"' for name in get_args(FieldType)))
+    byte_order: Literal["little", "big"] = Field(default="little", description='"little" or "big"')
+    offset: int | None = Field(
+        default=None,
+        ge=0,
+        lt=MAX_MESSAGE,
+        description="an integer, 0 or more (bytes from the message's start), where no other field lies",
+    )
+    size: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_MESSAGE,
+        description='the number of bytes of type "bytes", and of no other type',
+    )
+    count: int = Field(
+        default=1, ge=1, le=MAX_COLUMNS, description=f"an integer from 1 to {MAX_COLUMNS} (values in a row)"
+    )
+    unit: str = Field(default="", max_length=32, description="a text of at most 32 characters")
+    scale: float = Field(
+        default=1.0, description="a number other than 0, and only for a type that is a number"
+    )
+    bias: float = Field(default=0.0, description="a number, and only for a type that is a number")
+
+    @property
+    def width(self) -> int:
+        """Bytes of all its values."""
+        each = self.size or (1 if self.type == "bool" else int(self.type[1:]) // 8)
+        return each * self.count
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        faults: list[tuple[Location, str]] = []
+        if (self.size is None) == (self.type == "bytes"):
+            faults.append((("size",), f'its type is "{self.type}"'))
+        if self.scale == 0:
+            faults.append((("scale",), "every value would be the same"))
+        if self.type in ("bool", "bytes"):
+            scaling = (("scale", self.scale != 1), ("bias", self.bias != 0))
+            faults += [((key,), f'its type is "{self.type}"') for key, given in scaling if given]
+        if faults:
+            raise FaultsError(faults)
+        return self
+
+
 class DataSection(Section):
     framing: Literal["fixed", "length", "line"] = Field(
         default="fixed", description='"fixed", "length" or "line"'
@@ -149,6 +230,46 @@ class DataSection(Section):
     max_size: int = Field(
         default=2**20, ge=1, le=MAX_FRAME, description=f"an integer from 1 to {MAX_FRAME} (bytes a message)"
     )
+    field: Annotated[tuple[FieldSection, ...], Field(strict=False)] = Field(
+        default=(),
+        description=f"tables [[data.field]] for fixed framing, with at most {MAX_COLUMNS} values in all",
+    )
+
+    @property
+    def field_offsets(self) -> tuple[int, ...]:
+        """Where each field begins: where it says, or else behind the one before it."""
+        offsets: list[int] = []
+        end = 0
+        for field in self.field:
+            offsets.append(end if field.offset is None else field.offset)
+            end = offsets[-1] + field.width
+        return tuple(offsets)
+
+    @model_validator(mode="after")
+    def _separate_fields(self) -> Self:
+        if self.field and self.framing != "fixed":
+            raise FaultsError([(("field",), f'framing is "{self.framing}"')])
+        if sum(field.count for field in self.field) > MAX_COLUMNS:
+            raise FaultsError([(("field",), "too many values")])
+        faults: list[tuple[Location, str]] = []
+        owners: dict[str, int] = {}
+        for index, (field, offset) in enumerate(zip(self.field, self.field_offsets, strict=True)):
+            for column in field_columns(field.name, field.count):
+                owner = owners.setdefault(column.lower(), index)  # SQL does not tell capitals apart
+                if owner != index:
+                    faults.append((("field", index, "name"), f"data.field[{owner}] is called {column} too"))
+                    break
+            for other in range(index):
+                start, end = self.field_offsets[other], self.field_offsets[other] + self.field[other].width
+                if start < offset + field.width and offset < end:
+                    its = f"its bytes {offset} to {offset + field.width - 1}"
+                    others = f'bytes {start} to {end - 1}, which are "{self.field[other].name}"'
+                    faults.append((("field", index, "offset"), f"{its} overlap {others}"))
+            if self.size is not None and offset + field.width > self.size:
+                faults.append((("field", index, "offset"), beyond(offset, field.width, self.size)))
+        if faults:
+            raise FaultsError(faults)
+        return self
 
 
 class SensorSection(Section):
@@ -196,13 +317,24 @@ class HardworkerSection(Section):
 class LoggerSection(Section):
     database: Annotated[str, AfterValidator(_database)] = Field(
         default="sqlite:///midstream.db",
-        description='an SQLAlchemy URL such as "sqlite:///midstream.db" or "postgresql://user@host/name"',
+        description='an SQLAlchemy URL such as "sqlite:///midstream.db" or '
+        '"postgresql+psycopg://user@host/name", or "nats://host:4222/stream"',
     )
     batch_interval: float = Field(
         default=0.1, gt=0, le=60, description="a number of seconds above 0, at most 60"
     )
     batch_size: int = Field(
         default=4096, ge=1, le=2**20, description="an integer from 1 to 1048576 (messages)"
+    )
+    keep_age: float = Field(default=0.0, ge=0, description="a number of seconds, 0 or more (0: for ever)")
+    keep_size: Annotated[int, BeforeValidator(byte_count)] = Field(
+        default=0,
+        ge=0,
+        le=2**60,
+        description='bytes, or a string such as "10GiB" (KiB, MiB, GiB); 0: without limit',
+    )
+    replay_port: int = Field(
+        default=0, ge=0, le=65535, description="a TCP port from 1 to 65535, or 0 for no replay"
     )
 
 
@@ -250,6 +382,13 @@ class Config(Section):
     daemon: DaemonSection = Field(default=DaemonSection(), description="a table")
     _path: Path = PrivateAttr(default_factory=lambda: absolute(Path("config.toml")))
 
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> "Config":
+        """The content that `model_dump_json` gave, of the file at `path`, in another process."""
+        config = cls.model_validate_json(text)
+        config._path = path
+        return config
+
     @property
     def path(self) -> Path:
         """Absolute path of this file."""
@@ -262,7 +401,7 @@ class Config(Section):
 
     @property
     def key_path(self) -> Path:
-        """Absolute path of the key that the daemons share."""
+        """Absolute path of the key that the hosts share."""
         return self._path.parent / self.daemon.key
 
     @property
@@ -389,13 +528,19 @@ def _table(field: FieldInfo | None) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
+def _rows(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model of the entries of a field that is a list of tables."""
+    entry = next(iter(get_args(field.annotation)), None) if field else None
+    return entry if isinstance(entry, type) and issubclass(entry, BaseModel) else None
+
+
 def _field(model: type[BaseModel], location: Location) -> FieldInfo | None:
     """The field at a location; None for a key that does not exist."""
     field = None
     for key in location:
         if isinstance(key, str):
             field = model.model_fields.get(key)
-            model = _table(field) or model
+            model = _table(field) or _rows(field) or model
     return field
 
 
@@ -415,7 +560,8 @@ def _key_and_value(document: Any, location: Location) -> tuple[str, str]:
 def _suggestion(model: type[BaseModel], location: Location) -> str:
     """The nearest known key: the same word in any table, else a similar one in this table or in another."""
     wrong = str(location[-1]).lower()
-    siblings: dict[str, str] = {}
+    rows = _rows(_field(model, location[:-1]))
+    siblings: dict[str, str] = {name: name for name in rows.model_fields} if rows else {}
     others: dict[str, str] = {}
     for name, field in model.model_fields.items():
         table = _table(field)

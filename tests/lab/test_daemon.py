@@ -21,7 +21,7 @@ from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, sta
 from midstream import network
 from midstream.daemon import discovery
 from midstream.daemon.announcement import Announcement
-from midstream.daemon.key import Key
+from midstream.daemon.seal import Key
 from midstream.hardworker.recording import recorded_dtype
 from midstream.hardworker.standin import FIRST
 from midstream.lab import Lab, daemons

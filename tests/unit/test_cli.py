@@ -70,6 +70,7 @@ def test_help_names_every_command() -> None:
         "sensor",
         "hardworker",
         "logger",
+        "log",
         "compile",
         "attach",
         "detach",

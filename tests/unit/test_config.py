@@ -45,7 +45,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "tos": None,
             "port": None,
         },
-        "data": {"framing": "fixed", "size": None, "freq": 1000.0, "max_size": 1048576},
+        "data": {"framing": "fixed", "size": None, "freq": 1000.0, "max_size": 1048576, "field": ()},
         "sensor": {"target": "hardworker", "reconnect": 0.0},
         "hardworker": {
             "receiver": "ebpf",
@@ -58,7 +58,14 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "checksums": True,
             "quota": 0.5,
         },
-        "logger": {"database": "sqlite:///midstream.db", "batch_interval": 0.1, "batch_size": 4096},
+        "logger": {
+            "database": "sqlite:///midstream.db",
+            "batch_interval": 0.1,
+            "batch_size": 4096,
+            "keep_age": 0.0,
+            "keep_size": 0,
+            "replay_port": 0,
+        },
         "daemon": {
             "explore": True,
             "key": "/etc/midstream/key",
@@ -195,6 +202,8 @@ def test_ring_sizes_refused(tmp_path: Path, value: str) -> None:
         ("logger", "batch_interval", "0", "above 0"),
         ("logger", "batch_interval", "61", "at most 60"),
         ("logger", "batch_size", "0", "from 1 to 1048576"),
+        ("logger", "keep_age", "-1", "a number of seconds, 0 or more"),
+        ("logger", "keep_size", '"10GB"', "a string such as"),
     ],
 )
 def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowed: str) -> None:
@@ -203,6 +212,65 @@ def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowe
     assert allowed in text
     assert "correct it, or leave it out" in text
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ('name = "x"\ntype = "f16"', 'data.field[0].type = "f16": must be "i8" or '),
+        ('name = "x"', "data.field[0].type: missing; must be"),
+        ('name = "9x"\ntype = "i8"', 'data.field[0].name = "9x": not a name for a column'),
+        ('name = "payload"\ntype = "i8"', 'data.field[0].name = "payload": the logger\'s own name'),
+        (
+            'name = "x"\ntype = "i8"\nunits = "V"',
+            'data.field[0].units = "V": no such key; did you mean unit?',
+        ),
+        ('name = "x"\ntype = "i8"\nscale = 0', "data.field[0].scale = 0: every value would be the same"),
+        (
+            'name = "x"\ntype = "bool"\nscale = 2',
+            'data.field[0].scale = 2: its type is "bool"; must be a number',
+        ),
+        (
+            'name = "x"\ntype = "bytes"',
+            'data.field[0].size = null: its type is "bytes"; must be the number of bytes',
+        ),
+        (
+            'name = "x"\ntype = "i8"\nsize = 4',
+            'data.field[0].size = 4: its type is "i8"; must be the number of',
+        ),
+        ('name = "x"\ntype = "i8"\ncount = 0', "data.field[0].count = 0: must be an integer from 1 to 1000"),
+        ('name = "x"\ntype = "i8"\noffset = -1', "data.field[0].offset = -1: must be an integer, 0 or more"),
+        (
+            'name = "x"\ntype = "i32"\n[[data.field]]\nname = "y"\ntype = "i16"\noffset = 3',
+            'data.field[1].offset = 3: its bytes 3 to 4 overlap bytes 0 to 3, which are "x"; must',
+        ),
+        (
+            'name = "x"\ntype = "i32"\n[[data.field]]\nname = "X"\ntype = "i16"',
+            'data.field[1].name = "X": data.field[0] is called X too; must be a name',
+        ),
+        (
+            'name = "x"\ntype = "i8"\ncount = 2\n[[data.field]]\nname = "x_1"\ntype = "i8"',
+            'data.field[1].name = "x_1": data.field[0] is called x_1 too',
+        ),
+        (
+            'name = "x"\ntype = "i32"\ncount = 600\n[[data.field]]\nname = "y"\ntype = "i8"\ncount = 500',
+            "data.field = [",
+        ),
+    ],
+)
+def test_fields_refused(tmp_path: Path, tables: str, expected: str) -> None:
+    text = refusal(tmp_path, f"[[data.field]]\n{tables}")
+    assert text.startswith(expected)
+    assert len(text.splitlines()) == 1
+
+
+def test_fields_that_fit_neither_framing_nor_size(tmp_path: Path) -> None:
+    tables = '[[data.field]]\nname = "x"\ntype = "f64"'
+    assert "its bytes 0 to 7 reach beyond the message's 4" in refusal(tmp_path, f"[data]\nsize = 4\n{tables}")
+    assert 'framing is "line"; must be tables [[data.field]] for fixed framing' in refusal(
+        tmp_path, f'[data]\nframing = "line"\n{tables}'
+    )
+    assert refusal(tmp_path, "[data]\nfield = 3").startswith("data.field = 3: must be tables [[data.field]]")
 
 
 @pytest.mark.parametrize("path", ["", "/ring", "/run/midstream/ring.sock", f"/{'x' * 106}"])

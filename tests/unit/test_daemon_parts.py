@@ -12,10 +12,10 @@ import pytest
 
 from midstream.daemon import heartbeat, status
 from midstream.daemon.heartbeat import Heartbeat, is_listening
-from midstream.daemon.key import Key
 from midstream.daemon.log import Log, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.resets import segment
+from midstream.daemon.seal import Key
 from midstream.ebpf.control import Open
 from midstream.errors import ConfigError, NetworkError
 from midstream.packet.headers import Flags, IPv4, Tcp

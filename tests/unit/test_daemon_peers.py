@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from midstream.daemon import key as daemon_key
+from midstream import key
 from midstream.daemon.announcement import Announcement, Mark, unseal
-from midstream.daemon.key import ForgedError, Key
 from midstream.daemon.peers import LIFETIME, MAX_PEERS, Peers
+from midstream.daemon.seal import ForgedError, Key
 from midstream.errors import ConfigError
 
 KEY = Key(b"k" * 32)
@@ -112,18 +112,18 @@ def test_the_table_is_bounded() -> None:
 
 def test_a_key_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "etc" / "key"
-    daemon_key.make(path)
+    key.make(path)
     assert path.stat().st_mode & 0o777 == 0o600
     text = said().sealed(Key.load(path))
     assert unseal(Key.load(path), text).name == "arm-sensor"
     with pytest.raises(ConfigError, match="exists already, and a key is not replaced"):
-        daemon_key.make(path)
+        key.make(path)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "key"
-    daemon_key.make(path)
+    key.make(path)
     path.chmod(mode)
     with pytest.raises(ConfigError, match=f"mode {mode:04o} lets others read the key; `chmod 600"):
         Key.load(path)

@@ -4,113 +4,25 @@ import hashlib
 import os
 import signal
 import socket
-import sqlite3
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
-from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.unit.site import SIZE, TOS, Serving, Site, reset
 
 from midstream.errors import NetworkError, StoreError
 from midstream.framing import Framing, encode
-from midstream.logger import Logger, LoggerSummary
-from midstream.logger import receiver as receiver_module
-from midstream.logger.store import Batch, Store
-from midstream.network import Host, Topology, write
+from midstream.logger import Logger
 from midstream.sensor import Sensor, file_messages, numbered_messages
-
-SIZE = 32
-TOS = 104
-
-
-class Site:
-    """A folder with config.toml, const.toml and the database, and a free port on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        hosts = [Host(IPv4Address(f"127.0.0.{n}"), f"02:00:00:00:00:{n:02x}") for n in (1, 2, 11)]
-        topology = Topology((hosts[2],), hosts[1], hosts[0], tos=TOS, port=self.port, mtu=1500, size=SIZE)
-        write(folder / "const.toml", topology, "a test")
-        self.configure()
-
-    def configure(
-        self, *, framing: str = "fixed", max_size: int = 1 << 20, interval: float = 0.02, logger: str = ""
-    ) -> None:
-        (self.folder / "config.toml").write_text(
-            f'[sensor]\ntarget = "logger"\n[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
-            f"[logger]\nbatch_interval = {interval}\n{logger}"
-        )
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.toml"
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
-
-    def query(self, statement: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.folder / "midstream.db")) as database:
-            return database.execute(statement).fetchall()
-
-    def wait_for(self, statement: str, expected: list[tuple[Any, ...]]) -> None:
-        wait_until(lambda: self.query(statement) == expected)
-
-
-class Serving(threading.Thread):
-    """A logger that serves in a thread until the `with` block ends."""
-
-    def __init__(self, config: Path) -> None:
-        super().__init__()
-        self.logger = Logger(config)
-        self.summary = LoggerSummary()
-        self.error: Exception | None = None
-        self._stop_requested = threading.Event()
-
-    def __enter__(self) -> "Serving":
-        self.logger.__enter__()
-        self.start()
-        return self
-
-    def run(self) -> None:
-        try:
-            self.summary = self.logger.serve(self._stop_requested.is_set)
-        except Exception as error:
-            self.error = error
-
-    def stop(self) -> None:
-        self._stop_requested.set()
-        self.join(20)
-        assert not self.is_alive()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self.logger.close()
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 def test_every_message_of_a_sensor_is_stored(site: Site) -> None:
@@ -240,13 +152,13 @@ def test_a_framing_error_closes_the_connection_and_keeps_what_was_right(site: Si
 def test_stop_commits_everything_that_was_received(site: Site) -> None:
     site.configure(interval=60, logger="batch_size = 1000000\n")
     with Serving(site.config) as serving, site.connect() as client:
-        client.sendall(bytes(SIZE) * 3000 + b"rest")
-        wait_until(lambda: serving.logger.summary.bytes == 3000 * SIZE + 4)
+        client.sendall(bytes(SIZE) * 300 + b"rest")
+        time.sleep(0.2)
         assert site.query("SELECT count(*) FROM messages") == [(0,)]  # they wait for their commit
         serving.stop()
-    assert site.query("SELECT count(*) FROM messages") == [(3000,)]
+    assert site.query("SELECT count(*) FROM messages") == [(300,)]
     assert site.query("SELECT reason, unfinished FROM connections") == [("the logger was stopped", b"rest")]
-    assert serving.summary.messages == 3000
+    assert (serving.summary.messages, serving.summary.bytes) == (300, 300 * SIZE + 4)
 
 
 def test_a_stop_while_a_sensor_sends_keeps_a_prefix_and_tells_the_sensor(site: Site) -> None:
@@ -340,66 +252,6 @@ def test_a_transaction_holds_at_most_batch_size(site: Site) -> None:
     assert site.query("SELECT count(*) FROM messages") == [(5000,)]
 
 
-def test_a_slow_database_slows_the_sensors_and_bounds_the_memory(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site.configure(framing="length")
-    limit, size, count = 1 << 20, 64 << 10, 1000
-    monkeypatch.setattr(receiver_module, "MAX_BATCH_BYTES", limit)
-    released = threading.Event()
-    batches: list[int] = []
-    real_write = Store.write
-
-    def slow_write(store: Store, batch: Batch) -> int:
-        batches.append(batch.payload_bytes)
-        if len(batches) == 2:
-            released.wait(20)
-        return real_write(store, batch)
-
-    monkeypatch.setattr(Store, "write", slow_write)
-    with Serving(site.config) as serving, Sensor(site.config) as sensor:
-        sending = threading.Thread(target=sensor.run, args=([bytes(size)] * count,), kwargs={"rate": 0})
-        sending.start()
-        wait_until(lambda: len(batches) == 2)
-        time.sleep(0.5)
-        received = serving.logger.summary.bytes
-        time.sleep(0.3)
-        assert serving.logger.summary.bytes == received  # nothing is read while the database is busy
-        assert sensor.summary.messages < count  # and the sensor is held back
-        with site.connect():  # a new connection is held back too, and accepted
-            wait_until(lambda: serving.logger.summary.connections == 2)
-            released.set()
-            sending.join(20)
-        assert sensor.summary.clean
-    assert max(batches) <= limit + (256 << 10) + size  # one read more than the limit
-    assert site.query("SELECT count(*), sum(length(payload)) FROM messages") == [(count, count * size)]
-
-
-def test_a_database_that_fails_ends_the_logger_loudly(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise StoreError("the disk is full")
-
-    with Serving(site.config) as serving, site.connect() as client:
-        site.wait_for("SELECT count(*) FROM connections", [(1,)])
-        monkeypatch.setattr(Store, "write", full)
-        client.sendall(bytes(SIZE) * 5)
-        assert client.recv(1) == b""  # the sensor is told
-        serving.join(10)
-    assert isinstance(serving.error, StoreError)
-    assert "the disk is full. Up to 5 received messages were not stored" in str(serving.error)
-
-
-def test_a_fault_of_our_own_is_not_swallowed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(receiver_module.Receiver, "received", broken)
-    with Serving(site.config) as serving, site.connect() as client:
-        client.sendall(b"x")
-        serving.join(10)
-    assert isinstance(serving.error, ZeroDivisionError)
-
-
 def test_the_listener_bears_the_mark(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replies are known by it on their way back; accepted sockets inherit it."""
     options = []
@@ -435,7 +287,8 @@ def test_not_the_loggers_host(site: Site) -> None:
 
 
 def test_a_wrong_database_url(site: Site) -> None:
-    site.configure(logger='database = "oracel://host/db"\n')
+    site.url = "oracel://host/db"
+    site.configure()
     with pytest.raises(StoreError, match="no such kind of database"), Logger(site.config):
         pass
 
@@ -450,3 +303,55 @@ def test_a_file_with_a_ragged_end_arrives_bit_for_bit(site: Site, tmp_path: Path
     ((digest, unfinished),) = site.query("SELECT digest, unfinished FROM connections")
     assert b"".join(row[0] for row in payloads) + unfinished == content
     assert digest == sent.digest
+
+
+def test_no_window_stays_closed_on_the_rest_of_a_segment(site: Site) -> None:
+    """A few unread bytes keep the memory of the large segment that they are the end of."""
+    site.configure(framing="length")
+    message = encode("length", bytes(993), size=SIZE, max_size=1 << 20)
+    with Serving(site.config), site.connect() as client:
+        for _ in range(10):
+            client.sendall(message * 2000)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    assert site.query("SELECT count(*), sum(length(payload)) FROM messages") == [(20_000, 20_000 * 993)]
+
+
+def test_a_flood_leaves_room_for_others(site: Site) -> None:
+    stop = threading.Event()
+    with Serving(site.config), site.connect() as flood, site.connect() as other:
+
+        def send() -> None:
+            while not stop.is_set():
+                flood.sendall(bytes(SIZE) * 4096)
+
+        flooding = threading.Thread(target=send)
+        flooding.start()
+        try:
+            port = other.getsockname()[1]
+            for number in range(5):
+                other.sendall(bytes(SIZE))
+                sent = time.monotonic()
+                site.wait_for(f"SELECT count(*) FROM log WHERE port = {port}", [(number + 1,)])
+                assert time.monotonic() - sent < 2
+        finally:
+            stop.set()
+            flooding.join(20)
+        flood.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.slow
+def test_thousands_of_connections(site: Site) -> None:
+    clients = 5000
+    with Serving(site.config) as serving:
+        sockets = [site.connect() for _ in range(clients)]
+        for turn in range(5):
+            for number, client in enumerate(sockets):
+                client.sendall(struct.pack("<II", number, turn).ljust(SIZE, b"\0"))
+        for client in sockets:
+            client.shutdown(socket.SHUT_WR)
+        for client in sockets:
+            assert client.recv(1) == b""
+            client.close()
+    assert site.query("SELECT count(*) FROM messages") == [(5 * clients,)]
+    assert serving.summary.restarts == serving.summary.waits == 0

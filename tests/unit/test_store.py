@@ -1,4 +1,4 @@
-"""The store: what is in the database after a commit and a restart, and all that can be wrong with a URL."""
+"""SQLite: durability, locks, files; versions of the tables; and all that can be wrong with a URL."""
 
 import sqlite3
 import sys
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, event
+from tests.unit.batches import batch_of
 
 from midstream.errors import StoreError
-from midstream.logger import store as store_module
-from midstream.logger.store import Batch, ConnectionRow, Store
+from midstream.logger import sql
+from midstream.logger.sql import SqlStore
+from midstream.logger.store import Batch, ConnectionRow, Unavailable
 
 
 @pytest.fixture
@@ -20,18 +22,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    with Store(f"sqlite:///{path}", batch_size=100) as opened:
+def store(path: Path) -> Iterator[SqlStore]:
+    with SqlStore(f"sqlite:///{path}", batch_size=100) as opened:
         yield opened
 
 
-def row(sensor: str = "10.83.0.11") -> ConnectionRow:
-    return ConnectionRow(sensor=sensor, port=40000, opened_ns=1)
-
-
-def message_batch(connection: ConnectionRow, first: int, count: int) -> Batch:
-    numbers = range(first, first + count)
-    return Batch(messages=[(connection, number, 1000 + number, b"%d" % number) for number in numbers])
+def row(token: str = "a.1") -> ConnectionRow:
+    return ConnectionRow(token=token, sensor="10.83.0.11", port=40000, opened_ns=1)
 
 
 def query(path: Path, statement: str) -> list[tuple[object, ...]]:
@@ -39,74 +36,7 @@ def query(path: Path, statement: str) -> list[tuple[object, ...]]:
         return database.execute(statement).fetchall()
 
 
-def test_a_commit_holds_connections_messages_and_ends(store: Store, path: Path) -> None:
-    connection = row()
-    batch = message_batch(connection, 0, 3)
-    batch.opened.append(connection)
-    batch.closed.append(connection)
-    connection.closed_ns, connection.size, connection.digest = 9, 12, "ab" * 32
-    connection.reset, connection.reason, connection.unfinished = True, "gone", b"half"
-    assert store.write(batch) == 1
-    assert query(path, "SELECT * FROM connections") == [
-        (connection.id, "10.83.0.11", 40000, 1, 9, 12, "ab" * 32, 1, "gone", b"half")
-    ]
-    assert query(path, "SELECT * FROM messages ORDER BY sequence") == [
-        (connection.id, number, 1000 + number, b"%d" % number) for number in range(3)
-    ]
-
-
-def test_an_open_connection_has_no_end(store: Store, path: Path) -> None:
-    store.write(Batch(opened=[row()]))
-    assert query(path, "SELECT closed_ns, bytes, digest, reset, reason, unfinished FROM connections") == [
-        (None,) * 6
-    ]
-
-
-def test_the_log_view_names_the_sensor_of_each_message(store: Store, path: Path) -> None:
-    first, second = row("10.83.0.11"), row("10.83.0.12")
-    store.write(Batch(opened=[first, second], messages=[(first, 0, 5, b"a"), (second, 0, 6, b"b")]))
-    assert query(path, "SELECT * FROM log ORDER BY received_ns") == [
-        ("10.83.0.11", 40000, first.id, 0, 5, b"a"),
-        ("10.83.0.12", 40000, second.id, 0, 6, b"b"),
-    ]
-
-
-def test_a_transaction_holds_at_most_batch_size_messages(store: Store, path: Path) -> None:
-    connection = row()
-    batch = message_batch(connection, 0, 250)
-    batch.opened.append(connection)
-    assert store.write(batch) == 3
-    assert query(path, "SELECT count(*), max(sequence) FROM messages") == [(250, 249)]
-
-
-def test_a_failed_transaction_leaves_the_ones_before_it(store: Store, path: Path) -> None:
-    connection = row()
-    batch = message_batch(connection, 0, 250)
-    batch.opened.append(connection)
-    batch.closed.append(connection)
-    batch.messages[150] = batch.messages[149]  # a duplicate key in the second transaction
-    with pytest.raises(StoreError, match="UNIQUE"):
-        store.write(batch)
-    assert query(path, "SELECT count(*), max(sequence) FROM messages") == [(100, 99)]
-    assert query(path, "SELECT reason FROM connections") == [(None,)]
-
-
-def test_restart_appends_to_the_database(path: Path) -> None:
-    for _ in range(2):
-        with Store(f"sqlite:///{path}", batch_size=100) as store:
-            connection = row()
-            batch = message_batch(connection, 0, 2)
-            batch.opened.append(connection)
-            store.write(batch)
-    assert query(path, "SELECT connection_id, sequence FROM messages ORDER BY 1, 2") == [
-        (1, 0),
-        (1, 1),
-        (2, 0),
-        (2, 1),
-    ]
-
-
-def test_sqlite_writes_ahead_and_syncs_each_commit(store: Store, path: Path) -> None:
+def test_sqlite_writes_ahead_and_syncs_each_commit(store: SqlStore, path: Path) -> None:
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
     levels = []
 
@@ -122,17 +52,17 @@ def test_sqlite_writes_ahead_and_syncs_each_commit(store: Store, path: Path) -> 
 
 
 def test_closing_leaves_one_file(path: Path) -> None:
-    with Store(f"sqlite:///{path}", batch_size=100) as store:
+    with SqlStore(f"sqlite:///{path}", batch_size=100) as store:
         store.write(Batch(opened=[row()]))
     assert [file.name for file in path.parent.iterdir()] == ["log.db"]
 
 
-def test_a_reader_does_not_stop_the_writer(store: Store, path: Path) -> None:
-    store.write(Batch(opened=[row()]))
+def test_a_reader_does_not_stop_the_writer(store: SqlStore, path: Path) -> None:
+    store.write(Batch(opened=[row("a.1")]))
     with closing(sqlite3.connect(path)) as reader:
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM connections").fetchone() == (1,)
-        store.write(Batch(opened=[row()]))
+        store.write(Batch(opened=[row("a.2")]))
         assert reader.execute("SELECT count(*) FROM connections").fetchone() == (1,)
 
 
@@ -146,35 +76,32 @@ def test_a_reader_does_not_stop_the_writer(store: Store, path: Path) -> None:
 )
 def test_a_wrong_url_is_explained(url: str, reason: str) -> None:
     with pytest.raises(StoreError, match=reason) as caught:
-        Store(url, batch_size=1)
+        SqlStore(url, batch_size=1)
     assert "secret" not in str(caught.value)
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg2", None)
     with pytest.raises(StoreError, match="pip install psycopg2") as caught:
-        Store("postgresql+psycopg2://user:secret@localhost/db", batch_size=1)
+        SqlStore("postgresql+psycopg2://user:secret@localhost/db", batch_size=1)
     assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_is_no_database(path: Path) -> None:
     path.write_bytes(b"this is not a database at all\n" * 100)
     with pytest.raises(StoreError, match=r"not a database.*move it away"):
-        Store(f"sqlite:///{path}", batch_size=1)
+        SqlStore(f"sqlite:///{path}", batch_size=1)
 
 
 def test_a_damaged_database(path: Path) -> None:
-    with Store(f"sqlite:///{path}", batch_size=10_000) as store:
-        connection = row()
-        batch = message_batch(connection, 0, 10_000)
-        batch.opened.append(connection)
-        store.write(batch)
+    with SqlStore(f"sqlite:///{path}", batch_size=10_000) as store:
+        store.write(batch_of(row(), [b"%d" % number for number in range(10_000)]))
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)  # all but the page with the schema
     path.write_bytes(content)
     with (
         pytest.raises(StoreError, match=r"malformed.*move it away"),
-        Store(f"sqlite:///{path}", batch_size=100) as store,
+        SqlStore(f"sqlite:///{path}", batch_size=100) as store,
     ):
         store.write(Batch(opened=[row()]))
 
@@ -183,15 +110,72 @@ def test_tables_of_another_program(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE messages (id INTEGER, body TEXT)")
     with pytest.raises(StoreError, match=r"table messages is not midstream's.*payload"):
-        Store(f"sqlite:///{path}", batch_size=1)
+        SqlStore(f"sqlite:///{path}", batch_size=1)
 
 
 def test_a_locked_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LOCK_TIMEOUT", 0.1)
-    with Store(f"sqlite:///{path}", batch_size=100) as store, closing(sqlite3.connect(path)) as other:
+    monkeypatch.setattr(sql, "LOCK_TIMEOUT", 0.1)
+    with SqlStore(f"sqlite:///{path}", batch_size=100) as store, closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match=r"locked.*another program"):
+        with pytest.raises(Unavailable, match=r"locked.*another program"):
             store.write(Batch(opened=[row()]))
         other.rollback()
         store.write(Batch(opened=[row()]))
     assert query(path, "SELECT count(*) FROM connections") == [(1,)]
+
+
+def test_a_database_of_version_1_is_brought_up_to_date(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(
+            """
+            CREATE TABLE connections (id INTEGER NOT NULL PRIMARY KEY, sensor VARCHAR(15) NOT NULL,
+                port INTEGER NOT NULL, opened_ns BIGINT NOT NULL, closed_ns BIGINT, bytes BIGINT,
+                digest VARCHAR(64), reset BOOLEAN, reason TEXT, unfinished BLOB);
+            CREATE TABLE messages (connection_id INTEGER NOT NULL, sequence BIGINT NOT NULL,
+                received_ns BIGINT NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (connection_id, sequence),
+                FOREIGN KEY(connection_id) REFERENCES connections (id));
+            CREATE VIEW log AS SELECT connections.sensor, connections.port, messages.connection_id,
+                messages.sequence, messages.received_ns, messages.payload
+                FROM messages JOIN connections ON connections.id = messages.connection_id;
+            INSERT INTO connections VALUES (1, '10.83.0.11', 4711, 5, 9, 1, 'ab', 0, 'end of stream', NULL);
+            INSERT INTO messages VALUES (1, 0, 6, x'61');
+            """
+        )
+    for _ in range(2):
+        SqlStore(f"sqlite:///{path}", batch_size=100).close()
+        assert query(path, "SELECT version FROM schema_version") == [(2,)]
+    with SqlStore(f"sqlite:///{path}", batch_size=100) as store:
+        store.write(batch_of(row(), [b"b"]))
+    assert query(path, "SELECT connection_id, sequence, payload, stream_offset FROM messages") == [
+        (1, 0, b"a", None),
+        (2, 0, b"b", 0),
+    ]
+    assert query(path, "SELECT count(*) FROM log") == [(2,)]
+    with pytest.raises(sqlite3.IntegrityError), closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE connections SET token = 'a.1'")
+
+
+def test_a_newer_database_is_refused_and_left_alone(path: Path) -> None:
+    SqlStore(f"sqlite:///{path}", batch_size=100).close()
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE schema_version SET version = 3")
+    with pytest.raises(StoreError, match=r"tables have version 3.*up to 2. Install the newer midstream"):
+        SqlStore(f"sqlite:///{path}", batch_size=100)
+    assert query(path, "SELECT version FROM schema_version") == [(3,)]
+
+
+def test_the_tables_of_another_program_stay_as_they_are(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE connections (id INTEGER, host TEXT)")
+    with pytest.raises(StoreError, match=r"table connections is not midstream's"):
+        SqlStore(f"sqlite:///{path}", batch_size=1)
+    assert query(path, "SELECT name FROM sqlite_master WHERE type = 'table'") == [("connections",)]
+
+
+def test_a_full_disk_passes(path: Path) -> None:
+    with SqlStore(f"sqlite:///{path}", batch_size=100) as store:
+        with store._engine.connect() as database:
+            database.exec_driver_sql("PRAGMA max_page_count = 40")
+        with pytest.raises(Unavailable, match=r"full.*make room"):
+            store.write(batch_of(row(), [bytes(4096)] * 100))
+        assert store.resume([row()]) == {}

@@ -20,6 +20,7 @@ _MODULES = {
     "sensor": "sensor",
     "hardworker": "hardworker",
     "logger": "logger",
+    "log": "log",
     "compile": "compile",
     "attach": "kernel",
     "detach": "kernel",

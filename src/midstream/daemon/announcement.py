@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midstream.config import Role
-from midstream.daemon.key import ForgedError, Key
+from midstream.daemon.seal import ForgedError, Key
 from midstream.network import Ip, Mac
 
 _PURPOSE = "announcement"

@@ -15,7 +15,7 @@ from zeroconf._dns import DNSText
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
 from midstream.daemon.announcement import Announcement, unseal
-from midstream.daemon.key import ForgedError, Key
+from midstream.daemon.seal import ForgedError, Key
 from midstream.errors import NetworkError
 
 TYPE = "_midstream._tcp.local."

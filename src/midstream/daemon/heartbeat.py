@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from midstream.daemon.key import ForgedError, Key
+from midstream.daemon.seal import ForgedError, Key
 from midstream.errors import NetworkError
 
 INTERVAL = 0.1  # seconds between two questions

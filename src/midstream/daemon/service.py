@@ -26,12 +26,12 @@ from midstream.daemon.discovery import INTERVAL, Discovery
 from midstream.daemon.failover import Choice
 from midstream.daemon.heartbeat import Heartbeat, is_listening
 from midstream.daemon.host import ThisHost
-from midstream.daemon.key import Key
 from midstream.daemon.log import Log, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.peers import Peers
 from midstream.daemon.plan import Plan, decide_mark, make_plan
 from midstream.daemon.role import find_role
+from midstream.daemon.seal import Key
 from midstream.daemon.watch import Watch
 from midstream.errors import ConfigError, MidstreamError, NetworkError
 from midstream.network import Host, Topology

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from midstream.demo.verdict import NOWHERE, Arrivals, Stream, owner
 from midstream.errors import StoreError
 from midstream.hardworker.recording import recorded_dtype
-from midstream.logger.store import connections, messages
+from midstream.logger.schema import connections, messages
 from midstream.sensor import SENT_DTYPE
 
 CHUNK = 16 << 20  # bytes of payload in memory at a time

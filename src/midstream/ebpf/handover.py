@@ -46,6 +46,17 @@ class Ring:
         """All of them."""
         return self.ring, self.journal, self.unfinished, self.control, self.lock
 
+    @property
+    def began(self) -> float:
+        """When the ring was pinned, in seconds since 1970. Raises KernelError if this user may not look."""
+        try:
+            return os.stat("ring", dir_fd=self.lock).st_mtime
+        except OSError as error:
+            raise KernelError(
+                f"the ring's pin cannot be looked at ({error.strerror}), so it is not known since when it "
+                "holds what arrives; let this user search the pins' folder (network.pins), or run as root"
+            ) from error
+
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
         for descriptor in self.descriptors:

@@ -64,6 +64,10 @@ class RingOrStack:
     def fill(self) -> float:
         return self._ring.fill
 
+    @property
+    def began(self) -> float:
+        return self._ring.began
+
     def close(self) -> None:
         self._let_go()
         self._ring.close()

@@ -93,6 +93,7 @@ class SocketHandler:
         self._relays: dict[int, _Relay] = {}  # by the descriptors of both sockets
         self._segments: deque[Segment] = deque()
         self._opened = 0
+        self.began = time.time()
         self._taken = 0  # bytes since the last look
         self._listener = listen(topology)
         self._spare = socket.socket()  # for its descriptor

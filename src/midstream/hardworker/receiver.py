@@ -6,6 +6,7 @@ import select
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,11 +14,12 @@ from typing import Self
 import numpy as np
 
 from midstream import config as configuration
-from midstream import network
+from midstream import fields, network
 from midstream.config import Config
 from midstream.errors import ConfigError
 from midstream.hardworker.assembly import Assembly, Totals
 from midstream.hardworker.handler import SocketHandler
+from midstream.hardworker.history import history
 from midstream.hardworker.messages import Message, batch_dtype
 from midstream.hardworker.pinned import open_ring
 from midstream.hardworker.source import Source
@@ -52,6 +54,7 @@ class Hardworker:
         self._size = self.config.message_size(self.topology.size)
         self._fixed = self.config.data.framing == "fixed"
         self._assembly = Assembly(self.config.data, self._size, lambda: network.load(self.config.const_path))
+        self.layout = fields.layout(self.config, self._size)
         self._period = self.config.hardworker.period
         self._source = source
         self._autocommit = autocommit
@@ -148,6 +151,17 @@ class Hardworker:
             return np.empty(0, batch_dtype(self._size))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
+    def fields(self, batch: np.ndarray) -> np.ndarray:
+        """The messages of a batch that `read` gave, as rows with config.toml's [[data.field]] by name.
+
+        A view of the batch, valid as long as it is; values as they were sent (`layout.scaled` gives units).
+        """
+        if self.layout is None:
+            raise ConfigError(
+                f"{self.config.path}: data.field = []: no fields are described; add [[data.field]] tables"
+            )
+        return self.layout.view(batch)
+
     def messages(self) -> Iterator[Message]:
         """The messages that have arrived since the last call, one by one; it does not wait for more.
 
@@ -161,6 +175,25 @@ class Hardworker:
             self._undone = True
             yield message
         self._rest = None
+
+    def replay(self, since: datetime | None = None) -> Iterator[Message]:
+        """What the logger stored before this ring began and then, without a seam, what arrives.
+
+        For an application whose host was restarted, or that wants to know the past: every stored message that
+        the logger received at or after `since` (its clock; None: all), of connections that opened before the
+        program was attached. They have negative connection numbers, and as time the logger's, in nanoseconds
+        since 1970. Every connection that opened later is in the ring from its first byte. Ask before reading
+        anything else; meanwhile the ring fills. Raises ConfigError and NetworkError, see `history`.
+        """
+        began = self._opened_source().began
+        yield from history(
+            self.config,
+            str(self.topology.logger.ip),
+            [str(host.ip) for host in self.topology.sensors],
+            since,
+            began,
+        )
+        yield from self
 
     def latest(self, sensor: str | None = None) -> Message | None:
         """The newest message of a sensor (by IP address), or of any; None before the first.

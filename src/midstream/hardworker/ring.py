@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -41,7 +42,8 @@ class Ring:
     `consumer` is the ring's first page, `pages` the producer's page and then the data, twice in a row: as
     the kernel maps them, or as a test lays them out. `journal` and `spill` say what the last reader
     committed, and where reading resumes. `event` polls readable when something was stored. `close` lets go.
-    `patience`: bytes of the ring that a large unfinished message may hold before it is copied out.
+    `patience`: bytes of the ring that a large unfinished message may hold before it is copied out. `began`
+    tells since when the ring is there.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Ring:
         event: int,
         close: Callable[[], None],
         patience: int = 0,
+        began: Callable[[], float] = time.time,
     ) -> None:
         page = mmap.PAGESIZE
         self.size = (len(pages) - page) // 2
@@ -63,7 +66,7 @@ class Ring:
         self._reference = ctypes.byref(self._ring)
         self._library = _library()
         self._journal, self._spill = journal, spill
-        self._event, self.close, self._patience = event, close, patience
+        self._event, self.close, self._patience, self._began = event, close, patience, began
         self._snapshot = journal.load()
         kept = spill.load(self._snapshot)
         if self._snapshot:
@@ -100,6 +103,7 @@ class Ring:
             held.ring,
             held.close,
             patience,
+            lambda: held.began,
         )
 
     def look(self) -> None:
@@ -182,6 +186,11 @@ class Ring:
     def fill(self) -> float:
         """The part in use."""
         return self.used / self.size
+
+    @property
+    def began(self) -> float:
+        """When the ring was pinned. Raises KernelError if this user may not look."""
+        return self._began()
 
 
 @cache

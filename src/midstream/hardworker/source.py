@@ -57,6 +57,11 @@ class Source(Protocol):
         """How full the buffer is, from 0 to 1."""
         ...
 
+    @property
+    def began(self) -> float:
+        """Since when every connection that opens is here from its first byte: seconds since 1970."""
+        ...
+
     def close(self) -> None:
         """Let go of descriptors and mappings."""
         ...

@@ -12,8 +12,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from midstream import key
 from midstream.config import Role
-from midstream.daemon import key, status
+from midstream.daemon import status
 from midstream.errors import LabError
 from midstream.lab import namespaces
 from midstream.lab.hosts import INTERFACE

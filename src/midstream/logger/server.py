@@ -1,9 +1,10 @@
-"""The logger: listens, receives until it is stopped, and sums up."""
+"""The logger: listens, has everything stored until it is stopped, and sums up."""
 
-import asyncio
 import errno
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,37 +14,52 @@ from typing import Self
 
 from midstream.config import Config
 from midstream.config import load as load_config
-from midstream.errors import NetworkError
-from midstream.framing import Decoder, decoder
-from midstream.logger.receiver import LoggerSummary, Receiver
-from midstream.logger.store import Store
+from midstream.errors import MidstreamError, NetworkError
+from midstream.logger.holder import Child, Holder
+from midstream.logger.replay_process import ReplayProcess
+from midstream.logger.summary import LoggerSummary
 from midstream.network import load as load_topology
 
 BACKLOG = 4096  # connections that wait to be accepted
+RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
+
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class Logger:
     """Receives on the logger's address of const.toml and stores in `[logger] database`.
 
-    `config` is config.toml's path or its content. Entering the context opens the database (StoreError) and
-    listens (NetworkError): from then on sensors can connect. `serve` does the work.
+    `config` is config.toml's path or its content. Entering the context listens (NetworkError), and starts a
+    worker process that opens the database (StoreError): from then on sensors can connect. `serve` does the
+    work. The worker may be killed at any moment: another one takes its place, no connection notices, and
+    every message is stored once.
     """
 
     def __init__(self, config: str | Path | Config) -> None:
         self._config = config if isinstance(config, Config) else load_config(config)
         self._topology = load_topology(self._config.const_path)
         self._size = self._config.message_size(self._topology.size)
-        self._store: Store | None = None
-        self._socket: socket.socket | None = None
+        self._holder: Holder | None = None
+        self._replay: ReplayProcess | None = None
         self._summary = LoggerSummary()
 
     def __enter__(self) -> Self:
-        self._store = Store(self._config.database_url, batch_size=self._config.logger.batch_size)
+        _allow_many_sockets()
+        settings = {
+            "config": self._config.model_dump_json(),
+            "path": str(self._config.path),
+            "size": self._size,
+        }
+        holder = Holder(self._listen(), settings, _start_worker, self._summary)
         try:
-            self._socket = self._listen()
-        except NetworkError:
+            if self._config.logger.replay_port:
+                self._replay = ReplayProcess(self._config, str(self._topology.logger.ip), settings)
+            holder.start()
+        except (MidstreamError, KeyboardInterrupt):
+            holder.close()
             self.close()
             raise
+        self._holder = holder
         return self
 
     def __exit__(
@@ -55,45 +71,54 @@ class Logger:
         """Receive and store until `stop()` or for `timeout` seconds (0: without end). Once per context.
 
         Everything received is committed before it returns, also on KeyboardInterrupt; connections still open
-        then are closed, and recorded so. StoreError if a commit fails; it tells how many messages are lost.
+        then are closed, and recorded so. A database that takes nothing makes the sensors wait, however long
+        that lasts; if it takes nothing at the end either, StoreError tells how much is lost.
         """
-        if self._store is None or self._socket is None:
+        if self._holder is None:
             raise NetworkError("the logger does not listen: call serve once, in a `with` block")
-        listener, self._socket = self._socket, None
-        _allow_many_sockets()
+        holder, self._holder = self._holder, None
         started = time.monotonic()
-        with listener:
-            try:
-                asyncio.run(self._receive(listener, self._store, stop, timeout or float("inf")))
-            finally:
-                self._summary.seconds = time.monotonic() - started
+        try:
+            holder.run(lambda: self._asked_to_stop(stop), started + (timeout or float("inf")))
+        finally:
+            holder.close()
+            self.close()
+            self._summary.seconds = time.monotonic() - started
         return self.summary
 
     def close(self) -> None:
-        """Stop listening and close the database. Closing twice is allowed."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        """Stop listening and end the worker. Closing twice is allowed."""
+        if self._holder is not None:
+            self._holder.close()
+            self._holder = None
+        if self._replay is not None:
+            self._replay.close()
+            self._replay = None
 
     @property
     def summary(self) -> LoggerSummary:
         """What was received and stored so far."""
         return replace(self._summary)
 
+    def _asked_to_stop(self, stop: Callable[[], bool] | None) -> bool:
+        if self._replay is not None:
+            self._replay.keep()
+        return stop is not None and stop()
+
     def _listen(self) -> socket.socket:
         address = (str(self._topology.logger.ip), self._topology.port)
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted connections inherit both. The return path knows replies (resets too) by the mark;
-            # without keepalive a sensor that lost its power would leave its connection open for ever.
+            # Accepted connections inherit all of them. The return path knows replies (resets too) by the
+            # mark; without keepalive a sensor that lost its power would leave its connection open for ever.
             listener.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
+            _set_receive_buffer(listener)
             listener.bind(address)
             listener.listen(BACKLOG)
+            listener.setblocking(False)
         except OSError as error:
             listener.close()
             if error.errno == errno.EADDRINUSE:
@@ -107,25 +132,22 @@ class Logger:
             ) from error
         return listener
 
-    async def _receive(
-        self, listener: socket.socket, store: Store, stop: Callable[[], bool] | None, seconds: float
-    ) -> None:
-        settings = self._config.logger
-        receiver = Receiver(
-            store,
-            self._new_decoder,
-            self._summary,
-            batch_interval=settings.batch_interval,
-            batch_size=settings.batch_size,
-        )
-        server = await asyncio.get_running_loop().create_server(
-            receiver.new_peer, sock=listener, backlog=BACKLOG
-        )
-        await receiver.run(server, stop, seconds)
 
-    def _new_decoder(self) -> Decoder:
-        data = self._config.data
-        return decoder(data.framing, size=self._size, max_size=data.max_size)
+def _set_receive_buffer(listener: socket.socket) -> None:
+    """A fixed size: the kernel's own tuning does not see that a worker takes what it only peeks at."""
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER
+        )  # as far as net.core.rmem_max
+
+
+def _start_worker(channel: socket.socket) -> Child:
+    command = [sys.executable, "-P", "-m", "midstream.logger", str(channel.fileno())]
+    return subprocess.Popen(
+        command, pass_fds=[channel.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
 
 
 def _allow_many_sockets() -> None:

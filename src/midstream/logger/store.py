@@ -1,98 +1,82 @@
-"""The logger's database: every connection and every message, through SQLAlchemy Core.
+"""What a database must do for the logger, and what is written into it.
 
-connections   one row a connection; closed_ns is NULL while it is open (for ever if the logger was killed)
-messages      one row a message; sequence counts from 0 in each connection
-log           a view of both: who sent what, when
+A store is used by one thread at a time. Each message is complete in itself, with its place in the stream: who
+comes after a failure, or after a dead worker, asks `resume` how far it came.
 """
 
+import struct
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Protocol, Self
 
-from sqlalchemy import (
-    URL,
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    Engine,
-    ForeignKey,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    insert,
-    inspect,
-    make_url,
-    text,
-    update,
-)
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
+from midstream.framing import PREFIX
 
-from midstream.errors import StoreError
+FRAME = {"fixed": 0, "length": PREFIX, "line": 1}  # bytes of a message's frame besides its payload
 
-LOCK_TIMEOUT = 5.0  # seconds SQLite waits for another program's transaction
 
-metadata = MetaData()
-_id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for INTEGER
+_HEAD = struct.Struct("<qqq")
 
-connections = Table(
-    "connections",
-    metadata,
-    Column("id", _id, primary_key=True, autoincrement=True),
-    Column("sensor", String(15), nullable=False),  # IPv4 address
-    Column("port", Integer, nullable=False),
-    Column("opened_ns", BigInteger, nullable=False),  # since 1970, as all times here
-    Column("closed_ns", BigInteger),
-    Column("bytes", BigInteger),  # of the whole stream, frames included
-    Column("digest", String(64)),  # SHA-256 of the whole stream
-    Column("reset", Boolean),
-    Column("reason", Text),  # why it ended
-    Column("unfinished", LargeBinary),  # bytes after the last whole message; NULL if there are none
-)
 
-messages = Table(
-    "messages",
-    metadata,
-    Column("connection_id", _id, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
-    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("received_ns", BigInteger, nullable=False),
-    Column("payload", LargeBinary, nullable=False),
-)
+def checksum(sequence: int, stream_offset: int, received_ns: int, payload: bytes) -> int:
+    """The crc of a row: CRC-32 of the three numbers (64 bits each, little-endian) and the payload."""
+    return zlib.crc32(payload, zlib.crc32(_HEAD.pack(sequence, stream_offset, received_ns)))
 
-_EXPECTED = (
-    "Expected a SQLAlchemy URL such as sqlite:///midstream.db or postgresql+psycopg://user@host/name "
-    "([logger] database in config.toml)"
-)
 
-_LOG_VIEW = """
-CREATE VIEW log AS
-SELECT connections.sensor, connections.port, messages.connection_id, messages.sequence,
-       messages.received_ns, messages.payload
-FROM messages JOIN connections ON connections.id = messages.connection_id
-"""
+class Unavailable(Exception):  # noqa: N818  it is a state that passes, not somebody's error
+    """The database cannot be written just now; its text says why and what the user may do about it."""
 
 
 @dataclass(slots=True, eq=False)
 class ConnectionRow:
     """A connection as the database will know it; `id` is given by the first commit."""
 
+    token: str  # the holder's name for it: unique among all connections ever
     sensor: str
     port: int
     opened_ns: int
     id: int | None = None
     closed_ns: int | None = None
     size: int = 0  # bytes of the stream
-    digest: str = ""
+    digest: str | None = None  # SHA-256 of the stream, None if it is not known
     reset: bool = False
     reason: str = ""
     unfinished: bytes = b""
+
+
+class MessageRow(NamedTuple):
+    """In the order of the columns of `messages`."""
+
+    connection_id: int
+    sequence: int
+    received_ns: int
+    payload: bytes
+    stream_offset: int
+    crc: int
+
+
+@dataclass(slots=True)
+class Piece:
+    """Messages of one connection in a row, numbered from `sequence`; the first frame begins at `offset`."""
+
+    row: ConnectionRow
+    sequence: int
+    offset: int
+    payloads: list[bytes]
+    received_ns: list[int]
+    frame: int  # bytes of a message's frame besides its payload
+
+    def rows(self) -> Iterator[MessageRow]:
+        """The rows of the messages, once the connection has its id."""
+        key = self.row.id
+        assert key is not None
+        offset = self.offset
+        for sequence, payload, received in zip(count(self.sequence), self.payloads, self.received_ns):
+            crc = checksum(sequence, offset, received, payload)
+            yield MessageRow(key, sequence, received, payload, offset, crc)
+            offset += len(payload) + self.frame
 
 
 @dataclass(slots=True)
@@ -100,163 +84,47 @@ class Batch:
     """What waits for its commit."""
 
     opened: list[ConnectionRow] = field(default_factory=list)
-    messages: list[tuple[ConnectionRow, int, int, bytes]] = field(default_factory=list)
-    """connection, sequence, received_ns, payload"""
+    pieces: list[Piece] = field(default_factory=list)
+    fragments: list[tuple[ConnectionRow, int, bytes]] = field(default_factory=list)
+    """connection, offset in its stream, the bytes of a message that is not whole yet"""
+    completed: list[ConnectionRow] = field(default_factory=list)
+    """Connections whose fragments are a message now, or what is left at the end."""
     closed: list[ConnectionRow] = field(default_factory=list)
+    messages: int = 0
     payload_bytes: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.opened or self.messages or self.closed)
+        return bool(self.opened or self.pieces or self.fragments or self.closed)
 
 
-class Store:
-    """The database at a SQLAlchemy URL; tables are made if they are missing.
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a connection is committed."""
 
-    StoreError if the URL, the driver, the file or its content is not usable: the message says what to do.
-    One thread at a time may use a store.
-    """
+    id: int
+    sequence: int  # of the next message
+    offset: int  # in the stream, of the next byte
+    head: bytes = b""  # committed bytes in front of it that belong to the next message
+    closed: bool = False
 
-    def __init__(self, url: str | URL, *, batch_size: int) -> None:
-        self._batch_size = batch_size
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:  # the text is not repeated: it may hold a password
-            raise StoreError(f"[logger] database is not a URL. {_EXPECTED}") from error
-        self._name = parsed.render_as_string(hide_password=True)
-        try:
-            self._engine = _engine(parsed)
-        except NoSuchModuleError as error:
-            raise StoreError(f"{self._name}: no such kind of database. {_EXPECTED}") from error
-        except ModuleNotFoundError as error:
-            raise StoreError(
-                f"{self._name} needs a Python package that is not installed: pip install {error.name}"
-            ) from error
-        try:
-            with self._engine.begin() as connection:
-                self._prepare(connection)
-        except SQLAlchemyError as error:
-            self._engine.dispose()
-            raise self._failed(error) from error
-        except StoreError:
-            self._engine.dispose()
-            raise
 
-    def __enter__(self) -> Self:
-        return self
+class Store(Protocol):
+    """Opening one raises StoreError for what only the user can mend, Unavailable for what may pass."""
+
+    def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
+        """The position of each of these connections that the store knows, by token. Raises as `write`."""
+
+    def write(self, batch: Batch) -> int:
+        """Commit a batch and return how many transactions it took; ids of opened connections are filled in.
+
+        New connections go first and ends last. Raises StoreError or Unavailable; a prefix of the batch may be
+        committed then, also all of it.
+        """
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def write(self, batch: Batch) -> int:
-        """Commit a batch in transactions of at most `batch_size` messages; return how many it took.
-
-        New connections go first and ends last, so that every committed prefix is consistent.
-        """
-        starts = range(0, max(len(batch.messages), 1), self._batch_size)
-        try:
-            for start in starts:
-                with self._engine.begin() as connection:
-                    if start == 0:
-                        _insert_opened(connection, batch.opened)
-                    _insert_messages(connection, batch.messages[start : start + self._batch_size])
-                    if start == starts[-1]:
-                        _update_closed(connection, batch.closed)
-        except SQLAlchemyError as error:
-            raise self._failed(error) from error
-        return len(starts)
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-    def _prepare(self, connection: Connection) -> None:
-        metadata.create_all(connection)
-        inspector = inspect(connection)
-        for table in metadata.tables.values():
-            missing = set(table.columns.keys()) - {
-                column["name"] for column in inspector.get_columns(table.name)
-            }
-            if missing:
-                raise StoreError(
-                    f"{self._name}: its table {table.name} is not midstream's: it has no column "
-                    f"{', '.join(sorted(missing))}. Name another database ([logger] database)"
-                )
-        if "log" not in inspector.get_view_names():
-            connection.execute(text(_LOG_VIEW))
-
-    def _failed(self, error: SQLAlchemyError) -> StoreError:
-        cause = _first_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)
-        if "locked" in cause:
-            advice = "another program holds a transaction open in it: end it, then start the logger again"
-        elif "not a database" in cause or "malformed" in cause:
-            advice = (
-                "the file is damaged or no SQLite database: move it away, or name another in [logger] "
-                "database. `sqlite3 FILE .recover` saves what can be read"
-            )
-        elif "unable to open" in cause or "readonly" in cause:
-            advice = "its folder must exist, and file and folder be writable for this user"
-        elif "full" in cause:
-            advice = "make room on its disk, then start the logger again"
-        else:
-            advice = "see that the database runs, is reached and lets this user write ([logger] database)"
-        return StoreError(f"{self._name}: {cause}. What to do: {advice}")
-
-
-def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        return create_engine(url)
-    # One connection for good: SQLite has one writer anyway, and the thread that commits did not open it.
-    engine = create_engine(
-        url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": LOCK_TIMEOUT}
-    )
-
-    @event.listens_for(engine, "connect")
-    def set_durability(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")  # readers and the logger do not wait for each other
-        cursor.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut
-        cursor.close()
-
-    return engine
-
-
-def _insert_opened(connection: Connection, rows: list[ConnectionRow]) -> None:
-    for row in rows:
-        result = connection.execute(
-            insert(connections).values(sensor=row.sensor, port=row.port, opened_ns=row.opened_ns)
-        )
-        key = result.inserted_primary_key
-        assert key is not None
-        row.id = key[0]
-
-
-def _insert_messages(connection: Connection, rows: list[tuple[ConnectionRow, int, int, bytes]]) -> None:
-    if rows:
-        connection.execute(
-            insert(messages),
-            [
-                {"connection_id": row.id, "sequence": sequence, "received_ns": received, "payload": payload}
-                for row, sequence, received, payload in rows
-            ],
-        )
-
-
-def _update_closed(connection: Connection, rows: list[ConnectionRow]) -> None:
-    for row in rows:
-        connection.execute(
-            update(connections)
-            .where(connections.c.id == row.id)
-            .values(
-                closed_ns=row.closed_ns,
-                bytes=row.size,
-                digest=row.digest,
-                reset=row.reset,
-                reason=row.reason,
-                unfinished=row.unfinished or None,
-            )
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+    ) -> None: ...

@@ -1,0 +1,320 @@
+"""midstream log."""
+
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from midstream import config as configuration
+from midstream import fields, network
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
+from midstream.errors import ConfigError, StoreError
+from midstream.log import export as exporting
+from midstream.log import listing, retention
+from midstream.log import plot as plotting
+from midstream.log import verify as verifying
+from midstream.log.conditions import condition
+from midstream.log.database import LogDatabase, StoredMessage
+from midstream.log.decoding import decoded
+from midstream.log.messages import Reader
+from midstream.log.selection import Selection, duration, moment, refuse_unknown_field
+
+app = typer.Typer(help="Look at what the logger has stored.", no_args_is_help=True)
+
+Url = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="Instead of config.toml's logger.database.")
+]
+Sensors = Annotated[list[str] | None, typer.Option("--sensor", metavar="IP", help="Only this; repeatable.")]
+Connections = Annotated[
+    list[int] | None, typer.Option("--connection", metavar="NUMBER", help="Only this; repeatable.")
+]
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Not older: -10m, or 2026-11-25T16:00:00 (also with a zone)."),
+]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Older than this; written as --since.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="TEST", help="'temperature>80', of a field or a JSON key; repeatable."),
+]
+
+
+@app.command("list")
+def list_(
+    path: Config = DEFAULT_CONFIG,
+    url: Url = None,
+    sensors: Sensors = None,
+    connections: Connections = None,
+    since: Since = None,
+    until: Until = None,
+    as_json: Json = False,
+) -> None:
+    """The connections: from whom, when, how much, and whether something is missing."""
+    selection = _selection(sensors, connections, since, until, None)
+    with _database(path, url) as database:
+        extents = database.extents()
+        rows = [
+            listing.row(connection, extents.get(connection.id))
+            for connection in selection.choose(database.connections())
+        ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(listing.table(rows))
+
+
+@app.command("show")
+def show_(
+    path: Config = DEFAULT_CONFIG,
+    url: Url = None,
+    sensors: Sensors = None,
+    connections: Connections = None,
+    since: Since = None,
+    until: Until = None,
+    where: Where = None,
+    last: Annotated[
+        int | None, typer.Option("--last", "-n", min=0, metavar="N", help="Only the last N of them.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines: an object a line.")] = False,
+) -> None:
+    """The messages, in the order in which they came: their fields, else as text or hexadecimal digits."""
+    selection = _selection(sensors, connections, since, until, where)
+    stop = Stop(0)
+    with _database(path, url) as database:
+        reader = Reader(database, selection)
+        if last is not None:
+            if not where and not until:
+                reader.skip_to_last(last)
+            newest: deque[StoredMessage] = deque(maxlen=last)
+            for piece in reader.read():
+                newest.extend(piece)
+            _print(newest, as_json)
+            if not follow:
+                return
+            reader.refresh()
+        with until_signalled(stop.set) if follow else nullcontext():
+            for piece in reader.follow(stop) if follow else reader.read():
+                _print(piece, as_json)
+                if stop():
+                    return
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file; - for stdout.")],
+    kind: Annotated[
+        exporting.Format | None,
+        typer.Option(
+            "--format", help="Default: as FILE is called. parquet and mcap: pip install 'midstream[…]'."
+        ),
+    ] = None,
+    path: Config = DEFAULT_CONFIG,
+    url: Url = None,
+    sensors: Sensors = None,
+    connections: Connections = None,
+    since: Since = None,
+    until: Until = None,
+    where: Where = None,
+    payload: Annotated[
+        bool, typer.Option("--payload", help="The bytes of each message too where its fields are named.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The messages as a file for other programs: CSV, JSON Lines, Parquet, or MCAP (Foxglove)."""
+    selection = _selection(sensors, connections, since, until, where)
+    chosen = kind or _format(output)
+    with _database(path, url) as database:
+        reader = Reader(database, selection)
+        with _progress("exporting", reader.total) as looked_at:
+            count = exporting.export(reader, chosen, output, payload=payload, looked_at=looked_at)
+    if output == Path("-"):
+        say(f"log export: {count:,} messages")
+    else:
+        show({"messages": count, "bytes": output.stat().st_size, "file": str(output)}, as_json)
+
+
+@app.command()
+def plot(
+    keys: Annotated[
+        list[str], typer.Argument(metavar="FIELD...", help="Fields, or JSON keys such as gps.lat.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg file.")],
+    path: Config = DEFAULT_CONFIG,
+    url: Url = None,
+    sensors: Sensors = None,
+    connections: Connections = None,
+    since: Since = None,
+    until: Until = None,
+    where: Where = None,
+    as_json: Json = False,
+) -> None:
+    """Values over time as a picture: mean, and least and greatest, of each of 2000 pieces of the time."""
+    selection = _selection(sensors, connections, since, until, where)
+    with _database(path, url) as database:
+        reader = Reader(database, selection)
+        for key in keys:
+            refuse_unknown_field(key, key, reader.connections)
+        spans = reader.extents.values()
+        first = min((extent.first_ns for extent in spans), default=0)
+        end = max((extent.last_ns + 1 for extent in spans), default=1)
+        first, end = max(first, selection.since_ns or first), min(end, selection.until_ns or end)
+        with _progress("reading", reader.total) as looked_at:
+            count = plotting.plot(reader, keys, output, (first, max(end, first + 1)), looked_at)
+    show({"values": count, "file": str(output)}, as_json)
+
+
+@app.command()
+def verify(
+    path: Config = DEFAULT_CONFIG,
+    url: Url = None,
+    sensors: Sensors = None,
+    connections: Connections = None,
+    as_json: Json = False,
+) -> None:
+    """Is every message there, once, and as it was received? Exit code 0 only if so, else 6."""
+    selection = _selection(sensors, connections, None, None, None)
+    faults = damaged = 0
+    with _database(path, url) as database:
+        chosen = selection.choose(database.connections())
+        verdicts = []
+        with _progress("verifying", None) as looked_at:
+            for verdict in verifying.verify(database, chosen, looked_at):
+                verdicts.append(verdict)
+                faults += len(verdict.faults) + verdict.more
+                damaged += not verdict.right
+        name = database.name
+    if as_json:
+        print(json.dumps([listing.verdict_row(verdict) for verdict in verdicts]))
+    else:
+        for verdict in verdicts:
+            print("\n".join(listing.verdict_lines(verdict)))
+    if faults:
+        raise StoreError(
+            f"{name}: {faults:,} faults, in {damaged:,} of {len(verdicts):,} connections: see above"
+        )
+    messages = sum(verdict.messages for verdict in verdicts)
+    say(f"log verify: {messages:,} messages of {len(verdicts):,} connections are right")
+
+
+@app.command()
+def prune(
+    path: Config = DEFAULT_CONFIG,
+    url: Url = None,
+    keep_age: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Instead of logger.keep_age, such as 30d.")
+    ] = None,
+    keep_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Instead of logger.keep_size, such as 10GiB.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and let it stay.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove the oldest messages, by age and by size. The logger may run meanwhile."""
+    config, address = _address(path, url)
+    age = config.logger.keep_age if keep_age is None else duration(keep_age, "--keep-age").total_seconds()
+    size = config.logger.keep_size if keep_size is None else _size(keep_size)
+    if not age and not size:
+        raise ConfigError(
+            f"{config.path}: logger.keep_age = 0, logger.keep_size = 0: everything is kept; set one of them, "
+            "or use --keep-age or --keep-size"
+        )
+    removed = retention.prune(
+        address,
+        keep_ns=int(age * 1e9) if age else None,
+        keep_bytes=size or None,
+        dry_run=dry_run,
+    )
+    result = asdict(removed)
+    before = result.pop("before_ns")
+    show({**result, "before": None if before is None else exporting.iso(before)}, as_json)
+
+
+def _selection(
+    sensors: list[str] | None,
+    connections: list[int] | None,
+    since: str | None,
+    until: str | None,
+    where: list[str] | None,
+) -> Selection:
+    now = datetime.now(UTC)
+    return Selection(
+        tuple(sensors or ()),
+        tuple(connections or ()),
+        moment(since, "--since", now) if since else None,
+        moment(until, "--until", now) if until else None,
+        tuple(condition(text) for text in where or ()),
+    )
+
+
+def _address(path: Path, url: str | None) -> tuple[configuration.Config, str]:
+    """The configuration, which may be missing where the database is named."""
+    if url is not None and path == DEFAULT_CONFIG and not path.exists():
+        return configuration.Config(), url
+    config = configuration.load(path)
+    return config, url or config.database_url
+
+
+def _database(path: Path, url: str | None) -> LogDatabase:
+    config, address = _address(path, url)
+    layout = None
+    if config.data.field:
+        size = config.data.size or network.load(config.const_path).size
+        layout = fields.layout(config, size)
+    return LogDatabase(address, framing=config.data.framing, layout=layout)
+
+
+def _size(text: str) -> int:
+    try:
+        return int(str(configuration.byte_count(int(text) if text.isdecimal() else text)))
+    except ValueError as error:
+        raise ConfigError(
+            f"--keep-size {text}: must be a number of bytes, or one with KiB, MiB or GiB such as 10GiB"
+        ) from error
+
+
+def _format(output: Path) -> exporting.Format:
+    names: dict[str, exporting.Format] = {
+        ".csv": "csv",
+        ".jsonl": "jsonl",
+        ".parquet": "parquet",
+        ".mcap": "mcap",
+    }
+    if output.suffix not in names:
+        raise ConfigError(f"--output {output}: must end in {', '.join(names)}, or name a --format")
+    return names[output.suffix]
+
+
+def _print(messages: Iterable[StoredMessage], as_json: bool) -> None:
+    piece = list(messages)
+    for message, said in zip(piece, decoded(piece), strict=True):
+        if as_json:
+            print(json.dumps(exporting.record(message, said), ensure_ascii=False))
+        else:
+            print(listing.line(message, said))
+    sys.stdout.flush()
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """A bar on standard error, if that is a terminal."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("messages"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,194 @@
+"""Messages to files of other programs, piece by piece: memory does not grow with the log.
+
+A file gets its name when it is whole: an export that is broken off leaves none behind.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, Literal, Protocol
+
+from midstream.errors import ConfigError
+from midstream.log.database import StoredConnection, StoredMessage
+from midstream.log.decoding import decoded
+from midstream.log.messages import Reader, nobody
+
+Format = Literal["csv", "jsonl", "parquet", "mcap"]
+
+
+class Writer(AbstractContextManager["Writer"], Protocol):
+    """Writes pieces of messages to a stream that it does not own."""
+
+    def write(self, messages: Sequence[StoredMessage]) -> None: ...
+
+
+def export(
+    reader: Reader,
+    kind: Format,
+    path: Path,
+    *,
+    payload: bool = False,
+    looked_at: Callable[[int], object] = nobody,
+) -> int:
+    """Write what the reader reads to a file, or to standard output if it is called -; how many messages.
+
+    payload: the bytes of the message too where its fields are named. ConfigError if the file is there already
+    or cannot be written, or if a package is missing.
+    """
+    new_writer = _writer(kind)  # first of all: a missing package makes no file
+    if path == Path("-"):
+        return _copy(reader, new_writer(sys.stdout.buffer, reader.connections, payload), looked_at)
+    part = path.with_name(f"{path.name}.part")
+    if path.exists():
+        raise ConfigError(f"{path}: there already; remove it, or name another file")
+    try:
+        try:
+            with part.open("xb") as stream:
+                count = _copy(reader, new_writer(stream, reader.connections, payload), looked_at)
+            part.rename(path)
+        except FileExistsError as error:
+            raise ConfigError(f"{part}: another export writes here, or was killed; remove it") from error
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+    return count
+
+
+def optional(package: str, extra: str) -> ModuleType:
+    """A package that not every logger has. ConfigError tells how to get it."""
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{extra}: needs the Python package {package}; pip install 'midstream[{extra}]'"
+        ) from error
+
+
+def columns(connections: Sequence[StoredConnection], payload: bool) -> list[str]:
+    """The columns behind those that every message has: fields by name, and the payload where it is needed."""
+    names = {
+        column.name: None
+        for connection in connections
+        if connection.layout
+        for column in connection.layout.columns
+    }
+    if payload or any(connection.layout is None for connection in connections):
+        names["payload"] = None
+    return list(names)
+
+
+def iso(received_ns: int) -> str:
+    """A time in UTC with nanoseconds."""
+    seconds, nanoseconds = divmod(received_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def record(message: StoredMessage, said: dict[str, Any]) -> dict[str, Any]:
+    """A message as a line of JSON Lines has it."""
+    return {
+        "sensor": message.connection.sensor,
+        "port": message.connection.port,
+        "connection": message.connection.id,
+        "sequence": message.sequence,
+        "received": iso(message.received_ns),
+        "received_ns": message.received_ns,
+        **said,
+    }
+
+
+def _copy(reader: Reader, writer: Writer, looked_at: Callable[[int], object]) -> int:
+    count = 0
+    with writer:
+        for piece in reader.read(looked_at):
+            writer.write(piece)
+            count += len(piece)
+    return count
+
+
+def _writer(kind: Format) -> Callable[[BinaryIO, Sequence[StoredConnection], bool], Writer]:
+    if kind == "parquet":
+        optional("pyarrow", "parquet")
+        from midstream.log.parquet import ParquetWriter
+
+        return ParquetWriter
+    if kind == "mcap":
+        optional("mcap", "mcap")
+        from midstream.log.mcap import McapWriter
+
+        return McapWriter
+    return CsvWriter if kind == "csv" else JsonLinesWriter
+
+
+class _TextWriter:
+    """Writes UTF-8 text."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._text.flush()
+        self._text.detach()
+
+
+class JsonLinesWriter(_TextWriter):
+    """An object a line."""
+
+    def __init__(self, stream: BinaryIO, _: Sequence[StoredConnection], payload: bool) -> None:
+        super().__init__(stream)
+        self._payload = payload
+
+    def __enter__(self) -> "JsonLinesWriter":
+        return self
+
+    def write(self, messages: Sequence[StoredMessage]) -> None:
+        lines = []
+        for message, said in zip(messages, decoded(messages), strict=True):
+            if self._payload:
+                said["hex"] = message.payload.hex()
+            lines.append(json.dumps(record(message, said), ensure_ascii=False) + "\n")
+        self._text.write("".join(lines))
+
+
+class CsvWriter(_TextWriter):
+    """RFC 4180, with a header. A payload is text where it can be, else hexadecimal digits."""
+
+    def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
+        super().__init__(stream)
+        self._columns = columns(connections, payload)
+        self._rows = csv.writer(self._text)
+        self._rows.writerow(["sensor", "port", "connection", "sequence", "received", *self._columns])
+        self._payload = payload
+
+    def __enter__(self) -> "CsvWriter":
+        return self
+
+    def write(self, messages: Sequence[StoredMessage]) -> None:
+        rows = []
+        for message, said in zip(messages, decoded(messages), strict=True):
+            values = said.get("fields", {})
+            if "json" in said:
+                values["payload"] = message.payload.decode(errors="replace")
+            elif "fields" not in said:
+                values["payload"] = said.get("text", said.get("hex"))
+            elif self._payload:
+                values["payload"] = message.payload.hex()
+            rows.append(
+                [
+                    message.connection.sensor,
+                    message.connection.port,
+                    message.connection.id,
+                    message.sequence,
+                    iso(message.received_ns),
+                    *map(values.get, self._columns),
+                ]
+            )
+        self._rows.writerows(rows)

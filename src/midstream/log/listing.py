@@ -1,0 +1,106 @@
+"""The connections of a log as a table, a message as a line, a verdict as some."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from midstream.log.database import Extent, StoredConnection, StoredMessage
+from midstream.log.decoding import Decoded, text_of
+from midstream.log.export import iso
+from midstream.log.verify import Verdict
+
+
+def row(connection: StoredConnection, extent: Extent | None) -> dict[str, Any]:
+    """What there is of a connection. bytes: of the stream, frames included, that is stored; None in databases
+    of version 1 while it is open. missing: messages that are neither there nor were removed to make room."""
+    stored = (
+        None if extent is None or extent.start is None or extent.end is None else extent.end - extent.start
+    )
+    missing = 0 if extent is None else extent.last + 1 - connection.pruned - extent.messages
+    return {
+        "connection": connection.id,
+        "sensor": connection.sensor,
+        "port": connection.port,
+        "opened": iso(connection.opened_ns),
+        "closed": None if connection.closed_ns is None else iso(connection.closed_ns),
+        "first": iso(extent.first_ns) if extent else None,
+        "last": iso(extent.last_ns) if extent else None,
+        "messages": extent.messages if extent else 0,
+        "bytes": connection.size if stored is None and extent else stored or 0,
+        "missing": missing,
+        "removed": connection.pruned,
+        "state": connection.state,
+        "reason": connection.reason,
+        "framing": connection.framing,
+        "fields": [column.name for column in connection.layout.columns] if connection.layout else [],
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Those rows for a person: times to the second."""
+    result = Table(box=None, pad_edge=False, header_style="")
+    numbers = ("connection", "messages", "bytes", "missing", "removed")
+    for name in numbers:
+        result.add_column(name, justify="right")
+    for name in ("sensor", "first", "last", "state"):
+        result.add_column(name, no_wrap=True)
+    for each in rows:
+        times = [str(each[name] or "")[:19].replace("T", " ") for name in ("first", "last")]
+        counts = ["" if each[name] is None else f"{each[name]:,}" for name in numbers]
+        result.add_row(*counts, each["sensor"], *times, each["state"])
+    return result
+
+
+def line(message: StoredMessage, said: Decoded) -> str:
+    """When it came, from whom, which message of which connection, and what it says."""
+    head = (
+        f"{iso(message.received_ns)} {message.connection.sensor} {message.connection.id}:{message.sequence}"
+    )
+    if "fields" in said:
+        layout = message.connection.layout
+        units = {column.name: column.unit for column in layout.columns} if layout else {}
+        return " ".join([head, *(_value(name, value, units[name]) for name, value in said["fields"].items())])
+    if "json" in said:
+        return f"{head} {text_of(message.payload) or json.dumps(said['json'])}"
+    if "text" in said:
+        return f"{head} {said['text']}"
+    return f"{head} 0x{said['hex']}"
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    """What was found of a connection; of the database as a whole where connection is None."""
+    connection = verdict.connection
+    return {
+        "connection": connection.id if connection else None,
+        "sensor": connection.sensor if connection else None,
+        "state": connection.state if connection else None,
+        "messages": verdict.messages,
+        "bytes": verdict.bytes,
+        "missing": verdict.gaps,
+        "removed": connection.pruned if connection else 0,
+        "digest": verdict.digest,
+        "right": verdict.right,
+        "faults": verdict.faults,
+        "more_faults": verdict.more,
+    }
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """The same for a person: a line, and one for each fault."""
+    lines = ["the database"]
+    if connection := verdict.connection:
+        removed = f", {connection.pruned:,} removed before" if connection.pruned else ""
+        found = f"{verdict.messages:,} messages, {verdict.bytes:,} bytes{removed}; SHA-256 {verdict.digest}"
+        judged = "right" if verdict.right else "WRONG"
+        lines = [f"connection {connection.id} of {connection.sensor} ({connection.state}): {found}; {judged}"]
+    lines += [f"  {fault}" for fault in verdict.faults]
+    if verdict.more:
+        lines.append(f"  … and {verdict.more:,} more")
+    return lines
+
+
+def _value(name: str, value: object, unit: str) -> str:
+    text = f"{value:.7g}" if isinstance(value, float) else str(value)
+    return f"{name}={text}{unit}"

@@ -1,0 +1,106 @@
+"""Values over time as a picture: for each sensor the mean of each piece of time, and between what it lay.
+
+A picture has at most POINTS pieces of time, so that a million messages need no more memory than thousands.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from midstream.errors import ConfigError
+from midstream.log.decoding import numbers
+from midstream.log.export import optional
+from midstream.log.messages import Reader, nobody
+
+POINTS = 2000
+KINDS = (".png", ".svg")
+
+
+class Series:
+    """One value of one sensor: how many, sum, least and greatest of each piece of time."""
+
+    def __init__(self) -> None:
+        self.count = np.zeros(POINTS, np.int64)
+        self.sum = np.zeros(POINTS)
+        self.least = np.full(POINTS, np.inf)
+        self.greatest = np.full(POINTS, -np.inf)
+
+    def add(self, pieces: np.ndarray, values: np.ndarray) -> None:
+        finite = np.isfinite(values)
+        pieces, values = pieces[finite], values[finite]
+        np.add.at(self.count, pieces, 1)
+        np.add.at(self.sum, pieces, values)
+        np.minimum.at(self.least, pieces, values)
+        np.maximum.at(self.greatest, pieces, values)
+
+
+def plot(
+    reader: Reader,
+    keys: Sequence[str],
+    path: Path,
+    span: tuple[int, int],
+    looked_at: Callable[[int], object] = nobody,
+) -> int:
+    """Draw what the reader reads between two times (ns) to a .png or .svg file; how many values there were.
+
+    ConfigError if there is nothing to draw, or matplotlib is missing.
+    """
+    if path.suffix not in KINDS:
+        raise ConfigError(f"--output {path}: must end in {' or '.join(KINDS)}")
+    pyplot = optional("matplotlib.pyplot", "plot")
+    start, end = span
+    width = max(1, -(-(end - start) // POINTS))
+    series: dict[tuple[str, str], Series] = {}
+    for piece in reader.read(looked_at):
+        times = np.array([(message.received_ns - start) // width for message in piece])
+        sensors = np.array([message.connection.sensor for message in piece])
+        for key in keys:
+            which, values = numbers(piece, key)
+            for sensor in dict.fromkeys(sensors[which].tolist()):
+                mine = sensors[which] == sensor
+                indices = np.clip(times[which][mine], 0, POINTS - 1)
+                series.setdefault((key, sensor), Series()).add(indices, values[mine])
+    count = sum(int(each.count.sum()) for each in series.values())
+    if not count:
+        raise ConfigError(
+            f"{', '.join(keys)}: no message of the selection has such a value; widen the selection"
+        )
+    units = {
+        column.name: column.unit
+        for connection in reader.connections
+        if connection.layout
+        for column in connection.layout.columns
+    }
+    figure, axes = pyplot.subplots(
+        len(keys), 1, sharex=True, squeeze=False, figsize=(10, 1.2 + 2.6 * len(keys)), layout="constrained"
+    )
+    middle = (np.arange(POINTS) + 0.5) * width + start
+    for axis, key in zip(axes[:, 0], keys, strict=True):
+        for (named, sensor), each in sorted(series.items()):
+            if named == key:
+                there = each.count > 0
+                when = (middle[there] / 1000).astype("datetime64[us]")
+                (line,) = axis.plot(when, each.sum[there] / each.count[there], linewidth=1, label=sensor)
+                axis.fill_between(
+                    when,
+                    each.least[there],
+                    each.greatest[there],
+                    alpha=0.25,
+                    color=line.get_color(),
+                    linewidth=0,
+                )
+        axis.set_ylabel(f"{key} [{units[key]}]" if units.get(key) else key)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="best", fontsize="small")
+    axes[-1, 0].set_xlabel(f"received, UTC, {datetime.fromtimestamp(start // 10**9, UTC):%Y-%m-%d}")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
+    finally:
+        pyplot.close(figure)
+    return count

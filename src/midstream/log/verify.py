@@ -1,0 +1,191 @@
+"""Is everything there, once, and as it was stored?
+
+Of each connection: sequences without holes, frames that follow one another in the stream, the checksum of
+each row, the stream's end, its SHA-256 where the logger knows it, and the typed columns. A hole of messages
+that were removed to make room is none.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import column, select, table, text
+
+from midstream.errors import StoreError
+from midstream.framing import PREFIX
+from midstream.log.database import Extent, LogDatabase, StoredConnection, StoredMessage
+from midstream.log.messages import nobody
+from midstream.logger import schema
+from midstream.logger.store import FRAME, checksum
+
+MAX_FAULTS = 10  # that are told of a connection; the others are counted
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was found of a connection; of the database as a whole where there is none."""
+
+    connection: StoredConnection | None
+    messages: int = 0
+    bytes: int = 0  # of payload
+    gaps: int = 0  # messages that are missing
+    digest: str = (
+        "none"  # "right", "wrong", or "none": the logger knows none, or part of the stream was removed
+    )
+    faults: list[str] = field(default_factory=list)
+    more: int = 0  # faults that are not told
+
+    @property
+    def right(self) -> bool:
+        return not self.faults
+
+    def fault(self, text: str) -> None:
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(text)
+        else:
+            self.more += 1
+
+
+def verify(
+    database: LogDatabase, connections: list[StoredConnection], looked_at: Callable[[int], object] = nobody
+) -> Iterator[Verdict]:
+    """A verdict for each of the connections, and for the database before them if it is damaged itself."""
+    verdict = Verdict(None)
+    _check_file(database, verdict)
+    if verdict.faults:
+        yield verdict
+    extents: dict[int, Extent] = {}
+    try:
+        extents = database.extents()
+    except StoreError as error:
+        verdict = Verdict(None)
+        verdict.fault(str(error))
+        yield verdict
+        return
+    for connection in connections:
+        verdict = Verdict(connection)
+        try:
+            _Check(database, verdict, connection, looked_at).run(extents.get(connection.id))
+        except StoreError as error:
+            verdict.fault(f"cannot be read after {verdict.messages:,} messages: {error}")
+        yield verdict
+
+
+def _check_file(database: LogDatabase, verdict: Verdict) -> None:
+    """SQLite's own look at its pages."""
+    try:
+        with database.transaction() as connection:
+            if connection.dialect.name == "sqlite":
+                for (found,) in connection.execute(text("PRAGMA quick_check(10)")):
+                    if found != "ok":
+                        verdict.fault(f"SQLite: {found}")
+    except StoreError as error:
+        verdict.fault(str(error))
+
+
+class _Check:
+    """Goes through the messages of a connection."""
+
+    def __init__(
+        self,
+        database: LogDatabase,
+        verdict: Verdict,
+        connection: StoredConnection,
+        looked_at: Callable[[int], object],
+    ) -> None:
+        self._database = database
+        self._verdict = verdict
+        self._connection = connection
+        self._looked_at = looked_at
+        self._frame = FRAME[connection.framing]
+        self._stream = hashlib.sha256()
+        self._whole = True  # every byte of the stream so far went into _stream
+        self._sequence = connection.pruned
+        self._offset: int | None = 0 if not connection.pruned else None  # where the next frame must begin
+
+    def run(self, extent: Extent | None) -> None:
+        position, stop = 0, extent.last + 1 if extent else 0
+        while position < stop:
+            messages, following = self._database.piece(self._connection, position, stop)
+            self._looked_at(len(messages))
+            for message in messages:
+                self._check(message)
+            if messages and self._connection.layout and self._database.version >= 2:
+                self._check_readings(messages)
+            position = following
+        self._check_end()
+
+    def _check(self, message: StoredMessage) -> None:
+        verdict, sequence = self._verdict, message.sequence
+        verdict.messages += 1
+        verdict.bytes += len(message.payload)
+        if sequence < self._connection.pruned:
+            verdict.fault(f"message {sequence}: there, and noted as removed")
+        elif sequence != self._sequence:
+            verdict.gaps += sequence - self._sequence
+            verdict.fault(f"messages {self._sequence} to {sequence - 1}: missing")
+            self._whole, self._offset = False, None
+        self._sequence = max(self._sequence, sequence + 1)
+        frame = len(message.payload) + self._frame
+        if message.offset is None or message.crc is None:  # version 1 did not write them down
+            self._offset = None if self._offset is None else self._offset + frame
+        else:
+            expected = checksum(sequence, message.offset, message.received_ns, message.payload)
+            if expected != message.crc:
+                verdict.fault(f"message {sequence}: changed after it was stored (its checksum is wrong)")
+            if self._offset is not None and message.offset != self._offset:
+                what = "missing in front of" if message.offset > self._offset else "stored twice with"
+                verdict.fault(f"message {sequence}: {abs(message.offset - self._offset)} bytes {what} it")
+                self._whole = False
+            self._offset = message.offset + frame
+        if self._connection.framing == "length":
+            self._stream.update(len(message.payload).to_bytes(PREFIX, "big"))
+        self._stream.update(message.payload)
+        if self._connection.framing == "line":
+            self._stream.update(b"\n")
+
+    def _check_end(self) -> None:
+        connection, verdict = self._connection, self._verdict
+        if connection.closed_ns is None:
+            return
+        end = None if self._offset is None else self._offset + len(connection.unfinished)
+        if connection.size is not None and end is not None and end != connection.size:
+            verdict.fault(f"its stream had {connection.size} bytes, and {end} are stored")
+        if connection.digest and not connection.pruned and self._whole:
+            self._stream.update(connection.unfinished)
+            verdict.digest = "right" if self._stream.hexdigest() == connection.digest else "wrong"
+            if verdict.digest == "wrong":
+                verdict.fault("the SHA-256 of its stream is another than when it was received")
+
+    def _check_readings(self, messages: list[StoredMessage]) -> None:
+        """The typed columns say what the messages say."""
+        layout = self._connection.layout
+        assert layout is not None
+        names = [each.name for each in layout.columns]
+        fitting = [message for message in messages if len(message.payload) == layout.size]
+        values = layout.values(message.payload for message in fitting)
+        expected = {message.sequence: row for message, row in zip(fitting, values, strict=True)}
+        stored = self._readings(names, messages[0].sequence, messages[-1].sequence)
+        for sequence, row in expected.items():
+            if sequence not in stored:
+                self._verdict.fault(f"message {sequence}: not in the table {schema.READINGS}")
+            elif not all(map(_same, row, stored[sequence])):
+                self._verdict.fault(f"message {sequence}: the table {schema.READINGS} says something else")
+
+    def _readings(self, names: list[str], first: int, last: int) -> dict[int, tuple[Any, ...]]:
+        if not self._database.has_readings:
+            return {}
+        readings = table(schema.READINGS, column("connection_id"), column("sequence"), *map(column, names))
+        query = select(readings.c.sequence, *(readings.c[name] for name in names)).where(
+            readings.c.connection_id == self._connection.id, readings.c.sequence.between(first, last)
+        )
+        with self._database.transaction() as database:
+            return {row[0]: tuple(row)[1:] for row in database.execute(query)}
+
+
+def _same(mine: object, stored: object) -> bool:
+    if isinstance(mine, float) and isinstance(stored, float):
+        return mine == stored or math.isclose(mine, stored, rel_tol=1e-15)
+    return mine == (bytes(stored) if isinstance(stored, memoryview) else stored)

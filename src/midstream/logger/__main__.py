@@ -1,0 +1,53 @@
+"""The worker as a process: `python -m midstream.logger DESCRIPTOR`, which only the holder starts."""
+
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+from midstream.config import Config
+from midstream.framing import Decoder, decoder
+from midstream.logger import channel
+from midstream.logger.databases import open_store
+from midstream.logger.store import FRAME, Store
+from midstream.logger.worker import Worker
+
+
+def work(holder: socket.socket) -> None:
+    """Serve the holder at the other end until it says stop."""
+    received = channel.receive(holder)
+    if received is None:
+        return
+    settings = received[0]["settings"]
+    config = Config.from_json(settings["config"], Path(settings["path"]))
+    data, size = config.data, settings["size"]
+
+    def new_decoder() -> Decoder:
+        return decoder(data.framing, size=size, max_size=data.max_size)
+
+    def new_store() -> Store:
+        return open_store(config, size)
+
+    Worker(
+        holder,
+        new_store,
+        new_decoder,
+        frame=FRAME[data.framing],
+        batch_interval=config.logger.batch_interval,
+        batch_size=config.logger.batch_size,
+    ).run()
+
+
+if __name__ == "__main__":
+    # A terminal's Ctrl-C and a service manager's SIGTERM reach us too; the holder decides when we end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    holder = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        work(holder)
+    except Exception as error:  # a fault of ours: the holder starts another worker, and nothing is lost
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        channel.send(holder, {"crashed": f"{type(error).__name__}: {error} ({place})"})
+        sys.exit(1)

@@ -1,0 +1,217 @@
+"""The tables of the logger's database, their version, and the way from each version to the next.
+
+connections     one row a connection; closed_ns is NULL while it is open
+messages        one row a message, complete in itself: where it lies in the stream, when it came, a checksum
+fragments       the beginning of a message that is not whole yet and too long to wait in the kernel
+readings        the fields of each message as typed columns, where config.toml names fields
+log             a view: who sent what, when
+schema_version  one row: VERSION
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.schema import CreateColumn
+from sqlalchemy.types import TypeEngine
+
+from midstream.errors import StoreError
+
+VERSION = 2
+
+metadata = MetaData()
+_id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for INTEGER
+
+connections = Table(
+    "connections",
+    metadata,
+    Column("id", _id, primary_key=True, autoincrement=True),
+    Column("sensor", String(15), nullable=False),  # IPv4 address
+    Column("port", Integer, nullable=False),
+    Column("opened_ns", BigInteger, nullable=False),  # since 1970, as all times here
+    Column("closed_ns", BigInteger),
+    Column("bytes", BigInteger),  # of the whole stream, frames included; NULL while it is open
+    Column("digest", String(64)),  # SHA-256 of the whole stream; NULL if the worker was restarted meanwhile
+    Column("reset", Boolean),
+    Column("reason", Text),  # why it ended
+    Column("unfinished", LargeBinary),  # bytes after the last whole message; NULL if there are none
+    Column("token", String(40), unique=True),  # the holder's name for it; NULL: stored by version 1
+    Column("framing", String(8)),  # fixed, length or line; NULL: stored by version 1
+    Column("layout", Text),  # Layout.describe(); NULL: no fields were configured
+    Column("pruned", BigInteger),  # messages that were removed to make room: those with a lower sequence
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("connection_id", _id, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("received_ns", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("stream_offset", BigInteger),  # of the message's frame; NULL: stored by version 1
+    Column("crc", BigInteger),  # store.checksum; NULL: stored by version 1
+)
+
+fragments = Table(
+    "fragments",
+    metadata,
+    Column("connection_id", _id, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
+    Column("stream_offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("bytes", LargeBinary, nullable=False),
+)
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+READINGS = "readings"  # connection_id, sequence, and a column for each of Layout.columns
+
+_KINDS: dict[str, type[TypeEngine[Any]]] = {
+    "integer": BigInteger,
+    "real": Double,
+    "bytes": LargeBinary,
+}
+
+_LOG_VIEW = """
+CREATE VIEW log AS
+SELECT connections.sensor, connections.port, messages.connection_id, messages.sequence,
+       messages.received_ns, messages.payload
+FROM messages JOIN connections ON connections.id = messages.connection_id
+"""
+
+_FIRST_VERSION = {
+    "connections": {
+        *(
+            "id",
+            "sensor",
+            "port",
+            "opened_ns",
+            "closed_ns",
+            "bytes",
+            "digest",
+            "reset",
+            "reason",
+            "unfinished",
+        )
+    },
+    "messages": {"connection_id", "sequence", "received_ns", "payload"},
+}
+
+
+def prepare(database: Connection, name: str) -> None:
+    """Make the tables that are missing, or bring those of an older version up to date, in one transaction.
+
+    StoreError if they are another program's or a newer version's; `name` is what the message calls them.
+    """
+    found = _version(database, name)
+    if found > VERSION:
+        raise StoreError(
+            f"{name}: its tables have version {found}, and this midstream knows those up to {VERSION}. "
+            "Install the newer midstream, or name another database ([logger] database)"
+        )
+    metadata.create_all(database)
+    for version in range(found, VERSION) if found else ():
+        _MIGRATIONS[version](database)
+    _refuse_foreign(database, name, metadata.tables.values())
+    if "log" not in inspect(database).get_view_names():
+        database.execute(text(_LOG_VIEW))
+    if not found:
+        database.execute(insert(schema_version).values(version=VERSION))
+    elif found < VERSION:
+        database.execute(update(schema_version).values(version=VERSION))
+
+
+def prepare_readings(database: Connection, name: str, columns: Iterable[tuple[str, str]]) -> Table:
+    """The table of typed columns, with (name, kind) for each of `columns`; those that are missing are added.
+
+    A column that is there stays, also when it is no longer configured. StoreError if it has another kind.
+    """
+    wanted = Table(
+        READINGS,
+        MetaData(),
+        Column("connection_id", _id, primary_key=True, autoincrement=False),
+        Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+        *(Column(column_name, _KINDS[kind]()) for column_name, kind in columns),
+    )
+    wanted.create(database, checkfirst=True)
+    present = {found["name"]: found["type"] for found in inspect(database).get_columns(READINGS)}
+    for want in wanted.columns:
+        if want.name not in present:
+            _add(database, wanted, want)
+        elif present[want.name]._type_affinity is not want.type._type_affinity:
+            raise StoreError(
+                f"{name}: column {want.name} of its table {READINGS} is {present[want.name]}, and the field "
+                f"of this name needs {want.type}. Rename the field (data.field in config.toml), or name "
+                "another database ([logger] database)"
+            )
+    return wanted
+
+
+def _version(database: Connection, name: str) -> int:
+    """0 for an empty database; 1 for the first version, which did not write down its number."""
+    tables = set(inspect(database).get_table_names())
+    if schema_version.name in tables:
+        _refuse_foreign(database, name, [schema_version])
+        version: int = database.execute(select(schema_version.c.version)).scalar_one()
+        return version
+    present = tables & _FIRST_VERSION.keys()
+    _refuse_columns(database, name, {table: _FIRST_VERSION[table] for table in present})
+    return 1 if present == _FIRST_VERSION.keys() else 0
+
+
+def _to_version_2(database: Connection) -> None:
+    """What says of each message where it lies in the stream, and lets a killed worker go on."""
+    present = {
+        table.name: {found["name"] for found in inspect(database).get_columns(table.name)}
+        for table in (connections, messages)
+    }
+    for table, names in (
+        (connections, ("token", "framing", "layout", "pruned")),
+        (messages, ("stream_offset", "crc")),
+    ):
+        for new in names:
+            if new not in present[table.name]:
+                _add(database, table, table.c[new])
+    database.execute(text("CREATE UNIQUE INDEX IF NOT EXISTS connections_token ON connections (token)"))
+    if database.execute(select(schema_version.c.version)).first() is None:
+        database.execute(insert(schema_version).values(version=1))
+
+
+_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2}
+
+
+def _add(database: Connection, table: Table, new: Column[object]) -> None:
+    plain = Column(new.name, new.type)  # a UNIQUE cannot be added with the column in SQLite
+    definition = CreateColumn(plain).compile(dialect=database.dialect)
+    database.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+
+
+def _refuse_foreign(database: Connection, name: str, tables: Iterable[Table]) -> None:
+    _refuse_columns(database, name, {table.name: set(table.columns.keys()) for table in tables})
+
+
+def _refuse_columns(database: Connection, name: str, wanted: Mapping[str, set[str]]) -> None:
+    inspector = inspect(database)
+    for table, columns in wanted.items():
+        missing = columns - {found["name"] for found in inspector.get_columns(table)}
+        if missing:
+            raise StoreError(
+                f"{name}: its table {table} is not midstream's: it has no column "
+                f"{', '.join(sorted(missing))}. Name another database ([logger] database)"
+            )

@@ -1,0 +1,272 @@
+"""SQL databases through SQLAlchemy Core: SQLite, PostgreSQL, and what speaks its protocol."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Row,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
+
+from midstream.errors import StoreError
+from midstream.framing import Framing
+from midstream.logger import schema
+from midstream.logger.inserts import inserter
+from midstream.logger.schema import connections, fragments, messages
+from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+
+if TYPE_CHECKING:
+    from midstream.fields import Layout  # needs NumPy, which most loggers do without
+
+LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
+CONNECT_TIMEOUT = 5  # seconds for a server
+LOOKUP = 500  # tokens in one query
+
+_EXPECTED = (
+    "Expected a SQLAlchemy URL such as sqlite:///midstream.db or postgresql+psycopg://user@host/name "
+    "([logger] database in config.toml)"
+)
+
+
+class SqlStore:
+    """The database at a SQLAlchemy URL; tables are made if they are missing, and brought up to date.
+
+    `batch_size` is the most messages in a transaction. With a `layout` each message's fields are columns too.
+    """
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        batch_size: int,
+        framing: Framing = "fixed",
+        layout: "Layout | None" = None,
+    ) -> None:
+        self._batch_size = batch_size
+        self._framing = framing
+        self._layout = layout
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:  # the text is not repeated: it may hold a password
+            raise StoreError(f"[logger] database is not a URL. {_EXPECTED}") from error
+        self._name = parsed.render_as_string(hide_password=True)
+        try:
+            self._engine = _engine(parsed)
+        except NoSuchModuleError as error:
+            raise StoreError(f"{self._name}: no such kind of database. {_EXPECTED}") from error
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                f"{self._name} needs a Python package that is not installed: pip install {error.name}"
+            ) from error
+        self._insert_rows = inserter(messages, self._engine.dialect)
+        # The inserters use the driver itself, whose errors SQLAlchemy does not see.
+        self._errors: tuple[type[Exception], ...] = (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
+        try:
+            with self._engine.begin() as database:
+                schema.prepare(database, self._name)
+                if layout is not None:
+                    columns = [(column.name, column.kind) for column in layout.columns]
+                    readings = schema.prepare_readings(database, self._name, columns)
+                    self._insert_readings = inserter(readings, self._engine.dialect)
+        except self._errors as error:
+            self._engine.dispose()
+            raise self._failed(error) from error
+        except StoreError:
+            self._engine.dispose()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
+        positions = {}
+        try:
+            with self._engine.begin() as database:
+                for some in _chunks([row.token for row in rows], LOOKUP):
+                    known = select(connections).where(connections.c.token.in_(some))
+                    for row in database.execute(known).all():
+                        positions[row.token] = self._position(database, row)
+        except self._errors as error:
+            raise self._failed(error) from error
+        return positions
+
+    def write(self, batch: Batch) -> int:
+        # Each connection's rows are made when they are taken: until then it may have no id.
+        rows = chain.from_iterable(piece.rows() for piece in batch.pieces)
+        starts = range(0, max(batch.messages, 1), self._batch_size)
+        try:
+            for start in starts:
+                with self._engine.begin() as database:
+                    if start == 0:
+                        self._insert_opened(database, batch.opened)
+                    if some := list(islice(rows, self._batch_size)):
+                        self._insert_messages(database, some)
+                    if start == starts[-1]:
+                        _delete_fragments(database, batch.completed)
+                        _insert_fragments(database, batch.fragments)
+                        _update_closed(database, batch.closed)
+        except self._errors as error:
+            raise self._failed(error) from error
+        return len(starts)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _insert_opened(self, database: Connection, rows: Iterable[ConnectionRow]) -> None:
+        layout = self._layout.describe() if self._layout is not None else None
+        for row in rows:
+            result = database.execute(
+                insert(connections).values(
+                    sensor=row.sensor,
+                    port=row.port,
+                    opened_ns=row.opened_ns,
+                    token=row.token,
+                    framing=self._framing,
+                    layout=layout,
+                )
+            )
+            key = result.inserted_primary_key
+            assert key is not None
+            row.id = key[0]
+
+    def _insert_messages(self, database: Connection, rows: list[MessageRow]) -> None:
+        self._insert_rows(database, rows)
+        if self._layout is not None:
+            values = self._layout.values(row.payload for row in rows)
+            keys = ((row.connection_id, row.sequence) for row in rows)
+            self._insert_readings(database, [key + value for key, value in zip(keys, values, strict=True)])
+
+    def _position(self, database: Connection, row: Row[Any]) -> Position:
+        """Behind the last message and the fragments that follow it; behind everything if it is closed."""
+        last = database.execute(
+            select(
+                messages.c.sequence, messages.c.stream_offset, func.length(messages.c.payload).label("size")
+            )
+            .where(messages.c.connection_id == row.id)
+            .order_by(messages.c.sequence.desc())
+            .limit(1)
+        ).first()
+        offset = last.stream_offset + last.size + FRAME[self._framing] if last else 0
+        following = select(fragments.c.bytes).where(
+            fragments.c.connection_id == row.id, fragments.c.stream_offset >= offset
+        )
+        head = b"".join(database.execute(following.order_by(fragments.c.stream_offset)).scalars())
+        sequence = last.sequence + 1 if last else 0
+        if row.closed_ns is not None:
+            return Position(row.id, sequence, row.bytes, closed=True)
+        return Position(row.id, sequence, offset + len(head), head)
+
+    def _failed(self, error: Exception) -> StoreError | Unavailable:
+        """What to raise: Unavailable for what may pass without a change of the configuration."""
+        error = error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error
+        cause = _first_line(error)
+        passing = False
+        if "locked" in cause:
+            passing, advice = True, "another program holds a transaction open in it: end it"
+        elif "not a database" in cause or "malformed" in cause:
+            advice = (
+                "the file is damaged or no SQLite database: move it away, or name another in [logger] "
+                "database. `sqlite3 FILE .recover` saves what can be read"
+            )
+        elif "unable to open" in cause or "readonly" in cause:
+            advice = "its folder must exist, and file and folder be writable for this user"
+        elif "full" in cause or "No space" in cause:
+            passing, advice = True, "make room on its disk"
+        else:
+            passing = _may_pass(error)
+            advice = "see that the database runs, is reached and lets this user write ([logger] database)"
+        return (Unavailable if passing else StoreError)(f"{self._name}: {cause}. What to do: {advice}")
+
+
+def _may_pass(error: Exception) -> bool:
+    """What a PostgreSQL driver says of a server that is gone, full or shutting down.
+
+    By SQLSTATE: classes 08 connection, 53 resources, 57 intervention. None is given when the connection
+    cannot be made; then a wrong name or password is told by the text only.
+    """
+    state = getattr(error, "sqlstate", "")
+    if state is None:
+        return not re.search("does not exist|authentication failed|pg_hba|resolve|translate", str(error))
+    return state[:2] in ("08", "53", "57")
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        return create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT})
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url)
+    # One connection for good: SQLite has one writer anyway, and the thread that commits did not open it.
+    engine = create_engine(
+        url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": LOCK_TIMEOUT}
+    )
+
+    @event.listens_for(engine, "connect")
+    def set_durability(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # the driver begins no transaction: `begin` does, also for DDL
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")  # readers and the logger do not wait for each other
+        cursor.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _delete_fragments(database: Connection, rows: Iterable[ConnectionRow]) -> None:
+    for row in rows:
+        database.execute(delete(fragments).where(fragments.c.connection_id == row.id))
+
+
+def _insert_fragments(database: Connection, rows: Iterable[tuple[ConnectionRow, int, bytes]]) -> None:
+    for row, offset, data in rows:
+        database.execute(insert(fragments).values(connection_id=row.id, stream_offset=offset, bytes=data))
+
+
+def _update_closed(database: Connection, rows: Iterable[ConnectionRow]) -> None:
+    for row in rows:
+        database.execute(
+            update(connections)
+            .where(connections.c.id == row.id)
+            .values(
+                closed_ns=row.closed_ns,
+                bytes=row.size,
+                digest=row.digest,
+                reset=row.reset,
+                reason=row.reason,
+                unfinished=row.unfinished or None,
+            )
+        )
+
+
+def _chunks(tokens: Collection[str], size: int) -> Iterator[list[str]]:
+    source = iter(tokens)
+    while some := list(islice(source, size)):
+        yield some
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")

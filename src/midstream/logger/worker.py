@@ -1,0 +1,356 @@
+"""The worker: peeks at what the connections bring, stores it, and has it taken out of the kernel.
+
+One loop for all connections; a thread talks to the database. A batch is gathered when its oldest bytes have
+waited for `batch_interval`, or earlier when a connection is pressing; while it is being committed the next
+bytes wait in the kernel, TCP's windows close if that takes long, and the sensors wait. So memory is bounded
+and nothing is dropped, however long the database is not there. After a failure the worker forgets the batch,
+opens the database again, asks it how far it came and goes on from there, like the successor of a dead one.
+"""
+
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from midstream.errors import MidstreamError, StoreError
+from midstream.framing import Decoder
+from midstream.logger import channel
+from midstream.logger.peer import Peer
+from midstream.logger.store import Batch, ConnectionRow, Position, Store, Unavailable
+from midstream.logger.writer import Writer
+
+MAX_BATCH_BYTES = 8 << 20  # payload in a batch: batch_size alone would let long messages fill the memory
+MIN_SHARE = 1 << 16  # bytes that a connection may have of a batch, however many there are
+DRAIN_SECONDS = 0.5  # most time after a stop for what the kernel has acknowledged already
+QUIET = 0.05  # seconds without a byte after which it is complete
+STOP_PATIENCE = 5.0  # seconds after a stop for a database that takes nothing
+SLOW = 5.0  # seconds after which a commit is called waiting
+FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds between two tries to open the database
+STOPPED = "the logger was stopped"
+ORPHANED = "the logger was killed"
+
+_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+
+
+class Worker:
+    """Talks to the holder over `holder`. `frame`: bytes that a message has besides its payload."""
+
+    def __init__(
+        self,
+        holder: socket.socket,
+        new_store: Callable[[], Store],
+        new_decoder: Callable[[], Decoder],
+        *,
+        frame: int,
+        batch_interval: float,
+        batch_size: int,
+    ) -> None:
+        self._holder: socket.socket | None = holder  # None: it was killed
+        self._new_store = new_store
+        self._new_decoder = new_decoder
+        self._frame = frame
+        self._batch_interval = batch_interval
+        self._batch_size = batch_size
+        self._store: Store | None = None
+        self._usable = False  # is the store open and in order?
+        self._writer = Writer()
+        self._then: Callable[[Any], None] | None = None  # what to do with the result of the writer's job
+        self._job_since = 0.0
+        self._poll = select.epoll()
+        self._poll.register(holder, select.EPOLLIN)
+        self._poll.register(self._writer, select.EPOLLIN)
+        self._peers: dict[int, Peer] = {}  # by descriptor
+        self._strangers: list[Peer] = []  # the store has to be asked how far they came
+        self._ready: dict[Peer, None] = {}  # have something to take, in turn
+        self._since = 0.0  # when the first of them had
+        self._pressing = False  # one of them cannot wait
+        self._consuming: list[Peer] = []  # until the holder has taken their bytes out of the kernel
+        self._unanswered = 0
+        self._retry_at = 0.0
+        self._retry = FIRST_RETRY
+        self._announced = False
+        self._waiting = ""  # why nothing can be stored
+        self._stop_reason = ""
+        self._stopped_at = self._moved_at = 0.0
+        self._running = True
+
+    def run(self) -> None:
+        """Work until the holder says stop, or is gone, and everything is stored."""
+        self._open()
+        while self._running:
+            for descriptor, events in self._poll.poll(self._timeout()):
+                if descriptor == self._writer.fileno():
+                    self._job_done()
+                elif peer := self._peers.get(descriptor):
+                    peer.woken(events)
+                    self._get_ready(peer)
+                elif self._holder is not None:
+                    self._hear(self._holder)
+            self._step(time.monotonic())
+        for peer in self._peers.values():
+            peer.socket.close()
+        store = self._store
+        if store is not None:
+            self._writer.submit(store.close)
+        self._writer.close(timeout=1.0)
+        self._poll.close()
+        if self._holder is not None:
+            self._holder.close()
+
+    def _timeout(self) -> float:
+        """Seconds until `_step` has something to do, if nothing happens."""
+        now = time.monotonic()
+        if self._then is not None or self._consuming:
+            return SLOW / 4
+        if not self._usable:
+            return max(0.0, self._retry_at - now)
+        if self._stop_reason:
+            return QUIET / 2
+        return max(0.0, self._since + self._batch_interval - now) if self._ready else -1
+
+    def _step(self, now: float) -> None:
+        """Begin what is due. One thing at a time."""
+        if self._then is not None:
+            if now - self._job_since > SLOW:
+                self._wait(f"the database has not answered for {SLOW:g} s")
+                self._give_up_if_stopped(now, "it does not answer")
+        elif self._consuming:
+            pass  # the holder is at it
+        elif self._stop_reason and not self._peers:
+            self._running = False
+        elif not self._usable:
+            if now >= self._retry_at:
+                self._open()
+        elif self._strangers:
+            self._resume()
+        elif self._stop_reason and (now >= min(self._moved_at + QUIET, self._stopped_at + DRAIN_SECONDS)):
+            self._ready = dict.fromkeys(self._peers.values())
+            self._gather(self._stop_reason)
+        elif self._ready and (
+            self._pressing or self._stop_reason or now >= self._since + self._batch_interval
+        ):
+            self._gather("")
+
+    def _open(self) -> None:
+        old = self._store
+
+        def open_store() -> Store:
+            if old is not None:
+                old.close()
+            return self._new_store()
+
+        self._do(open_store, self._opened)
+
+    def _opened(self, store: Store) -> None:
+        self._store, self._usable = store, True
+        self._announce()
+
+    def _resume(self) -> None:
+        """Ask the store how far the strangers came, and go on from there."""
+        store, peers = self._store, self._strangers
+        assert store is not None
+        self._strangers = []
+        self._do(
+            lambda: store.resume([peer.row for peer in peers]),
+            lambda positions: self._resumed(peers, positions),
+        )
+
+    def _resumed(self, peers: list[Peer], positions: Mapping[str, Position]) -> None:
+        self._goes_on()
+        messages = size = 0
+        for peer in peers:
+            told = peer.sequence_told
+            peer.resume(positions.get(peer.row.token))
+            messages += peer.sequence - told  # committed by a worker that could not say so any more
+            size += peer.offset - peer.consumed
+            self._get_ready(peer)
+        self._tell({"count": {"messages": messages, "bytes": size}})
+        self._settle(peers)
+
+    def _gather(self, last: str) -> None:
+        """Fill a batch, in turn from those that have something, and have it written.
+
+        `last` is a reason to end each of them with what it has.
+        """
+        batch = Batch()
+        taken = []
+        share = max(MIN_SHARE, MAX_BATCH_BYTES // max(1, len(self._ready)))
+        for peer in list(self._ready):
+            if batch.messages >= self._batch_size or batch.payload_bytes >= MAX_BATCH_BYTES:
+                break
+            del self._ready[peer]
+            if peer.take(batch, share, last=last):
+                self._ready[peer] = None  # behind the others
+            taken.append(peer)
+        self._pressing = bool(self._ready)
+        if batch:
+            store = self._store
+            assert store is not None
+            self._do(lambda: store.write(batch), lambda commits: self._stored(batch, taken, commits))
+
+    def _stored(self, batch: Batch, taken: list[Peer], commits: int) -> None:
+        self._goes_on()
+        count = {
+            "messages": batch.messages,
+            "bytes": sum(peer.offset - peer.consumed for peer in taken),
+            "commits": commits,
+            "unfinished": sum(bool(row.unfinished) for row in batch.closed),
+            "resets": sum(row.reset for row in batch.closed),
+            "framing_errors": sum(peer.broken for peer in taken),
+        }
+        self._tell({"count": count})
+        self._settle(taken)
+
+    def _settle(self, peers: Iterable[Peer]) -> None:
+        """What is stored leaves the kernel; connections whose end is stored are closed.
+
+        Our FIN tells the sensor that all is stored, and it is sent only if the kernel holds nothing any more.
+        """
+        self._consuming = [peer for peer in peers if peer.offset > peer.consumed]
+        self._unanswered = len(self._consuming)
+        over = [peer for peer in peers if peer.over]
+        for some in _slices([[peer.number, *peer.progress] for peer in self._consuming]):
+            self._tell({"consume": some})
+        for some in _slices([peer.number for peer in over]):
+            self._tell({"close": some})
+        if self._holder is None:
+            self._consume_alone()
+        for peer in over:
+            del self._peers[peer.socket.fileno()]
+            self._ready.pop(peer, None)
+            self._poll.unregister(peer.socket)
+            peer.socket.close()
+
+    def _hear(self, holder: socket.socket) -> None:
+        received = channel.receive(holder)
+        if received is None:
+            self._lose_holder(holder)
+            return
+        message, descriptors = received
+        if "connections" in message:
+            for entry, descriptor in zip(message["connections"], descriptors, strict=True):
+                self._take_over(entry, socket.socket(fileno=descriptor))
+        if "discarded" in message:
+            self._unanswered -= message["discarded"]
+            if not self._unanswered:
+                self._consumed()
+        if "stop" in message:
+            self._stop(STOPPED)
+
+    def _take_over(self, entry: channel.Message, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        row = ConnectionRow(entry["token"], entry["sensor"], entry["port"], entry["opened_ns"])
+        peer = Peer(
+            entry["number"],
+            row,
+            sock,
+            self._new_decoder,
+            self._frame,
+            consumed=entry["consumed"],
+            sequence=entry["sequence"],
+            head_size=entry["head"],
+        )
+        self._peers[sock.fileno()] = peer
+        if entry["handed"]:
+            self._strangers.append(peer)
+        self._get_ready(peer)
+        self._poll.register(sock, _EVENTS)
+
+    def _get_ready(self, peer: Peer) -> None:
+        if peer.over:
+            return
+        now = time.monotonic()
+        self._moved_at = now
+        if not self._ready:
+            self._since = now
+        self._ready[peer] = None
+        self._pressing = self._pressing or peer.pressing
+
+    def _consumed(self) -> None:
+        consumed, self._consuming = self._consuming, []
+        for peer in consumed:
+            if not peer.over and peer.consume():
+                self._get_ready(peer)
+
+    def _stop(self, reason: str) -> None:
+        self._stop_reason = reason
+        self._stopped_at = self._moved_at = time.monotonic()
+
+    def _lose_holder(self, holder: socket.socket) -> None:
+        """Nobody accepts any more. What was acknowledged is in the sockets: store it, and end."""
+        self._poll.unregister(holder)
+        holder.close()
+        self._holder = None
+        for peer in self._consuming:
+            peer.look_where_the_kernel_is()
+        self._consume_alone()
+        self._stop(ORPHANED)
+
+    def _consume_alone(self) -> None:
+        for peer in self._consuming:
+            peer.discard()
+        self._consumed()
+
+    def _do(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        self._then, self._job_since = then, time.monotonic()
+        self._writer.submit(job)
+
+    def _job_done(self) -> None:
+        then, self._then = self._then, None
+        assert then is not None
+        try:
+            result = self._writer.result()
+        except (Unavailable, MidstreamError) as error:
+            if not self._announced and isinstance(error, MidstreamError):
+                self._give_up(error)
+            self._announce()
+            self._fail(str(error))
+        else:
+            then(result)
+
+    def _fail(self, reason: str) -> None:
+        """Forget the batch; all of it is still in the kernel."""
+        self._wait(reason)
+        self._usable = False
+        self._strangers = list(self._peers.values())
+        now = time.monotonic()
+        self._retry_at = now + self._retry
+        self._retry = min(2 * self._retry, LAST_RETRY)
+        self._give_up_if_stopped(now, reason)
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            self._tell({"ready": True})
+
+    def _wait(self, reason: str) -> None:
+        if reason != self._waiting:
+            self._waiting = reason
+            self._tell({"waiting": reason})
+
+    def _goes_on(self) -> None:
+        self._retry = FIRST_RETRY
+        if self._waiting:
+            self._waiting = ""
+            self._tell({"waiting": ""})
+
+    def _give_up_if_stopped(self, now: float, reason: str) -> None:
+        if self._stop_reason == STOPPED and now > self._stopped_at + STOP_PATIENCE:
+            size = sum(max(0, peer.received - peer.consumed) for peer in self._peers.values())
+            self._give_up(StoreError(f"{reason}. {size} received bytes were not stored"))
+
+    def _give_up(self, error: MidstreamError) -> None:
+        self._tell({"failed": [type(error).__name__, str(error)]})
+        self._running = False
+
+    def _tell(self, message: channel.Message) -> None:
+        if self._holder is not None:
+            with suppress(BrokenPipeError, ConnectionResetError):  # then we shall read that it is gone
+                channel.send(self._holder, message)
+
+
+def _slices(entries: list[Any]) -> Iterable[list[Any]]:
+    for start in range(0, len(entries), channel.MAX_ENTRIES):
+        yield entries[start : start + channel.MAX_ENTRIES]

@@ -1,0 +1,219 @@
+"""JetStream on three servers: what is in the stream, and what becomes of a run that loses a server."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nats
+import pytest
+from nats.errors import Error as NatsError
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from tests.database import servers
+from tests.unit.batches import batch_of, end
+from tests.unit.site import SIZE, Serving, Site, Workers, wait_until
+
+from midstream.errors import StoreError
+from midstream.logger import Logger
+from midstream.logger.jetstream import PLACE, JetStreamStore
+from midstream.logger.store import ConnectionRow, Position, Unavailable
+from midstream.sensor import Sensor, numbered_messages
+
+Stored = tuple[str, dict[str, str], bytes]
+
+
+@pytest.fixture
+def store(cluster: servers.Nats, stream: str) -> Iterator[JetStreamStore]:
+    with patient(cluster.url(stream)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    return "".join(letter for letter in request.node.name if letter.isalnum())
+
+
+def patient(url: str) -> JetStreamStore:
+    """Open it as soon as the cluster has found itself."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return JetStreamStore(url)
+        except Unavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def row(token: str = "a.1") -> ConnectionRow:
+    return ConnectionRow(token=token, sensor="10.83.0.11", port=40000, opened_ns=1)
+
+
+def read(cluster: servers.Nats, stream: str, kind: str) -> list[Stored]:
+    """Everything in the subjects of that kind, in the stream's order."""
+
+    async def collect() -> list[Stored]:
+        urls = [f"nats://127.0.0.1:{port}" for port in cluster.ports]
+        client = await nats.connect(urls)
+        found: list[Stored] = []
+        try:
+            jetstream = client.jetstream()
+            wanted = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, inactive_threshold=60)
+            subscription = await jetstream.pull_subscribe(f"{stream}.{kind}.>", stream=stream, config=wanted)
+            left = (await subscription.consumer_info()).num_pending or 0
+            while len(found) < left:
+                for message in await subscription.fetch(min(500, left - len(found)), timeout=10):
+                    found.append((message.subject, dict(message.headers or {}), message.data))
+                    await message.ack()
+            return found
+        finally:
+            await client.close()
+
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return asyncio.run(collect())
+        except NatsError:  # a server that was started just now does not know everything yet
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_messages_and_events_are_in_the_stream(
+    cluster: servers.Nats, stream: str, store: JetStreamStore
+) -> None:
+    connection = row()
+    batch = batch_of(connection, [b"a", b"", b"ccc"], frame=4)
+    batch.closed.append(end(connection, 20, unfinished=b"half"))
+    assert store.write(batch) == 1
+    subject = f"{stream}.data.10-83-0-11.40000.a.1"
+    places = [(f"a.1:{offset}", f"{n} {offset} {1000 + n}") for n, offset in enumerate([0, 5, 9])]
+    found = read(cluster, stream, "data")
+    assert [(name, headers["Nats-Msg-Id"], headers[PLACE]) for name, headers, _ in found] == [
+        (subject, *place) for place in places
+    ]
+    assert [payload for *_, payload in found] == [b"a", b"", b"ccc"]
+    events = [json.loads(payload) for *_, payload in read(cluster, stream, "connections")]
+    assert [event["state"] for event in events] == ["open", "closed"]
+    assert (
+        events[0] | {"sensor": "10.83.0.11", "port": 40000, "opened_ns": 1, "framing": "fixed"} == events[0]
+    )
+    assert events[1] | {"bytes": 20, "digest": "ab" * 32, "reset": False, "unfinished": 4} == events[1]
+    assert [payload for *_, payload in read(cluster, stream, "fragments")] == [b"half"]
+
+
+def test_resume_tells_how_far_the_stream_came(store: JetStreamStore) -> None:
+    connection, silent, ended = row("a.1"), row("a.2"), row("a.3")
+    batch = batch_of(connection, [b"ab", b"cd"])
+    batch.opened += [silent, ended]
+    batch.fragments = [(connection, 4, b"ef"), (connection, 6, b"g")]
+    batch.closed = [end(ended, 0)]
+    store.write(batch)
+    assert store.resume([connection, silent, ended, row("b.1")]) == {
+        "a.1": Position(0, 2, 7, b"efg"),
+        "a.2": Position(0, 0, 0),
+        "a.3": Position(0, 0, 0, closed=True),
+    }
+    batch = batch_of(connection, [b"efgh"], sequence=2, offset=4)
+    batch.opened = []
+    batch.completed = [connection]
+    store.write(batch)
+    assert store.resume([connection]) == {"a.1": Position(0, 3, 8)}
+
+
+def test_what_is_stored_is_not_stored_again(
+    cluster: servers.Nats, stream: str, store: JetStreamStore
+) -> None:
+    """Neither within the duplicate window nor later: the subject's last message is not the one expected."""
+    store.write(batch_of(row(), [b"ab", b"cd"]))
+    with patient(cluster.url(stream)) as other:  # as after a lost answer, and without asking
+        with pytest.raises(Unavailable, match="duplicate"):
+            other.write(batch_of(row(), [b"ab", b"cd"]))
+        again = batch_of(row(), [b"xy"], offset=99)
+        again.opened = []
+        with pytest.raises(Unavailable, match="wrong last sequence"):
+            other.write(again)
+    assert len(read(cluster, stream, "data")) == 2
+
+
+def test_long_batches_are_cut_and_stay_in_order(
+    cluster: servers.Nats, stream: str, store: JetStreamStore
+) -> None:
+    assert store.write(batch_of(row(), [b"%d" % number for number in range(2500)])) == 3
+    assert [payload for *_, payload in read(cluster, stream, "data")] == [b"%d" % n for n in range(2500)]
+
+
+def test_a_message_longer_than_the_server_takes(store: JetStreamStore) -> None:
+    with pytest.raises(StoreError, match=r"1048576 bytes, and the server takes 1048576.*max_payload"):
+        store.write(batch_of(row(), [bytes(1 << 20)]))
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("nats://host:4222", "no name of a stream. Expected nats://HOST:PORT/STREAM"),
+        ("nats://user:secret@host:4222/a.b", "no name of a stream"),
+        ("nats://host:4222/name?replicas=7", "not 1 to 5 replicas"),
+        ("nats://host:4222/name?replica=3", "not an option"),
+    ],
+)
+def test_a_wrong_url(tmp_path: Path, url: str, reason: str) -> None:
+    with pytest.raises(StoreError, match=reason) as caught, Logger(Site(tmp_path, url).config):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_a_stream_of_another_program(cluster: servers.Nats, stream: str, store: JetStreamStore) -> None:
+    async def make() -> None:
+        client = await nats.connect(f"nats://127.0.0.1:{cluster.ports[0]}")
+        await client.jetstream().add_stream(name="foreign", subjects=["foreign.*"])
+        await client.close()
+
+    asyncio.run(make())
+    with pytest.raises(StoreError, match=r"stream foreign is not midstream's"):
+        JetStreamStore(cluster.url("foreign"))
+
+
+def reaches(serving: Serving, messages: int) -> None:
+    wait_until(lambda: serving.logger.summary.messages >= messages, 60)
+
+
+def moves_on(serving: Serving) -> None:
+    reaches(serving, serving.logger.summary.messages + 1000)
+
+
+@pytest.mark.parametrize(
+    ("messages", "losses"), [(5000, [0]), pytest.param(60_000, [0, 1, 2, 0, 1, 2], marks=pytest.mark.slow)]
+)
+def test_a_server_that_is_killed_during_the_run(
+    tmp_path: Path,
+    stream: str,
+    messages: int,
+    losses: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: servers.Nats,
+) -> None:
+    """Nothing lost, nothing twice, everything in order; the worker is killed too."""
+    workers = Workers(monkeypatch)
+    site = Site(tmp_path, cluster.url(stream))
+    patient(site.url).close()
+    with Serving(site.config) as serving, Sensor(site.config) as sensor:
+        sending = threading.Thread(
+            target=sensor.run, args=(numbered_messages(SIZE, messages),), kwargs={"rate": 2000}
+        )
+        sending.start()
+        for number, lost in enumerate(losses, 1):
+            reaches(serving, number * 2000)
+            cluster.kill(lost)
+            workers.kill()
+            moves_on(serving)
+            cluster.start(lost)
+        sending.join(120)
+    assert sensor.summary.clean
+    assert serving.summary.messages == messages
+    found = read(cluster, stream, "data")
+    assert [int(headers[PLACE].split()[0]) for _, headers, _ in found] == list(range(messages))
+    assert [int.from_bytes(payload[:8], "little") for *_, payload in found] == list(range(messages))
+    opened, closed = (json.loads(payload) for *_, payload in read(cluster, stream, "connections"))
+    assert (opened["state"], closed["state"]) == ("open", "closed")
+    assert (closed["bytes"], closed["reason"]) == (messages * SIZE, "end of stream")

@@ -1,0 +1,126 @@
+"""Databases as a logger leaves them, for those who read them."""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sqlalchemy import create_engine, insert
+
+from midstream.fields import Field, Layout
+from midstream.framing import Framing, encode
+from midstream.logger import schema
+from midstream.logger.store import checksum
+
+SECOND = 10**9
+START = 1_764_000_000 * SECOND  # 2025-11-24T16:00:00Z
+
+LAYOUT = Layout(
+    16,
+    (
+        Field("temperature", "<f4", 0, unit="°C"),
+        Field("position", "<i2", 4, count=2, unit="m", scale=0.01),
+        Field("armed", "?", 8),
+        Field("tag", "V3", 9),
+    ),
+)
+
+
+class LogFile:
+    """A SQLite database that grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = f"sqlite:///{path}"
+        self._engine = create_engine(self.url)
+        self._ids = 0
+        with self._engine.begin() as database:
+            database.exec_driver_sql("PRAGMA synchronous=OFF")  # a test has no power cut
+            database.exec_driver_sql("PRAGMA journal_mode=WAL")
+            schema.prepare(database, self.url)
+            columns = [(column.name, column.kind) for column in LAYOUT.columns]
+            self._readings = schema.prepare_readings(database, self.url, columns)
+
+    def add(
+        self,
+        payloads: Iterable[bytes],
+        *,
+        sensor: str = "10.83.0.11",
+        start_ns: int = START,
+        step_ns: int = SECOND,
+        framing: Framing = "fixed",
+        layout: Layout | None = None,
+        closed: bool = True,
+        times: Sequence[int] | None = None,
+    ) -> int:
+        """A connection with a message each step; its id."""
+        self._ids += 1
+        given = list(payloads)
+        messages, stream = [], hashlib.sha256()
+        offset = 0
+        for sequence, payload in enumerate(given):
+            received = times[sequence] if times else start_ns + sequence * step_ns
+            frame = encode(framing, payload, size=len(payload), max_size=1 << 20)
+            messages.append(
+                {
+                    "connection_id": self._ids,
+                    "sequence": sequence,
+                    "received_ns": received,
+                    "payload": payload,
+                    "stream_offset": offset,
+                    "crc": checksum(sequence, offset, received, payload),
+                }
+            )
+            stream.update(frame)
+            offset += len(frame)
+        row = {
+            "id": self._ids,
+            "sensor": sensor,
+            "port": 40000 + self._ids,
+            "opened_ns": start_ns,
+            "framing": framing,
+            "layout": layout.describe() if layout else None,
+            "token": str(self._ids),
+        }
+        if closed:
+            last = messages[-1]["received_ns"] if messages else start_ns
+            row |= {
+                "closed_ns": last,
+                "bytes": offset,
+                "digest": stream.hexdigest(),
+                "reset": False,
+                "reason": "",
+            }
+        with self._engine.begin() as database:
+            database.execute(insert(schema.connections).values(row))
+            if messages:
+                database.execute(insert(schema.messages), messages)
+            if layout and messages:
+                names = [column.name for column in layout.columns]
+                values = layout.values(given)
+                database.execute(
+                    insert(self._readings),
+                    [
+                        {
+                            "connection_id": self._ids,
+                            "sequence": sequence,
+                            **dict(zip(names, row, strict=True)),
+                        }
+                        for sequence, row in enumerate(values)
+                    ],
+                )
+        return self._ids
+
+    def execute(self, statement: str) -> None:
+        """Change it by hand."""
+        with self._engine.begin() as database:
+            database.exec_driver_sql(statement)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def reading(number: int, temperature: float | None = None) -> bytes:
+    """A message of LAYOUT."""
+    value = 20 + number / 8 if temperature is None else temperature
+    return struct.pack("<f2h?3s4x", value, number, -number, number % 2, b"abc")

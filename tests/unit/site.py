@@ -1,0 +1,156 @@
+"""A logger on loopback, and what its database must say."""
+
+import hashlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from midstream.logger import Logger, LoggerSummary, server
+from midstream.logger.holder import Child
+from midstream.logger.store import checksum
+from midstream.network import Host, Topology, write
+
+SIZE = 32
+TOS = 104
+
+
+class Site:
+    """A folder with config.toml, const.toml and the database, and a free port on loopback."""
+
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.folder = folder
+        self.url = url or f"sqlite:///{folder}/midstream.db"
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        hosts = [Host(IPv4Address(f"127.0.0.{n}"), f"02:00:00:00:00:{n:02x}") for n in (1, 2, 11)]
+        topology = Topology((hosts[2],), hosts[1], hosts[0], tos=TOS, port=self.port, mtu=1500, size=SIZE)
+        write(folder / "const.toml", topology, "a test")
+        self.configure()
+
+    def configure(
+        self, *, framing: str = "fixed", max_size: int = 1 << 20, interval: float = 0.02, logger: str = ""
+    ) -> None:
+        (self.folder / "config.toml").write_text(
+            f'[sensor]\ntarget = "logger"\n[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
+            f'[logger]\ndatabase = "{self.url}"\nbatch_interval = {interval}\n{logger}'
+        )
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.toml"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        engine = create_engine(self.url)
+        try:
+            with engine.connect() as database:
+                return [tuple(row) for row in database.execute(text(statement))]
+        finally:
+            engine.dispose()
+
+    def wait_for(self, statement: str, expected: list[tuple[Any, ...]]) -> None:
+        wait_until(lambda: self.query(statement) == expected)
+
+
+class Serving(threading.Thread):
+    """A logger that serves in a thread until the `with` block ends."""
+
+    def __init__(self, config: Path) -> None:
+        super().__init__()
+        self.logger = Logger(config)
+        self.summary = LoggerSummary()
+        self.error: Exception | None = None
+        self._stop_requested = threading.Event()
+
+    def __enter__(self) -> "Serving":
+        self.logger.__enter__()
+        self.start()
+        return self
+
+    def run(self) -> None:
+        try:
+            self.summary = self.logger.serve(self._stop_requested.is_set)
+        except Exception as error:
+            self.error = error
+
+    def stop(self) -> None:
+        self._stop_requested.set()
+        self.join(20)
+        assert not self.is_alive()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.logger.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+class Workers:
+    """The worker processes that loggers start, while `monkeypatch` lives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[Child] = []
+        self._killed = 0
+        start = server._start_worker
+
+        def start_and_remember(channel: socket.socket) -> Child:
+            worker = start(channel)
+            self.started.append(worker)
+            return worker
+
+        monkeypatch.setattr(server, "_start_worker", start_and_remember)
+
+    def kill(self) -> None:
+        """kill -9 a worker that was not killed before: the one that works now, or the next."""
+        wait_until(lambda: len(self.started) > self._killed)
+        self._killed = len(self.started)
+        self.started[-1].kill()
+
+
+def verify(site: Site, frame: int = 0) -> dict[tuple[str, int], str]:
+    """Every connection's messages follow each other without a gap and bear their checksums.
+
+    Returns the SHA-256 of each stream, made from the messages; `frame` is what each has besides its payload.
+    """
+    digests = {}
+    for key, sensor, port, size, digest, unfinished in site.query(
+        "SELECT id, sensor, port, bytes, digest, unfinished FROM connections"
+    ):
+        stream, offset = hashlib.sha256(), 0
+        rows = site.query(
+            "SELECT sequence, stream_offset, received_ns, payload, crc FROM messages "
+            f"WHERE connection_id = {key} ORDER BY sequence"
+        )
+        for number, (sequence, start, received, payload, crc) in enumerate(rows):
+            assert (sequence, start) == (number, offset)
+            assert crc == checksum(sequence, start, received, payload)
+            framed = {0: payload, 1: payload + b"\n", 4: len(payload).to_bytes(4, "big") + payload}[frame]
+            stream.update(framed)
+            offset += len(framed)
+        if size is not None:
+            stream.update(unfinished or b"")
+            assert offset + len(unfinished or b"") == size
+            assert digest in (None, stream.hexdigest())
+        digests[sensor, port] = stream.hexdigest()
+    assert site.query("SELECT count(*) FROM fragments") == [(0,)]
+    return digests
