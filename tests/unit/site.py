@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from midstream.logger import Logger, LoggerSummary, server
+from midstream.logger.__main__ import work
 from midstream.logger.holder import Child
 from midstream.logger.store import checksum
 from midstream.network import Host, Topology, write
@@ -103,6 +104,26 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
 def reset(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+class ThreadWorker(threading.Thread):
+    """A worker in a thread of this process, which starts at once. It cannot be killed."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__()
+        self._channel = channel.dup()
+        self.start()
+
+    def run(self) -> None:
+        with self._channel:
+            work(self._channel)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.join(timeout)
+        return 0
+
+    def kill(self) -> None:
+        pass
 
 
 class Workers:

@@ -64,7 +64,7 @@ def test_killed_again_and_again(
         print(serving.summary)
 
 
-@pytest.mark.parametrize("framing", ["length", "line"])
+@pytest.mark.parametrize("framing", ["length", pytest.param("line", marks=pytest.mark.slow)])
 def test_killed_inside_messages_longer_than_the_kernel_holds(
     site: Site, workers: Workers, framing: Framing
 ) -> None:
