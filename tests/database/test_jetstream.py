@@ -65,7 +65,7 @@ def read(cluster: servers.Nats, stream: str, kind: str, count: int) -> list[Stor
             while True:
                 left = count - len(found)
                 try:
-                    messages = await subscription.fetch(left or 1, timeout=10 if left else 0.3)
+                    messages = await subscription.fetch(min(left, 500) or 1, timeout=10 if left else 0.3)
                 except NatsTimeoutError:
                     if left:
                         raise

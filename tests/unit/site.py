@@ -49,7 +49,7 @@ class Site:
         return self.folder / "config.toml"
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         engine = create_engine(self.url)
@@ -86,7 +86,7 @@ class Serving(threading.Thread):
 
     def stop(self) -> None:
         self._stop_requested.set()
-        self.join(20)
+        self.join(60)
         assert not self.is_alive()
 
     def __exit__(self, *_: object) -> None:
@@ -94,7 +94,7 @@ class Serving(threading.Thread):
         self.logger.close()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
