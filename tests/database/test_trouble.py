@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 from tests.database import servers
 from tests.unit.site import SIZE, Serving, Site, Workers, verify, wait_until
 
@@ -176,3 +177,19 @@ def test_a_stop_while_nothing_can_be_stored_tells_what_is_lost(
             serving.stop()
     assert isinstance(serving.error, StoreError)
     assert f"{3 * SIZE} received bytes were not stored" in str(serving.error)
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_named(
+    tmp_path: Path, postgres: servers.Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = Site(tmp_path, postgres.new_database("silent"))
+    with Serving(site.config) as serving, sending(site, messages=20_000, rate=2000):
+        site.wait_for("SELECT count(*) > 100 FROM messages", [(True,)])
+        engine = create_engine(site.url)
+        with engine.begin() as other:
+            other.execute(text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
+            waits(caplog, "has not answered for 5 s")
+        engine.dispose()
+        waits(caplog, "goes on")
+    assert (serving.summary.messages, serving.summary.waits) == (20_000, 1)

@@ -1,5 +1,6 @@
 """A hardworker whose ring is gone: the application gets from the logger what came before, and goes on."""
 
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def test_a_ring_that_is_gone(attached: Lab, tmp_path: Path) -> None:
     with started(attached, "logger", tmp_path, "logger", "--config", config, ready="listening") as ends:
         send(attached, config, 300)
         send(attached, config, 200)
+        time.sleep(0.5)  # a host that is restarted is away for longer than history.MARGIN
         attached.call("hardworker", loader.detach, "hardworker", PINS / "hardworker")
         programs.attach(attached)
         send(attached, config, 100)
