@@ -181,6 +181,24 @@ def test_a_stream_of_another_program(cluster: servers.Nats, stream: str, store: 
         JetStreamStore(cluster.url("foreign"))
 
 
+def has_all_replicas(cluster: servers.Nats, stream: str) -> bool:
+    """Have both followers all that the leader has? Losing a server before is losing two."""
+
+    async def ask() -> bool:
+        client = await nats.connect([f"nats://127.0.0.1:{port}" for port in cluster.ports])
+        try:
+            group = (await client.jsm(timeout=1).stream_info(stream)).cluster
+            replicas = (group.replicas if group else None) or []
+            return len(replicas) == 2 and all(each.current and not each.offline for each in replicas)
+        finally:
+            await client.close()
+
+    try:
+        return asyncio.run(ask())
+    except NatsError:
+        return False
+
+
 def reaches(serving: Serving, messages: int) -> None:
     wait_until(lambda: serving.logger.summary.messages >= messages, 60)
 
@@ -214,6 +232,7 @@ def test_a_server_that_is_killed_during_the_run(
             workers.kill()
             moves_on(serving)
             cluster.start(lost)
+            wait_until(lambda: has_all_replicas(cluster, stream), 60)
         sending.join(120)
     assert sensor.summary.clean
     assert serving.summary.messages == messages
