@@ -77,6 +77,7 @@ def test_a_postgresql_server_that_is_stopped_and_started(
     assert (serving.summary.messages, serving.summary.restarts) == (4000, 0)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_at_the_start_is_waited_for(
     tmp_path: Path, postgres: servers.Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
