@@ -1,11 +1,12 @@
 """A hardworker whose ring is gone: the application gets from the logger what came before, and goes on."""
 
+import threading
 import time
 from itertools import islice
 from pathlib import Path
 
 from tests.lab.ends import sensor
-from tests.lab.triangle import PINS, Result, started, variant
+from tests.lab.triangle import PATIENCE, PINS, Result, started, variant
 
 from midstream.ebpf import loader
 from midstream.hardworker import Hardworker
@@ -46,7 +47,10 @@ def send(lab: Lab, config: Path, messages: int) -> Result:
 def replayed(config: Path, count: int) -> list[tuple[int, int]]:
     """Connection and sequence of the first `count` messages; what they hold is checked."""
     with Hardworker(config) as hardworker:
+        give_up = threading.Timer(PATIENCE, hardworker.stop)
+        give_up.start()
         got = list(islice(hardworker.replay(), count))
+        give_up.cancel()
         assert all(int.from_bytes(message.payload[:8], "little") == message.sequence for message in got)
         more = hardworker.read()
         assert len(more) == 0
