@@ -36,7 +36,7 @@ def test_rate(
     elif kind.startswith("jetstream"):
         cluster: servers.Nats = request.getfixturevalue("cluster")
         url = cluster.url(f"{kind}{size}x{connections}", replicas=1 if kind.endswith("1") else 3)
-        count //= 5
+        count //= 2
     monkeypatch.setattr(sites, "SIZE", size)
     site = Site(tmp_path, url)
     site.configure(interval=0.1)

@@ -1,5 +1,6 @@
 """A database that takes nothing for a while: the sensors wait, nothing is lost, and everybody can see it."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 from tests.database import servers
 from tests.unit.site import SIZE, Serving, Site, Workers, verify, wait_until
 
@@ -30,7 +32,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 @contextmanager
 def sending(site: Site, *, messages: int, rate: float) -> Iterator[Sensor]:
-    """A sensor that sends inside the block, and is done and content when the block has ended."""
+    """A sensor that sends inside the block; when that has ended, all that it sent is stored once."""
     with Sensor(site.config) as sensor:
         thread = threading.Thread(
             target=sensor.run, args=(numbered_messages(SIZE, messages),), kwargs={"rate": rate}
@@ -40,7 +42,7 @@ def sending(site: Site, *, messages: int, rate: float) -> Iterator[Sensor]:
             yield sensor
         finally:
             thread.join(60)
-    assert sensor.summary.clean
+    wait_until(lambda: site.query("SELECT count(closed_ns) FROM connections") == [(1,)], 60)
     assert sensor.summary.messages == messages
     assert verify(site)[sensor.summary.sensor, sensor.summary.port] == sensor.summary.digest
 
@@ -75,6 +77,7 @@ def test_a_postgresql_server_that_is_stopped_and_started(
     assert (serving.summary.messages, serving.summary.restarts) == (4000, 0)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_at_the_start_is_waited_for(
     tmp_path: Path, postgres: servers.Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,6 +118,7 @@ def test_a_locked_database_makes_the_sensor_wait(site: Site, caplog: pytest.LogC
     assert serving.summary.messages == 200
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a small disk")
 def test_a_full_disk_makes_the_sensor_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -174,3 +178,19 @@ def test_a_stop_while_nothing_can_be_stored_tells_what_is_lost(
             serving.stop()
     assert isinstance(serving.error, StoreError)
     assert f"{3 * SIZE} received bytes were not stored" in str(serving.error)
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_named(
+    tmp_path: Path, postgres: servers.Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = Site(tmp_path, postgres.new_database("silent"))
+    with Serving(site.config) as serving, sending(site, messages=20_000, rate=2000):
+        site.wait_for("SELECT count(*) > 100 FROM messages", [(True,)])
+        engine = create_engine(site.url)
+        with engine.begin() as other:
+            other.execute(text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
+            waits(caplog, "has not answered for 5 s")
+        engine.dispose()
+        waits(caplog, "goes on")
+    assert (serving.summary.messages, serving.summary.waits) == (20_000, 1)

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from midstream.logger import Logger, LoggerSummary, server
+from midstream.logger.__main__ import work
 from midstream.logger.holder import Child
 from midstream.logger.store import checksum
 from midstream.network import Host, Topology, write
@@ -48,7 +49,7 @@ class Site:
         return self.folder / "config.toml"
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         engine = create_engine(self.url)
@@ -85,7 +86,7 @@ class Serving(threading.Thread):
 
     def stop(self) -> None:
         self._stop_requested.set()
-        self.join(20)
+        self.join(60)
         assert not self.is_alive()
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +94,7 @@ class Serving(threading.Thread):
         self.logger.close()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -103,6 +104,26 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
 def reset(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+class ThreadWorker(threading.Thread):
+    """A worker in a thread of this process, which starts at once. It cannot be killed."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__()
+        self._channel = channel.dup()
+        self.start()
+
+    def run(self) -> None:
+        with self._channel:
+            work(self._channel)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.join(timeout)
+        return 0
+
+    def kill(self) -> None:
+        pass
 
 
 class Workers:

@@ -30,11 +30,9 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 @pytest.mark.parametrize(
     ("kills", "messages", "rate"),
-    [(4, 5000, 2000), pytest.param(100, 100_000, 2000, marks=pytest.mark.slow)],
+    [(3, 3000, 2000), pytest.param(100, 100_000, 2000, marks=pytest.mark.slow)],
 )
-def test_killed_again_and_again(
-    site: Site, workers: Workers, kills: int, messages: int, rate: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_again_and_again(site: Site, workers: Workers, kills: int, messages: int, rate: int) -> None:
     random = Random(5)
     killed = threading.Event()
     with Serving(site.config) as serving, Sensor(site.config) as sensor:
@@ -60,17 +58,15 @@ def test_killed_again_and_again(
     assert site.query("SELECT count(*), sum(reset) FROM connections") == [(1, 0)]
     assert serving.summary.restarts == kills
     assert (serving.summary.messages, serving.summary.bytes) == (messages, messages * SIZE)
-    with capsys.disabled():
-        print(serving.summary)
 
 
-@pytest.mark.parametrize("framing", ["length", "line"])
+@pytest.mark.parametrize("framing", ["length", pytest.param("line", marks=pytest.mark.slow)])
 def test_killed_inside_messages_longer_than_the_kernel_holds(
     site: Site, workers: Workers, framing: Framing
 ) -> None:
     """Their beginnings are stored as fragments, so that TCP's window does not stay closed."""
     site.configure(framing=framing, max_size=1 << 26)
-    sizes = [40 << 20, 5, 0, 3 << 20, 1 << 20]
+    sizes = [12 << 20, 5, 0, 3 << 20, 1 << 20]
     messages = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
     stream = b"".join(encode(framing, message, size=SIZE, max_size=1 << 26) for message in messages)
     fragments = "SELECT count(*) > 0 FROM fragments"
@@ -80,9 +76,9 @@ def test_killed_inside_messages_longer_than_the_kernel_holds(
         for _ in range(3):
             site.wait_for(fragments, [(True,)])
             workers.kill()
-        sending.join(60)
+        sending.join(120)
         client.shutdown(socket.SHUT_WR)
-        client.settimeout(30)
+        client.settimeout(120)
         assert client.recv(1) == b""
     assert serving.summary.restarts == 3
     assert list(verify(site, frame=FRAME[framing]).values()) == [hashlib.sha256(stream).hexdigest()]
@@ -94,38 +90,38 @@ def test_killed_inside_messages_longer_than_the_kernel_holds(
 def test_killed_with_many_connections_open(site: Site, workers: Workers) -> None:
     """In every state: silent, with half a message, ended, reset, and accepted while no worker lived."""
     with Serving(site.config) as serving:
-        clients = [site.connect() for _ in range(200)]
+        clients = [site.connect() for _ in range(80)]
         for client in clients:
             client.sendall(bytes(SIZE) * 3 + b"half")
-        site.wait_for("SELECT count(*) FROM messages", [(600,)])
+        site.wait_for("SELECT count(*) FROM messages", [(240,)])
         workers.kill()
-        for client in clients[:50]:
+        for client in clients[:20]:
             client.sendall(bytes(SIZE - 4))
-        for client in clients[50:100]:
+        for client in clients[20:40]:
             client.shutdown(socket.SHUT_WR)
-        for client in clients[100:150]:
+        for client in clients[40:60]:
             reset(client)
-        late = [site.connect() for _ in range(50)]
+        late = [site.connect() for _ in range(20)]
         for client in late:
             client.sendall(b"late".ljust(SIZE))
             client.shutdown(socket.SHUT_WR)
-        for client in (*clients[50:100], *late):
+        for client in (*clients[20:40], *late):
             assert client.recv(1) == b""
-        site.wait_for("SELECT count(*) FROM connections WHERE reset", [(50,)])
-        site.wait_for("SELECT count(*) FROM messages", [(600 + 50 + 50,)])
+        site.wait_for("SELECT count(*) FROM connections WHERE reset", [(20,)])
+        site.wait_for("SELECT count(*) FROM messages", [(240 + 20 + 20,)])
         workers.kill()
-        for client in clients[:50]:
+        for client in clients[:20]:
             client.shutdown(socket.SHUT_WR)
             assert client.recv(1) == b""
     verify(site)
-    assert site.query("SELECT count(*), count(token), count(DISTINCT token) FROM connections") == [(250,) * 3]
+    assert site.query("SELECT count(*), count(token), count(DISTINCT token) FROM connections") == [(100,) * 3]
     assert site.query(
         "SELECT reason, length(unfinished), count(*) FROM connections GROUP BY 1, 2 ORDER BY 3, 1"
     ) == [
-        ("Connection reset by peer", 4, 50),
-        ("end of stream", 4, 50),
-        ("the logger was stopped", 4, 50),
-        ("end of stream", None, 100),
+        ("Connection reset by peer", 4, 20),
+        ("end of stream", 4, 20),
+        ("the logger was stopped", 4, 20),
+        ("end of stream", None, 40),
     ]
     assert serving.summary.restarts == 2
     for client in (*clients, *late):

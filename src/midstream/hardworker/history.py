@@ -11,7 +11,7 @@ from midstream.errors import ConfigError, NetworkError
 from midstream.hardworker.messages import Message
 from midstream.replay import TIMEOUT, Line
 
-MARGIN = 0.25
+MARGIN = 0.05
 """Seconds before the ring began from which no connection is asked for. Nothing passes the hardworker while no
 program is attached, which takes longer; right after it a connection may open, before the question arrives."""
 

@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import nats
 from nats.aio.client import Client
@@ -31,6 +30,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from midstream.errors import StoreError
 from midstream.framing import Framing
+from midstream.logger.nats_url import EXPECTED, NatsUrl
 from midstream.logger.store import FRAME, Batch, ConnectionRow, Piece, Position, Unavailable
 
 if TYPE_CHECKING:
@@ -48,39 +48,8 @@ HEADERS_SIZE = 512  # bytes: more than the headers of a message have
 PLACE = "Midstream"  # header of a message: sequence, offset, received_ns; of a fragment: offset
 
 _ADVICE = "see that the servers run, most of the stream's replicas among them, and have room"
-_EXPECTED = (
-    "Expected nats://HOST:PORT/STREAM, also with several HOST:PORT separated by commas, and with ?replicas=3 "
-    "for a stream that three servers keep ([logger] database in config.toml)"
-)
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """The parts of a nats:// URL."""
-
-    servers: tuple[str, ...]
-    stream: str
-    replicas: int
-    name: str  # of all, without user and password
-
-    @classmethod
-    def parse(cls, url: str) -> Self:
-        """StoreError if something is missing or cannot be."""
-        parts = urlsplit(url)
-        credentials, _, hosts = parts.netloc.rpartition("@")
-        prefix = f"{credentials}@" if credentials else ""
-        name = f"nats://{hosts}{parts.path}"
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        replicas = options.pop("replicas", "1")
-        stream = parts.path.strip("/")
-        if not hosts or not stream.replace("_", "").replace("-", "").isalnum():
-            raise StoreError(f"{name}: no servers or no name of a stream. {_EXPECTED}")
-        if options or replicas not in ("1", "2", "3", "4", "5"):
-            raise StoreError(f"{name}?{parts.query}: not an option, or not 1 to 5 replicas. {_EXPECTED}")
-        servers = tuple(f"nats://{prefix}{host}" for host in hosts.split(","))
-        return cls(servers, stream, int(replicas), name)
 
 
 @dataclass(slots=True)
@@ -96,7 +65,7 @@ class JetStreamStore:
     """The stream that a nats:// URL names; it is made if it is missing."""
 
     def __init__(self, url: str, *, framing: Framing = "fixed", layout: "Layout | None" = None) -> None:
-        self._address = Address.parse(url)
+        self._address = NatsUrl.parse(url)
         self._framing = framing
         self._layout = layout.describe() if layout is not None else None
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
@@ -194,7 +163,7 @@ class JetStreamStore:
             except (NatsError, OSError, TimeoutError) as error:
                 failures.append(error)
         if any("authorization" in str(error).lower() for error in failures):
-            raise StoreError(f"{self._address.name}: the servers refuse user or password. {_EXPECTED}")
+            raise StoreError(f"{self._address.name}: the servers refuse user or password. {EXPECTED}")
         raise failures[-1]
 
     def _stream(self) -> StreamConfig:

@@ -11,13 +11,13 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from midstream.errors import MidstreamError, StoreError
 from midstream.framing import Decoder
 from midstream.logger import channel
 from midstream.logger.peer import Peer
+from midstream.logger.report import Report
 from midstream.logger.store import Batch, ConnectionRow, Position, Store, Unavailable
 from midstream.logger.writer import Writer
 
@@ -47,7 +47,7 @@ class Worker:
         batch_interval: float,
         batch_size: int,
     ) -> None:
-        self._holder: socket.socket | None = holder  # None: it was killed
+        self._report = Report(holder)
         self._new_store = new_store
         self._new_decoder = new_decoder
         self._frame = frame
@@ -70,8 +70,6 @@ class Worker:
         self._unanswered = 0
         self._retry_at = 0.0
         self._retry = FIRST_RETRY
-        self._announced = False
-        self._waiting = ""  # why nothing can be stored
         self._stop_reason = ""
         self._stopped_at = self._moved_at = 0.0
         self._running = True
@@ -80,14 +78,17 @@ class Worker:
         """Work until the holder says stop, or is gone, and everything is stored."""
         self._open()
         while self._running:
+            others = []
             for descriptor, events in self._poll.poll(self._timeout()):
-                if descriptor == self._writer.fileno():
-                    self._job_done()
-                elif peer := self._peers.get(descriptor):
+                if peer := self._peers.get(descriptor):
                     peer.woken(events)
                     self._get_ready(peer)
-                elif self._holder is not None:
-                    self._hear(self._holder)
+                else:  # later: it may close sockets, and open others with the same descriptors
+                    others.append(descriptor)
+            if self._writer.fileno() in others:
+                self._job_done()
+            if self._report.holder is not None and self._report.holder.fileno() in others:
+                self._hear(self._report.holder)
             self._step(time.monotonic())
         for peer in self._peers.values():
             peer.socket.close()
@@ -96,8 +97,7 @@ class Worker:
             self._writer.submit(store.close)
         self._writer.close(timeout=1.0)
         self._poll.close()
-        if self._holder is not None:
-            self._holder.close()
+        self._report.lose_holder()
 
     def _timeout(self) -> float:
         """Seconds until `_step` has something to do, if nothing happens."""
@@ -114,7 +114,7 @@ class Worker:
         """Begin what is due. One thing at a time."""
         if self._then is not None:
             if now - self._job_since > SLOW:
-                self._wait(f"the database has not answered for {SLOW:g} s")
+                self._report.waiting(f"the database has not answered for {SLOW:g} s")
                 self._give_up_if_stopped(now, "it does not answer")
         elif self._consuming:
             pass  # the holder is at it
@@ -145,7 +145,7 @@ class Worker:
 
     def _opened(self, store: Store) -> None:
         self._store, self._usable = store, True
-        self._announce()
+        self._report.ready()
 
     def _resume(self) -> None:
         """Ask the store how far the strangers came, and go on from there."""
@@ -166,7 +166,7 @@ class Worker:
             messages += peer.sequence - told  # committed by a worker that could not say so any more
             size += peer.offset - peer.consumed
             self._get_ready(peer)
-        self._tell({"count": {"messages": messages, "bytes": size}})
+        self._report.count(messages=messages, bytes=size)
         self._settle(peers)
 
     def _gather(self, last: str) -> None:
@@ -192,15 +192,14 @@ class Worker:
 
     def _stored(self, batch: Batch, taken: list[Peer], commits: int) -> None:
         self._goes_on()
-        count = {
-            "messages": batch.messages,
-            "bytes": sum(peer.offset - peer.consumed for peer in taken),
-            "commits": commits,
-            "unfinished": sum(bool(row.unfinished) for row in batch.closed),
-            "resets": sum(row.reset for row in batch.closed),
-            "framing_errors": sum(peer.broken for peer in taken),
-        }
-        self._tell({"count": count})
+        self._report.count(
+            messages=batch.messages,
+            bytes=sum(peer.offset - peer.consumed for peer in taken),
+            commits=commits,
+            unfinished=sum(bool(row.unfinished) for row in batch.closed),
+            resets=sum(row.reset for row in batch.closed),
+            framing_errors=sum(peer.broken for peer in taken),
+        )
         self._settle(taken)
 
     def _settle(self, peers: Iterable[Peer]) -> None:
@@ -211,11 +210,9 @@ class Worker:
         self._consuming = [peer for peer in peers if peer.offset > peer.consumed]
         self._unanswered = len(self._consuming)
         over = [peer for peer in peers if peer.over]
-        for some in _slices([[peer.number, *peer.progress] for peer in self._consuming]):
-            self._tell({"consume": some})
-        for some in _slices([peer.number for peer in over]):
-            self._tell({"close": some})
-        if self._holder is None:
+        self._report.consume(self._consuming)
+        self._report.close(over)
+        if self._report.holder is None:
             self._consume_alone()
         for peer in over:
             del self._peers[peer.socket.fileno()]
@@ -226,7 +223,7 @@ class Worker:
     def _hear(self, holder: socket.socket) -> None:
         received = channel.receive(holder)
         if received is None:
-            self._lose_holder(holder)
+            self._lose_holder()
             return
         message, descriptors = received
         if "connections" in message:
@@ -278,11 +275,9 @@ class Worker:
         self._stop_reason = reason
         self._stopped_at = self._moved_at = time.monotonic()
 
-    def _lose_holder(self, holder: socket.socket) -> None:
+    def _lose_holder(self) -> None:
         """Nobody accepts any more. What was acknowledged is in the sockets: store it, and end."""
-        self._poll.unregister(holder)
-        holder.close()
-        self._holder = None
+        self._report.lose_holder()  # which also takes it out of the epoll set
         for peer in self._consuming:
             peer.look_where_the_kernel_is()
         self._consume_alone()
@@ -303,16 +298,16 @@ class Worker:
         try:
             result = self._writer.result()
         except (Unavailable, MidstreamError) as error:
-            if not self._announced and isinstance(error, MidstreamError):
+            if not self._report.announced and isinstance(error, MidstreamError):
                 self._give_up(error)
-            self._announce()
+            self._report.ready()
             self._fail(str(error))
         else:
             then(result)
 
     def _fail(self, reason: str) -> None:
         """Forget the batch; all of it is still in the kernel."""
-        self._wait(reason)
+        self._report.waiting(reason)
         self._usable = False
         self._strangers = list(self._peers.values())
         now = time.monotonic()
@@ -320,21 +315,9 @@ class Worker:
         self._retry = min(2 * self._retry, LAST_RETRY)
         self._give_up_if_stopped(now, reason)
 
-    def _announce(self) -> None:
-        if not self._announced:
-            self._announced = True
-            self._tell({"ready": True})
-
-    def _wait(self, reason: str) -> None:
-        if reason != self._waiting:
-            self._waiting = reason
-            self._tell({"waiting": reason})
-
     def _goes_on(self) -> None:
         self._retry = FIRST_RETRY
-        if self._waiting:
-            self._waiting = ""
-            self._tell({"waiting": ""})
+        self._report.waiting("")
 
     def _give_up_if_stopped(self, now: float, reason: str) -> None:
         if self._stop_reason == STOPPED and now > self._stopped_at + STOP_PATIENCE:
@@ -342,15 +325,5 @@ class Worker:
             self._give_up(StoreError(f"{reason}. {size} received bytes were not stored"))
 
     def _give_up(self, error: MidstreamError) -> None:
-        self._tell({"failed": [type(error).__name__, str(error)]})
+        self._report.failed(error)
         self._running = False
-
-    def _tell(self, message: channel.Message) -> None:
-        if self._holder is not None:
-            with suppress(BrokenPipeError, ConnectionResetError):  # then we shall read that it is gone
-                channel.send(self._holder, message)
-
-
-def _slices(entries: list[Any]) -> Iterable[list[Any]]:
-    for start in range(0, len(entries), channel.MAX_ENTRIES):
-        yield entries[start : start + channel.MAX_ENTRIES]

@@ -1,0 +1,62 @@
+"""What a worker tells its holder. Once the holder is gone nothing more is told."""
+
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+
+from midstream.errors import MidstreamError
+from midstream.logger import channel
+from midstream.logger.peer import Peer
+
+
+class Report:
+    """Speaks over the worker's end of the channel; None when nobody listens any more."""
+
+    def __init__(self, holder: socket.socket) -> None:
+        self.holder: socket.socket | None = holder
+        self._announced = False
+        self._waiting = ""
+
+    @property
+    def announced(self) -> bool:
+        """Has the holder been told that the worker is ready?"""
+        return self._announced
+
+    def ready(self) -> None:
+        if not self._announced:
+            self._announced = True
+            self._tell({"ready": True})
+
+    def waiting(self, reason: str) -> None:
+        """Nothing can be stored; "" when it goes on. Told when it changes."""
+        if reason != self._waiting:
+            self._waiting = reason
+            self._tell({"waiting": reason})
+
+    def failed(self, error: MidstreamError) -> None:
+        self._tell({"failed": [type(error).__name__, str(error)]})
+
+    def count(self, **more: int) -> None:
+        """What to add to the logger's summary."""
+        self._tell({"count": more})
+
+    def consume(self, peers: Sequence[Peer]) -> None:
+        """What these have taken is stored: it may leave the kernel."""
+        for start in range(0, len(peers), channel.MAX_ENTRIES):
+            some = peers[start : start + channel.MAX_ENTRIES]
+            self._tell({"consume": [[peer.number, *peer.progress] for peer in some]})
+
+    def close(self, peers: Sequence[Peer]) -> None:
+        """The end of these is stored."""
+        for start in range(0, len(peers), channel.MAX_ENTRIES):
+            self._tell({"close": [peer.number for peer in peers[start : start + channel.MAX_ENTRIES]]})
+
+    def lose_holder(self) -> None:
+        if self.holder is not None:
+            self.holder.close()
+            self.holder = None
+
+    def _tell(self, message: channel.Message) -> None:
+        if self.holder is not None:
+            with suppress(BrokenPipeError, ConnectionResetError):  # then the worker reads that it is gone
+                channel.send(self.holder, message)
