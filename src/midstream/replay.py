@@ -2,8 +2,8 @@
 
 Both sides prove that they have the shared key of key.py (HMAC-SHA256 over two fresh random numbers), and
 every message after that bears an HMAC of its number, direction and content, with keys that are made from the
-same numbers. So nobody without the key can ask, answer, change, repeat or leave out anything. It is authentic,
-not secret: the sensors' own connections are not either.
+same numbers. So nobody without the key can ask, answer, change, repeat or leave out anything. It is
+authentic, not secret: the sensors' own connections are not either.
 
 A question is {"since": ns, "until": ns, "from": sensors}; a negative `until` counts back from now, so that
 the clocks of the two hosts need not agree. An answer is the messages of one connection after the other, in

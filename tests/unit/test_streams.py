@@ -103,8 +103,8 @@ class Table(RuleBasedStateMachine):
         stream = self.streams.checkout(number)
         assert stream is self.model[number][0]
         assert stream.next == self.model[number][1]
-        stream.push(stream.next, b"12")
-        stream.carry = bytearray(b"2" if state == "carry" else b"")
+        delivered = stream.push(stream.next, b"12")
+        stream.carry = bytearray(delivered[-1:] if state == "carry" else b"")
         stream.end = stream.next + 9 if state == "end" else None
         if state == "early":
             stream.push(stream.next + 1, b"4")
