@@ -25,6 +25,7 @@ _MODULES = {
     "detach": "kernel",
     "status": "kernel",
     "packet": "packet",
+    "load": "load",
 }
 """Which module of this package has a command."""
 
