@@ -68,13 +68,12 @@ def test_python_and_c_write_the_same_messages(port: int, peer: socket.socket) ->
     size, received = 77, b""
     before = time.time_ns()
     plan = Plan(sensors=2, rate=1000, size=size, seconds=0.01)
-    with Load(plan, [Connection(HOST, port)] * 2) as load:
-        with peer.accept()[0]:
-            connection = peer.accept()[0]
-            load.start()
-            while not received.endswith(b"none") and len(received) < 10 * size:
-                received += connection.recv(1 << 16) or b"none"
-            connection.close()
+    with Load(plan, [Connection(HOST, port)] * 2) as load, peer.accept()[0]:
+        connection = peer.accept()[0]
+        load.start()
+        while not received.endswith(b"none") and len(received) < 10 * size:
+            received += connection.recv(1 << 16) or b"none"
+        connection.close()
     for number in range(10):
         message = received[number * size : (number + 1) * size]
         sent = int.from_bytes(message[8:16], "little")
