@@ -72,18 +72,23 @@ def compile_library(source: Path) -> Path:
     return target
 
 
-def compile_executable(source: Path) -> Path:
+def compile_executable(source: Path, *, headers: Path | None = None) -> Path:
     """The static program of one C file and the headers beside it, for this machine; kept likewise.
 
-    The first one takes half a minute: the compiler builds its C library (musl). Raises CompileError.
+    headers: another folder whose headers it includes. The first program takes half a minute: the compiler
+    builds its C library (musl). Raises CompileError.
     """
     flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
+    folders = [source.parent, *([headers] if headers else [])]
     digest = hashlib.sha256(f"{_compiler_version()} {flags}".encode())
-    for path in (source, *sorted(source.parent.glob("*.h"))):
+    for path in (source, *(header for folder in folders for header in sorted(folder.glob("*.h")))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     target = cache_directory() / f"{source.stem}-{digest.hexdigest()[:32]}"
     if not os.path.isfile(target):
-        _run(["-target", f"{platform.machine()}-linux-musl", *flags, str(source)], target, mode=0o755)
+        includes = [f"-I{folder}" for folder in folders]
+        _run(
+            ["-target", f"{platform.machine()}-linux-musl", *flags, *includes, str(source)], target, mode=0o755
+        )
     return target
 
 

@@ -21,7 +21,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import network
 from midstream.config import Config, Role
-from midstream.ebpf import compiler, libbpf, pins, records, selftest
+from midstream.ebpf import compiler, deferral, libbpf, pins, records, selftest
 from midstream.errors import KernelError
 from midstream.network import Topology
 
@@ -84,6 +84,8 @@ def attach(
         folder.mkdir(parents=True, exist_ok=True)  # empty, if an attach was killed at once
         with libbpf.Object(compiler.compile_program(role, topology)) as program:
             mode = _load_and_attach(role, interface, program, folder, config, topology, expected, self_test)
+        if role == "hardworker" and config.hardworker.period and config.hardworker.defer:
+            deferral.apply(interface, config.hardworker.period, folder)
     except BaseException:
         detach(role, folder)
         raise
@@ -102,6 +104,8 @@ def detach(role: Role, folder: Path) -> bool:
             f"{folder}: what is pinned there bears no stamp of midstream, so nothing was removed; "
             "remove it by hand, or name another folder in config.toml: network.pins"
         )
+    if role == "hardworker":
+        deferral.undo(folder)
     if role == "logger":
         for ifindex, point in _tc_filters(folder):
             libbpf.tc_detach(ifindex, point, _TC_HANDLE, _TC_PRIORITY)

@@ -1,0 +1,97 @@
+"""A virtual hardworker, of which every instruction is counted.
+
+QEMU's `-icount shift=1` advances the guest's clock by 2 ns with each instruction, so the time in which the guest's
+core was not idle, divided by 2 ns, is the number of instructions that the whole machine has executed: kernel,
+interrupts, idle entries and exits, programs. It does not depend on what else this machine does, as long
+as the load comes at its time.
+"""
+
+import json
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from midstream.bench.machine import wires
+from midstream.bench.machine.machine import Machine
+from midstream.errors import LabError
+from midstream.lab.hosts import SUBNET, LabHost
+
+SHIFT = 1
+NANOSECONDS = 1 << SHIFT
+"""Of the guest's clock, an instruction."""
+
+_BOOT = 120.0  # seconds
+_ANSWER = 120.0
+# Without these two features the processor's string instructions do not count a byte an instruction.
+_CPU = "max,-erms,-fsrm"
+# As a network card that leaves segments and checksums as they are, and with a queue of its own for XDP_TX.
+_CARD = "mq=on,vectors=6,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off,csum=off,gso=off"
+
+
+class VirtualHardworker:
+    """Calls the functions of guest.py inside the machine."""
+
+    def __init__(self, wire: socket.socket) -> None:
+        self._wire = wire
+        self._answers = wire.makefile("rb")
+        self._take()  # it is ready
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """The function's result. Raises LabError with the guest's words."""
+        self._wire.sendall(json.dumps({"call": function, "arguments": arguments}).encode() + b"\n")
+        return self._take()
+
+    def _take(self) -> Any:
+        line = self._answers.readline()
+        if not line:
+            raise LabError("the virtual hardworker is gone")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise LabError(f"the virtual hardworker: {answer['error']}")
+        return answer["result"]
+
+
+@contextmanager
+def booted(hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = ()) -> Iterator[VirtualHardworker]:
+    """The machine at the tap of `wires.wired`, with its network up. Raises LabError."""
+    hardworker = next(host for host in hosts if host.name == "hardworker")
+    with ExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="midstream-vm-")))
+        control = folder / "control"
+        extra = [
+            "-icount", f"shift={SHIFT},sleep=on",
+            "-netdev", f"tap,id=net,ifname={wires.TAP},script=no,downscript=no,queues=2,vhost=off",
+            "-device", f"virtio-net-pci,netdev=net,mac={hardworker.mac},{_CARD}",
+            "-chardev", f"socket,id=control,path={control},server=on,wait=off",
+            "-device", "virtserialport,chardev=control,nr=3",
+            *plugin,
+        ]  # fmt: skip
+        output = undo.enter_context((folder / "output").open("w+b"))
+        machine = undo.enter_context(
+            Machine(
+                [sys.executable, "-m", "midstream.bench.machine.guest"],
+                cache=cache, cpus=1, cpu=_CPU, extra=extra,
+                prefix=wires.command(wires.SWITCH, []), output=output,
+            )
+        )  # fmt: skip
+        wire = undo.enter_context(socket.socket(socket.AF_UNIX))
+        deadline = time.monotonic() + _BOOT
+        while wire.connect_ex(str(control)):
+            if time.monotonic() > deadline or machine.process.poll() is not None:
+                raise LabError("QEMU does not start; is /dev/net/tun there?")
+            time.sleep(0.05)
+        wire.settimeout(_ANSWER)
+        try:
+            guest = VirtualHardworker(wire)
+            guest.call(
+                "connect", str(hardworker.ip), SUBNET.prefixlen, {str(h.ip): h.mac for h in hosts if h != hardworker}
+            )
+        except (LabError, OSError) as error:
+            output.seek(0)
+            raise LabError(f"{error}\n{output.read().decode()}{machine.console}") from error
+        yield guest
