@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from midstream.bench.machine import wires
+from midstream.ebpf import compiler
 from midstream.bench.machine.machine import Machine
 from midstream.errors import LabError
 from midstream.lab.hosts import SUBNET, LabHost
 
-SHIFT = 1
+import os
+HERE = Path(__file__).parent
+SHIFT = int(os.environ.get("SHIFT","1"))
 NANOSECONDS = 1 << SHIFT
 """Of the guest's clock, an instruction."""
 
@@ -57,7 +60,7 @@ class VirtualHardworker:
 
 
 @contextmanager
-def booted(hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = ()) -> Iterator[VirtualHardworker]:
+def booted(hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = (), slow: int = 1) -> Iterator[VirtualHardworker]:
     """The machine at the tap of `wires.wired`, with its network up. Raises LabError."""
     hardworker = next(host for host in hosts if host.name == "hardworker")
     with ExitStack() as undo:
@@ -76,7 +79,7 @@ def booted(hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = ())
             Machine(
                 [sys.executable, "-m", "midstream.bench.machine.guest"],
                 cache=cache, cpus=1, cpu=_CPU, extra=extra,
-                prefix=wires.command(wires.SWITCH, []), output=output,
+                prefix=wires.command(wires.SWITCH, ["env", f"LD_PRELOAD={compiler.compile_library(HERE / 'slow.c')}", f"SLOW={slow}"]), output=output,
             )
         )  # fmt: skip
         wire = undo.enter_context(socket.socket(socket.AF_UNIX))

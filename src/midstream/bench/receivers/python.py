@@ -1,0 +1,101 @@
+"""midstream's application in Python: a loop over messages, or NumPy on whole batches.
+
+    python -m midstream.bench.receivers.python CONFIG messages|batches
+"""
+
+import sys
+import time
+
+import numpy as np
+
+from midstream import Hardworker
+from midstream.bench.load.message import find_connection
+from midstream.bench.receivers.application import LATENCIES, Application, Stream, is_right
+
+_CONNECTIONS = 1 << 16  # numbers of connections, counted since the program was attached
+
+
+class Batches:
+    """The callback for a whole batch."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._head = np.dtype([("sequence", "<u8"), ("sent", "<i8"), ("rest", "V", application.size - 16)])
+        self._next = np.zeros(_CONNECTIONS, "<u8")  # by connection: the sequence number that it goes on with
+        self._number: dict[int, int] = {}
+        self._latencies = np.frombuffer(application.latencies, np.int64)
+
+    def deliver(self, batch: np.ndarray) -> None:
+        """Messages of any connections, those of each in order."""
+        app, count = self._app, len(batch)
+        connection = batch["connection"]
+        message = batch["payload"].view(self._head)[:, 0]
+        sequence = message["sequence"]
+        if (sequence == self._next[connection]).all():
+            self._next[connection] = sequence + 1  # each connection is there once
+        else:
+            app.errors += self._compare_one_by_one(connection, sequence)
+        app.messages += count
+        app.bytes += count * app.size
+        if not app.measuring:
+            right = (self._is_right(row) for row in batch if app.is_verifying(int(row["offset"]) // app.size))
+            app.errors += sum(not one for one in right)
+            return
+        place = app.window % LATENCIES
+        kept = self._latencies[place : place + count]
+        np.subtract(app.now, message["sent"][: len(kept)], out=kept)
+        app.window += count
+
+    def _compare_one_by_one(self, connections: np.ndarray, sequences: np.ndarray) -> int:
+        errors = 0
+        for connection, sequence in zip(connections.tolist(), sequences.tolist(), strict=True):
+            errors += sequence != int(self._next[connection])
+            self._next[connection] = sequence + 1
+        return errors
+
+    def _is_right(self, row: np.void) -> bool:
+        message, connection = row["payload"].tobytes(), int(row["connection"])
+        if connection not in self._number:
+            self._number[connection] = find_connection(message)
+        self._app.verified += 1
+        return is_right(message, self._number[connection])
+
+
+def batches(hardworker: Hardworker, application: Application) -> None:
+    """Wait, take all, until stopped."""
+    deliver = Batches(application).deliver
+    while not hardworker.stopped:
+        hardworker.wait()
+        application.wakeups += 1
+        batch = hardworker.read()
+        if len(batch):
+            application.now = time.time_ns()
+            deliver(batch)
+
+
+def messages(hardworker: Hardworker, application: Application) -> None:
+    """As a simple application is written."""
+    streams: dict[int, Stream] = {}
+    while not hardworker.stopped:
+        hardworker.wait()
+        application.woken()
+        for message in hardworker.messages():
+            stream = streams.get(message.connection)
+            if stream is None:
+                stream = streams[message.connection] = Stream(application)
+            application.bytes += len(message.payload)
+            stream.deliver(message.payload)
+
+
+def main(config: str, form: str) -> None:
+    """Until SIGTERM."""
+    with Hardworker(config) as hardworker:
+        application = Application(hardworker.message_size, hardworker.stop)
+        application.ready()
+        {"messages": messages, "batches": batches}[form](hardworker, application)
+        application.connections = hardworker.totals.opened
+        application.finish()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
