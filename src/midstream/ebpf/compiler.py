@@ -87,7 +87,9 @@ def compile_executable(source: Path, *, headers: Path | None = None) -> Path:
     if not os.path.isfile(target):
         includes = [f"-I{folder}" for folder in folders]
         _run(
-            ["-target", f"{platform.machine()}-linux-musl", *flags, *includes, str(source)], target, mode=0o755
+            ["-target", f"{platform.machine()}-linux-musl", *flags, *includes, str(source)],
+            target,
+            mode=0o755,
         )
     return target
 

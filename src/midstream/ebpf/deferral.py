@@ -115,7 +115,7 @@ def _saved(folder: Path) -> np.void | None:
         value = libbpf.lookup(fd, bytes(4), SAVED.itemsize)
     finally:
         os.close(fd)
-    return np.frombuffer(value, SAVED)[0] if value else None  # type: ignore[no-any-return]
+    return np.frombuffer(value, SAVED)[0] if value else None
 
 
 def _path(interface: str, name: str) -> Path:

@@ -117,9 +117,7 @@ def sample() -> dict[str, float]:
     timers = Path("/proc/timer_list").read_text()
     now, idle = (re.search(pattern, timers) for pattern in (r"now at (\d+)", r"idle_sleeptime\s*: (\d+)"))
     stat = Path("/proc/stat").read_text()
-    interrupts, switches = (
-        re.search(rf"^{name} (\d+)", stat, re.MULTILINE) for name in ("intr", "ctxt")
-    )
+    interrupts, switches = (re.search(rf"^{name} (\d+)", stat, re.MULTILINE) for name in ("intr", "ctxt"))
     softirq = re.search(r"^softirq (.*)", stat, re.MULTILINE)
     assert now and idle and interrupts and switches and softirq
     return {
@@ -133,12 +131,27 @@ def sample() -> dict[str, float]:
 
 def run(argv: Sequence[str]) -> str:
     """Run a program to its end; its output."""
-    return subprocess.run(argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    return subprocess.run(
+        argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ).stdout
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (connect, attach, detach, attach_floor, detach_floor, defer, start, begin, end, finish, run, sample)
+    for function in (
+        connect,
+        attach,
+        detach,
+        attach_floor,
+        detach_floor,
+        defer,
+        start,
+        begin,
+        end,
+        finish,
+        run,
+        sample,
+    )
 }
 
 

@@ -23,8 +23,9 @@ from midstream.errors import LabError
 from midstream.lab.hosts import SUBNET, LabHost
 
 import os
+
 HERE = Path(__file__).parent
-SHIFT = int(os.environ.get("SHIFT","1"))
+SHIFT = int(os.environ.get("SHIFT", "1"))
 NANOSECONDS = 1 << SHIFT
 """Of the guest's clock, an instruction."""
 
@@ -60,7 +61,9 @@ class VirtualHardworker:
 
 
 @contextmanager
-def booted(hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = (), slow: int = 1) -> Iterator[VirtualHardworker]:
+def booted(
+    hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = (), slow: int = 1
+) -> Iterator[VirtualHardworker]:
     """The machine at the tap of `wires.wired`, with its network up. Raises LabError."""
     hardworker = next(host for host in hosts if host.name == "hardworker")
     with ExitStack() as undo:
@@ -92,7 +95,10 @@ def booted(hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = (),
         try:
             guest = VirtualHardworker(wire)
             guest.call(
-                "connect", str(hardworker.ip), SUBNET.prefixlen, {str(h.ip): h.mac for h in hosts if h != hardworker}
+                "connect",
+                str(hardworker.ip),
+                SUBNET.prefixlen,
+                {str(h.ip): h.mac for h in hosts if h != hardworker},
             )
         except (LabError, OSError) as error:
             output.seek(0)

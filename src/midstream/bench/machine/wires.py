@@ -37,7 +37,9 @@ def wired(sensors: int, mtu: int) -> Iterator[tuple[LabHost, ...]]:
     others = [host for host in planned if host.name != "hardworker"]
     names = [SWITCH, *(host.namespace for host in others)]
     if there := [name for name in names if Path(enter.NAMESPACES, name).exists()]:
-        raise LabError(f"namespaces {', '.join(there)} exist: another measurement runs, or was killed; `ip netns del` them")
+        raise LabError(
+            f"namespaces {', '.join(there)} exist: another measurement runs, or was killed; `ip netns del` them"
+        )
     try:
         namespaces.create(names)
         namespaces.call(SWITCH, (), links.wire, others, mtu)
@@ -46,7 +48,9 @@ def wired(sensors: int, mtu: int) -> Iterator[tuple[LabHost, ...]]:
             namespaces.call(host.namespace, (), _start_host, host, planned)
         yield planned
     finally:
-        namespaces.end(namespaces.processes([name for name in names if Path(enter.NAMESPACES, name).exists()]))
+        namespaces.end(
+            namespaces.processes([name for name in names if Path(enter.NAMESPACES, name).exists()])
+        )
         if Path(enter.NAMESPACES, SWITCH).exists():
             namespaces.call(SWITCH, (), links.unwire)
         namespaces.remove([name for name in names if Path(enter.NAMESPACES, name).exists()])

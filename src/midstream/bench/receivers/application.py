@@ -19,7 +19,9 @@ import numpy as np
 from midstream.bench.load.message import HEADER, filler, find_connection
 
 LATENCIES = 1 << 22  # a longer window keeps its last ones
-_FIRST = 8  # messages of each connection that are verified before the window: this is slow, and must have ended
+_FIRST = (
+    8  # messages of each connection that are verified before the window: this is slow, and must have ended
+)
 _HEAD = struct.Struct("<QQ")  # sequence, time
 
 

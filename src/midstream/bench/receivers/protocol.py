@@ -1,6 +1,6 @@
 """uvloop with a Protocol, the fastest way that asyncio has: callbacks, and no coroutine.
 
-    python -m midstream.bench.receivers.protocol ADDRESS PORT SIZE [LOGGER TOS]
+python -m midstream.bench.receivers.protocol ADDRESS PORT SIZE [LOGGER TOS]
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """midstream's application in Python: a loop over messages, or NumPy on whole batches.
 
-    python -m midstream.bench.receivers.python CONFIG messages|batches
+python -m midstream.bench.receivers.python CONFIG messages|batches
 """
 
 import sys
@@ -9,8 +9,9 @@ import time
 import numpy as np
 
 from midstream import Hardworker
-from midstream.bench.load.message import find_connection
+from midstream.bench.load.message import HEADER, find_connection
 from midstream.bench.receivers.application import LATENCIES, Application, Stream, is_right
+from midstream.ebpf.records import RECORD
 
 _CONNECTIONS = 1 << 16  # numbers of connections, counted since the program was attached
 
@@ -20,31 +21,34 @@ class Batches:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        self._head = np.dtype([("sequence", "<u8"), ("sent", "<i8"), ("rest", "V", application.size - 16)])
+        # A row of a batch, its payload taken apart.
+        head = [*RECORD.descr, ("sequence", "<u8"), ("sent", "<i8")]
+        self._row = np.dtype([*head, ("filler", "V", application.size - HEADER)])
         self._next = np.zeros(_CONNECTIONS, "<u8")  # by connection: the sequence number that it goes on with
+        self._one = np.uint64(1)
         self._number: dict[int, int] = {}
         self._latencies = np.frombuffer(application.latencies, np.int64)
 
     def deliver(self, batch: np.ndarray) -> None:
         """Messages of any connections, those of each in order."""
         app, count = self._app, len(batch)
-        connection = batch["connection"]
-        message = batch["payload"].view(self._head)[:, 0]
-        sequence = message["sequence"]
-        if (sequence == self._next[connection]).all():
-            self._next[connection] = sequence + 1  # each connection is there once
-        else:
+        rows = batch.view(self._row)
+        connection, sequence = rows["connection"], rows["sequence"]
+        expected = self._next.take(connection)
+        if np.count_nonzero(expected != sequence):
             app.errors += self._compare_one_by_one(connection, sequence)
+        else:  # each connection is there once
+            expected += self._one
+            self._next.put(connection, expected)
         app.messages += count
         app.bytes += count * app.size
-        if not app.measuring:
-            right = (self._is_right(row) for row in batch if app.is_verifying(int(row["offset"]) // app.size))
-            app.errors += sum(not one for one in right)
-            return
-        place = app.window % LATENCIES
-        kept = self._latencies[place : place + count]
-        np.subtract(app.now, message["sent"][: len(kept)], out=kept)
-        app.window += count
+        if app.measuring:
+            place = app.window % (LATENCIES - count)
+            np.subtract(app.now, rows["sent"], out=self._latencies[place : place + count])
+            app.window += count
+        else:
+            verifying = (row for row in batch if app.is_verifying(int(row["offset"]) // app.size))
+            app.errors += sum(not self._is_right(row) for row in verifying)
 
     def _compare_one_by_one(self, connections: np.ndarray, sequences: np.ndarray) -> int:
         errors = 0

@@ -1,6 +1,6 @@
 """asyncio's streams, as its documentation recommends them: a coroutine for each connection.
 
-    python -m midstream.bench.receivers.streams ADDRESS PORT SIZE [LOGGER TOS]
+python -m midstream.bench.receivers.streams ADDRESS PORT SIZE [LOGGER TOS]
 """
 
 import asyncio

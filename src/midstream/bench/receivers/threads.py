@@ -1,6 +1,6 @@
 """Blocking sockets, as most programs in Python begin: a thread for each connection.
 
-    python -m midstream.bench.receivers.threads ADDRESS PORT SIZE [LOGGER TOS]
+python -m midstream.bench.receivers.threads ADDRESS PORT SIZE [LOGGER TOS]
 """
 
 import os
