@@ -212,8 +212,10 @@ class Hardworker:
         `stop` was called.
 
         With a period it waits for the next multiple of the period instead, and nothing wakes it before. Where
-        the interface's interrupts are deferred (`hardworker.defer`) it follows the interface, and waits until
-        shortly after that is going to look for packets, at most a period after it last found some. The ring wakes only a reader that has committed all; another one is made to look every millisecond.
+        the interface's interrupts are deferred (`hardworker.defer`) it follows the interface: it waits until
+        shortly after that is going to look for packets, at most a period after it last found some. Without a
+        period: the ring wakes only a reader that has committed all; another one is made to look every
+        millisecond.
         """
         source = self._opened_source()
         self._settle()

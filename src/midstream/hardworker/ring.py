@@ -27,8 +27,8 @@ _BLOCK = 64  # a record has room for whole blocks of payload
 _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
 
 
-# The words of struct reader in ring.c, by their places: Python reads and writes them in one memory, which costs
-# less than the fields of a ctypes.Structure.
+# The words of struct reader in ring.c, by their places: Python reads and writes them in one memory, which
+# costs less than the fields of a ctypes.Structure.
 (
     _PRODUCER,
     _CONSUMER,
@@ -164,7 +164,7 @@ class Ring:
             return True
         if streams.count > self._journal.connections:
             return False
-        if streams.unfinished and streams.fresh_size > self._journal.pending:
+        if streams.has_fresh and streams.fresh_size > self._journal.pending:
             if self.used <= self._patience:
                 return False
             for piece in streams.fresh():

@@ -170,8 +170,8 @@ class Streams:
         return streams
 
     @property
-    def unfinished(self) -> bool:
-        """Is there a stream of which part of a message, or bytes behind a hole, are held?"""
+    def has_fresh(self) -> bool:
+        """May `fresh_size` be more than 0?"""
         return bool(self._unaligned)
 
     @property

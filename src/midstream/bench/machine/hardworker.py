@@ -1,8 +1,8 @@
 """A virtual hardworker, of which every instruction is counted.
 
-QEMU's `-icount shift=1` advances the guest's clock by 2 ns with each instruction, so the time in which the guest's
-core was not idle, divided by 2 ns, is the number of instructions that the whole machine has executed: kernel,
-interrupts, idle entries and exits, programs. It does not depend on what else this machine does, as long
+QEMU's `-icount shift=1` advances the guest's clock by 2 ns with each instruction, so the time in which the
+guest's core was not idle, divided by 2 ns, is the number of instructions that the whole machine has executed:
+kernel, interrupts, idle entries and exits, programs. It does not depend on what else this machine does, as long
 as the load comes at its time.
 """
 
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from midstream.bench.machine import wires
-from midstream.ebpf import compiler
 from midstream.bench.machine.machine import Machine
+from midstream.ebpf import compiler
 from midstream.errors import LabError
 from midstream.lab.hosts import SUBNET, LabHost
 
-import os
+SLOW = 4
+"""How many times slower than this machine's clock the guest's runs while it is idle (slow.c)."""
 
-HERE = Path(__file__).parent
-SHIFT = int(os.environ.get("SHIFT", "1"))
-NANOSECONDS = 1 << SHIFT
+NANOSECONDS = 2
 """Of the guest's clock, an instruction."""
 
+_SHIFT = 1  # NANOSECONDS as a power of two
 _BOOT = 120.0  # seconds
-_ANSWER = 120.0
+_ANSWER = 240.0
 # Without these two features the processor's string instructions do not count a byte an instruction.
 _CPU = "max,-erms,-fsrm"
 # As a network card that leaves segments and checksums as they are, and with a queue of its own for XDP_TX.
@@ -61,30 +61,32 @@ class VirtualHardworker:
 
 
 @contextmanager
-def booted(
-    hosts: Sequence[LabHost], cache: Path, *, plugin: Sequence[str] = (), slow: int = 1
-) -> Iterator[VirtualHardworker]:
+def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]:
     """The machine at the tap of `wires.wired`, with its network up. Raises LabError."""
     hardworker = next(host for host in hosts if host.name == "hardworker")
+    slow = compiler.compile_library(Path(__file__).with_name("slow.c"))
     with ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="midstream-vm-")))
         control = folder / "control"
         extra = [
-            "-icount", f"shift={SHIFT},sleep=on",
+            "-icount", f"shift={_SHIFT},sleep=on",
             "-netdev", f"tap,id=net,ifname={wires.TAP},script=no,downscript=no,queues=2,vhost=off",
             "-device", f"virtio-net-pci,netdev=net,mac={hardworker.mac},{_CARD}",
             "-chardev", f"socket,id=control,path={control},server=on,wait=off",
             "-device", "virtserialport,chardev=control,nr=3",
-            *plugin,
         ]  # fmt: skip
         output = undo.enter_context((folder / "output").open("w+b"))
         machine = undo.enter_context(
             Machine(
                 [sys.executable, "-m", "midstream.bench.machine.guest"],
-                cache=cache, cpus=1, cpu=_CPU, extra=extra,
-                prefix=wires.command(wires.SWITCH, ["env", f"LD_PRELOAD={compiler.compile_library(HERE / 'slow.c')}", f"SLOW={slow}"]), output=output,
+                cache=cache,
+                cpus=1,
+                cpu=_CPU,
+                extra=extra,
+                prefix=wires.command(wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"SLOW={SLOW}"]),
+                output=output,
             )
-        )  # fmt: skip
+        )
         wire = undo.enter_context(socket.socket(socket.AF_UNIX))
         deadline = time.monotonic() + _BOOT
         while wire.connect_ex(str(control)):
@@ -92,15 +94,14 @@ def booted(
                 raise LabError("QEMU does not start; is /dev/net/tun there?")
             time.sleep(0.05)
         wire.settimeout(_ANSWER)
+        others = {str(host.ip): host.mac for host in hosts if host != hardworker}
         try:
             guest = VirtualHardworker(wire)
-            guest.call(
-                "connect",
-                str(hardworker.ip),
-                SUBNET.prefixlen,
-                {str(h.ip): h.mac for h in hosts if h != hardworker},
-            )
+            guest.call("connect", str(hardworker.ip), SUBNET.prefixlen, others)
         except (LabError, OSError) as error:
             output.seek(0)
-            raise LabError(f"{error}\n{output.read().decode()}{machine.console}") from error
+            said = output.read().decode(errors="replace")
+            raise LabError(
+                f"the virtual hardworker does not come up: {error}\n{said}{machine.console}"
+            ) from error
         yield guest

@@ -1,8 +1,8 @@
 """A virtual machine that runs Debian's kernel over this machine's own files.
 
 The guest sees the host's whole file system (9p, read-only, with a layer in memory on top, so that it may
-write anything and change nothing) and runs one command as root, in the same working directory, with a BPF file
-system on /sys/fs/bpf. Without more arguments it has no network but ``lo``.
+write anything and change nothing) and runs one command as root, in the same working directory, with a BPF
+file system on /sys/fs/bpf. Without more arguments it has no network but ``lo``.
 """
 
 import os
@@ -31,9 +31,9 @@ _PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "MIDSTREAM_CA
 class Machine:
     """A machine that boots when its context is entered, and is gone when it is left.
 
-    cache: the folder in which the kernel is kept. extra: more arguments for QEMU (devices; `-icount`). prefix: a
-    program that executes QEMU, for example in a network namespace. output: where the command's output
-    goes; None: this process's standard output. Raises LabError.
+    cache: the folder in which the kernel is kept. extra: more arguments for QEMU (devices; `-icount`).
+    prefix: a program that executes QEMU, for example in a network namespace. output: where the command's
+    output goes; None: this process's standard output. Raises LabError.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Machine:
                 *self._extra,
             ]  # fmt: skip
             sys.stdout.flush()
-            # Standard input must stay open: at its end QEMU would disconnect the port that carries the output.
+            # Standard input stays open: at its end QEMU would disconnect the port that carries the output.
             self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=self._output)
         except BaseException:
             self._folder.cleanup()
@@ -96,8 +96,8 @@ class Machine:
         self._folder.cleanup()
 
     def wait(self, timeout: float) -> int:
-        """Wait for the command's end; its exit status, TIMED_OUT, or NOT_STARTED if the machine did not get as
-        far."""
+        """Wait for the command's end; its exit status, TIMED_OUT, or NOT_STARTED if the machine did not get
+        as far."""
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -38,7 +38,8 @@ def wired(sensors: int, mtu: int) -> Iterator[tuple[LabHost, ...]]:
     names = [SWITCH, *(host.namespace for host in others)]
     if there := [name for name in names if Path(enter.NAMESPACES, name).exists()]:
         raise LabError(
-            f"namespaces {', '.join(there)} exist: another measurement runs, or was killed; `ip netns del` them"
+            f"namespaces {', '.join(there)} exist: another measurement runs, or was killed; "
+            "remove them with `ip netns del`"
         )
     try:
         namespaces.create(names)
