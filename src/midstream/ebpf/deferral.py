@@ -1,7 +1,7 @@
 """Fewer interrupts for a reader with a period: the interface's packets are taken once a period, too.
 
-A network card interrupts for the first packet that comes after the kernel has looked (NAPI). A reader that looks
-every 10 ms gains nothing from that. Linux can leave the interrupt off and look by a timer instead
+A network card interrupts for the first packet that comes after the kernel has looked (NAPI). A reader that
+looks every 10 ms gains nothing from that. Linux can leave the interrupt off and look by a timer instead
 (Documentation/networking/napi.rst, "IRQ mitigation"): `gro_flush_timeout` is the timer, in nanoseconds, and
 `napi_defer_hard_irqs` how many times in a row it may find nothing before the interrupt is switched on again.
 
@@ -20,7 +20,7 @@ from midstream.ebpf import libbpf, pins
 from midstream.errors import KernelError
 
 EMPTY_LOOKS = 4
-"""Times the timer may find nothing. Sensors of the same period as the reader are sometimes missed by one look."""
+"""Times the timer may find nothing. It misses a sensor of the reader's period now and then."""
 
 SAVED = np.dtype(
     [
@@ -44,8 +44,8 @@ class Deferral:
 def matched(period: float) -> Deferral:
     """The setting for a reader with this period, in seconds.
 
-    The timer is a sixteenth shorter than the period: a packet waits for the timer and then for the reader, who
-    comes half of that sixteenth later (`follow`), and has been delivered before one period is over.
+    The timer is a sixteenth shorter than the period: a packet waits for the timer and then for the reader,
+    who comes half of that sixteenth later (`follow`), and is delivered before one period is over.
     """
     return Deferral(EMPTY_LOOKS, round(period * 1e9 * 15 / 16))
 

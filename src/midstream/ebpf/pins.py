@@ -29,7 +29,8 @@ def stamp(role: Role, config: Config, topology: Topology) -> bytes:
     made_from = compiler.key(role, topology)
     if role == "hardworker":
         settings = config.hardworker
-        made_from += f" {settings.ring_size} {settings.connections} {settings.period if settings.defer else settings.period > 0}"
+        period = settings.period if settings.defer else settings.period > 0
+        made_from += f" {settings.ring_size} {settings.connections} {period}"
         made_from += f" {settings.checksums} {settings.quota}"
     return hashlib.sha256(made_from.encode()).digest()
 

@@ -7,10 +7,9 @@ and answers with a line: {"result": …} or {"error": …}. Between two requests
 import glob
 import json
 import os
-import re
 import signal
-import socket
 import subprocess
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,12 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import config as configuration
 from midstream import network
-from midstream.ebpf import compiler, deferral, libbpf, loader, pins
+from midstream.bench.receivers import arrangement
+from midstream.ebpf import deferral, loader, pins
 
 INTERFACE = "eth0"
 
-_running: dict[str, Any] = {}  # the receiver's process and the link of a floor
+_running: dict[str, "subprocess.Popen[str]"] = {}  # the receiver
 
 
 def connect(address: str, prefix: int, neighbours: Mapping[str, str]) -> None:
@@ -50,20 +50,14 @@ def detach(path: str) -> bool:
     return loader.detach("hardworker", pins.default_folder("hardworker", configuration.load(path)))
 
 
-def attach_floor(path: str) -> str:
+def attach_floor(path: str) -> None:
     """The bare forwarder, until `detach_floor`."""
-    topology = network.load(configuration.load(path).const_path)
-    with libbpf.Object(compiler.compile_program("floor", topology)) as program:
-        program.load()
-        _running["floor"] = libbpf.link_create(
-            program.program_fd("midstream_floor"), socket.if_nametoindex(INTERFACE), libbpf.XDP_FLAGS_DRV_MODE
-        )
-    return "native"
+    arrangement.attach_floor(Path(path), INTERFACE)
 
 
-def detach_floor() -> None:
+def detach_floor(path: str) -> None:
     """Detach the bare forwarder."""
-    os.close(_running.pop("floor"))
+    arrangement.detach_floor(Path(path))
 
 
 def defer(empty_looks: int, timeout: int) -> None:
@@ -112,28 +106,23 @@ def finish() -> dict[str, Any]:
     return told
 
 
+def kill() -> None:
+    """End the receiver, if there is one left."""
+    if process := _running.pop("receiver", None):
+        process.kill()
+        process.wait()
+
+
 def sample() -> dict[str, float]:
-    """What the guest's only core has done since boot: times in nanoseconds of its own clock."""
-    timers = Path("/proc/timer_list").read_text()
-    now, idle = (re.search(pattern, timers) for pattern in (r"now at (\d+)", r"idle_sleeptime\s*: (\d+)"))
+    """What the guest's only core has done since boot, and its clock in nanoseconds."""
     stat = Path("/proc/stat").read_text()
-    interrupts, switches = (re.search(rf"^{name} (\d+)", stat, re.MULTILINE) for name in ("intr", "ctxt"))
-    softirq = re.search(r"^softirq (.*)", stat, re.MULTILINE)
-    assert now and idle and interrupts and switches and softirq
+    counted = {line.split()[0]: line.split() for line in stat.splitlines()}
     return {
-        "now": int(now[1]),
-        "idle": int(idle[1]),
-        "interrupts": int(interrupts[1]),
-        "switches": int(switches[1]),
-        "net_rx": int(softirq[1].split()[4]),
+        "now": time.monotonic_ns(),
+        "interrupts": int(counted["intr"][1]),
+        "switches": int(counted["ctxt"][1]),
+        "softirqs": int(counted["softirq"][1]),
     }
-
-
-def run(argv: Sequence[str]) -> str:
-    """Run a program to its end; its output."""
-    return subprocess.run(
-        argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ).stdout
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -149,8 +138,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         begin,
         end,
         finish,
-        run,
-        sample,
+        kill,
     )
 }
 

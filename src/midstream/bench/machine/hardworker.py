@@ -1,12 +1,12 @@
-"""A virtual hardworker, of which every instruction is counted.
+"""A virtual hardworker, of which every instruction is counted: kernel, interrupts, idle entries, programs.
 
-QEMU's `-icount shift=1` advances the guest's clock by 2 ns with each instruction, so the time in which the
-guest's core was not idle, divided by 2 ns, is the number of instructions that the whole machine has executed:
-kernel, interrupts, idle entries and exits, programs. It does not depend on what else this machine does, as long
-as the load comes at its time.
+A plug-in of QEMU counts (count.c). With `-icount` the guest's clock advances by 2 ns with each instruction
+while it works, however long that takes here; while it is idle, it follows this machine's clock, slowed down
+(slow.c). So what the guest does depends on when packets come, and on nothing else that this machine does.
 """
 
 import json
+import mmap
 import socket
 import sys
 import tempfile
@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from midstream.bench.machine import wires
 from midstream.bench.machine.machine import Machine
@@ -25,23 +27,24 @@ from midstream.lab.hosts import SUBNET, LabHost
 SLOW = 4
 """How many times slower than this machine's clock the guest's runs while it is idle (slow.c)."""
 
-NANOSECONDS = 2
-"""Of the guest's clock, an instruction."""
-
-_SHIFT = 1  # NANOSECONDS as a power of two
+_SHIFT = 1  # an instruction takes 1 << _SHIFT nanoseconds of the guest's clock
 _BOOT = 120.0  # seconds
 _ANSWER = 240.0
 # Without these two features the processor's string instructions do not count a byte an instruction.
 _CPU = "max,-erms,-fsrm"
 # As a network card that leaves segments and checksums as they are, and with a queue of its own for XDP_TX.
-_CARD = "mq=on,vectors=6,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off,csum=off,gso=off"
+_CARD = (
+    "mq=on,vectors=6,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,"
+    "guest_csum=off,csum=off,gso=off"
+)
 
 
 class VirtualHardworker:
     """Calls the functions of guest.py inside the machine."""
 
-    def __init__(self, wire: socket.socket) -> None:
+    def __init__(self, wire: socket.socket, counter: np.ndarray) -> None:
         self._wire = wire
+        self._counter = counter
         self._answers = wire.makefile("rb")
         self._take()  # it is ready
 
@@ -49,6 +52,11 @@ class VirtualHardworker:
         """The function's result. Raises LabError with the guest's words."""
         self._wire.sendall(json.dumps({"call": function, "arguments": arguments}).encode() + b"\n")
         return self._take()
+
+    @property
+    def instructions(self) -> int:
+        """Executed since it was switched on."""
+        return int(self._counter[0])
 
     def _take(self) -> Any:
         line = self._answers.readline()
@@ -64,11 +72,16 @@ class VirtualHardworker:
 def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]:
     """The machine at the tap of `wires.wired`, with its network up. Raises LabError."""
     hardworker = next(host for host in hosts if host.name == "hardworker")
+    counting = compiler.compile_library(Path(__file__).with_name("count.c"))
     slow = compiler.compile_library(Path(__file__).with_name("slow.c"))
     with ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="midstream-vm-")))
-        control = folder / "control"
+        control, count = folder / "control", folder / "count"
+        count.write_bytes(bytes(8))
+        with count.open("r+b") as file:
+            counter = np.frombuffer(mmap.mmap(file.fileno(), 0), "<u8")
         extra = [
+            "-plugin", str(counting),
             "-icount", f"shift={_SHIFT},sleep=on",
             "-netdev", f"tap,id=net,ifname={wires.TAP},script=no,downscript=no,queues=2,vhost=off",
             "-device", f"virtio-net-pci,netdev=net,mac={hardworker.mac},{_CARD}",
@@ -83,7 +96,9 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
                 cpus=1,
                 cpu=_CPU,
                 extra=extra,
-                prefix=wires.command(wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"SLOW={SLOW}"]),
+                prefix=wires.command(
+                    wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"SLOW={SLOW}", f"COUNT={count}"]
+                ),
                 output=output,
             )
         )
@@ -96,7 +111,7 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
         wire.settimeout(_ANSWER)
         others = {str(host.ip): host.mac for host in hosts if host != hardworker}
         try:
-            guest = VirtualHardworker(wire)
+            guest = VirtualHardworker(wire, counter)
             guest.call("connect", str(hardworker.ip), SUBNET.prefixlen, others)
         except (LabError, OSError) as error:
             output.seek(0)

@@ -51,7 +51,7 @@ class Application:
         self.now = time.time_ns()
 
     def is_verifying(self, sequence: int) -> bool:
-        """Is a message with this sequence number to be verified? Not in the window, and not shortly before it."""
+        """Is a message with this sequence number to be verified? Not in the window, nor shortly before."""
         return self.measured or (not self.measuring and sequence < _FIRST)
 
     def finish(self) -> None:

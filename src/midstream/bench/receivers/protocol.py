@@ -28,6 +28,7 @@ class Inner(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        del transport  # the sensor is told nothing
         if self._early is not None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -40,6 +41,7 @@ class Inner(asyncio.Protocol):
         self._stream.feed(data)
 
     def connection_lost(self, error: Exception | None) -> None:
+        del error
         if self._outer is not None:
             self._outer.close()
 
