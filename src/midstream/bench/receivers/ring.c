@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
-/* A consumer of midstream's ring in C, as small as it can be: no journal, and whole messages only.
+/* A consumer of midstream's ring in C, as small as it can be: bytes in order, no journal.
  *
  *   ring PINS SIZE PERIOD_US FOLLOW
  *
  * PINS: the folder of the hardworker's pins. PERIOD_US 0: woken by epoll; else it looks once a period. FOLLOW 1: the
- * interface's interrupts are deferred, and it looks shortly after they come (see Hardworker.wait). A record that
- * is not one message in order counts as an error: the load of a benchmark sends none.
+ * interface's interrupts are deferred, and it looks shortly after they come (see Hardworker.wait).
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -31,11 +30,24 @@ struct record {
 	uint8_t payload[];
 };
 
+/* Bytes behind a hole, kept until it is closed. */
+struct early {
+	struct early *next;
+	uint64_t offset;
+	uint32_t length;
+	uint8_t data[];
+};
+
+static struct connection {
+	struct stream stream;
+	uint64_t offset; /* of the next byte */
+	struct early *early; /* sorted */
+} connections[MOST];
+
 static uint64_t *consumer;
 static const uint64_t *producer;
 static const uint8_t *data;
 static uint64_t mask, newest;
-static struct stream streams[MOST];
 
 static int open_ring(const char *pins)
 {
@@ -61,6 +73,44 @@ static int open_ring(const char *pins)
 	return ring;
 }
 
+static void open_connection(struct connection *c)
+{
+	*c = (struct connection){};
+	open_stream(&c->stream);
+}
+
+/* The part of these bytes that is new, if they are next. */
+static void take(struct connection *c, uint64_t offset, const uint8_t *bytes, uint32_t length)
+{
+	if (offset + length > c->offset) {
+		feed(&c->stream, bytes + (c->offset - offset), offset + length - c->offset);
+		c->offset = offset + length;
+	}
+}
+
+static void store(struct connection *c, uint64_t offset, const uint8_t *bytes, uint32_t length)
+{
+	struct early **place = &c->early, *early;
+
+	if (offset > c->offset) {
+		while (*place && (*place)->offset < offset)
+			place = &(*place)->next;
+		early = malloc(sizeof(*early) + length);
+		if (!early)
+			fail("memory");
+		*early = (struct early){ .next = *place, .offset = offset, .length = length };
+		memcpy(early->data, bytes, length);
+		*place = early;
+		return;
+	}
+	take(c, offset, bytes, length);
+	while ((early = c->early) && early->offset <= c->offset) {
+		take(c, early->offset, early->data, early->length);
+		c->early = early->next;
+		free(early);
+	}
+}
+
 static void consume(void)
 {
 	uint64_t position = *consumer, end = __atomic_load_n(producer, __ATOMIC_ACQUIRE);
@@ -79,9 +129,10 @@ static void consume(void)
 			continue;
 		newest = record->time;
 		if (record->flags & RECORD_OPEN)
-			open_stream(&streams[record->connection % MOST]);
+			open_connection(&connections[record->connection % MOST]);
 		else if (record->length)
-			feed(&streams[record->connection % MOST], record->payload, record->length);
+			store(&connections[record->connection % MOST], record->offset, record->payload,
+			      record->length);
 	}
 	__atomic_store_n(consumer, position, __ATOMIC_RELEASE);
 }
