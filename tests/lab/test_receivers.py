@@ -16,7 +16,7 @@ from midstream.bench.receiver import Job, Receiver, Setting
 from midstream.bench.receivers import PERIOD, RECEIVERS
 from midstream.lab import Lab
 
-QUICK = ("floor", "midstream-deferred-numpy", "midstream-epoll-c", "c-epoll-relay")
+QUICK = ("midstream-deferred-numpy", "c-epoll-relay")
 SENSORS, RATE, SIZE = 2, 100.0, 1024
 LAB = {"sensors": SENSORS, "data": {"size": SIZE}}
 SECONDS = 0.9

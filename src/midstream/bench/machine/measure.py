@@ -34,6 +34,7 @@ PORT, TOS, MTU = 12345, 104, 1500
 PINS = "/sys/fs/bpf/midstream-vm"
 TOLERANCE = 0.03  # of the messages due in the window
 
+_REST = 5.0  # what a boot leaves to be done later has been done then
 _SETTLE = 1.5  # seconds of the guest's, as all here: load before the window
 _AFTER = 0.5
 _DRAIN = 1.0
@@ -77,6 +78,7 @@ def measure(
         scene = _Scene(
             guest, built, topology, folder, Plan(sensors=sensors, rate=rate / SLOW, size=size), seconds
         )
+        _wait(_REST)
         background = scene.window()
         for receiver in receivers:
             try:
