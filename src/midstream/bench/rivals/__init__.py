@@ -1,7 +1,7 @@
 """What users would pick instead: middlewares that do the same job, in Python as PyPI and Debian have them.
 
-Each has a receiver on the hardworker, a sender for all sensors, and on the logger its broker, if it has one, and
-whoever takes the logger's copy. `python -m midstream.bench.rivals` runs each of the three.
+Each has a receiver on the hardworker, a sender for all sensors, and on the logger its broker, if it has one,
+and whoever takes the logger's copy. `python -m midstream.bench.rivals` runs each of the three.
 """
 
 import json

@@ -7,10 +7,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from cyclonedds.core import InstanceState, Policy, Qos, ReadCondition, SampleState, ViewState, WaitSet
 from cyclonedds.domain import DomainParticipant
 from cyclonedds.idl import IdlStruct
+from cyclonedds.idl.types import array, uint8
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
@@ -35,9 +38,15 @@ _NEW = SampleState.NotRead | ViewState.Any | InstanceState.Any
 _MOST = 256  # samples taken at once
 
 
-@dataclass
-class _Sample(IdlStruct, typename="midstream.Sample"):
-    payload: bytes
+@cache
+def _kind(size: int) -> type[Any]:
+    """The type of a message of `size` bytes: an array of bytes, which the library copies as a whole."""
+
+    @dataclass
+    class Sample(IdlStruct, typename="midstream.Sample"):
+        payload: array[uint8, size]  # type: ignore[type-arg,valid-type]  # made at run time
+
+    return Sample
 
 
 class Reliable:
@@ -45,16 +54,17 @@ class Reliable:
 
     def receive(self, ends: Ends, take: Take, ready: Callable[[], None], stopped: Callable[[], bool]) -> None:
         participant = _participant(ends)
-        reader = DataReader(participant, _topic(participant))
+        reader = DataReader(participant, _topic(participant, ends.size))
         waitset = WaitSet(participant)
         waitset.attach(ReadCondition(reader, _NEW))
+        kind = _kind(ends.size)
         ready()
         while not stopped():
             waitset.wait(duration(seconds=TICK))
             while samples := reader.take(_MOST):
                 for sample in samples:
-                    if isinstance(sample, _Sample):  # and not the news that a writer is gone
-                        take(sample.payload)
+                    if isinstance(sample, kind):  # and not the news that a writer is gone
+                        take(bytes(sample.payload))
 
     log = receive
 
@@ -64,8 +74,9 @@ class Reliable:
 
 class _Sender:
     def __init__(self, ends: Ends) -> None:
+        self._kind = _kind(ends.size)
         self._participants = [_participant(ends) for _ in range(ends.sensors)]
-        self._writers = [DataWriter(each, _topic(each)) for each in self._participants]
+        self._writers = [DataWriter(each, _topic(each, ends.size)) for each in self._participants]
         deadline = time.monotonic() + PATIENCE
         while any(len(writer.get_matched_subscriptions()) < 2 for writer in self._writers):
             if time.monotonic() > deadline:
@@ -73,7 +84,7 @@ class _Sender:
             time.sleep(TICK)
 
     def send(self, sensor: int, message: bytes) -> None:
-        self._writers[sensor].write(_Sample(message))
+        self._writers[sensor].write(self._kind(message))
 
     def close(self) -> None:
         for writer in self._writers:
@@ -87,6 +98,6 @@ def _participant(ends: Ends) -> DomainParticipant:
     return DomainParticipant(0)
 
 
-def _topic(participant: DomainParticipant) -> "Topic[_Sample]":
+def _topic(participant: DomainParticipant, size: int) -> "Topic[Any]":
     reliable = Policy.Reliability.Reliable(duration(seconds=PATIENCE))
-    return Topic(participant, "midstream", _Sample, Qos(reliable, Policy.History.KeepAll))
+    return Topic(participant, "midstream", _kind(size), Qos(reliable, Policy.History.KeepAll))

@@ -64,7 +64,12 @@ async def _connect(ends: Ends) -> Client:
         reconnect_time_wait=TICK,
         max_reconnect_attempts=int(PATIENCE / TICK),
         pending_size=1 << 28,
+        error_cb=_ignore,  # until the server is up
     )
+
+
+async def _ignore(_error: Exception) -> None:
+    return
 
 
 async def _subscribe(ends: Ends, take: Take, ready: Callable[[], None], stopped: Callable[[], bool]) -> None:
@@ -75,6 +80,6 @@ async def _subscribe(ends: Ends, take: Take, ready: Callable[[], None], stopped:
     await client.subscribe(f"{_SUBJECT}.*", cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
     await client.flush()
     ready()
-    while not stopped():
+    while not stopped():  # noqa: ASYNC110  what a signal sets is no event of the loop
         await asyncio.sleep(TICK)
     await client.close()

@@ -1,4 +1,4 @@
-"""What a middleware has to offer to take part: three programs, on the hardworker, the sensors and the logger."""
+"""What a middleware has to offer to take part: a program on the hardworker, the sensors, the logger."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -30,6 +30,7 @@ class PubSub:
         context = zmq.Context()
         sockets = [_socket(context, zmq.XPUB) for _ in range(ends.sensors)]
         for number, socket in enumerate(sockets):
+            socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # tell of the second subscriber too
             socket.bind(f"tcp://{ends.sensor}:{ends.port + number}")
             for _ in range(2):  # hardworker and logger
                 if not socket.poll(round(PATIENCE * 1000)):
