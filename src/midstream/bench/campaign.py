@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from midstream import lab as midstream_lab
+from midstream import lab
 from midstream.bench import environment
-from midstream.bench import lab as bench_lab
+from midstream.bench.lab import build, measure
 from midstream.bench.receiver import Receiver
 from midstream.bench.run import Run
 from midstream.bench.scenario import Scenario
@@ -91,7 +91,7 @@ def carry_out(settings: Settings, audience: Audience, stop: Callable[[], bool]) 
                     runs.append(run)
                     audience.ended(run)
     finally:
-        midstream_lab.down()
+        lab.down()
     return runs
 
 
@@ -134,8 +134,8 @@ def _attempts(
         yield Run(receiver.name, scenario.name, repetition, problems=(reason,), attempt=ATTEMPTS - 1)
         return
     for attempt in range(ATTEMPTS):
-        built = bench_lab.build(scenario)
-        run = replace(bench_lab.measure(built, receiver, scenario, repetition, seconds), attempt=attempt)
+        built = build(scenario)
+        run = replace(measure(built, receiver, scenario, repetition, seconds), attempt=attempt)
         yield run
         if stop() or (run.counts and not run.disturbed):
             return

@@ -95,12 +95,12 @@ def _observe(
     if program:
         program.signal(signal.SIGUSR1)
     before = observe.read(core, own)
-    sent = traffic.sent
+    first = traffic.sent
     meter.start()
     _wait(traffic, stop)
     meter.stop()
     after = observe.read(core, own)
-    sent = traffic.sent - sent
+    sent = traffic.sent - first if first >= 0 else -1
     if program:
         program.signal(signal.SIGUSR2)
     activity = observe.between(before, after)

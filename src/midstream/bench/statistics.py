@@ -9,22 +9,22 @@ from midstream.bench.run import FIGURES, Run
 
 @dataclass(frozen=True)
 class Value:
-    """The median of some repetitions, the smallest and the largest."""
+    """What is typical of some values (the median of repetitions), the smallest and the largest."""
 
-    median: float
+    typical: float
     low: float
     high: float
     count: int
 
     @property
     def spread(self) -> float:
-        """Largest minus smallest, as a share of the median."""
-        return (self.high - self.low) / self.median if self.median else 0.0
+        """Largest minus smallest, as a share of what is typical."""
+        return (self.high - self.low) / self.typical if self.typical else 0.0
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A receiver in a scenario. problems: why there is no figure; doubts: what speaks against those there are."""
+    """A receiver in a scenario. problems: why there is no figure; doubts: what speaks against a figure."""
 
     receiver: str
     scenario: str
@@ -35,7 +35,7 @@ class Cell:
     def median(self, figure: str) -> float | None:
         """The figure of that name, None if it was not measured."""
         found = self.values.get(figure)
-        return found.median if found else None
+        return found.typical if found else None
 
 
 def summarize(values: Sequence[float]) -> Value:
@@ -52,7 +52,7 @@ def cells(runs: Iterable[Run]) -> dict[tuple[str, str], Cell]:
 
 
 def best(attempts: Sequence[Run]) -> Run:
-    """Of the attempts at one repetition the last undisturbed one, else the last that counts, else the last."""
+    """Of the attempts at a repetition the last undisturbed one, else the last that counts, else the last."""
     good = [run for run in attempts if run.counts]
     undisturbed = [run for run in good if not run.disturbed]
     return (undisturbed or good or list(attempts))[-1]
@@ -68,9 +68,6 @@ def _cell(key: tuple[str, str], repetitions: Sequence[Run]) -> Cell:
     }
     problems = dict.fromkeys(problem for run in repetitions for problem in run.problems)
     doubts = list(dict.fromkeys(doubt for run in good for doubt in run.disturbed))
-    if good and len(good) < len(repetitions):
-        doubts.insert(
-            0,
-            f"{len(repetitions) - len(good)} of {len(repetitions)} repetitions failed: {next(iter(problems))}",
-        )
+    if good and (failed := len(repetitions) - len(good)):
+        doubts.insert(0, f"{failed} of {len(repetitions)} repetitions failed: {next(iter(problems))}")
     return Cell(receiver, scenario, values, () if good else tuple(problems), tuple(doubts))

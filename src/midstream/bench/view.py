@@ -1,7 +1,7 @@
 """Show a campaign while it runs: a table on a terminal, or a line for each run."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -13,11 +13,12 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from midstream.bench.campaign import Settings
+from midstream.bench.host import FIELDS
 from midstream.bench.receiver import Receiver
 from midstream.bench.report.results import COLUMNS, show
 from midstream.bench.run import Run
 from midstream.bench.scenario import Scenario
-from midstream.bench.statistics import cells
+from midstream.bench.statistics import Value, cells
 
 _SHOWN = ("cpu_us", "busy_us", "interrupts", "switches", "p50_us", "p99_us", "rss_mib")
 
@@ -103,6 +104,18 @@ class Table:
                 Text(remark, style="yellow", overflow="ellipsis", no_wrap=True),
             )
         return table
+
+
+def print_comparison(found: Mapping[str, Mapping[str, Value]]) -> None:
+    """The samples of real hosts, a column for each label: the mean, and in brackets where 90 % of them lie."""
+    table = Grid(box=box.SIMPLE)
+    table.add_column("")
+    for label, row in found.items():
+        table.add_column(f"{label} ({row['busy'].count} samples)", justify="right")
+    for name, meaning in FIELDS.items():
+        values = (row[name] for row in found.values())
+        table.add_row(meaning, *(f"{v.typical:.4g} ({v.low:.4g}–{v.high:.4g})" for v in values))
+    Console(highlight=False).print(table)
 
 
 def describe(run: Run) -> str:

@@ -26,6 +26,7 @@ _MODULES = {
     "status": "kernel",
     "packet": "packet",
     "load": "load",
+    "bench": "bench",
 }
 """Which module of this package has a command."""
 

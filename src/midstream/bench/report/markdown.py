@@ -86,7 +86,7 @@ def _field(cell: Cell, figure: str) -> str:
     value = cell.values.get(figure)
     if value is None:
         return "–"
-    text = show(figure, value.median)
+    text = show(figure, value.typical)
     if figure == "cpu_us" and value.count > 1:
         text += f" ({show(figure, value.low)}–{show(figure, value.high)})"
     return text

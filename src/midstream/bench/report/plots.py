@@ -30,14 +30,16 @@ def bars(rows: Rows) -> str:
     for number, (receiver, cell) in enumerate(rows):
         y = TOP + number * ROW
         colour, value = COLOURS[receiver.family], cell.values["cpu_us"]
-        napi = min(cell.median("napi_us") or 0.0, value.median)
+        napi = min(cell.median("napi_us") or 0.0, value.typical)
         parts.append(_label(receiver, y))
         parts.append(_rect(LABEL, y + 4, napi * scale, ROW - 9, colour, 1))
-        parts.append(_rect(LABEL + napi * scale, y + 4, (value.median - napi) * scale, ROW - 9, colour, 0.55))
+        parts.append(
+            _rect(LABEL + napi * scale, y + 4, (value.typical - napi) * scale, ROW - 9, colour, 0.55)
+        )
         low, high, middle = LABEL + value.low * scale, LABEL + value.high * scale, y + ROW / 2
         parts.append(f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}"/>')
-        end = LABEL + max(value.high, value.median) * scale
-        parts.append(_text(end + 6, middle, show("cpu_us", value.median), "start", "value"))
+        end = LABEL + max(value.high, value.typical) * scale
+        parts.append(_text(end + 6, middle, show("cpu_us", value.typical), "start", "value"))
     return _svg(parts, len(rows), "CPU time a message")
 
 

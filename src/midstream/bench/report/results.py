@@ -88,7 +88,7 @@ class Results:
         return own / base if own is not None and base else None
 
     def not_better(self, scenario: Scenario) -> list[str]:
-        """Sentences: in what the reference is beaten, by whom, by how much; differences within the noise, too."""
+        """Sentences: in what the reference is beaten or equalled, by whom, by how much."""
         if (reference := self.reference(scenario)) is None:
             return []
         found = []
@@ -110,7 +110,7 @@ class Results:
         return found
 
     def capacity(self, cell: Cell) -> float | None:
-        """Messages a second that the hardworker's core could take: those it took, by the share it was busy."""
+        """Messages a second that the hardworker's core could take: those it took, by its busy share."""
         rate, busy = cell.median("rate"), cell.median("busy")
         return rate / busy if rate and busy else None
 
