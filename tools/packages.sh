@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sees to the Debian packages that a step needs: names those that are missing and, as root, installs them.
-#   tools/packages.sh [setup] [test] [vm]
+#   tools/packages.sh [setup] [test] [vm] [bench]
 # What counts is whether the thing itself is there, wherever it came from. PYTHON names the interpreter.
 set -eu
 
@@ -28,13 +28,16 @@ for step in "$@"; do
         need netcat-openbsd command -v nc
         need socat command -v socat
         ;;
+    bench)
+        need mosquitto command -v mosquitto
+        ;;
     vm)
         need qemu-system-x86 command -v qemu-system-x86_64
         need busybox-static is_static busybox
         need kmod command -v depmod
         ;;
     *)
-        echo "packages.sh: unknown step '$step' (setup, test, vm)" >&2
+        echo "packages.sh: unknown step '$step' (setup, test, vm, bench)" >&2
         exit 2
         ;;
     esac

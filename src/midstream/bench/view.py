@@ -107,7 +107,7 @@ class Table:
 
 
 def print_comparison(found: Mapping[str, Mapping[str, Value]]) -> None:
-    """The samples of real hosts, a column for each label: the mean, and in brackets where 90 % of them lie."""
+    """The samples of real hosts, a column for each label: the mean, in brackets where 90 % of them lie."""
     table = Grid(box=box.SIMPLE)
     table.add_column("")
     for label, row in found.items():

@@ -1,0 +1,66 @@
+"""A benchmark from the command to the report, as short as can be."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def bench(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "midstream", "bench", "--json", "--output", folder, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found: list[dict[str, Any]] = json.loads(ended.stdout)
+    return found
+
+
+def good(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The figures of each receiver; all of them count. A machine where others work may disturb them."""
+    assert not [run["problems"] for run in runs if run["problems"]]
+    return {run["receiver"]: run["figures"] for run in runs}
+
+
+def test_two_receivers_are_measured_and_reported(tmp_path: Path) -> None:
+    arguments = ["--scenario", "1x100x64", "--seconds", "0.5", "--repetitions", "1"]
+    arguments += ["--receiver", "c-epoll-relay", "--receiver", "midstream-epoll-c"]
+    figures = good(bench(tmp_path, *arguments))
+    assert figures.keys() == {"c-epoll-relay", "midstream-epoll-c"}
+    for each in figures.values():
+        assert 1 < each["cpu_us"] < 5000
+        assert 0 < each["p50_us"] <= each["p99_us"] <= each["max_us"]
+        assert each["rate"] == pytest.approx(100, rel=0.2)
+        assert 0 < each["busy"] <= 1 and each["interrupts"] > 0
+    text = (tmp_path / "bench.md").read_text()
+    assert "## 1 × 100 Hz × 64 B" in text
+    assert "</html>" in (tmp_path / "bench.html").read_text()
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(
+        (tmp_path / "runs.jsonl").read_text().splitlines()
+    )
+    runs = len((tmp_path / "runs.jsonl").read_text().splitlines())
+    assert len(bench(tmp_path, *arguments, "--report")) == runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["16x100x1024", "16x100x1024+loss", "4xmaxx1024", "64x50x256"])
+def test_each_kind_of_scenario(tmp_path: Path, scenario: str) -> None:
+    arguments = ["--scenario", scenario, "--seconds", "1", "--repetitions", "1"]
+    figures = good(
+        bench(tmp_path, *arguments, "--receiver", "c-epoll-relay", "--receiver", "midstream-epoll-c")
+    )
+    assert len(figures) == 2
+
+
+@pytest.mark.slow
+def test_every_middleware(tmp_path: Path) -> None:
+    names = ["zeromq-sub", "zeromq-push", "zenoh", "nats", "mqtt-0", "mqtt-1", "dds"]
+    chosen = [part for name in names for part in ("--receiver", name)]
+    arguments = ["--scenario", "1x100x64", "--seconds", "1", "--repetitions", "1", *chosen]
+    assert good(bench(tmp_path, *arguments)).keys() == set(names)
