@@ -70,9 +70,10 @@ def test_every_receiver_is_in_the_table_or_told_of(results: Results) -> None:
 
 def test_it_says_where_midstream_is_not_better(results: Results) -> None:
     found = results.not_better(BUSY)
-    assert "CPU time: C, epoll, receives has 8, midstream, NumPy 10 µs (1.2 ×)" in found
-    assert "CPU time: A <queue> & more is equal within 10%" in found
-    assert "memory: C, epoll is equal within 10%" in found
+    assert found[0] == (
+        "CPU time (10 µs): less with C, epoll, receives (8); within 10% of it A <queue> & more (10.4)"
+    )
+    assert found[-1].startswith("memory (30 MiB): within 10% of it C, epoll, receives (30), C, epoll (30)")
     assert not [sentence for sentence in found if "floor" in sentence]
     assert all(f"- {sentence}" in markdown(results) for sentence in found)
     alone = Results([run(OURS)], RECEIVERS, SCENARIOS, ENVIRONMENT)

@@ -16,14 +16,14 @@ _STYLE = """
   :root { --ink: #e6e8ea; --quiet: #9aa3ac; --line: #3a4048; --paper: #16191d; --soft: #1e2227 }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 1180px; margin: 2.5rem auto; padding: 0 1.2rem }
+       max-width: 1320px; margin: 2.5rem auto; padding: 0 1.2rem }
 h1 { font-size: 1.6rem; margin-bottom: .3rem } h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem }
 .conditions, .notes { color: var(--quiet); font-size: .88rem; padding-left: 1.1rem }
 .wide { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem;
         white-space: nowrap }
 th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
-th { font-weight: 600; position: sticky; top: 0; background: var(--paper) }
+th { font-weight: 600; white-space: normal; vertical-align: bottom; position: sticky; top: 0; background: var(--paper) }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 tr:hover td { background: var(--soft) } td small { color: var(--quiet) }
 td:first-child::before { content: ""; display: inline-block; width: .6rem; height: .6rem; margin-right: .5rem;

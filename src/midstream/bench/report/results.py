@@ -88,7 +88,7 @@ class Results:
         return own / base if own is not None and base else None
 
     def not_better(self, scenario: Scenario) -> list[str]:
-        """Sentences: in what the reference is beaten or equalled, by whom, by how much."""
+        """A sentence for each figure in which the reference is beaten or equalled, and by whom."""
         if (reference := self.reference(scenario)) is None:
             return []
         found = []
@@ -96,17 +96,19 @@ class Results:
             base = reference[1].median(figure)
             if not base or (scenario.is_saturation and figure.startswith("p")):
                 continue
+            less, equal = [], []
             for receiver, cell in self.rows(scenario):
                 own = cell.median(figure)
                 if receiver.family is Family.FLOOR or receiver.name == reference[0].name or own is None:
                     continue
                 if own < base * (1 - NOISE):
-                    found.append(
-                        f"{name}: {receiver.title} has {_number(own)}, {reference[0].title} {_number(base)}"
-                        f"{_unit(figure)} ({base / own:.1f} ×)"
-                    )
-                elif own < base * (1 + NOISE) and receiver.family is not Family.MIDSTREAM:
-                    found.append(f"{name}: {receiver.title} is equal within {NOISE:.0%}")
+                    less.append(f"{receiver.title} ({_number(own)})")
+                elif own < base * (1 + NOISE):
+                    equal.append(f"{receiver.title} ({_number(own)})")
+            parts = [f"less with {', '.join(less)}"] if less else []
+            parts += [f"within {NOISE:.0%} of it {', '.join(equal)}"] if equal else []
+            if parts:
+                found.append(f"{name} ({_number(base)}{_unit(figure)}): {'; '.join(parts)}")
         return found
 
     def capacity(self, cell: Cell) -> float | None:
