@@ -23,7 +23,8 @@ h1 { font-size: 1.6rem; margin-bottom: .3rem } h2 { font-size: 1.2rem; margin: 2
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem;
         white-space: nowrap }
 th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
-th { font-weight: 600; white-space: normal; vertical-align: bottom; position: sticky; top: 0; background: var(--paper) }
+th { font-weight: 600; white-space: normal; vertical-align: bottom;
+     position: sticky; top: 0; background: var(--paper) }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 tr:hover td { background: var(--soft) } td small { color: var(--quiet) }
 td:first-child::before { content: ""; display: inline-block; width: .6rem; height: .6rem; margin-right: .5rem;
