@@ -55,7 +55,7 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     stand_in = Bench()
-    monkeypatch.setattr(campaign, "build", lambda scenario: None)
+    monkeypatch.setattr(campaign, "build", lambda scenario, cpus: None)
     monkeypatch.setattr(campaign, "measure", stand_in.measure)
     monkeypatch.setattr("midstream.lab.down", stand_in.down)
     return stand_in

@@ -2,8 +2,9 @@
 
 import csv
 import json
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +71,7 @@ def carry_out(settings: Settings, audience: Audience, stop: Callable[[], bool]) 
     open_runs = [each for each in settings.planned if (each[0], each[1].name, each[2].name) not in done]
     audience.begin(len(settings.planned), runs)
     begin, took = time.monotonic(), settings.seconds + OVERHEAD
+    cpus = os.sched_getaffinity(0)
     try:
         with path.open("a") as file:
             for number, (repetition, scenario, receiver) in enumerate(open_runs):
@@ -85,12 +87,13 @@ def carry_out(settings: Settings, audience: Audience, stop: Callable[[], bool]) 
                     repetition,
                     min(left, settings.budget - spent) if settings.budget else left,
                 )
-                for run in _attempts(receiver, scenario, repetition, settings.seconds, stop):
+                for run in _attempts(receiver, scenario, repetition, settings, cpus, stop):
                     file.write(json.dumps(run.as_json()) + "\n")
                     file.flush()
                     runs.append(run)
                     audience.ended(run)
     finally:
+        os.sched_setaffinity(0, cpus)
         lab.down()
     return runs
 
@@ -128,14 +131,19 @@ def excluded(receiver: Receiver, scenario: Scenario) -> str:
 
 
 def _attempts(
-    receiver: Receiver, scenario: Scenario, repetition: int, seconds: float, stop: Callable[[], bool]
+    receiver: Receiver,
+    scenario: Scenario,
+    repetition: int,
+    settings: Settings,
+    cpus: Collection[int],
+    stop: Callable[[], bool],
 ) -> Iterable[Run]:
     if reason := excluded(receiver, scenario):
         yield Run(receiver.name, scenario.name, repetition, problems=(reason,), attempt=ATTEMPTS - 1)
         return
     for attempt in range(ATTEMPTS):
-        built = build(scenario)
-        run = replace(measure(built, receiver, scenario, repetition, seconds), attempt=attempt)
+        built = build(scenario, cpus)
+        run = replace(measure(built, receiver, scenario, repetition, settings.seconds), attempt=attempt)
         yield run
         if stop() or (run.counts and not run.disturbed):
             return

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -51,8 +51,12 @@ class Traffic(Protocol):
         """Messages that the logger has, after it was given time to have that many; and how many are wrong."""
 
 
-def build(scenario: Scenario) -> Lab:
-    """The lab of a scenario; one that is up and fits is kept. This process leaves the hardworker's core."""
+def build(scenario: Scenario, cpus: Collection[int]) -> Lab:
+    """The lab of a scenario, on these cores; one that is up and fits is kept.
+
+    This process then leaves the hardworker's core: it stays where all others are.
+    """
+    os.sched_setaffinity(0, cpus)  # the lab shares out the cores that it may use
     built = midstream_lab.up(sensors=scenario.sensors, data={"size": scenario.size})
     os.sched_setaffinity(0, built.host("logger").cpus)
     return built
