@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from midstream.bench.load import Sink
+from midstream.lab import Lab
 
 
 def bench(folder: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -64,3 +68,30 @@ def test_every_middleware(tmp_path: Path) -> None:
     chosen = [part for name in names for part in ("--receiver", name)]
     arguments = ["--scenario", "1x100x64", "--seconds", "1", "--repetitions", "1", *chosen]
     assert good(bench(tmp_path, *arguments)).keys() == set(names)
+
+
+@pytest.mark.slow
+def test_turns_on_a_host(attached: Lab, tmp_path: Path) -> None:
+    """midstream and sockets in turns, while a sensor sends and comes back each time."""
+    address, size = str(attached.host("logger").ip), 1024
+    midstream = [sys.executable, "-P", "-m", "midstream"]
+    load = [*midstream, "load", "--lab", "--config", str(attached.config), "--rate", "200", "--seconds", "60"]
+    with Sink(address, 12345, size, launch=partial(attached.popen, "logger")) as sink:
+        sensor = subprocess.Popen([*load, "--reconnect", "--json"], stdout=subprocess.PIPE)
+        try:
+            turns = [*midstream, "bench", "--host", "--turns", "2", "--seconds", "1", "--json"]
+            command = [*turns, "--config", str(attached.config), "--output", str(tmp_path)]
+            ended = attached.run("hardworker", command, capture_output=True, text=True, timeout=60)
+            assert ended.returncode == 0, ended.stderr
+            sensor.terminate()
+            summary = json.loads(sensor.communicate(timeout=20)[0])
+        finally:
+            sensor.kill()
+            sensor.communicate()
+        arrived = sink.result()
+    found = json.loads(ended.stdout)
+    assert {label: row["busy"]["count"] for label, row in found.items()} == {"midstream": 20, "sockets": 20}
+    assert all(row["busy"]["typical"] > 0 for row in found.values())
+    assert found["midstream"]["rx_packets"]["typical"] > 100
+    assert summary["lost"] >= 3 and summary["messages"] > 500
+    assert arrived.wrong == 0 and arrived.messages > 500

@@ -49,7 +49,9 @@ def describe() -> dict[str, object]:
             for name, flag in (("nats-server", "-v"), ("mosquitto", "-h"))
             if (found := _says(name, flag))
         },
-        "settings": {name: text for name, path in _SETTINGS.items() if (text := _read(path).strip())},
+        "settings": {
+            name: text for name, path in _SETTINGS.items() if (text := " ".join(_read(path).split()))
+        },
     }
 
 

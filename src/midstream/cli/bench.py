@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from midstream import config as configuration
 from midstream.bench import campaign, host
 from midstream.bench.campaign import Audience, Settings
 from midstream.bench.receiver import Receiver
@@ -17,8 +18,9 @@ from midstream.bench.receivers import RECEIVERS
 from midstream.bench.report import Results, html, markdown
 from midstream.bench.rivals import RIVALS
 from midstream.bench.scenario import QUICK, SCENARIOS, find
+from midstream.bench.turns import take_turns
 from midstream.bench.view import Lines, Silent, Table, print_comparison
-from midstream.cli.options import Json, Stop, say, show, until_signalled
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import ConfigError
 
 app = typer.Typer()
@@ -60,6 +62,10 @@ def bench(
         bool, typer.Option("--host", help="No lab: sample what this real host does, see docs/benchmarks.md.")
     ] = False,
     label: Annotated[str, typer.Option(help="With --host: what runs here now.")] = "",
+    turns: Annotated[
+        int, typer.Option(min=0, help="With --host, on the hardworker: run midstream and sockets in turns.")
+    ] = 0,
+    path: Config = DEFAULT_CONFIG,
     interval: Annotated[
         float, typer.Option(min=0.01, max=10, help="With --host: seconds between two samples.")
     ] = 0.1,
@@ -79,7 +85,10 @@ def bench(
         print(*(each.name for each in SCENARIOS), sep="\n")
         return
     if on_host:
-        _sample(label, output, seconds or HOST_SECONDS, interval, interface, report, as_json)
+        if report:
+            _compare(output, as_json)
+        else:
+            _sample(path, label, turns, output, seconds or HOST_SECONDS, interval, interface, as_json)
         return
     settings = Settings(
         receivers=_chosen(receiver, everyone),
@@ -117,40 +126,63 @@ def bench(
 
 
 def _sample(
-    label: str, folder: Path, seconds: float, interval: float, interface: str, report: bool, as_json: bool
+    path: Path,
+    label: str,
+    turns: int,
+    folder: Path,
+    seconds: float,
+    interval: float,
+    interface: str,
+    as_json: bool,
 ) -> None:
-    """Sample this host, or compare what was sampled."""
-    if report:
-        found = host.compare(folder)
-        if as_json:
-            print(
-                json.dumps(
-                    {
-                        name: {field: asdict(value) for field, value in row.items()}
-                        for name, row in found.items()
-                    }
-                )
-            )
-            return
-        print_comparison(found)
-        return
-    if not label:
-        raise ConfigError("--label: is needed with --host; name what runs, such as midstream or sockets")
+    """Sample this host, as it is or in turns."""
+    if not label and not turns:
+        raise ConfigError(
+            "--label: is needed with --host; name what runs, such as midstream (or use --turns)"
+        )
     stop = Stop(0)
+    tick = 1 / os.sysconf("SC_CLK_TCK")
     with until_signalled(stop.set):
+        if turns:
+            take_turns(
+                configuration.load(path),
+                folder,
+                turns,
+                seconds=seconds,
+                interval=interval,
+                interface=interface,
+                tick=tick,
+                tell=lambda text: say(f"bench: {text}"),
+                stop=stop,
+            )
+            _compare(folder, as_json)
+            return
         samples = host.sample(
             label,
             folder,
             seconds=seconds,
             interval=interval,
             interface=interface,
-            tick=1 / os.sysconf("SC_CLK_TCK"),
+            tick=tick,
             stop=stop,
         )
     show(
         {"samples": len(samples)} | {name: round(value, 4) for name, value in host.mean(samples).items()},
         as_json,
     )
+
+
+def _compare(folder: Path, as_json: bool) -> None:
+    """What was sampled, side by side."""
+    found = host.compare(folder)
+    if as_json:
+        print(
+            json.dumps(
+                {label: {name: asdict(value) for name, value in row.items()} for label, row in found.items()}
+            )
+        )
+    else:
+        print_comparison(found)
 
 
 def _chosen(names: list[str] | None, everyone: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
