@@ -42,6 +42,10 @@ def test_figures_are_those_of_one_message() -> None:
         ({"received": {"messages": 10_559}}, "1 of 10560 messages missing at the hardworker"),
         ({"received": {"messages": 10_561}}, "-1 of 10560 messages missing at the hardworker"),
         ({"received": {"errors": 2}}, "2 messages wrong at the hardworker"),
+        (
+            {"received": {"window_messages": 7_500}},
+            "did not keep up: 7500 of 8000 messages of the window were delivered in it",
+        ),
         ({"received": {"verified": 0}}, "no message was verified"),
         ({"logged": 10_000}, "560 of 10560 messages missing at the logger"),
         ({"logged_wrong": 1}, "1 messages wrong at the logger"),

@@ -8,6 +8,7 @@ from midstream.bench.receiver import Job, Receiver
 from midstream.bench.scenario import Scenario
 
 TOLERANCE = 0.01  # of the planned rate that may be missed
+LAG = 0.05  # of a window's messages that may be delivered after it
 FOREIGN = 0.01  # share of the window that other processes may take of the hardworker's core
 FORKS = 20  # processes that the machine may start in a window
 
@@ -140,6 +141,11 @@ def _problems(receiver: Receiver, scenario: Scenario, seen: Observation) -> list
             problems.append(f"{lost} of {seen.total_sent} messages missing at the hardworker")
         if wrong := seen.received["errors"]:
             problems.append(f"{wrong} messages wrong at the hardworker")
+        window = seen.received.get("window_messages", 0)
+        if window < (1 - LAG) * seen.sent:
+            problems.append(
+                f"did not keep up: {window} of {seen.sent} messages of the window were delivered in it"
+            )
         if not seen.received["verified"]:
             problems.append("no message was verified")
     alone = receiver.job is Job.RECEIVE and receiver.partner is None  # nothing is sent on to the logger
