@@ -199,7 +199,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def read_machine(path: Path) -> dict[str, dict[str, float]]:
-    """What a virtual machine counted: for scenario and receiver thousand instructions a message. Raises ConfigError."""
+    """What a virtual machine counted, thousand instructions a message, by scenario and receiver."""
     try:
         found = json.loads(path.read_text())
         return {

@@ -19,7 +19,7 @@ Rows = Sequence[tuple[Receiver, Cell]]
 
 
 def bars(rows: Rows) -> str:
-    """CPU time a message: the NAPI thread (dark) and the application (light), and from where to where it varied."""
+    """CPU time a message: the NAPI thread (dark), the application (light), and how far it varied."""
     rows = [row for row in rows if "cpu_us" in row[1].values]
     top = max((cell.values["cpu_us"].high for _, cell in rows), default=1.0)
     ticks = _ticks(top)

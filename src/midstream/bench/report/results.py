@@ -39,8 +39,8 @@ _ORDER = (Family.FLOOR, Family.MIDSTREAM, Family.HANDLER, Family.MIDDLEWARE)
 
 @dataclass(frozen=True)
 class Results:
-    """All runs, and what they were runs of. machine: thousand instructions a message of the whole hardworker, by
-    the names of scenario and receiver, where a virtual machine counted them."""
+    """All runs, and what they were runs of. machine: thousand instructions a message of the whole hardworker,
+    by the names of scenario and receiver, where a virtual machine counted them."""
 
     runs: Sequence[Run]
     receivers: Sequence[Receiver]
