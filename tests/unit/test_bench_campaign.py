@@ -116,6 +116,17 @@ def test_disturbed_runs_are_repeated_but_not_for_ever(tmp_path: Path, bench: Ben
     assert not bench.measured
 
 
+def test_what_fails_twice_is_not_tried_again(tmp_path: Path, bench: Bench) -> None:
+    bench.result = lambda r, s, n: run(r, s, n, problems=("lost 3",), figures={})
+    runs = carry_out(settings(tmp_path, scenarios=(BUSY,), repetitions=1), Notes(), never)
+    assert [(each.receiver, each.attempt) for each in runs] == [
+        ("ours", 0),
+        ("ours", 1),
+        ("handler", 0),
+        ("handler", 1),
+    ]
+
+
 def test_the_budget_ends_it(tmp_path: Path, bench: Bench) -> None:
     assert carry_out(settings(tmp_path, budget=1.0), Notes(), never) == []
     assert bench.downs == 1

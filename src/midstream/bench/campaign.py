@@ -66,8 +66,7 @@ def carry_out(settings: Settings, audience: Audience, stop: Callable[[], bool]) 
     path = settings.folder / RUNS
     _claim(settings)
     runs = read_runs(settings.folder)
-    done = {(run.repetition, run.scenario, run.receiver) for run in runs if run.counts and not run.disturbed}
-    done |= {(run.repetition, run.scenario, run.receiver) for run in runs if run.attempt + 1 >= ATTEMPTS}
+    done = {(run.repetition, run.scenario, run.receiver) for run in runs if _is_settled(run)}
     open_runs = [each for each in settings.planned if (each[0], each[1].name, each[2].name) not in done]
     audience.begin(len(settings.planned), runs)
     begin, took = time.monotonic(), settings.seconds + OVERHEAD
@@ -145,8 +144,15 @@ def _attempts(
         built = build(scenario, cpus)
         run = replace(measure(built, receiver, scenario, repetition, settings.seconds), attempt=attempt)
         yield run
-        if stop() or (run.counts and not run.disturbed):
+        if stop() or _is_settled(run):
             return
+
+
+def _is_settled(run: Run) -> bool:
+    """Whether another attempt would be of no use. A problem without a disturbance is tried once more."""
+    if run.disturbed:
+        return run.attempt + 1 >= ATTEMPTS
+    return run.counts or run.attempt >= 1
 
 
 def _claim(settings: Settings) -> None:

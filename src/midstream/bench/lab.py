@@ -67,7 +67,8 @@ def measure(built: Lab, receiver: Receiver, scenario: Scenario, repetition: int,
     try:
         with ExitStack() as stack:
             seen = _observe(built, receiver, scenario, repetition, seconds, stack)
-    except MidstreamError as error:
+    except (MidstreamError, OSError, ValueError) as error:  # ValueError: what it said is no JSON
+        midstream_lab.down()  # who knows what it has left there
         return Run(receiver.name, scenario.name, repetition, problems=(str(error),))
     return judge(receiver, scenario, repetition, seen)
 
