@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.hosts import HARDWORKER, topology
+from tests.unit.hosts import HARDWORKER, SENSORS, topology
 
 from midstream import network
 from midstream.bench import turns
@@ -82,4 +82,4 @@ def test_a_receiver_that_does_not_start_is_told(tmp_path: Path) -> None:
     ):
         pass
     with turns._receiving(sockets):  # and this one does
-        socket.create_connection((HARDWORKER, 12345), 5).close()
+        socket.create_connection((HARDWORKER, 12345), 5, (SENSORS[0], 0)).close()
