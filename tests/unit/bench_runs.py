@@ -24,7 +24,7 @@ def sender(_setting: Setting, _plan: Plan) -> list[str]:
 FLOOR = Receiver("floor", "the floor", Family.FLOOR, Job.FORWARD, "eBPF", None)
 OURS = Receiver("ours", "midstream, NumPy", Family.MIDSTREAM, Job.RELAY, "Python", command)
 HANDLER = Receiver("handler", "C, epoll", Family.HANDLER, Job.RELAY, "C", command)
-ALONE = Receiver("alone", "C, epoll, receives", Family.HANDLER, Job.RECEIVE, "C", command)
+ALONE = Receiver("alone", "C, epoll", Family.HANDLER, Job.RECEIVE, "C", command)
 QUEUE = Receiver(
     "queue",
     "A <queue> & more",

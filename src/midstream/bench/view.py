@@ -15,7 +15,7 @@ from rich.text import Text
 from midstream.bench.campaign import Settings
 from midstream.bench.host import FIELDS
 from midstream.bench.receiver import Receiver
-from midstream.bench.report.results import COLUMNS, show
+from midstream.bench.report.results import COLUMNS, full_title, show
 from midstream.bench.run import Run
 from midstream.bench.scenario import Scenario
 from midstream.bench.statistics import Value, cells
@@ -78,7 +78,7 @@ class Table:
         foot = Grid.grid(padding=(0, 1))
         foot.add_row(
             ProgressBar(total=self._planned, completed=self._begun - 1, width=36, complete_style="cyan"),
-            f"{self._begun} of {self._planned}, {clock(left)} left: {receiver.title}",
+            f"{self._begun} of {self._planned}, {clock(left)} left: {full_title(receiver)}",
         )
         self._live.update(Group("", title, self._table(scenario), foot), refresh=True)
 
@@ -95,11 +95,11 @@ class Table:
         for receiver in self._settings.receivers:
             cell = found.get((scenario.name, receiver.name))
             if cell is None:
-                table.add_row(Text(receiver.title, style="dim"))
+                table.add_row(Text(full_title(receiver), style="dim"))
                 continue
             remark = "; ".join(cell.problems[:1] or cell.doubts[:1])
             table.add_row(
-                receiver.title,
+                full_title(receiver),
                 *(show(figure, cell.median(figure)) for figure in _SHOWN),
                 Text(remark, style="yellow", overflow="ellipsis", no_wrap=True),
             )

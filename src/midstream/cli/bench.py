@@ -16,6 +16,7 @@ from midstream.bench.campaign import Audience, Settings
 from midstream.bench.receiver import Receiver
 from midstream.bench.receivers import RECEIVERS
 from midstream.bench.report import Results, html, markdown
+from midstream.bench.report.results import full_title
 from midstream.bench.rivals import RIVALS
 from midstream.bench.scenario import QUICK, SCENARIOS, find
 from midstream.bench.turns import take_turns
@@ -25,7 +26,7 @@ from midstream.errors import ConfigError
 
 app = typer.Typer()
 
-QUICK_SECONDS, QUICK_REPETITIONS, QUICK_MINUTES = 3.0, 3, 9.0
+QUICK_SECONDS, QUICK_REPETITIONS, QUICK_MINUTES = 2.0, 3, 9.0
 FULL_SECONDS, FULL_REPETITIONS = 5.0, 5
 HOST_SECONDS = 60.0
 
@@ -42,7 +43,7 @@ def bench(
         list[str] | None, typer.Option(help="Only this one; may be repeated.", show_default="all")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.5, help="How long a window is.", show_default="3; with --full 5")
+        float | None, typer.Option(min=0.5, help="How long a window is.", show_default="2; with --full 5")
     ] = None,
     repetitions: Annotated[
         int | None, typer.Option(min=1, help="How often each is measured.", show_default="3; with --full 5")
@@ -81,7 +82,7 @@ def bench(
     everyone = (*RECEIVERS, *RIVALS)
     if listed:
         for each in everyone:
-            print(f"{each.name:24} {each.title}{'' if not each.missing() else f' ({each.missing()})'}")
+            print(f"{each.name:25} {full_title(each)}{'' if not each.missing() else f' ({each.missing()})'}")
         print(*(each.name for each in SCENARIOS), sep="\n")
         return
     if on_host:

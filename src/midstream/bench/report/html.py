@@ -6,7 +6,7 @@ from html import escape
 from midstream.bench.receiver import Family
 from midstream.bench.report import plots
 from midstream.bench.report.markdown import conditions, remarks, windows
-from midstream.bench.report.results import COLUMNS, Results, job, show
+from midstream.bench.report.results import COLUMNS, Results, full_title, job, show
 from midstream.bench.scenario import Scenario
 
 _STYLE = """
@@ -75,7 +75,9 @@ def _page(results: Results) -> Iterator[str]:
             yield plots.latencies(rows)
         yield f'<div class="wide">{"".join(_table(results, scenario))}</div>'
         yield "".join(_candid(results, scenario))
-        notes = [f"{receiver.title}: {text}" for receiver, cell in rows for text in remarks(receiver, cell)]
+        notes = [
+            f"{full_title(receiver)}: {text}" for receiver, cell in rows for text in remarks(receiver, cell)
+        ]
         if notes:
             yield f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'
     yield "</body>\n</html>"

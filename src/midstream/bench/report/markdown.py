@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from midstream.bench.receiver import Receiver
-from midstream.bench.report.results import COLUMNS, Results, job, show
+from midstream.bench.report.results import COLUMNS, Results, full_title, job, show
 from midstream.bench.scenario import Scenario
 from midstream.bench.statistics import Cell
 
@@ -94,7 +94,9 @@ def _field(cell: Cell, figure: str) -> str:
 
 def _notes(results: Results, scenario: Scenario) -> Iterator[str]:
     rows = results.rows(scenario)
-    notes = [f"- {receiver.title}: {text}" for receiver, cell in rows for text in remarks(receiver, cell)]
+    notes = [
+        f"- {full_title(receiver)}: {text}" for receiver, cell in rows for text in remarks(receiver, cell)
+    ]
     if notes:
         yield ""
         yield from notes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from midstream.bench.receiver import Family, Receiver
-from midstream.bench.report.results import show
+from midstream.bench.report.results import full_title, show
 from midstream.bench.statistics import Cell
 
 WIDTH, LABEL, RIGHT, ROW, TOP, FOOT = 860, 270, 90, 24, 8, 40
@@ -86,7 +86,7 @@ def _grid(ticks: list[tuple[float, str]], rows: int, title: str) -> str:
 
 
 def _label(receiver: Receiver, y: float) -> str:
-    return _text(LABEL - 8, y + ROW / 2, receiver.title, "end", "label")
+    return _text(LABEL - 8, y + ROW / 2, full_title(receiver), "end", "label")
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:

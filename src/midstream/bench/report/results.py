@@ -102,9 +102,9 @@ class Results:
                 if receiver.family is Family.FLOOR or receiver.name == reference[0].name or own is None:
                     continue
                 if own < base * (1 - NOISE):
-                    less.append(f"{receiver.title} ({_number(own)})")
+                    less.append(f"{full_title(receiver)} ({_number(own)})")
                 elif own < base * (1 + NOISE):
-                    equal.append(f"{receiver.title} ({_number(own)})")
+                    equal.append(f"{full_title(receiver)} ({_number(own)})")
             parts = [f"less with {', '.join(less)}"] if less else []
             parts += [f"within {NOISE:.0%} of it {', '.join(equal)}"] if equal else []
             if parts:
@@ -122,6 +122,12 @@ def job(receiver: Receiver) -> str:
     if receiver.family is Family.MIDSTREAM or receiver.job is Job.RELAY:
         return "whole job"
     return {Job.FORWARD: "forwards only", Job.RECEIVE: "receives only"}[receiver.job]
+
+
+def full_title(receiver: Receiver) -> str:
+    """Its title, with the job where there is one of the same title that does more."""
+    alone = receiver.family is Family.HANDLER and receiver.job is Job.RECEIVE
+    return f"{receiver.title} (receives only)" if alone else receiver.title
 
 
 def show(figure: str, value: float | None) -> str:
