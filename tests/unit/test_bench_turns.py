@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.hosts import HARDWORKER, SENSORS, topology
+from tests.unit.hosts import HARDWORKER, SENSORS, free_port, topology
 
 from midstream import network
 from midstream.bench import turns
@@ -34,10 +34,10 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def config(folder: Path, pins: str = "pins") -> Config:
-    network.write(folder / "const.toml", topology(), written_by="a test")
+def config(folder: Path, port: int = 12345) -> Config:
+    network.write(folder / "const.toml", topology(port=port), written_by="a test")
     return Config.model_validate(
-        {"const": str(folder / "const.toml"), "network": {"pins": str(folder / pins)}}
+        {"const": str(folder / "const.toml"), "network": {"pins": str(folder / "pins")}}
     )
 
 
@@ -71,15 +71,16 @@ def test_what_was_attached_is_attached_again(tmp_path: Path, done: list[str]) ->
 
 
 def test_a_receiver_that_does_not_start_is_told(tmp_path: Path) -> None:
-    chosen = config(tmp_path)
+    port = free_port()
+    chosen = config(tmp_path, port)
     sockets = chosen.model_copy(
         update={"hardworker": chosen.hardworker.model_copy(update={"receiver": "socket"})}
     )
     with (
-        socket.create_server((HARDWORKER, 12345)),
+        socket.create_server((HARDWORKER, port)),
         pytest.raises(NetworkError, match=r"the receiver \(socket\) does not start: .*cannot listen"),
         turns._receiving(sockets),
     ):
         pass
     with turns._receiving(sockets):  # and this one does
-        socket.create_connection((HARDWORKER, 12345), 5, (SENSORS[0], 0)).close()
+        socket.create_connection((HARDWORKER, port), 5, (SENSORS[0], 0)).close()
