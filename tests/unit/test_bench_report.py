@@ -83,6 +83,13 @@ def test_it_says_where_midstream_is_not_better(results: Results) -> None:
     assert "not better" not in markdown(Results([run(HANDLER)], RECEIVERS, SCENARIOS, {}))
 
 
+def test_doubtful_figures_are_marked() -> None:
+    results = Results([run(OURS, disturbed=("qemu",))], RECEIVERS, SCENARIOS, {})
+    assert "| midstream, NumPy * |" in markdown(results)
+    assert "- midstream, NumPy: doubtful: qemu" in markdown(results)
+    assert html(results).count("midstream, NumPy *") == 3  # the table and two plots
+
+
 def test_saturation_tells_what_a_core_could_take(results: Results) -> None:
     cell = results.cells[FULL.name, OURS.name]
     assert results.capacity(cell) == pytest.approx(1600 / (1.5 * 4 * 1600 / 1e6))

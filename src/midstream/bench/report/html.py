@@ -6,7 +6,7 @@ from html import escape
 from midstream.bench.receiver import Family
 from midstream.bench.report import plots
 from midstream.bench.report.markdown import conditions, remarks, windows
-from midstream.bench.report.results import COLUMNS, Results, full_title, job, show
+from midstream.bench.report.results import COLUMNS, Results, full_title, job, mark, show
 from midstream.bench.scenario import Scenario
 
 _STYLE = """
@@ -31,7 +31,7 @@ td:first-child::before { content: ""; display: inline-block; width: .6rem; heigh
                          border-radius: 2px; background: var(--family) }
 .candid { background: var(--soft); border-left: 3px solid var(--line); padding: .6rem 1rem; font-size: .9rem }
 .candid ul { margin: .3rem 0; padding-left: 1.1rem }
-svg { width: 100%; max-width: 960px; height: auto; display: block; margin: .8rem 0 }
+svg { width: 100%; max-width: 1060px; height: auto; display: block; margin: .8rem 0 }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .tick { fill: var(--quiet) }
 svg .value { font-weight: 600 } .grid { stroke: var(--line) }
 .whisker { stroke: var(--ink); stroke-width: 1.5 }
@@ -92,7 +92,7 @@ def _table(results: Results, scenario: Scenario) -> Iterator[str]:
     for receiver, cell in results.rows(scenario):
         if not cell.values:
             continue
-        fields = [escape(receiver.title), job(receiver)]
+        fields = [escape(receiver.title) + mark(cell), job(receiver)]
         for figure in COLUMNS:
             text = show(figure, cell.median(figure))
             if figure == "cpu_us" and (value := cell.values.get(figure)) and value.count > 1:

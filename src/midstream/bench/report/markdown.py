@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from midstream.bench.receiver import Receiver
-from midstream.bench.report.results import COLUMNS, Results, full_title, job, show
+from midstream.bench.report.results import COLUMNS, Results, full_title, job, mark, show
 from midstream.bench.scenario import Scenario
 from midstream.bench.statistics import Cell
 
@@ -41,7 +41,7 @@ def windows(results: Results) -> str:
     """How it was measured, in a line."""
     return (
         f"windows of {results.environment.get('seconds', '?')} s, up to {results.repetitions()} repetitions, "
-        "interleaved; a figure is the median, in brackets the smallest and the largest"
+        "interleaved; a figure is the median, in brackets the smallest and the largest; *: doubtful, see the notes"
     )
 
 
@@ -72,7 +72,7 @@ def _table(results: Results, scenario: Scenario) -> Iterator[str]:
     for receiver, cell in results.rows(scenario):
         if not cell.values:
             continue
-        fields = [receiver.title, job(receiver), *(_field(cell, figure) for figure in COLUMNS)]
+        fields = [receiver.title + mark(cell), job(receiver), *(_field(cell, figure) for figure in COLUMNS)]
         ratio = results.ratio(scenario, cell)
         fields.append("–" if ratio is None else f"{ratio:.2f}")
         if machine:

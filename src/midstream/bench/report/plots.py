@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from html import escape
 
 from midstream.bench.receiver import Family, Receiver
-from midstream.bench.report.results import full_title, show
+from midstream.bench.report.results import full_title, mark, show
 from midstream.bench.statistics import Cell
 
-WIDTH, LABEL, RIGHT, ROW, TOP, FOOT = 860, 270, 90, 24, 8, 40
+WIDTH, LABEL, RIGHT, ROW, TOP, FOOT = 1000, 400, 90, 24, 8, 40
 COLOURS = {
     Family.FLOOR: "#7a7f87",
     Family.MIDSTREAM: "#0b7285",
@@ -31,7 +31,7 @@ def bars(rows: Rows) -> str:
         y = TOP + number * ROW
         colour, value = COLOURS[receiver.family], cell.values["cpu_us"]
         napi = min(cell.median("napi_us") or 0.0, value.typical)
-        parts.append(_label(receiver, y))
+        parts.append(_label(receiver, cell, y))
         parts.append(_rect(LABEL, y + 4, napi * scale, ROW - 9, colour, 1))
         parts.append(
             _rect(LABEL + napi * scale, y + 4, (value.typical - napi) * scale, ROW - 9, colour, 0.55)
@@ -60,7 +60,7 @@ def latencies(rows: Rows) -> str:
     for number, (receiver, cell) in enumerate(rows):
         y, colour = TOP + number * ROW + ROW / 2, COLOURS[receiver.family]
         p50, p99, p999 = (place(cell.median(name) or 1.0) for name in shown)
-        parts.append(_label(receiver, TOP + number * ROW))
+        parts.append(_label(receiver, cell, TOP + number * ROW))
         parts.append(
             f'<path d="M{p50:.1f} {y:.1f}H{p999:.1f}" stroke="{colour}" stroke-width="2" opacity=".4"/>'
         )
@@ -85,8 +85,8 @@ def _grid(ticks: list[tuple[float, str]], rows: int, title: str) -> str:
     return lines + numbers + _text((LABEL + WIDTH - RIGHT) / 2, bottom + 30, title, "middle", "tick")
 
 
-def _label(receiver: Receiver, y: float) -> str:
-    return _text(LABEL - 8, y + ROW / 2, full_title(receiver), "end", "label")
+def _label(receiver: Receiver, cell: Cell, y: float) -> str:
+    return _text(LABEL - 8, y + ROW / 2, full_title(receiver) + mark(cell), "end", "label")
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:

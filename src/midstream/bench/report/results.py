@@ -103,7 +103,7 @@ class Results:
                     continue
                 if own < base * (1 - NOISE):
                     less.append(f"{full_title(receiver)} ({_number(own)})")
-                elif own < base * (1 + NOISE):
+                elif own < base * (1 + NOISE) and receiver.family is not Family.MIDSTREAM:
                     equal.append(f"{full_title(receiver)} ({_number(own)})")
             parts = [f"less with {', '.join(less)}"] if less else []
             parts += [f"within {NOISE:.0%} of it {', '.join(equal)}"] if equal else []
@@ -128,6 +128,11 @@ def full_title(receiver: Receiver) -> str:
     """Its title, with the job where there is one of the same title that does more."""
     alone = receiver.family is Family.HANDLER and receiver.job is Job.RECEIVE
     return f"{receiver.title} (receives only)" if alone else receiver.title
+
+
+def mark(cell: Cell) -> str:
+    """An asterisk where a figure is doubtful; the notes say why."""
+    return " *" if cell.doubts else ""
 
 
 def show(figure: str, value: float | None) -> str:
