@@ -41,7 +41,7 @@ def windows(results: Results) -> str:
     """How it was measured, in a line."""
     return (
         f"windows of {results.environment.get('seconds', '?')} s, up to {results.repetitions()} repetitions, "
-        "interleaved; a figure is the median, in brackets the smallest and the largest; *: doubtful, see the notes"
+        "interleaved; a figure is the median, in brackets smallest and largest; *: doubtful, see the notes"
     )
 
 
