@@ -39,7 +39,6 @@ test-slow: setup ## the long ones: a million packets, ten thousand connections, 
 
 bench: setup ## what a message costs the hardworker, compared (as root, under 10 minutes; ARGS=--full: hours)
 	@tools/packages.sh bench
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/midstream bench $(ARGS)
 
 test-vm: setup ## the eBPF programs on Linux 6.1, the oldest kernel supported

@@ -25,6 +25,7 @@ for step in "$@"; do
         ;;
     test)
         need iperf3 command -v iperf3
+        need mosquitto command -v mosquitto
         need netcat-openbsd command -v nc
         need socat command -v socat
         ;;
