@@ -15,7 +15,19 @@ from midstream.lab import Lab
 
 def bench(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     ended = subprocess.run(
-        [sys.executable, "-P", "-m", "midstream", "bench", "--json", "--output", folder, *arguments],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "midstream",
+            "bench",
+            "--json",
+            "--attempts",
+            "1",
+            "--output",
+            folder,
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -24,7 +24,9 @@ OVERHEAD = 3.0  # seconds that a run takes beside its window, about
 
 @dataclass(frozen=True)
 class Settings:
-    """folder: where all is kept. seconds: of a window. budget: seconds for all, 0: as long as it takes."""
+    """folder: where all is kept. seconds: of a window. budget: seconds for all, 0: as long as it takes.
+    attempts: at a run that something disturbs.
+    """
 
     receivers: Sequence[Receiver]
     scenarios: Sequence[Scenario]
@@ -32,6 +34,7 @@ class Settings:
     seconds: float
     folder: Path
     budget: float = 0.0
+    attempts: int = ATTEMPTS
 
     @property
     def planned(self) -> list[tuple[int, Scenario, Receiver]]:
@@ -66,7 +69,9 @@ def carry_out(settings: Settings, audience: Audience, stop: Callable[[], bool]) 
     path = settings.folder / RUNS
     _claim(settings)
     runs = read_runs(settings.folder)
-    done = {(run.repetition, run.scenario, run.receiver) for run in runs if _is_settled(run)}
+    done = {
+        (run.repetition, run.scenario, run.receiver) for run in runs if _is_settled(run, settings.attempts)
+    }
     open_runs = [each for each in settings.planned if (each[0], each[1].name, each[2].name) not in done]
     audience.begin(len(settings.planned), runs)
     begin, took = time.monotonic(), settings.seconds + OVERHEAD
@@ -138,21 +143,21 @@ def _attempts(
     stop: Callable[[], bool],
 ) -> Iterable[Run]:
     if reason := excluded(receiver, scenario):
-        yield Run(receiver.name, scenario.name, repetition, problems=(reason,), attempt=ATTEMPTS - 1)
+        last = settings.attempts - 1
+        yield Run(receiver.name, scenario.name, repetition, problems=(reason,), attempt=last)
         return
-    for attempt in range(ATTEMPTS):
+    for attempt in range(settings.attempts):
         built = build(scenario, cpus)
         run = replace(measure(built, receiver, scenario, repetition, settings.seconds), attempt=attempt)
         yield run
-        if stop() or _is_settled(run):
+        if stop() or _is_settled(run, settings.attempts):
             return
 
 
-def _is_settled(run: Run) -> bool:
+def _is_settled(run: Run, attempts: int) -> bool:
     """Whether another attempt would be of no use. A problem without a disturbance is tried once more."""
-    if run.disturbed:
-        return run.attempt + 1 >= ATTEMPTS
-    return run.counts or run.attempt >= 1
+    last = attempts if run.disturbed else min(2, attempts)
+    return (run.counts and not run.disturbed) or run.attempt + 1 >= last
 
 
 def _claim(settings: Settings) -> None:

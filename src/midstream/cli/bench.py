@@ -52,6 +52,9 @@ def bench(
         float | None,
         typer.Option(min=0, help="End after so long, 0: never.", show_default="9; with --full 0"),
     ] = None,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="How often a run is tried that something disturbs.")
+    ] = campaign.ATTEMPTS,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="For raw data and reports; one that has some is continued.")
     ] = Path("bench-results"),
@@ -97,6 +100,7 @@ def bench(
         repetitions=repetitions or (FULL_REPETITIONS if full else QUICK_REPETITIONS),
         seconds=seconds or (FULL_SECONDS if full else QUICK_SECONDS),
         folder=output,
+        attempts=attempts,
         budget=60 * ((0 if full else QUICK_MINUTES) if minutes is None else minutes),
     )
     if report:
