@@ -23,7 +23,7 @@ def bench(folder: Path, *arguments: str) -> list[dict[str, Any]]:
             "bench",
             "--json",
             "--attempts",
-            "1",
+            "2",
             "--output",
             folder,
             *arguments,
