@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from midstream import config as configuration
-from midstream.bench import campaign, host
+from midstream.bench import campaign, host, instructions
 from midstream.bench.campaign import Audience, Settings
 from midstream.bench.receiver import Receiver
 from midstream.bench.receivers import RECEIVERS
@@ -29,8 +29,6 @@ app = typer.Typer()
 QUICK_SECONDS, QUICK_REPETITIONS, QUICK_MINUTES = 2.0, 3, 9.0
 FULL_SECONDS, FULL_REPETITIONS = 5.0, 5
 HOST_SECONDS = 60.0
-
-_MACHINE = "machine.json"
 
 
 @app.command()
@@ -60,6 +58,12 @@ def bench(
     ] = Path("bench-results"),
     report: Annotated[
         bool, typer.Option("--report", help="Measure nothing: only write the reports from the folder's data.")
+    ] = False,
+    machine: Annotated[
+        bool,
+        typer.Option(
+            "--machine", help="No lab: count instructions in a virtual machine, for the same report."
+        ),
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Name all receivers and scenarios.")] = False,
     on_host: Annotated[
@@ -103,9 +107,11 @@ def bench(
         attempts=attempts,
         budget=60 * ((0 if full else QUICK_MINUTES) if minutes is None else minutes),
     )
-    if report:
+    if machine:
+        _count(settings)
+    if report or machine:
         runs = campaign.read_runs(output)
-        if not runs:
+        if not runs and not machine:
             raise ConfigError(
                 f"{output}: has no runs; measure some first, or name another folder with --output"
             )
@@ -119,7 +125,11 @@ def bench(
                 audience = Silent() if as_json else Lines()
             runs = campaign.carry_out(settings, audience, stop)
     results = Results(
-        runs, everyone, SCENARIOS, campaign.read_environment(output), campaign.read_machine(output / _MACHINE)
+        runs,
+        everyone,
+        SCENARIOS,
+        campaign.read_environment(output),
+        campaign.read_machine(output / instructions.MACHINE),
     )
     (output / "bench.md").write_text(markdown(results))
     (output / "bench.html").write_text(html(results))
@@ -175,6 +185,13 @@ def _sample(
         {"samples": len(samples)} | {name: round(value, 4) for name, value in host.mean(samples).items()},
         as_json,
     )
+
+
+def _count(settings: Settings) -> None:
+    """Count instructions, which the report then shows beside the lab's figures."""
+    stop = Stop(0)
+    with until_signalled(stop.set):
+        instructions.count(settings, lambda text: say(f"bench: {text}"), stop)
 
 
 def _compare(folder: Path, as_json: bool) -> None:
