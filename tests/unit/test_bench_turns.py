@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.hosts import HARDWORKER, SENSORS, free_port, topology
+from tests.unit.hosts import HARDWORKER, LOGGER, SENSORS, free_port, topology
 
 from midstream import network
 from midstream.bench import turns
@@ -82,5 +82,5 @@ def test_a_receiver_that_does_not_start_is_told(tmp_path: Path) -> None:
         turns._receiving(sockets),
     ):
         pass
-    with turns._receiving(sockets):  # and this one does
+    with socket.create_server((LOGGER, port)), turns._receiving(sockets):  # and this one does
         socket.create_connection((HARDWORKER, port), 5, (SENSORS[0], 0)).close()
