@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-vm check format clean
+.PHONY: help setup demo test test-slow test-vm bench check format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ test: setup ## the tests (as root; otherwise those that need no root)
 test-slow: setup ## the long ones: a million packets, ten thousand connections, fifty kills
 	@tools/packages.sh test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: setup ## what a message costs the hardworker, compared (as root, under 10 minutes; ARGS=--full: hours)
+	@tools/packages.sh bench
+	$(BIN)/midstream bench $(ARGS)
 
 test-vm: setup ## the eBPF programs on Linux 6.1, the oldest kernel supported
 	@tools/packages.sh vm

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sees to the Debian packages that a step needs: names those that are missing and, as root, installs them.
-#   tools/packages.sh [setup] [test] [vm]
+#   tools/packages.sh [setup] [test] [vm] [bench]
 # What counts is whether the thing itself is there, wherever it came from. PYTHON names the interpreter.
 set -eu
 
@@ -27,10 +27,14 @@ for step in "$@"; do
     test)
         need ethtool command -v ethtool
         need iperf3 command -v iperf3
+        need mosquitto command -v mosquitto
         need netcat-openbsd command -v nc
         need postgresql have_postgresql
         need socat command -v socat
         need systemd command -v systemd-analyze
+        ;;
+    bench)
+        need mosquitto command -v mosquitto
         ;;
     vm)
         need qemu-system-x86 command -v qemu-system-x86_64
@@ -38,7 +42,7 @@ for step in "$@"; do
         need kmod command -v depmod
         ;;
     *)
-        echo "packages.sh: unknown step '$step' (setup, test, vm)" >&2
+        echo "packages.sh: unknown step '$step' (setup, test, vm, bench)" >&2
         exit 2
         ;;
     esac

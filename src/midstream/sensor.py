@@ -38,8 +38,8 @@ POLL = 0.1  # seconds between two looks at `stop` while waiting
 CHUNK = 65536  # bytes read at a time
 
 _TCP_RTO_MAX_MS, _TCP_RTO_MIN_US = 44, 45  # linux/tcp.h, since 6.15
-_RTO_MAX = 1000  # milliseconds, the smallest that the kernel admits
-_RTO_MIN = 10_000  # microseconds, instead of 200 ms: many times a local network's round trip
+RTO_MAX = 1000  # milliseconds, the smallest that the kernel admits
+RTO_MIN = 10_000  # microseconds, instead of 200 ms: many times a local network's round trip
 
 _TRY, _PAUSE = 0.5, 0.02  # seconds: one attempt to connect anew, and before the next
 _FORGET = 64  # messages after which TCP is asked what it has had acknowledged
@@ -389,7 +389,7 @@ def recover_promptly(sock: socket.socket) -> None:
     """
     if sys.platform != "linux":
         return
-    for option, value in ((_TCP_RTO_MAX_MS, _RTO_MAX), (_TCP_RTO_MIN_US, _RTO_MIN)):
+    for option, value in ((_TCP_RTO_MAX_MS, RTO_MAX), (_TCP_RTO_MIN_US, RTO_MIN)):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
     if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"bbr":

@@ -50,6 +50,12 @@ def test_compiling_needs_nothing_of_linux(tmp_path: Path, role: str) -> None:
         (["sensor"], 2, "midstream: config.toml: no such file"),
         (["hardworker", "--config", "no.toml"], 2, "midstream: no.toml: no such file"),
         (["demo", "--impair", "drop=2"], 2, "midstream: drop = 2.0: expected a probability from 0 to 1"),
+        (["bench", "--receiver", "x"], 2, "midstream: no receiver 'x'; there are: "),
+        (["bench", "--scenario", "x"], 2, "midstream: no scenario 'x'; there are: "),
+        (["bench", "--report"], 2, "midstream: bench-results: has no runs"),
+        (["bench", "--host"], 2, "midstream: --label: is needed with --host"),
+        (["load", "--size", "8"], 2, "midstream: size = 8: expected 16"),
+        (["load", "--replay", "none.csv"], 2, "midstream: none.csv: cannot be read"),
         (["nothing"], 2, "No such command"),
         ([], 2, ""),
     ],
@@ -77,6 +83,8 @@ def test_help_names_every_command() -> None:
         "status",
         "packet",
         "doctor",
+        "load",
+        "bench",
     ):
         assert f"│ {command} " in ended.stdout
 

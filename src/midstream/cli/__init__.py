@@ -29,6 +29,8 @@ _MODULES = {
     "daemon": "daemon",
     "key": "key",
     "doctor": "doctor",
+    "load": "load",
+    "bench": "bench",
 }
 """Which module of this package has a command."""
 

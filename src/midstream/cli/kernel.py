@@ -24,7 +24,7 @@ from midstream.cli.options import (
 )
 from midstream.config import Role
 from midstream.daemon import status as daemon_status
-from midstream.ebpf import handover, loader
+from midstream.ebpf import deferral, handover, loader
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import ConfigError, KernelError
@@ -119,6 +119,8 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     for role, facts in result.items():
         where = f"{facts['mode']} on {facts['interface']}" if facts["attached"] else "not attached here"
         console.print(f"{role}: {where}, pinned in {facts['pins']}")
+        if timer := facts.get("look_every_ns"):
+            console.print(f"interrupts deferred: {facts['interface']} looks every {timer / 1e6:g} ms")
         if "counters" in facts:
             console.print(_counters_table(facts["counters"]))
 
@@ -145,6 +147,8 @@ def _programs(config: configuration.Config) -> dict[str, dict[str, Any]]:
             name: dict(zip(OUTCOMES, row, strict=True)) for name, row in zip(sensors, counted, strict=True)
         }
         result["hardworker"]["counters"] = rows
+        if interface := result["hardworker"]["interface"]:
+            result["hardworker"]["look_every_ns"] = deferral.read(interface).timeout
     return result
 
 

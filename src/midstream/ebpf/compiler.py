@@ -8,6 +8,7 @@ changed const.toml can never be missed, and nothing is compiled twice.
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,28 @@ def compile_library(source: Path) -> Path:
     return target
 
 
+def compile_executable(source: Path, *, headers: Path | None = None) -> Path:
+    """The static program of one C file and the headers beside it, for this machine; kept likewise.
+
+    headers: another folder whose headers it includes. The first program takes half a minute: the compiler
+    builds its C library (musl). Raises CompileError.
+    """
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
+    folders = [source.parent, *([headers] if headers else [])]
+    digest = hashlib.sha256(f"{_compiler_version()} {flags}".encode())
+    for path in (source, *(header for folder in folders for header in sorted(folder.glob("*.h")))):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    target = cache_directory() / f"{source.stem}-{digest.hexdigest()[:32]}"
+    if not os.path.isfile(target):
+        includes = [f"-I{folder}" for folder in folders]
+        _run(
+            ["-target", f"{platform.machine()}-linux-musl", *flags, *includes, str(source)],
+            target,
+            mode=0o755,
+        )
+    return target
+
+
 def key(name: str, topology: Topology) -> str:
     """SHA-256, in hexadecimal, of everything that makes the object what it is."""
     return hashlib.sha256(f"{sources_key(name)} {const_header(topology)}".encode()).hexdigest()
@@ -131,7 +154,7 @@ def _compiler() -> Path:
     return Path(spec.origin).parent
 
 
-def _run(arguments: list[str], target: Path, folder: Path | None = None) -> None:
+def _run(arguments: list[str], target: Path, folder: Path | None = None, mode: int = 0o644) -> None:
     """Compile, in the given folder, into a file beside the target, then rename it: no reader meets half an
     object."""
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")
@@ -148,6 +171,7 @@ def _run(arguments: list[str], target: Path, folder: Path | None = None) -> None
         )
         if result.returncode:
             raise CompileError(f"the compiler refused to make {target.name}:\n{result.stderr.strip()}")
+        unfinished.chmod(mode)
         unfinished.replace(target)
     except OSError as error:
         raise CompileError(

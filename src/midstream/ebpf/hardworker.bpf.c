@@ -66,13 +66,13 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 	}
 #if DATA_SIZE <= MTU - 40
 	if (p->length == DATA_SIZE)
-		return store(ctx, p, c, BLOCKS(DATA_SIZE));
+		return store(ctx, p, c, BLOCKS(DATA_SIZE), DATA_SIZE);
 #endif
 	if (p->length <= 64)
-		return store(ctx, p, c, 64);
+		return store(ctx, p, c, 64, 0);
 	if (p->length <= 512)
-		return store(ctx, p, c, 512);
-	return store(ctx, p, c, BLOCKS(MAX_PAYLOAD));
+		return store(ctx, p, c, 512, 0);
+	return store(ctx, p, c, BLOCKS(MAX_PAYLOAD), 0);
 }
 
 /* RFC 5961, section 3: only the exact next sequence number resets; the logger challenges others. */

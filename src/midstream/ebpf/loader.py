@@ -22,7 +22,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import network
 from midstream.config import Config, Role
-from midstream.ebpf import compiler, libbpf, pins, records, selftest
+from midstream.ebpf import compiler, deferral, libbpf, pins, records, selftest
 from midstream.errors import KernelError
 from midstream.network import Topology
 
@@ -91,6 +91,7 @@ def attach(
             with libbpf.Object(compiler.compile_program(role, topology)) as program:
                 _prepare(role, program, config, topology)
                 mode = _replace(role, interface, program, folder, topology)
+            _defer(role, interface, config, folder)
             return Attachment(role, interface, mode, folder)
         detach(role, folder)  # an attach that was killed half-way
     _check_interface(role, interface, topology)
@@ -100,6 +101,7 @@ def attach(
         with libbpf.Object(compiler.compile_program(role, topology)) as program:
             _prepare(role, program, config, topology)
             mode = _load_and_attach(role, interface, program, folder, topology, self_test)
+        _defer(role, interface, config, folder)
     except BaseException:
         detach(role, folder)
         raise
@@ -118,6 +120,8 @@ def detach(role: Role, folder: Path) -> bool:
             f"{folder}: what is pinned there bears no stamp of midstream, so nothing was removed; "
             "remove it by hand, or name another folder in config.toml: network.pins"
         )
+    if role == "hardworker":
+        deferral.undo(folder)
     if role == "logger":
         for ifindex, point in _tc_filters(folder):
             libbpf.tc_detach(ifindex, point, _TC_HANDLE, _TC_PRIORITY)
@@ -296,6 +300,12 @@ def _move_strangers(program: libbpf.Object, folder: Path, topology: Topology) ->
         old_key, new_key = (n.to_bytes(4, "little") for n in (marks.sensors, new))
         libbpf.update(counters, new_key, libbpf.lookup(counters, old_key, width) or bytes(width))
         libbpf.update(counters, old_key, bytes(width))
+
+
+def _defer(role: Role, interface: str, config: Config, folder: Path) -> None:
+    """Match the hardworker's interface to the application's period, if it has one."""
+    if role == "hardworker" and config.hardworker.period and config.hardworker.defer:
+        deferral.apply(interface, config.hardworker.period, folder)
 
 
 def _quota(whole: int, share: float, topology: Topology) -> int:

@@ -37,7 +37,8 @@ def layout(role: Role, config: Config, topology: Topology) -> bytes:
     made_from = compiler.sources_key(role)
     if role == "hardworker":
         settings = config.hardworker
-        made_from += f" {topology.size} {settings.ring_size} {settings.connections} {settings.period > 0}"
+        period = settings.period if settings.defer else settings.period > 0
+        made_from += f" {topology.size} {settings.ring_size} {settings.connections} {period}"
         made_from += f" {settings.checksums} {settings.quota}"
     return hashlib.sha256(made_from.encode()).digest()
 

@@ -45,13 +45,27 @@ static __always_inline bool copy(struct xdp_md *ctx, const struct packet *p, str
 	return true;
 }
 
+/* The same of a payload whose length is known when this is compiled: nothing is left to be decided. */
+static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
+					 const __u32 length, __u64 *sum)
+{
+	if (length % BLOCK)
+		__builtin_memset(record->payload + (length & ~(BLOCK - 1)), 0, BLOCK);
+	if (bpf_xdp_load_bytes(ctx, p->payload_offset, record->payload, length))
+		return false;
+	for (__u32 block = 0; settings.check && block < length; block += BLOCK)
+		*sum += sum_of_words(record->payload + block, BLOCK / 4);
+	return true;
+}
+
 /* Store a segment in a record with room for `capacity` bytes, then forward it. The verifier wants
- * the room to be a constant. A segment of which a part is known is stored whole all the same: the
+ * the room to be a constant. `exact`: the length of the payload, where that is one too, else 0. A segment of which a part is known is stored whole all the same: the
  * checksum is over the whole, and the reader cuts.
  */
-static __always_inline int store(struct xdp_md *ctx, const struct packet *p, struct connection *c, const __u32 capacity)
+static __always_inline int store(struct xdp_md *ctx, const struct packet *p, struct connection *c, const __u32 capacity,
+				 const __u32 exact)
 {
-	bool fin = p->flags & TCP_FIN;
+	bool fin = p->flags & TCP_FIN, copied;
 	__u32 sensor = c->sensor;
 	struct record *record;
 	enum claim verdict;
@@ -62,7 +76,11 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 	record = reserve(sensor, sizeof(*record) + capacity);
 	if (!record)
 		return XDP_DROP;
-	if ((p->length && !copy(ctx, p, record, capacity, &sum)) || !verified(ctx, p, sum)) {
+	if (exact)
+		copied = copy_exactly(ctx, p, record, exact, &sum);
+	else
+		copied = !p->length || copy(ctx, p, record, capacity, &sum);
+	if (!copied || !verified(ctx, p, sum)) {
 		verdict = CLAIM_CORRUPT;
 		goto discard;
 	}

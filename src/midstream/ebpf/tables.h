@@ -90,6 +90,21 @@ struct {
 	__uint(max_entries, SENSOR_COUNT);
 } shares SEC(".maps");
 
+/* The loader's: what the interface was set to before its interrupts were deferred (ebpf/deferral.py). */
+struct deferral {
+	__u32 ifindex; /* 0: nothing was changed */
+	__u32 empty_looks;
+	__u64 timeout;
+	__u64 set_timeout;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct deferral);
+	__uint(max_entries, 1);
+} deferral SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

@@ -65,6 +65,10 @@ class RingOrStack:
         return self._ring.fill
 
     @property
+    def newest(self) -> int:
+        return self._ring.newest
+
+    @property
     def began(self) -> float:
         return self._ring.began
 

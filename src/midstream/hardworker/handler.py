@@ -136,6 +136,11 @@ class SocketHandler:
         return self._poll.fileno()
 
     @property
+    def newest(self) -> int:
+        """0: the kernel does not tell when it received."""
+        return 0
+
+    @property
     def fill(self) -> float:
         """How much waits for the logger, of what may, on the fullest connection."""
         fullest = max((len(relay.outer.waiting) for relay in self._relays.values()), default=0)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import select
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ import numpy as np
 from midstream import config as configuration
 from midstream import fields, network
 from midstream.config import Config
+from midstream.ebpf import deferral
 from midstream.errors import ConfigError
 from midstream.hardworker.assembly import Assembly, Totals
 from midstream.hardworker.handler import SocketHandler
@@ -55,7 +57,9 @@ class Hardworker:
         self._fixed = self.config.data.framing == "fixed"
         self._assembly = Assembly(self.config.data, self._size, lambda: network.load(self.config.const_path))
         self.layout = fields.layout(self.config, self._size)
-        self._period = self.config.hardworker.period
+        settings = self.config.hardworker
+        self._period = settings.period
+        self._follow = settings.defer and settings.receiver == "ebpf"
         self._source = source
         self._autocommit = autocommit
         self._rest: Iterator[Message] | None = None
@@ -64,6 +68,8 @@ class Hardworker:
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
+        self._running = threading.Lock()  # held until `stop`
+        self._running.acquire()
         self._stopped = False
 
     def __enter__(self) -> Self:
@@ -100,7 +106,9 @@ class Hardworker:
 
     def stop(self) -> None:
         """Let iterations end, also from a signal handler or another thread."""
-        self._stopped = True
+        if not self._stopped:
+            self._stopped = True
+            self._running.release()
         if self._stop >= 0:
             os.eventfd_write(self._stop, 1)
 
@@ -217,7 +225,7 @@ class Hardworker:
             for message in self.messages():
                 yield message
             if self._period:
-                await asyncio.sleep(self._period - time.monotonic() % self._period)
+                await asyncio.sleep(self._left())
                 continue
             self._settle()
             if not self._committed:
@@ -237,16 +245,20 @@ class Hardworker:
         """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out or
         `stop` was called.
 
-        With a period it waits for the next multiple of the period instead, and nothing wakes it before. The
-        ring wakes only a reader that has committed all; another one is made to look every millisecond.
+        With a period it waits for the next multiple of the period instead, and nothing wakes it before. Where
+        the interface's interrupts are deferred (`hardworker.defer`) it follows the interface: it waits until
+        shortly after that is going to look for packets, at most a period after it last found some. Without a
+        period: the ring wakes only a reader that has committed all; another one is made to look every
+        millisecond.
         """
         self._opened_source()
         self._settle()
         if self._period:
-            left = self._period - time.monotonic() % self._period
+            left = self._left()
             late = timeout is not None and timeout < left
-            stopped = self._stop_poll.poll(min(left, left if timeout is None else timeout) * 1000)
-            return not stopped and not late
+            if self._running.acquire(timeout=max(0.0, timeout) if late and timeout is not None else left):
+                self._running.release()
+            return not self._stopped and not late
         if not self._committed:
             self._stop_poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
             return not self._stopped
@@ -292,6 +304,12 @@ class Hardworker:
         if self._source is None or self._stop < 0:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
         return self._source
+
+    def _left(self) -> float:
+        """Seconds until the application looks again, with a period."""
+        newest = self._opened_source().newest if self._follow else 0
+        begun = newest / 1e9 + deferral.follow(self._period) if newest else 0.0
+        return self._period - (time.monotonic() - begun) % self._period
 
     def _settle(self) -> None:
         """Commit, if the application wants that or has nothing to say."""

@@ -43,11 +43,24 @@ struct copy {
 	struct open table[];
 };
 
-struct ring {
+/* A reader and its ring. Python makes it once and keeps it (ring.py has the same order): a call with one
+ * pointer is cheap, one with eight arguments is not.
+ */
+#define LOOK (~0ull)
+
+struct reader {
 	const uint64_t *producer;
 	uint64_t *consumer;
 	const uint8_t *data; /* mapped twice in a row, so that a record never wraps */
 	uint64_t mask;
+	uint64_t position; /* of the next record to be read */
+	uint64_t end;	   /* up to which there is something, as of the last look; LOOK: look first */
+	uint64_t committed;
+	uint64_t newest; /* time of the last record read, as in struct record; 0: none yet */
+	struct open *table;
+	uint64_t count; /* rows of the table */
+	uint8_t *journal;
+	uint64_t copy_size; /* of one of the journal's two */
 };
 
 static uint64_t occupied(uint32_t length)
@@ -55,14 +68,14 @@ static uint64_t occupied(uint32_t length)
 	return ((length & ~(BUSY | DISCARDED)) + HEADER + 7) & ~7ull;
 }
 
-static uint32_t length_at(const struct ring *ring, uint64_t position)
+static uint32_t length_at(const struct reader *reader, uint64_t position)
 {
-	return __atomic_load_n((const uint32_t *)(ring->data + (position & ring->mask)), __ATOMIC_ACQUIRE);
+	return __atomic_load_n((const uint32_t *)(reader->data + (position & reader->mask)), __ATOMIC_ACQUIRE);
 }
 
-static const struct record *record_at(const struct ring *ring, uint64_t position)
+static const struct record *record_at(const struct reader *reader, uint64_t position)
 {
-	return (const struct record *)(ring->data + (position & ring->mask) + HEADER);
+	return (const struct record *)(reader->data + (position & reader->mask) + HEADER);
 }
 
 static struct open *find(struct open *table, uint64_t count, uint32_t connection)
@@ -82,69 +95,72 @@ static struct open *find(struct open *table, uint64_t count, uint32_t connection
 	return 0;
 }
 
-/* How many records from position `from` on are each exactly one message of `size` bytes, next in order
- * on its connection. They lie at equal distances. Their connections' `next` is moved past them.
+static void look(struct reader *reader)
+{
+	if (reader->end == LOOK)
+		reader->end = __atomic_load_n(reader->producer, __ATOMIC_ACQUIRE);
+}
+
+/* How many of the next records are each exactly one message of `size` bytes, next in order on its connection.
+ * They lie at equal distances. They are read then: `position` and their connections' `next` are behind them.
  */
-uint64_t midstream_regular(const struct ring *ring, uint64_t from, uint64_t end, uint32_t size, struct open *table,
-			   uint64_t count)
+uint64_t midstream_regular(struct reader *reader, uint32_t size)
 {
 	uint32_t length = sizeof(struct record) + ((size + BLOCK - 1) & ~(BLOCK - 1));
 	uint64_t found = 0;
 
-	for (uint64_t position = from; position < end; position += occupied(length)) {
-		const struct record *record = record_at(ring, position);
+	look(reader);
+	for (; reader->position < reader->end; reader->position += occupied(length)) {
+		const struct record *record = record_at(reader, reader->position);
 		struct open *open;
 
-		if (length_at(ring, position) != length || record->length != size || record->flags)
+		if (length_at(reader, reader->position) != length || record->length != size || record->flags)
 			break;
-		open = find(table, count, record->connection);
+		open = find(reader->table, reader->count, record->connection);
 		if (!open || open->aligned != 1 || open->next != record->offset)
 			break;
 		open->next += size;
+		reader->newest = record->time;
 		found++;
 	}
 	return found;
 }
 
-/* Move `*position` over discarded records; 1 if a record can be read there, before `end`. */
-int midstream_next(const struct ring *ring, uint64_t *position, uint64_t end)
+/* Move over discarded records; 1 if there is a record to be read. */
+int midstream_next(struct reader *reader)
 {
-	while (*position < end) {
-		uint32_t length = length_at(ring, *position);
+	look(reader);
+	while (reader->position < reader->end) {
+		uint32_t length = length_at(reader, reader->position);
 
 		if (length & BUSY)
 			return 0;
 		if (!(length & DISCARDED))
 			return 1;
-		*position += occupied(length);
+		reader->position += occupied(length);
 	}
 	return 0;
 }
 
-/* Where the record behind the one at `position` starts. */
-uint64_t midstream_after(const struct ring *ring, uint64_t position)
+/* The next record has been read. */
+void midstream_skip(struct reader *reader)
 {
-	return position + occupied(length_at(ring, position));
+	reader->newest = record_at(reader, reader->position)->time;
+	reader->position += occupied(length_at(reader, reader->position));
 }
 
 /* Remember that everything before `position` is done with, and only then give it back. */
-void midstream_commit(const struct ring *ring, uint64_t position, uint8_t *journal, uint64_t copy_size,
-		      const struct open *table, uint32_t count, const uint8_t *pending, uint32_t length)
+void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t length)
 {
-	uint64_t generation = *(uint64_t *)journal;
-	struct copy *copy = (struct copy *)(journal + sizeof(generation) + !(generation & 1) * copy_size);
+	uint64_t generation = *(uint64_t *)reader->journal;
+	struct copy *copy = (struct copy *)(reader->journal + sizeof(generation) + !(generation & 1) * reader->copy_size);
 
-	copy->position = position;
-	copy->count = count;
+	copy->position = reader->position;
+	copy->count = reader->count;
 	copy->pending = length;
-	__builtin_memcpy(copy->table, table, count * sizeof(*table));
-	__builtin_memcpy(copy->table + count, pending, length);
-	__atomic_store_n((uint64_t *)journal, generation + 1, __ATOMIC_RELEASE);
-	__atomic_store_n(ring->consumer, position, __ATOMIC_RELEASE);
-}
-
-/* Where the next record will be reserved. */
-uint64_t midstream_end(const struct ring *ring)
-{
-	return __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
+	__builtin_memcpy(copy->table, reader->table, reader->count * sizeof(*copy->table));
+	__builtin_memcpy(copy->table + reader->count, pending, length);
+	__atomic_store_n((uint64_t *)reader->journal, generation + 1, __ATOMIC_RELEASE);
+	__atomic_store_n(reader->consumer, reader->position, __ATOMIC_RELEASE);
+	reader->committed = reader->position;
 }

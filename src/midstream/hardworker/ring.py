@@ -23,17 +23,28 @@ from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
+_LOOK = (1 << 64) - 1  # as `end` in ring.c
 _BLOCK = 64  # a record has room for whole blocks of payload
 _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
 
 
-class _Ring(ctypes.Structure):
-    _fields_ = (
-        ("producer", ctypes.c_void_p),
-        ("consumer", ctypes.c_void_p),
-        ("data", ctypes.c_void_p),
-        ("mask", ctypes.c_uint64),
-    )
+# The words of struct reader in ring.c, by their places: Python reads and writes them in one memory, which
+# costs less than the fields of a ctypes.Structure.
+(
+    _PRODUCER,
+    _CONSUMER,
+    _DATA,
+    _MASK,
+    _POSITION,
+    _END,
+    _COMMITTED,
+    _NEWEST,
+    _TABLE,
+    _COUNT,
+    _JOURNAL,
+    _COPY_SIZE,
+    _WORDS,
+) = range(13)
 
 
 class Ring:
@@ -62,9 +73,11 @@ class Ring:
         self._consumer, self._pages = consumer, pages
         self._bytes = pages.data
         base = pages.ctypes.data
-        self._ring = _Ring(base, consumer.ctypes.data, base + page, self.size - 1)
-        self._reference = ctypes.byref(self._ring)
+        memory = np.zeros(_WORDS, np.uint64)
+        self._reader = memory.ctypes.data
+        self._state = memory.data
         self._library = _library()
+        self._regular = self._library.midstream_regular
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
         self._snapshot = journal.load()
@@ -74,9 +87,11 @@ class Ring:
         given_back = consumer[:8].view("<u8")
         position = self._snapshot.position if self._snapshot else int(given_back[0])
         given_back[0] = position  # a reader killed in `commit` may have left this undone
-        self._position = ctypes.c_uint64(position)
-        self._committed = position
-        self._end = position
+        state = self._state
+        state[_PRODUCER], state[_CONSUMER], state[_DATA] = base, consumer.ctypes.data, base + page
+        state[_MASK] = self.size - 1
+        state[_POSITION] = state[_END] = state[_COMMITTED] = position
+        state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
 
     @classmethod
     def map(cls, held: handover.Ring, connections: int, patience: int = 0) -> Self:
@@ -108,32 +123,32 @@ class Ring:
 
     def look(self) -> None:
         """What has been stored until now is what `regular` and `next` give, until the next look."""
-        self._end = int(self._library.midstream_end(self._reference))
+        self._state[_END] = _LOOK
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """The messages of `size` bytes that come next, one a record and in order: a view of the ring, valid
         until it is released."""
         dtype = batch_dtype(size)
         stride = _HEADER + dtype.itemsize + -size % _BLOCK
-        position = self._position.value
-        count = self._library.midstream_regular(
-            self._reference, position, self._end, size, streams.table.ctypes.data, streams.count
-        )
+        state = self._state
+        position = state[_POSITION]
+        state[_TABLE], state[_COUNT] = streams.address, streams.count
+        count = self._regular(self._reader, size)
         if not count:
             return np.empty(0, dtype)
-        self._position.value = position + count * stride
         start = mmap.PAGESIZE + (position & (self.size - 1)) + _HEADER
         return np.ndarray(count, dtype, self._pages, start, (stride,))
 
     def next(self) -> Segment | None:
         """The next record, copied; None if there is none yet."""
-        if not self._library.midstream_next(self._reference, ctypes.byref(self._position), self._end):
+        state = self._state
+        if state[_POSITION] == state[_END] or not self._library.midstream_next(self._reader):
             return None
-        position = self._position.value
+        position = state[_POSITION]
         start = mmap.PAGESIZE + (position & (self.size - 1)) + _HEADER
         offset, time, connection, length, sensor, port, flags, _ = _RECORD.unpack_from(self._bytes, start)
         payload = start + _RECORD.size
-        self._position.value = self._library.midstream_after(self._reference, position)
+        self._library.midstream_skip(self._reader)
         data = bytes(self._bytes[payload : payload + length])
         return Segment(connection, sensor, port, offset, time, flags, data)
 
@@ -148,28 +163,20 @@ class Ring:
         if the journal has no room for so many connections. Raises KernelError if there is no room for
         unfinished messages; then nothing is done either.
         """
-        if self._position.value == self._committed:
+        state = self._state
+        if state[_POSITION] == state[_COMMITTED]:
             return True
         if streams.count > self._journal.connections:
             return False
-        if streams.fresh_size > self._journal.pending:
+        if streams.has_fresh and streams.fresh_size > self._journal.pending:
             if self.used <= self._patience:
                 return False
             for piece in streams.fresh():
-                self._spill.keep(self._position.value, piece)
+                self._spill.keep(state[_POSITION], piece)
             streams.keep()
         pending = streams.pending()
-        self._library.midstream_commit(
-            self._reference,
-            self._position,
-            self._journal.memory.ctypes.data,
-            self._journal.copy_size,
-            streams.table.ctypes.data,
-            streams.count,
-            pending,
-            len(pending),
-        )
-        self._committed = self._position.value
+        state[_TABLE], state[_COUNT] = streams.address, streams.count
+        self._library.midstream_commit(self._reader, pending, len(pending))
         self._spill.forget(streams)
         return True
 
@@ -180,7 +187,7 @@ class Ring:
     @property
     def used(self) -> int:
         """Bytes in use, from the last commit to the program's newest record."""
-        return int(self._library.midstream_end(self._reference)) - self._committed
+        return int(self._pages[:8].view("<u8")[0]) - self._state[_COMMITTED]
 
     @property
     def fill(self) -> float:
@@ -192,19 +199,21 @@ class Ring:
         """When the ring was pinned. Raises KernelError if this user may not look."""
         return self._began()
 
+    @property
+    def newest(self) -> int:
+        """When the last segment read was stored: CLOCK_MONOTONIC nanoseconds; 0: none was read."""
+        return self._state[_NEWEST]
+
 
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(os.fspath(compiler.compile_library(Path(__file__).with_name("ring.c"))))
-    pointer, number = ctypes.c_void_p, ctypes.c_uint64
-    library.midstream_regular.argtypes = [pointer, number, number, ctypes.c_uint32, pointer, number]
-    library.midstream_regular.restype = number
-    library.midstream_next.argtypes = [pointer, pointer, number]
-    library.midstream_after.argtypes = [pointer, number]
-    library.midstream_after.restype = number
-    short = ctypes.c_uint32
-    library.midstream_commit.argtypes = [pointer, number, pointer, number, pointer, short, pointer, short]
+    reader, number = ctypes.c_void_p, ctypes.c_uint32
+    library.midstream_regular.argtypes = [reader, number]
+    library.midstream_regular.restype = ctypes.c_uint64
+    library.midstream_next.argtypes = [reader]
+    library.midstream_skip.argtypes = [reader]
+    library.midstream_skip.restype = None
+    library.midstream_commit.argtypes = [reader, ctypes.c_char_p, number]
     library.midstream_commit.restype = None
-    library.midstream_end.argtypes = [pointer]
-    library.midstream_end.restype = number
     return library

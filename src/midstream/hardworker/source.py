@@ -53,6 +53,11 @@ class Source(Protocol):
         ...
 
     @property
+    def newest(self) -> int:
+        """When the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown, or none was read."""
+        ...
+
+    @property
     def fill(self) -> float:
         """How full the buffer is, from 0 to 1."""
         ...

@@ -142,6 +142,7 @@ class Streams:
         self._streams: dict[int, Stream] = {}
         self._unaligned: dict[int, Stream] = {}
         self.table = np.zeros(64, OPEN_STREAM)
+        self.address = self.table.ctypes.data  # asked for at every read, and slow to get
         self.count = 0
 
     @classmethod
@@ -169,6 +170,11 @@ class Streams:
         return streams
 
     @property
+    def has_fresh(self) -> bool:
+        """May `fresh_size` be more than 0?"""
+        return bool(self._unaligned)
+
+    @property
     def fresh_size(self) -> int:
         """At most so many bytes has `pending`."""
         return sum(stream.fresh_size for stream in self._unaligned.values())
@@ -186,6 +192,8 @@ class Streams:
 
     def pending(self) -> bytes:
         """What is fresh, for `restore`."""
+        if not self._unaligned:
+            return b""
         return b"".join(
             _PIECE.pack(connection, len(piece), offset) + piece for connection, offset, piece in self.fresh()
         )
@@ -202,6 +210,7 @@ class Streams:
         """Add a connection. Its number is new."""
         if self.count == len(self.table):
             self.table = np.concatenate([self.table, np.zeros(self.count, OPEN_STREAM)])
+            self.address = self.table.ctypes.data
         row = self._row(connection)
         self.table[row + 1 : self.count + 1] = self.table[row : self.count].copy()
         self._streams[connection] = stream

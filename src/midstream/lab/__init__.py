@@ -10,7 +10,7 @@ from midstream.lab.faults import ImpairedLeg, clear, impair, impairments
 from midstream.lab.hosts import LabHost
 from midstream.lab.impairment import Impairment, Leg, parse_impairment
 from midstream.lab.lab import Lab
-from midstream.lab.lifecycle import LabStatus, down, find, status, up
+from midstream.lab.lifecycle import LabStatus, configure, down, find, status, up
 from midstream.lab.namespaces import Process
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Process",
     "Usage",
     "clear",
+    "configure",
     "down",
     "find",
     "impair",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from midstream import network
 from midstream.errors import LabError
 from midstream.lab import cpu, daemons, enter, faults, hosts, links, namespaces, state
 from midstream.lab.faults import ImpairedLeg
@@ -93,6 +94,17 @@ def up(
             state.remove_files(run_dir, whole=not existed)
             raise
         return Lab(run_dir, built.hosts, kept=False)
+
+
+def configure(lab: Lab, settings: Mapping[str, object]) -> None:
+    """Give a lab that is up another config.toml; `settings` as of `up`, those not named get their defaults.
+
+    What is attached stays as it is. Raises ConfigError (and changes nothing), LabError.
+    """
+    settings = _with_defaults(settings)
+    topology = network.load(lab.const)
+    state.check_files(settings, topology)
+    state.write_files(lab.run_dir, settings, topology)
 
 
 def down(*, keep: bool = False) -> None:

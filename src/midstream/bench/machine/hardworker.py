@@ -1,0 +1,122 @@
+"""A virtual hardworker, of which every instruction is counted: kernel, interrupts, idle entries, programs.
+
+A plug-in of QEMU counts (count.c). With `-icount` the guest's clock advances by 2 ns with each instruction
+while it works, however long that takes here; while it is idle, it follows this machine's clock, slowed down
+(slow.c). So what the guest does depends on when packets come, and on nothing else that this machine does.
+"""
+
+import json
+import mmap
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from midstream.bench.machine import wires
+from midstream.bench.machine.machine import Machine
+from midstream.ebpf import compiler
+from midstream.errors import LabError
+from midstream.lab.hosts import SUBNET, LabHost
+
+SLOW = 4
+"""How many times slower than this machine's clock the guest's runs while it is idle (slow.c)."""
+
+_SHIFT = 1  # an instruction takes 1 << _SHIFT nanoseconds of the guest's clock
+_BOOT = 120.0  # seconds
+_ANSWER = 240.0
+# Without these two features the processor's string instructions do not count a byte an instruction.
+_CPU = "max,-erms,-fsrm"
+# As a network card that leaves segments and checksums as they are, and with a queue of its own for XDP_TX.
+_CARD = (
+    "mq=on,vectors=6,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,"
+    "guest_csum=off,csum=off,gso=off"
+)
+
+
+class VirtualHardworker:
+    """Calls the functions of guest.py inside the machine."""
+
+    def __init__(self, wire: socket.socket, counter: np.ndarray) -> None:
+        self._wire = wire
+        self._counter = counter
+        self._answers = wire.makefile("rb")
+        self._take()  # it is ready
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """The function's result. Raises LabError with the guest's words."""
+        self._wire.sendall(json.dumps({"call": function, "arguments": arguments}).encode() + b"\n")
+        return self._take()
+
+    @property
+    def instructions(self) -> int:
+        """Executed since it was switched on."""
+        return int(self._counter[0])
+
+    def _take(self) -> Any:
+        line = self._answers.readline()
+        if not line:
+            raise LabError("the virtual hardworker is gone")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise LabError(f"the virtual hardworker: {answer['error']}")
+        return answer["result"]
+
+
+@contextmanager
+def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]:
+    """The machine at the tap of `wires.wired`, with its network up. Raises LabError."""
+    hardworker = next(host for host in hosts if host.name == "hardworker")
+    counting = compiler.compile_library(Path(__file__).with_name("count.c"))
+    slow = compiler.compile_library(Path(__file__).with_name("slow.c"))
+    with ExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="midstream-vm-")))
+        control, count = folder / "control", folder / "count"
+        count.write_bytes(bytes(8))
+        with count.open("r+b") as file:
+            counter = np.frombuffer(mmap.mmap(file.fileno(), 0), "<u8")
+        extra = [
+            "-plugin", str(counting),
+            "-icount", f"shift={_SHIFT},sleep=on",
+            "-netdev", f"tap,id=net,ifname={wires.TAP},script=no,downscript=no,queues=2,vhost=off",
+            "-device", f"virtio-net-pci,netdev=net,mac={hardworker.mac},{_CARD}",
+            "-chardev", f"socket,id=control,path={control},server=on,wait=off",
+            "-device", "virtserialport,chardev=control,nr=3",
+        ]  # fmt: skip
+        output = undo.enter_context((folder / "output").open("w+b"))
+        machine = undo.enter_context(
+            Machine(
+                [sys.executable, "-m", "midstream.bench.machine.guest"],
+                cache=cache,
+                cpus=1,
+                cpu=_CPU,
+                extra=extra,
+                prefix=wires.command(
+                    wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"SLOW={SLOW}", f"COUNT={count}"]
+                ),
+                output=output,
+            )
+        )
+        wire = undo.enter_context(socket.socket(socket.AF_UNIX))
+        deadline = time.monotonic() + _BOOT
+        while wire.connect_ex(str(control)):
+            if time.monotonic() > deadline or machine.process.poll() is not None:
+                raise LabError("QEMU does not start; is /dev/net/tun there?")
+            time.sleep(0.05)
+        wire.settimeout(_ANSWER)
+        others = {str(host.ip): host.mac for host in hosts if host != hardworker}
+        try:
+            guest = VirtualHardworker(wire, counter)
+            guest.call("connect", str(hardworker.ip), SUBNET.prefixlen, others)
+        except (LabError, OSError) as error:
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+            raise LabError(
+                f"the virtual hardworker does not come up: {error}\n{said}{machine.console}"
+            ) from error
+        yield guest

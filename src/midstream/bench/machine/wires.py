@@ -1,0 +1,85 @@
+"""Sensors and logger of a virtual hardworker: network namespaces, joined with its tap by a bridge.
+
+Nothing leaves the machine: the bridge is in a namespace too, and QEMU runs there.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
+
+from midstream.errors import LabError
+from midstream.lab import enter, hosts, links, namespaces
+from midstream.lab.hosts import INTERFACE, SUBNET, LabHost
+
+SWITCH = "msb-switch"
+TAP = "tap0"
+
+
+class MachineHost(LabHost):
+    """A host beside the virtual machine: its namespace is not one of the lab's, which may be up meanwhile."""
+
+    @property
+    def namespace(self) -> str:
+        return f"msb-{self.name}"
+
+
+@contextmanager
+def wired(sensors: int, mtu: int) -> Iterator[tuple[LabHost, ...]]:
+    """The hosts while the context lasts; the hardworker among them is the machine at the tap.
+
+    Raises LabError: not root, or the namespaces are there already.
+    """
+    planned = tuple(MachineHost(**vars(host)) for host in hosts.plan(sensors, (), ()))
+    others = [host for host in planned if host.name != "hardworker"]
+    names = [SWITCH, *(host.namespace for host in others)]
+    if there := [name for name in names if Path(enter.NAMESPACES, name).exists()]:
+        raise LabError(
+            f"namespaces {', '.join(there)} exist: another measurement runs, or was killed; "
+            "remove them with `ip netns del`"
+        )
+    try:
+        namespaces.create(names)
+        namespaces.call(SWITCH, (), links.wire, others, mtu)
+        namespaces.call(SWITCH, (), _start_switch, [host.port for host in others], mtu)
+        for host in others:
+            namespaces.call(host.namespace, (), _start_host, host, planned)
+        yield planned
+    finally:
+        namespaces.end(
+            namespaces.processes([name for name in names if Path(enter.NAMESPACES, name).exists()])
+        )
+        if Path(enter.NAMESPACES, SWITCH).exists():
+            namespaces.call(SWITCH, (), links.unwire)
+        namespaces.remove([name for name in names if Path(enter.NAMESPACES, name).exists()])
+
+
+def command(namespace: str, argv: Sequence[str]) -> list[str]:
+    """The arguments that run a program in a namespace."""
+    return [sys.executable, "-I", "-S", enter.__file__, namespace, str(os.getpid()), "", *argv]
+
+
+def _start_switch(ports: Sequence[str], mtu: int) -> None:
+    with IPRoute() as ipr:
+        ipr.link("add", ifname=TAP, kind="tun", tun_type=2, tun_multi_queue=1, tun_vnet_hdr=1, tun_persist=1)
+        (bridge,) = ipr.link_lookup(ifname=links.BRIDGE)
+        (tap,) = ipr.link_lookup(ifname=TAP)
+        ipr.link("set", index=tap, master=bridge, mtu=mtu, state="up")
+        for port in ports:
+            (index,) = ipr.link_lookup(ifname=port)
+            links.set_offloads(port)
+            ipr.link("set", index=index, state="up")
+
+
+def _start_host(host: LabHost, neighbours: Sequence[LabHost]) -> None:
+    with IPRoute() as ipr:
+        (index,) = ipr.link_lookup(ifname=INTERFACE)
+        links.set_offloads(INTERFACE)
+        ipr.addr("add", index=index, address=str(host.ip), prefixlen=SUBNET.prefixlen)
+        ipr.link("set", index=index, state="up")
+        for other in neighbours:
+            if other.name != host.name:
+                ipr.neigh("replace", dst=str(other.ip), lladdr=other.mac, ifindex=index, state="permanent")

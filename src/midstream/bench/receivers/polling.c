@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+/* The handler as well as it can be tuned: nothing wakes it; once a period it takes what every socket has.
+ *
+ *   polling ADDRESS PORT SIZE PERIOD_US BUSY_POLL_US [LOGGER TOS]
+ *
+ * BUSY_POLL_US: not 0: the receive calls poll the network card themselves (SO_BUSY_POLL, SO_PREFER_BUSY_POLL,
+ * Documentation/networking/napi.rst), so that neither interrupt nor softirq is needed for it.
+ */
+#define _GNU_SOURCE
+#include "sockets.h"
+
+#ifndef SO_PREFER_BUSY_POLL
+#define SO_PREFER_BUSY_POLL 69
+#endif
+
+int main(int argc, char **argv)
+{
+	static struct relay relays[MOST];
+	struct sockaddr_in logger;
+	int tos = 0, count = 0, listener, busy, one = 1;
+	struct timespec wake;
+	uint64_t period;
+
+	if (argc != 6 && argc != 8) {
+		errno = EINVAL;
+		fail("usage: polling ADDRESS PORT SIZE PERIOD_US BUSY_POLL_US [LOGGER TOS]");
+	}
+	if (argc == 8) {
+		logger = address_of(argv[6], argv[2]);
+		tos = atoi(argv[7]);
+	}
+	period = strtoull(argv[4], NULL, 10) * 1000;
+	busy = atoi(argv[5]);
+	start_application(atoi(argv[3]));
+	listener = listen_at(argv[1], argv[2]);
+	fprintf(stderr, "ready\n");
+	while (!application.stopped) {
+		uint64_t next = (now(CLOCK_MONOTONIC) / period + 1) * period;
+
+		wake = (struct timespec){ .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 };
+		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
+		application.wakeups++;
+		if (!application.measuring)
+			while (count < MOST && accept_relay(listener, argc == 8 ? &logger : NULL, tos, &relays[count])) {
+				if (busy) {
+					setsockopt(relays[count].inner, SOL_SOCKET, SO_BUSY_POLL, &busy, sizeof(busy));
+					setsockopt(relays[count].inner, SOL_SOCKET, SO_PREFER_BUSY_POLL, &one, sizeof(one));
+				}
+				count++;
+			}
+		application.now = now(CLOCK_REALTIME);
+		for (int i = 0; i < count; i++) {
+			if (relays[i].inner < 0 || (relays[i].length && !send_waiting(&relays[i])))
+				continue;
+			while (serve(&relays[i]) == CHUNK && !relays[i].length)
+				;
+		}
+	}
+	finish_application();
+}

@@ -1,0 +1,105 @@
+"""midstream's application in Python: a loop over messages, or NumPy on whole batches.
+
+python -m midstream.bench.receivers.python CONFIG messages|batches
+"""
+
+import sys
+import time
+
+import numpy as np
+
+from midstream import Hardworker
+from midstream.bench.load.message import HEADER, find_connection
+from midstream.bench.receivers.application import LATENCIES, Application, Stream, is_right
+from midstream.ebpf.records import RECORD
+
+_CONNECTIONS = 1 << 16  # numbers of connections, counted since the program was attached
+
+
+class Batches:
+    """The callback for a whole batch."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        # A row of a batch, its payload taken apart.
+        head = [*RECORD.descr, ("sequence", "<u8"), ("sent", "<i8")]
+        self._row = np.dtype([*head, ("filler", "V", application.size - HEADER)])
+        self._next = np.zeros(_CONNECTIONS, "<u8")  # by connection: the sequence number that it goes on with
+        self._one = np.uint64(1)
+        self._number: dict[int, int] = {}
+        self._latencies = np.frombuffer(application.latencies, np.int64)
+
+    def deliver(self, batch: np.ndarray) -> None:
+        """Messages of any connections, those of each in order."""
+        app, count = self._app, len(batch)
+        rows = batch.view(self._row)
+        connection, sequence = rows["connection"], rows["sequence"]
+        expected = self._next.take(connection)
+        if np.count_nonzero(expected != sequence):
+            app.errors += self._compare_one_by_one(connection, sequence)
+        else:  # each connection is there once
+            expected += self._one
+            self._next.put(connection, expected)
+        app.messages += count
+        app.bytes += count * app.size
+        if app.measuring:
+            place = app.window % (LATENCIES - count)
+            np.subtract(app.now, rows["sent"], out=self._latencies[place : place + count])
+            app.window += count
+        else:
+            verifying = (row for row in batch if app.is_verifying(int(row["offset"]) // app.size))
+            app.errors += sum(not self._is_right(row) for row in verifying)
+
+    def _compare_one_by_one(self, connections: np.ndarray, sequences: np.ndarray) -> int:
+        errors = 0
+        for connection, sequence in zip(connections.tolist(), sequences.tolist(), strict=True):
+            errors += sequence != int(self._next[connection])
+            self._next[connection] = sequence + 1
+        return errors
+
+    def _is_right(self, row: np.void) -> bool:
+        message, connection = row["payload"].tobytes(), int(row["connection"])
+        if connection not in self._number:
+            self._number[connection] = find_connection(message)
+        self._app.verified += 1
+        return is_right(message, self._number[connection])
+
+
+def batches(hardworker: Hardworker, application: Application) -> None:
+    """Wait, take all, until stopped."""
+    deliver = Batches(application).deliver
+    while not hardworker.stopped:
+        hardworker.wait()
+        application.wakeups += 1
+        batch = hardworker.read()
+        if len(batch):
+            application.now = time.time_ns()
+            deliver(batch)
+
+
+def messages(hardworker: Hardworker, application: Application) -> None:
+    """As a simple application is written."""
+    streams: dict[int, Stream] = {}
+    while not hardworker.stopped:
+        hardworker.wait()
+        application.woken()
+        for message in hardworker.messages():
+            stream = streams.get(message.connection)
+            if stream is None:
+                stream = streams[message.connection] = Stream(application)
+            application.bytes += len(message.payload)
+            stream.deliver(message.payload)
+
+
+def main(config: str, form: str) -> None:
+    """Until SIGTERM."""
+    with Hardworker(config) as hardworker:
+        application = Application(hardworker.message_size, hardworker.stop)
+        application.ready()
+        {"messages": messages, "batches": batches}[form](hardworker, application)
+        application.connections = hardworker.totals.opened
+        application.finish()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,127 @@
+"""The list of the receivers: ordinary sockets, midstream in all its forms, and the floor."""
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from midstream import config as configuration
+from midstream.bench.receiver import Family, Job, Receiver, Setting
+from midstream.bench.receivers.arrangement import Arrangement
+from midstream.ebpf import compiler, deferral
+
+HERE = Path(__file__).parent
+PERIOD = 0.01
+"""Seconds, of every receiver that looks instead of being woken."""
+
+_TOS = "104"
+_BUSY_POLL = 50  # microseconds
+
+
+def _executable(name: str) -> str:
+    return str(compiler.compile_executable(HERE / f"{name}.c", headers=HERE.parent / "load"))
+
+
+def _onwards(job: Job, setting: Setting) -> list[str]:
+    return [setting.logger, _TOS] if job == Job.RELAY else []
+
+
+def _in_c(name: str, job: Job, *more: str) -> Callable[[Setting], list[str]]:
+    def command(setting: Setting) -> list[str]:
+        where = [setting.address, str(setting.port), str(setting.size)]
+        return [_executable(name), *where, *more, *_onwards(job, setting)]
+
+    return command
+
+
+def _in_python(name: str, job: Job) -> Callable[[Setting], list[str]]:
+    def command(setting: Setting) -> list[str]:
+        where = [setting.address, str(setting.port), str(setting.size)]
+        return [sys.executable, "-m", f"midstream.bench.receivers.{name}", *where, *_onwards(job, setting)]
+
+    return command
+
+
+def _application(form: str) -> Callable[[Setting], list[str]]:
+    def command(setting: Setting) -> list[str]:
+        return [sys.executable, "-m", "midstream.bench.receivers.python", str(setting.config), form]
+
+    return command
+
+
+def _consumer(setting: Setting) -> list[str]:
+    config = configuration.load(setting.config)
+    settings = config.hardworker
+    pins = Path(config.network.pins, "hardworker")
+    period, follow = str(round(settings.period * 1e6)), str(int(settings.defer and settings.period > 0))
+    return [_executable("ring"), str(pins), str(setting.size), period, follow]
+
+
+def _without_uvloop() -> str:
+    return (
+        "" if find_spec("uvloop") else "uvloop is missing; install it with `pip install 'midstream[bench]'`"
+    )
+
+
+def _handlers() -> Iterator[Receiver]:
+    matched = Arrangement(deferral=deferral.matched(PERIOD))
+    # The card's timer is to come only if the program does not poll the card itself, once a period.
+    polled = Arrangement(deferral=deferral.Deferral(1000, round(2 * PERIOD * 1e9)))
+    period = str(round(PERIOD * 1e6))
+    kind = Family.HANDLER
+    for job in (Job.RECEIVE, Job.RELAY):
+        yield Receiver(f"c-epoll-{job}", "C, epoll", kind, job, "C", _in_c("epoll", job))
+        for name, title, arrangement, busy in (
+            ("c-tuned", "C, looks once a period, interrupts deferred", matched, "0"),
+            ("c-busy", "C, polls the card once a period", polled, str(_BUSY_POLL)),
+        ):
+            command = _in_c("polling", job, period, busy)
+            yield Receiver(f"{name}-{job}", title, kind, job, "C", command, attach=arrangement)
+        for name, title, module in (
+            ("python", "Python, blocking sockets", "threads"),
+            ("asyncio", "Python, asyncio streams", "streams"),
+            ("uvloop", "Python, uvloop and a Protocol", "protocol"),
+        ):
+            missing = _without_uvloop if name == "uvloop" else lambda: ""
+            yield Receiver(
+                f"{name}-{job}", title, kind, job, "Python", _in_python(module, job), missing=missing
+            )
+
+
+def _midstream() -> Iterator[Receiver]:
+    for form, title, settings in (
+        ("epoll", "woken by epoll", {"period": 0.0}),
+        ("period", "looks once a period", {"period": PERIOD, "defer": False}),
+        ("deferred", "looks once a period, interrupts deferred", {"period": PERIOD, "defer": True}),
+    ):
+        for name, language, command in (
+            ("c", "C", _consumer),
+            ("numpy", "Python", _application("batches")),
+            ("python", "Python", _application("messages")),
+        ):
+            application = {"c": "C", "numpy": "NumPy", "python": "a Python loop"}[name]
+            yield Receiver(
+                f"midstream-{form}-{name}",
+                f"midstream, {title}; {application}",
+                Family.MIDSTREAM,
+                Job.RELAY,
+                language,
+                command,
+                tables={"hardworker": settings},
+                attach=Arrangement("midstream"),
+            )
+
+
+def _floors() -> Iterator[Receiver]:
+    matched = deferral.matched(PERIOD)
+    for name, title, wanted in (
+        ("floor", "XDP_TX and nothing else", None),
+        ("floor-deferred", "XDP_TX and nothing else, interrupts deferred", matched),
+    ):
+        yield Receiver(
+            name, title, Family.FLOOR, Job.FORWARD, "eBPF", None, attach=Arrangement("floor", wanted)
+        )
+
+
+RECEIVERS: tuple[Receiver, ...] = (*_floors(), *_midstream(), *_handlers())
+"""All of them."""

@@ -1,0 +1,66 @@
+"""The load between hosts: from each sensor its own connection, each message at its time."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from midstream.bench.load import Connection, Load, LoadSummary, Phase, Plan, Sink, SinkSummary
+from midstream.lab import Impairment, Lab, clear, impair
+from midstream.lab.cpu import prefer
+from midstream.lab.enter import NAMESPACES
+
+LAB = {"sensors": 4}
+PORT = 4711
+
+
+@pytest.fixture
+def send(lab: Lab) -> Callable[[Plan], tuple[LoadSummary, SinkSummary]]:
+    def run(plan: Plan) -> tuple[LoadSummary, SinkSummary]:
+        address = str(lab.host("logger").ip)
+        connections = [
+            Connection(address, PORT, 104, f"{NAMESPACES}/{lab.sensors[number % 4].namespace}")
+            for number in range(plan.sensors)
+        ]
+        with (
+            Sink(address, PORT, plan.size, launch=partial(lab.popen, "logger")) as sink,
+            Load(plan, connections, launch=partial(lab.popen, "sensor")) as load,
+        ):
+            if not plan.is_flood:
+                prefer(load.pid)
+            load.start()
+            while load.running:
+                load.feed()
+                time.sleep(0.02)
+            return load.result(), sink.result()
+
+    return run
+
+
+def test_rate_and_lateness(lab: Lab, send: Callable[[Plan], tuple[LoadSummary, SinkSummary]]) -> None:
+    summary, arrived = send(Plan(sensors=16, rate=100, size=1024, seconds=1.5))
+    assert (summary.messages, arrived.messages, arrived.wrong) == (2400, 2400, 0)
+    assert summary.clean
+    assert summary.rate == pytest.approx(1600, rel=0.01)
+    # Whoever else runs on this core may keep the program from it for a while, but not on the whole.
+    assert summary.late_p50_us < 500 and summary.late_max_us < 200_000
+    peers = {connection["peer"] for connection in arrived.connections}
+    assert peers == {str(host.ip) for host in lab.sensors}
+
+
+def test_all_at_once(send: Callable[[Plan], tuple[LoadSummary, SinkSummary]]) -> None:
+    plan = Plan(sensors=8, rate=50, size=256, seconds=0.5, phase=Phase.ALIGNED, jitter=0.01, burst=5)
+    summary, arrived = send(plan)
+    assert (summary.messages, arrived.messages, arrived.wrong) == (200, 200, 0)
+
+
+def test_a_bad_wire_delays_and_loses_nothing(
+    lab: Lab, send: Callable[[Plan], tuple[LoadSummary, SinkSummary]]
+) -> None:
+    impair(lab, "sensors", Impairment(drop=0.02, seed=1))
+    try:
+        summary, arrived = send(Plan(sensors=4, rate=500, size=1024, seconds=0.5))
+    finally:
+        clear(lab)
+    assert (summary.messages, arrived.messages, arrived.wrong) == (1000, 1000, 0)

@@ -1,0 +1,113 @@
+"""When each message of a load is due."""
+
+import numpy as np
+import pytest
+
+from midstream.bench.load import Phase, Plan, Timing
+from midstream.bench.load.schedule import EVENT
+from midstream.errors import ConfigError
+
+MS = 1_000_000
+
+
+def events(plan: Plan) -> np.ndarray:
+    pieces = list(plan.events())
+    assert all(piece.dtype == EVENT for piece in pieces)
+    return np.concatenate(pieces)
+
+
+def times(plan: Plan, connection: int = 0) -> list[int]:
+    found = events(plan)
+    chosen: list[int] = found["at"][found["connection"] == connection].tolist()
+    return chosen
+
+
+def test_a_message_is_due_each_period_of_each_sensor() -> None:
+    plan = Plan(sensors=16, rate=100, size=1024, seconds=2.5)
+    found = events(plan)
+    assert len(found) == plan.messages == 16 * 250
+    assert (np.diff(found["at"].astype(np.int64)) >= 0).all()
+    assert set(found["size"]) == {1024} and set(found["until"]) == {0}
+    for connection in range(16):
+        assert times(plan, connection) == [10 * MS * n + 625_000 * connection for n in range(250)]
+
+
+def test_nothing_adds_up_where_the_period_is_no_whole_number() -> None:
+    found = times(Plan(rate=3, seconds=1000))
+    assert len(found) == 3000
+    assert found[2999] == 2999 * 10**9 // 3
+
+
+def test_aligned_sensors_send_at_once() -> None:
+    plan = Plan(sensors=3, rate=1000, seconds=1, phase=Phase.ALIGNED)
+    assert times(plan, 0) == times(plan, 1) == times(plan, 2)
+
+
+def test_a_burst_keeps_the_rate() -> None:
+    found = times(Plan(rate=100, burst=5, seconds=1))
+    assert found == [50 * MS * (n // 5) for n in range(100)]
+
+
+def test_jitter_delays_within_its_bounds_and_keeps_the_order() -> None:
+    calm = Plan(sensors=4, rate=100, seconds=5)
+    shaky = Plan(sensors=4, rate=100, seconds=5, jitter=0.008, seed=3)
+    for connection in range(4):
+        late = np.subtract(times(shaky, connection), times(calm, connection))
+        assert late.min() >= 0 and late.max() < 8 * MS
+        assert late.std() > 1 * MS
+        assert (np.diff(times(shaky, connection)) >= 0).all()
+    found = events(shaky)["at"].astype(np.int64)
+    assert (np.diff(found) >= 0).all()
+    assert times(shaky) == times(Plan(sensors=4, rate=100, seconds=5, jitter=0.008, seed=3))
+    assert times(shaky) != times(Plan(sensors=4, rate=100, seconds=5, jitter=0.008, seed=4))
+
+
+def test_a_burst_stays_together_under_jitter() -> None:
+    found = np.array(times(Plan(rate=100, burst=5, seconds=2, jitter=0.03, seed=1)))
+    assert (found.reshape(-1, 5) == found[::5, None]).all()
+
+
+def test_a_flood_is_one_event_a_sensor() -> None:
+    plan = Plan(sensors=3, rate=0, seconds=2)
+    found = events(plan)
+    assert plan.messages == 0 and plan.is_flood
+    assert found["until"].tolist() == [2_000 * MS] * 3
+
+
+def test_a_recording_is_replayed_over_and_over() -> None:
+    timing = Timing({"a": np.array([0, 3, 10]) * MS, "b": np.array([1]) * MS})
+    assert timing.period == 15 * MS  # its length and a mean interval
+    plan = Plan(sensors=3, seconds=0.04, timing=timing)
+    assert times(plan, 0) == times(plan, 2) == [n * MS for n in (0, 3, 10, 15, 18, 25, 30, 33)]
+    assert times(plan, 1) == [n * MS for n in (1, 16, 31)]
+
+
+def test_times_survive_a_recording() -> None:
+    plan = Plan(sensors=2, rate=50, seconds=1.5, jitter=0.005)
+    timing = Timing.of(plan.events())
+    again = Plan(sensors=2, seconds=1.4, timing=timing)
+    for connection in range(2):
+        assert times(again, connection) == [t for t in times(plan, connection) if t < 1_400 * MS]
+
+
+def test_a_long_plan_is_made_a_second_at_a_time() -> None:
+    pieces = Plan(rate=1000, seconds=1e9).events()
+    assert [len(next(pieces)) for _ in range(3)] == [1000, 1000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"sensors": 0}, "sensors = 0"),
+        ({"size": 15}, "size = 15: expected 16"),
+        ({"rate": -1}, "rate = -1"),
+        ({"rate": float("nan")}, "rate = nan"),
+        ({"seconds": 0}, "seconds = 0"),
+        ({"burst": 0}, "burst = 0"),
+        ({"rate": 100, "jitter": 0.011}, "jitter = 0.011 s: expected 0 up to"),
+        ({"jitter": -1}, "jitter = -1"),
+    ],
+)
+def test_mistakes_are_told(wrong: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
+        Plan(**wrong)  # type: ignore[arg-type]  # that is the mistake
