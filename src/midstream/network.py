@@ -19,8 +19,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from midstream.config import MAX_MESSAGE, FaultsError, Location, Section, parse_toml, read_text
+from midstream.config import MAX_MESSAGE
 from midstream.errors import ConfigError, NetworkError
+from midstream.toml import FaultsError, Location, Section, parse_toml, read_text
 
 MAX_SENSORS = 4096
 MIN_MTU = 576  # every IPv4 host takes a datagram of this size (RFC 791, section 3.1)

@@ -21,6 +21,7 @@ from midstream.demo.verdict import Verdict, judge
 from midstream.errors import ConfigError, LabError, MidstreamError
 from midstream.lab import Lab, Meter, Usage, daemons, state
 from midstream.lab.programs import attach
+from midstream.toml import absolute
 
 FOLDER = Path("/var/tmp")  # for large files: the records of a million messages need gigabytes
 POLL = 0.1  # seconds between two looks at the programs
@@ -334,9 +335,7 @@ def _absolute(database: str) -> str:
         return database
     if url.database in (None, "", ":memory:"):
         raise ConfigError(f"--database {database}: is gone when the logger ends; name a file")
-    return url.set(database=str(configuration.absolute(Path(str(url.database))))).render_as_string(
-        hide_password=False
-    )
+    return url.set(database=str(absolute(Path(str(url.database))))).render_as_string(hide_password=False)
 
 
 def _record(built: Lab, host: str) -> Path:

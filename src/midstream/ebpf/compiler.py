@@ -18,9 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from midstream.config import absolute
 from midstream.errors import CompileError
 from midstream.network import Host, Topology
+from midstream.toml import absolute
 
 SOURCES = Path(__file__).parent
 
