@@ -35,6 +35,19 @@ def decoded(messages: Sequence[StoredMessage]) -> list[Decoded]:
     return results
 
 
+def columns(connections: Sequence[StoredConnection], payload: bool) -> list[str]:
+    """The columns behind those that every message has: fields by name, and the payload where it is needed."""
+    names = {
+        column.name: None
+        for connection in connections
+        if connection.layout
+        for column in connection.layout.columns
+    }
+    if payload or any(connection.layout is None for connection in connections):
+        names["payload"] = None
+    return list(names)
+
+
 def matching(messages: list[StoredMessage], conditions: Sequence[Condition]) -> list[StoredMessage]:
     """The messages that meet all conditions, in the same order."""
     if not conditions:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 from midstream.errors import ConfigError
 from midstream.log.database import StoredConnection, StoredMessage
-from midstream.log.decoding import decoded
+from midstream.log.decoding import columns, decoded
 from midstream.log.messages import Reader, nobody
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
@@ -71,19 +71,6 @@ def optional(package: str, extra: str) -> ModuleType:
         raise ConfigError(
             f"{extra}: needs the Python package {package}; pip install 'midstream[{extra}]'"
         ) from error
-
-
-def columns(connections: Sequence[StoredConnection], payload: bool) -> list[str]:
-    """The columns behind those that every message has: fields by name, and the payload where it is needed."""
-    names = {
-        column.name: None
-        for connection in connections
-        if connection.layout
-        for column in connection.layout.columns
-    }
-    if payload or any(connection.layout is None for connection in connections):
-        names["payload"] = None
-    return list(names)
 
 
 def iso(received_ns: int) -> str:

@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from midstream.errors import ConfigError
 from midstream.log.database import StoredConnection, StoredMessage
-from midstream.log.export import columns
+from midstream.log.decoding import columns
 
 _ROWS = 1 << 16  # of a row group, and the bytes at which one is written before it has so many
 _BYTES = 32 << 20
