@@ -33,8 +33,8 @@ LAB = {"data": {"size": SIZE}, "hardworker": WHOLE}
 tiny_ring = pytest.mark.parametrize(
     "lab",
     [
-        pytest.param({"hardworker": {"ring_size": f"{size}KiB", **WHOLE}}, id=f"{size} KiB")
-        for size in (4, 64)
+        pytest.param({"hardworker": {"ring_size": f"{size}KiB", **WHOLE}}, id=f"{size} KiB", marks=marks)
+        for size, marks in ((4, [pytest.mark.slow]), (64, []))  # three messages at a time: many time-outs
     ],
     indirect=True,
 )
