@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.fake_ring import FakeRing
 
 from midstream import Hardworker, network
-from midstream.ebpf.records import MODE_FAST, MODE_HANDLER
+from midstream.ebpf.records import MODE_FAST, MODE_HANDLER, OPEN
 from midstream.errors import KernelError
 from midstream.hardworker.fallback import RingOrStack
 from midstream.hardworker.journal import Snapshot
@@ -33,6 +34,8 @@ class EmptyRing:
         self.snapshot: Snapshot | None = None
 
     fill = 0.0
+
+    def heed(self, told: np.ndarray) -> None: ...
 
     def look(self) -> None: ...
 
@@ -136,6 +139,39 @@ def test_from_the_ring_to_the_stack_and_back(application: Hardworker, topology: 
     with pytest.raises(ConnectionRefusedError):
         connect(topology)
     assert (application.totals.opened, application.totals.finished) == (1, 1)
+
+
+def test_turns_of_a_fixed_rate_follow_the_daemon(told: Told, topology: Topology, tmp_path: Path) -> None:
+    network.write(tmp_path / "const.toml", topology, "a test")
+    (tmp_path / "config.toml").write_text("[hardworker]\nperiod = 0.002\n")
+    ring = FakeRing()
+    source = RingOrStack(ring.reader(), told.fd, topology)
+    with Hardworker(tmp_path / "config.toml", source=source) as application:
+        turns = application.batches()
+
+        def received(count: int) -> list[int]:
+            found: list[int] = []
+            while len(found) < count:
+                found += next(turns)["payload"][:, 0].tolist()
+            return found
+
+        ring.put(Segment(1, 0, 1, 0, 5, OPEN, b""))
+        ring.put(Segment(1, 0, 1, 0, 5, 0, b"\1" * SIZE))
+        assert received(1) == [1]
+        told.mode(MODE_HANDLER)
+        next(turns)
+        with connect(topology) as client:
+            client.sendall(b"\2" * SIZE)
+            assert received(1) == [2]
+            told.mode(MODE_FAST)
+            next(turns)
+            client.sendall(b"\3" * SIZE)
+            ring.put(Segment(1, 0, 1, SIZE, 5, 0, b"\4" * SIZE))
+            assert sorted(received(2)) == [3, 4]
+        while application.connections > 1:
+            next(turns)
+        ring.put(Segment(1, 0, 1, 2 * SIZE, 5, 0, b"\5" * SIZE))
+        assert received(1) == [5]
 
 
 def test_a_reader_that_starts_without_a_logger_listens_at_once(told: Told, topology: Topology) -> None:

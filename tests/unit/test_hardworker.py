@@ -1,6 +1,7 @@
 """Hardworker, as an application uses it: reading, waiting, stopping, joining late, and what goes wrong."""
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +29,13 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.ring = FakeRing(1 << 16)
         self.source = RingSource(self.ring)
-        self._folder = folder
+        self.folder = folder
+        self.seen = b""
 
     def hardworker(
         self, *, framing: Framing = "fixed", size: int = SIZE, period: float = 0, max_size: int = 1 << 20
     ) -> Hardworker:
-        path = configure(self._folder, framing=framing, size=size, period=period, max_size=max_size)
+        path = configure(self.folder, framing=framing, size=size, period=period, max_size=max_size)
         return Hardworker(path, source=self.source)
 
     def put(
@@ -435,3 +437,135 @@ def test_a_size_other_than_that_of_const_toml_is_refused(site: Site, tmp_path: P
     path.write_text("[data]\nsize = 25\n")
     with pytest.raises(ConfigError, match=r"data\.size = 25: must equal"):
         Hardworker(path)
+
+
+def test_batches_give_a_turn_at_a_time_and_take_no_copy(site: Site) -> None:
+    with site.hardworker(period=0.002) as hardworker:
+        site.open(1, 2)
+        turns = hardworker.batches()
+        assert len(next(turns)) == 0
+        received, taken = [], site.ring.producer
+        for number in range(3000):  # the ring goes round more than once
+            site.put(1 + number % 2, number // 2 * SIZE, payload(number), sensor=number % 2)
+            if number % 100:
+                continue
+            batch = next(turns)
+            assert site.ring.consumer == taken  # what the turn before gave, and nothing of this one
+            taken = site.ring.producer
+            assert np.shares_memory(batch, site.ring.data)
+            assert not batch.flags.writeable
+            received += batch["payload"].view("<u8")[:, 0].tolist()
+        received += next(turns)["payload"].view("<u8")[:, 0].tolist()
+        assert received == list(range(3000))
+        assert hardworker.totals.messages == 3000
+        assert site.ring.consumer < site.ring.producer
+        assert len(next(turns)) == 0
+        assert site.ring.consumer == site.ring.producer
+
+
+@pytest.mark.parametrize("period", [0.0, 0.002])
+def test_batches_put_together_what_is_no_message(site: Site, period: float) -> None:
+    data = b"".join(map(payload, range(8)))
+    pieces = [(0, 24), (24, 30), (30, 72), (120, 144), (72, 120), (144, 168), (168, 192)]
+    for start, end in pieces:
+        site.open(1) if not start else None
+        site.put(1, start, data[start:end])
+        with site.hardworker(period=period) as hardworker:  # each of them goes on where the last one was
+            batch = next(hardworker.batches())
+            received = batch["payload"].tobytes()
+            assert received == data[batch["offset"][0] :][: len(received)] if len(batch) else not received
+            site.seen += received
+        site.source = RingSource(site.ring)
+    assert site.seen == data
+
+
+@pytest.mark.parametrize("period", [0.0, 0.002])
+def test_batches_show_the_payload_as_one_wants(site: Site, period: float) -> None:
+    wanted = np.dtype([("number", "<u8"), ("rest", "<u8", (2,))])
+    with site.hardworker(period=period) as hardworker:
+        site.open(1)
+        turns = hardworker.batches(wanted)
+        for number in range(4):
+            site.put(1, number * SIZE, payload(number))
+        assert next(turns)["payload"]["number"].tolist() == [0, 1, 2, 3]
+        site.put(1, 4 * SIZE, payload(4))
+        site.put(1, 5 * SIZE, payload(5) + payload(6))
+        assert next(turns)["payload"]["number"].tolist() == [4, 5, 6]
+        with pytest.raises(ConfigError, match="a message has 24 bytes, and the dtype given"):
+            next(hardworker.batches(np.dtype("<f8")))
+
+
+def test_batches_of_messages_that_are_larger_than_the_ring(site: Site) -> None:
+    size = 5 << 15  # two and a half rings
+    message = bytes(range(256)) * (size // 256)
+    with site.hardworker(period=0.001, size=size) as hardworker:
+        site.open(1)
+        turns = hardworker.batches()
+        for start in range(0, size, 1 << 14):
+            site.put(1, start, message[start : start + (1 << 14)])
+            batch = next(turns)
+        assert batch["payload"].tobytes() == message
+
+
+def test_batches_go_on_with_what_was_read_otherwise(site: Site) -> None:
+    with site.hardworker(period=0.002) as hardworker:
+        site.open(1)
+        for number in range(9):
+            site.put(1, number * SIZE, payload(number))
+            if number == 2:
+                turns = hardworker.batches()
+                assert next(turns)["offset"].tolist() == [0, SIZE, 2 * SIZE]
+        assert next(hardworker.messages()).sequence == 3  # and is left early
+        assert next(turns)["offset"].tolist() == []  # an iteration that is not over holds the rest
+        assert [message.sequence for message in hardworker.messages()] == [4, 5, 6, 7, 8]
+        site.put(1, 9 * SIZE, payload(9))
+        assert next(turns)["offset"].tolist() == [9 * SIZE]
+
+
+def test_batches_without_autocommit_are_given_again(site: Site) -> None:
+    path = configure(site.folder, period=0.002)
+    site.open(1)
+    site.put(1, 0, payload(0))
+    first = Hardworker(path, source=site.source, autocommit=False).__enter__()
+    turns = first.batches()
+    assert len(next(turns)) == 1
+    assert len(next(turns)) == 0
+    first.close()
+    with Hardworker(path, source=RingSource(site.ring), autocommit=False) as second:
+        assert len(next(second.batches())) == 1
+        assert second.commit()
+    with Hardworker(path, source=RingSource(site.ring)) as third:
+        assert len(next(third.batches())) == 0
+
+
+def test_batches_keep_to_the_clock_and_stop_at_once(site: Site) -> None:
+    period = 0.05
+    with site.hardworker(period=period) as hardworker:
+        turns = hardworker.batches()
+        for _ in range(4):  # nothing is read that it could follow
+            before = time.monotonic()
+            next(turns)
+            assert time.monotonic() // period == before // period + 1
+    with site.hardworker(period=10) as hardworker, later(hardworker.stop):
+        before = time.monotonic()
+        assert [len(batch) for batch in hardworker.batches()] == [0]
+        assert time.monotonic() - before < 5
+
+
+def test_a_signal_is_handled_in_a_turn(site: Site) -> None:
+    with site.hardworker(period=10) as hardworker:
+        old = signal.signal(signal.SIGUSR1, lambda *_: hardworker.stop())
+        try:
+            with later(lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)):
+                assert [len(batch) for batch in hardworker.batches()] == [0]
+        finally:
+            signal.signal(signal.SIGUSR1, old)
+
+
+def test_batches_of_a_hardworker_that_is_closed_meanwhile(site: Site) -> None:
+    with site.hardworker(period=0.002) as hardworker:
+        turns = hardworker.batches()
+        next(turns)
+        hardworker.close()
+        with pytest.raises(ConfigError, match="closed; use it inside its `with` block"):
+            next(turns)

@@ -32,6 +32,7 @@ class RingOrStack:
         self._stand_in: StandIn | None = None
         self._both: select.epoll | None = None
         self._told = _map(control)
+        ring.heed(self._told)
         if self._told[0]:
             self._follow()
 
@@ -42,6 +43,12 @@ class RingOrStack:
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return self._ring.regular(size, streams)
+
+    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
+        self._ring.pace(dtype, size, period, follow, stop)
+
+    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
+        return None if self._stand_in else self._ring.turn(streams)
 
     def next(self) -> Segment | None:
         segment = self._ring.next()

@@ -109,6 +109,15 @@ class SocketHandler:
         del streams
         return np.empty(0, batch_dtype(size))
 
+    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
+        """Nothing to prepare, for there are no turns."""
+        del dtype, size, period, follow, stop
+
+    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
+        """None: a socket is read step by step."""
+        del streams
+        return None
+
     def next(self) -> Segment | None:
         """The next segment, after one look at all sockets if none is at hand."""
         if not self._segments and self._taken < _BATCH:

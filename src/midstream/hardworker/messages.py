@@ -24,11 +24,12 @@ class Message:
 
 
 @cache
-def batch_dtype(size: int) -> np.dtype[np.void]:
+def batch_dtype(size: int, payload: np.dtype | None = None) -> np.dtype[np.void]:
     """A message of fixed size as a row of a NumPy array: the record of the ring that holds it, and its bytes.
 
     sensor: position in const.toml's list, from 0. port: the sensor's. offset: of the message in its
     connection's stream, so offset // size is its sequence. time: as in Message. payload: `size` bytes; view
-    it as what it holds, for example `batch["payload"].view("<f4")`.
+    it as what it holds, for example `batch["payload"].view("<f4")`; or say so at once, by another dtype of
+    `size` bytes.
     """
-    return np.dtype([*RECORD.descr, ("payload", "u1", (size,))])
+    return np.dtype([*RECORD.descr, ("payload", "u1", (size,)) if payload is None else ("payload", payload)])

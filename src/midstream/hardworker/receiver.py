@@ -37,9 +37,10 @@ class Hardworker:
                 ...
 
     Iterating waits for messages: until there are some, or, with `[hardworker] period`, until the period is
-    over. `async for` does the same in an event loop. `read` takes everything that has arrived as one array
-    without waiting, and `latest` the newest message. Where the messages come from is config.toml's
-    `[hardworker] receiver`: the eBPF program's ring, or the user-mode handler.
+    over. `async for` does the same in an event loop. `batches` gives arrays instead, one at each turn; `read`
+    takes everything that has arrived as one array without waiting, and `latest` the newest message. Where the
+    messages come from is config.toml's `[hardworker] receiver`: the eBPF program's ring, or the user-mode
+    handler.
 
     A message is delivered when it has been handed out, and done when that is committed. By default a batch is
     committed when the next one is asked for, so an application that is killed gets its last batch again, with
@@ -62,6 +63,7 @@ class Hardworker:
         self._follow = settings.defer and settings.receiver == "ebpf"
         self._source = source
         self._autocommit = autocommit
+        self._turns = self._fixed and autocommit and self._period > 0
         self._rest: Iterator[Message] | None = None
         self._committed = True
         self._undone = False  # was a message delivered that the application has not committed?
@@ -115,10 +117,11 @@ class Hardworker:
     def commit(self) -> bool:
         """All messages delivered so far have been acted upon: never deliver them again, give their room back.
 
-        Called at the start of `read`, `messages` and `wait`, and when the `with` block ends without an error;
-        with `autocommit=False` only if no message was delivered since the application did. False if it has to
-        wait: for the rest of a batch that is being iterated over (done then, unless more was delivered), or
-        for more of a large message. Raises KernelError if there is no memory for unfinished messages.
+        Called at the start of `read`, `messages` and `wait`, at each turn of `batches`, and when the `with`
+        block ends without an error; with `autocommit=False` only if no message was delivered since the
+        application did. False if it has to wait: for the rest of a batch that is being iterated over (done
+        then, unless more was delivered), or for more of a large message. Raises KernelError if there is no
+        memory for unfinished messages.
         """
         source = self._opened_source()
         self._undone = False
@@ -133,16 +136,16 @@ class Hardworker:
         nothing is copied, and it is valid until the next `commit`, which gives its room back to the program.
         Where segments and messages do not coincide, the messages are copied together.
         """
-        if not self._fixed:
-            raise ConfigError(
-                f'{self.config.path}: data.framing = "{self.config.data.framing}": read() gives arrays, '
-                "which need fixed framing; iterate over the messages instead"
-            )
-        source = self._opened_source()
+        self._need_fixed("read")
+        self._opened_source()
         self._settle()
         self._committed = False
+        return self._gathered([])
+
+    def _gathered(self, pieces: list[np.ndarray]) -> np.ndarray:
+        """These messages, and those that have arrived after them."""
+        source = self._opened_source()
         source.look()
-        pieces = []
         while True:
             run = source.regular(self._size, self._assembly.streams)
             if len(run):
@@ -158,6 +161,40 @@ class Hardworker:
         if not pieces:
             return np.empty(0, batch_dtype(self._size))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def batches(self, payload: np.dtype | None = None) -> Iterator[np.ndarray]:
+        """At every turn what `wait` and then `read` give, until `stop`: maybe an empty array.
+
+        The cheapest way to receive at a fixed rate: with a period, a turn in which whole messages came in
+        order is a single step of C. A batch is valid until the next is asked for. payload: as what its field
+        `payload` is seen, a dtype of `message_size` bytes, for example `layout.dtype`, config.toml's fields.
+        """
+        self._need_fixed("batches")
+        if payload is not None and payload.itemsize != self._size:
+            raise ConfigError(
+                f"{self.config.path}: a message has {self._size} bytes, and the dtype given to batches() "
+                f"{payload.itemsize}; give one of {self._size} bytes"
+            )
+        plain, dtype = batch_dtype(self._size), batch_dtype(self._size, payload)
+        source, streams, count = self._opened_source(), self._assembly.streams, self._assembly.count
+        if self._turns:
+            follow = deferral.follow(self._period) if self._follow else 0.0
+            source.pace(dtype, self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
+        while not self._stopped:
+            if self._source is not source:
+                self._opened_source()
+            turn = source.turn(streams) if self._turns and self._rest is None else None
+            if turn is None:
+                self.wait()
+                yield self.read().view(dtype)
+                continue
+            batch, has_more = turn
+            self._committed = False
+            if messages := len(batch):
+                count(messages, messages * self._size)
+            if has_more:
+                batch = self._gathered([batch.view(plain)] if messages else []).view(dtype)
+            yield batch
 
     def fields(self, batch: np.ndarray) -> np.ndarray:
         """The messages of a batch that `read` gave, as rows with config.toml's [[data.field]] by name.
@@ -299,6 +336,13 @@ class Hardworker:
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._assembly.streams)
+
+    def _need_fixed(self, method: str) -> None:
+        if not self._fixed:
+            raise ConfigError(
+                f'{self.config.path}: data.framing = "{self.config.data.framing}": {method}() gives arrays, '
+                "which need fixed framing; iterate over the messages instead"
+            )
 
     def _opened_source(self) -> Source:
         if self._source is None or self._stop < 0:

@@ -61,7 +61,31 @@ struct reader {
 	uint64_t count; /* rows of the table */
 	uint8_t *journal;
 	uint64_t copy_size; /* of one of the journal's two */
+	/* For midstream_turn: */
+	const uint32_t *told; /* 0: nothing but the ring is to be read */
+	uint64_t period;      /* nanoseconds */
+	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
+	uint64_t stop;	      /* the descriptor that ends a sleep */
+	uint64_t run;	      /* where in `data` the records lie that the last turn found */
+	uint64_t size;	      /* bytes a message */
+	uint64_t most;	      /* rows of a table for which the journal has room */
+	uint64_t spilled;     /* 1: parts of messages are kept elsewhere */
 };
+
+/* The machine may have no headers for its C library; these are the same in all of them. */
+struct timespec {
+	long seconds, nanoseconds;
+};
+
+struct pollfd {
+	int fd;
+	short events, found;
+};
+
+int clock_gettime(int clock, struct timespec *time);
+int ppoll(struct pollfd *fds, unsigned long count, const struct timespec *timeout, const void *signals);
+#define CLOCK_MONOTONIC 1
+#define POLLIN 1
 
 static uint64_t occupied(uint32_t length)
 {
@@ -163,4 +187,57 @@ void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t le
 	__atomic_store_n((uint64_t *)reader->journal, generation + 1, __ATOMIC_RELEASE);
 	__atomic_store_n(reader->consumer, reader->position, __ATOMIC_RELEASE);
 	reader->committed = reader->position;
+}
+
+/* Sleep until the period is over: 0 then, more if the reader is to stop, -1 for a signal. */
+static int sleep(const struct reader *reader)
+{
+	uint64_t begun = reader->follow && reader->newest ? reader->newest + reader->follow : 0, now, left;
+	struct pollfd stop = { .fd = reader->stop, .events = POLLIN };
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	now = time.seconds * 1000000000ull + time.nanoseconds;
+	left = now < begun ? begun - now : reader->period - (now - begun) % reader->period;
+	time = (struct timespec){ .seconds = left / 1000000000, .nanoseconds = left % 1000000000 };
+	return ppoll(&stop, 1, &time, 0);
+}
+
+/* Is all that was read whole messages of connections that go on, so that the table says all? */
+static int is_plain(const struct reader *reader)
+{
+	if (reader->spilled || reader->count > reader->most)
+		return 0;
+	for (uint64_t row = 0; row < reader->count; row++)
+		if (reader->table[row].aligned != 1)
+			return 0;
+	return 1;
+}
+
+#define INTERRUPTED (-1)
+#define NOT_PLAIN (-2)
+
+/* A whole turn of a reader with a period: commit, sleep, and midstream_regular on what has arrived then. Returns
+ * twice as many as that found, plus one if there is more to be read: other records, or what `told` says.
+ * INTERRUPTED: a signal came. NOT_PLAIN: nothing was done, since a commit takes more. If the reader is to stop
+ * nothing is found.
+ */
+int64_t midstream_turn(struct reader *reader)
+{
+	uint64_t found;
+	int ended;
+
+	if (!is_plain(reader))
+		return NOT_PLAIN;
+	if (reader->position != reader->committed)
+		midstream_commit(reader, (const uint8_t *)"", 0);
+	ended = sleep(reader);
+	if (ended)
+		return ended < 0 ? INTERRUPTED : 0;
+	if (*reader->told)
+		return 1;
+	reader->run = reader->position & reader->mask;
+	reader->end = LOOK;
+	found = midstream_regular(reader, reader->size);
+	return 2 * found + (reader->position != reader->end);
 }

@@ -25,6 +25,7 @@ from midstream.hardworker.streams import Streams
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
 _LOOK = (1 << 64) - 1  # as `end` in ring.c
 _BLOCK = 64  # a record has room for whole blocks of payload
+_VIEWS = 1024  # of the whole ring, kept for turns
 _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
 
 
@@ -43,8 +44,17 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _COUNT,
     _JOURNAL,
     _COPY_SIZE,
+    _TOLD,
+    _PERIOD,
+    _FOLLOW,
+    _STOP,
+    _RUN,
+    _SIZE,
+    _MOST,
+    _SPILLED,
     _WORDS,
-) = range(13)
+) = range(21)
+_INTERRUPTED = -1  # from midstream_turn
 
 
 class Ring:
@@ -74,10 +84,12 @@ class Ring:
         self._bytes = pages.data
         base = pages.ctypes.data
         memory = np.zeros(_WORDS, np.uint64)
+        self._argument = ctypes.byref(ctypes.c_char.from_buffer(memory.data))  # made once: that costs less
         self._reader = memory.ctypes.data
         self._state = memory.data
         self._library = _library()
         self._regular = self._library.midstream_regular
+        self._turn = self._library.midstream_turn
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
         self._snapshot = journal.load()
@@ -91,7 +103,9 @@ class Ring:
         state[_PRODUCER], state[_CONSUMER], state[_DATA] = base, consumer.ctypes.data, base + page
         state[_MASK] = self.size - 1
         state[_POSITION] = state[_END] = state[_COMMITTED] = position
+        state[_MOST], state[_SPILLED] = journal.connections, spill.in_use
         state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
+        self.heed(np.zeros(1, "<u4"))
 
     @classmethod
     def map(cls, held: handover.Ring, connections: int, patience: int = 0) -> Self:
@@ -120,6 +134,45 @@ class Ring:
             patience,
             lambda: held.began,
         )
+
+    def heed(self, told: np.ndarray) -> None:
+        """A word in memory: as long as it is not 0, a turn leaves reading to `look` and those after it."""
+        self._told = told
+        self._state[_TOLD] = told.ctypes.data
+
+    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
+        """What `turn` gives, and how it waits; see Source."""
+        state = self._state
+        state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = size, period, follow, stop
+        self._dtype = dtype
+        self._stride = _HEADER + dtype.itemsize + -size % _BLOCK
+        self._views: dict[int, np.ndarray] = {}
+
+    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
+        """One call of ring.c, and a slice of a view that was made before; see Source."""
+        state = self._state
+        state[_TABLE], state[_COUNT] = streams.address, streams.count
+        while (found := self._turn(self._argument)) == _INTERRUPTED:
+            pass  # Python runs the handler of the signal here
+        if found < 0:
+            return None
+        first, phase = divmod(state[_RUN], self._stride)
+        view = self._views.get(phase)
+        if view is None:
+            view = self._view(phase)
+        return view[first : first + (found >> 1)], found & 1 != 0
+
+    def _view(self, phase: int) -> np.ndarray:
+        """Both copies of the data as messages, each a record, of which the first begins at `phase`.
+
+        Records of one size keep their phase until the ring has gone round.
+        """
+        if len(self._views) == _VIEWS:
+            self._views.clear()
+        start = mmap.PAGESIZE + phase + _HEADER
+        count = max(0, (len(self._pages) - start - self._dtype.itemsize) // self._stride + 1)
+        view = self._views[phase] = np.ndarray(count, self._dtype, self._pages, start, (self._stride,))
+        return view
 
     def look(self) -> None:
         """What has been stored until now is what `regular` and `next` give, until the next look."""
@@ -178,6 +231,7 @@ class Ring:
         state[_TABLE], state[_COUNT] = streams.address, streams.count
         self._library.midstream_commit(self._reader, pending, len(pending))
         self._spill.forget(streams)
+        state[_SPILLED] = self._spill.in_use
         return True
 
     def fileno(self) -> int:
@@ -211,6 +265,7 @@ def _library() -> ctypes.CDLL:
     reader, number = ctypes.c_void_p, ctypes.c_uint32
     library.midstream_regular.argtypes = [reader, number]
     library.midstream_regular.restype = ctypes.c_uint64
+    library.midstream_turn.restype = ctypes.c_int64
     library.midstream_next.argtypes = [reader]
     library.midstream_skip.argtypes = [reader]
     library.midstream_skip.restype = None

@@ -40,6 +40,18 @@ class Source(Protocol):
         """The next segment; None if there is none yet."""
         ...
 
+    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
+        """Prepare `turn` to give messages of `size` bytes as rows of `dtype`, a `batch_dtype`, and to wait
+        for `period` nanoseconds, begun `follow` nanoseconds after `newest` or, if that is 0, with the clock.
+        `stop`: a descriptor that ends a turn when it is readable.
+        """
+        ...
+
+    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
+        """Commit, wait until the period is over, look, and give what `regular` would; and whether `next` may
+        have more, which needs another look. None, and nothing done, if that takes more than one step."""
+        ...
+
     def restore(self) -> Snapshot | None:
         """What an earlier reader committed, from which this one goes on."""
         ...

@@ -27,6 +27,11 @@ class Spill:
         self._written = 0
         self._entries: defaultdict[int, list[tuple[bytes, int]]] = defaultdict(list)  # key, end of its bytes
 
+    @property
+    def in_use(self) -> bool:
+        """Are there entries?"""
+        return bool(self._entries)
+
     def load(self, snapshot: Snapshot | None) -> list[Piece]:
         """The entries that belong to what was committed, in the order in which they were written; all others
         are removed."""
