@@ -19,7 +19,7 @@ from midstream import fields, network
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import ConfigError, StoreError
 from midstream.log import export as exporting
-from midstream.log import listing, retention
+from midstream.log import listing
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
 from midstream.log.conditions import condition
@@ -27,6 +27,7 @@ from midstream.log.database import LogDatabase, StoredMessage
 from midstream.log.decoding import decoded
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection, duration, moment, refuse_unknown_field
+from midstream.logger import retention
 
 app = typer.Typer(help="Look at what the logger has stored.", no_args_is_help=True)
 
