@@ -1,6 +1,9 @@
-"""Opening the logger's database, and what a person is told when that, or reading it, does not work."""
+"""Opening the logger's database, and what a person is told when that, or using it, does not work."""
 
+import re
 import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,31 +22,44 @@ _EXPECTED = (
 )
 
 
-def open_engine(url: str | URL, *, read_only: bool) -> tuple[Engine, str]:
-    """The database at a URL, and its name without the password. StoreError if there is no such kind."""
+def open_with(url: str | URL, make: Callable[[URL], Engine]) -> tuple[Engine, str]:
+    """The engine that `make` makes of a URL, and the URL without its password, by which it is named.
+
+    StoreError if there is no such kind of database, or if a package for it is not installed.
+    """
     try:
         parsed = make_url(url)
     except ArgumentError as error:  # the text is not repeated: it may hold a password
         raise StoreError(f"[logger] database is not a URL. {_EXPECTED}") from error
     name = parsed.render_as_string(hide_password=True)
-    if parsed.get_backend_name() == "nats":
-        raise StoreError(
-            f"{name}: midstream log reads SQLite and PostgreSQL. What to do: read a JetStream with the nats "
-            "command (nats stream view), or name a database with --database"
-        )
     try:
-        if parsed.get_backend_name() == "sqlite":
-            return _sqlite(parsed, name, read_only), name
-        engine = create_engine(parsed)
+        return make(parsed), name
     except NoSuchModuleError as error:
         raise StoreError(f"{name}: no such kind of database. {_EXPECTED}") from error
     except ModuleNotFoundError as error:
         raise StoreError(
             f"{name} needs a Python package that is not installed: pip install {error.name}"
         ) from error
-    if read_only and parsed.get_backend_name() == "postgresql":
-        engine = engine.execution_options(postgresql_readonly=True)
-    return engine, name
+
+
+def open_engine(url: str | URL, *, read_only: bool) -> tuple[Engine, str]:
+    """The database at a URL, which must be there, and its name without the password. Raises StoreError."""
+
+    def make(parsed: URL) -> Engine:
+        name = parsed.render_as_string(hide_password=True)
+        if parsed.get_backend_name() == "nats":
+            raise StoreError(
+                f"{name}: midstream log reads SQLite and PostgreSQL. What to do: read a JetStream with the "
+                "nats command (nats stream view), or name a database with --database"
+            )
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite(parsed, name, read_only)
+        engine = create_engine(parsed)
+        if read_only and parsed.get_backend_name() == "postgresql":
+            return engine.execution_options(postgresql_readonly=True)
+        return engine
+
+    return open_with(url, make)
 
 
 def stored_version(database: Connection, name: str) -> int:
@@ -65,22 +81,55 @@ def stored_version(database: Connection, name: str) -> int:
     return version
 
 
-def failed(name: str, error: SQLAlchemyError) -> StoreError:
-    """What a person is told of a fault of the database."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    text = (str(cause) or type(cause).__name__).splitlines()[0].rstrip(". ")
-    if "not a database" in text or "malformed" in text:
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a database, or its driver, has failed with. passing: it may pass without a change of ours."""
+
+    cause: str
+    advice: str
+    passing: bool
+
+    def told_of(self, name: str) -> str:
+        return f"{name}: {self.cause}. What to do: {self.advice}"
+
+
+def fault(error: Exception) -> Fault:
+    """What an error of SQLAlchemy's or of a driver's means for a person."""
+    error = error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error
+    cause = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+    passing = False
+    if "locked" in cause:
+        passing, advice = True, "another program holds a transaction open in it: end it"
+    elif "not a database" in cause or "malformed" in cause:
         advice = (
-            "the file is damaged or no SQLite database. `sqlite3 FILE .recover` saves what can be read, "
-            "`midstream log verify` says what is right"
+            "the file is damaged or no SQLite database: move it away, or name another in [logger] database. "
+            "`sqlite3 FILE .recover` saves what can be read, `midstream log verify` says what is right"
         )
-    elif "locked" in text:
-        advice = "another program holds a transaction open in it: end it"
-    elif "full" in text:
-        advice = "make room on its disk"
+    elif "unable to open" in cause or "readonly" in cause:
+        advice = "its folder must exist, and file and folder be writable for this user"
+    elif "full" in cause or "No space" in cause:
+        passing, advice = True, "make room on its disk"
     else:
+        passing = _may_pass(error)
         advice = "see that the database runs, is reached and lets this user in ([logger] database)"
-    return StoreError(f"{name}: {text}. What to do: {advice}")
+    return Fault(cause, advice, passing)
+
+
+def failed(name: str, error: SQLAlchemyError) -> StoreError:
+    """What is raised where nobody waits for the database."""
+    return StoreError(fault(error).told_of(name))
+
+
+def _may_pass(error: Exception) -> bool:
+    """What a PostgreSQL driver says of a server that is gone, full or shutting down.
+
+    By SQLSTATE: classes 08 connection, 53 resources, 57 intervention. None is given when the connection
+    cannot be made; then a wrong name or password is told by the text only.
+    """
+    state = getattr(error, "sqlstate", "")
+    if state is None:
+        return not re.search("does not exist|authentication failed|pg_hba|resolve|translate", str(error))
+    return state[:2] in ("08", "53", "57")
 
 
 def _sqlite(url: URL, name: str, read_only: bool) -> Engine:
