@@ -185,6 +185,7 @@ def test_refused(arguments: tuple[str, ...], words: str) -> None:
     done = finish(start(*arguments))
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
+    assert "building" not in done.stderr
 
 
 def test_the_examples() -> None:

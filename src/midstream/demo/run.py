@@ -153,11 +153,12 @@ def _start(
     settings: Settings, run_dir: Path, stack: ExitStack, audience: Audience, stop: Callable[[], bool]
 ) -> _Triangle:
     """Build, attach and start everything, up to sensors that are connected and wait."""
+    configured = _lab_settings(settings)  # a mistake is told before anything is replaced
     try:
         if state.load() is not None:
             audience.note("the lab that was up is replaced")
         audience.stage("building the lab")
-        built = lab.up(settings.sensors, run_dir, bare=settings.daemon, **_lab_settings(settings))
+        built = lab.up(settings.sensors, run_dir, bare=settings.daemon, **configured)
         _refuse_if(stop)
         mode, ready_seconds = "socket", 0.0
         if settings.daemon:
