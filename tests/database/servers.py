@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 START_TIMEOUT = 30.0
@@ -62,6 +62,25 @@ class Postgres:
             self._server.send_signal(sign)
             self._server.wait(START_TIMEOUT)
             self._server = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """None of the server's processes gets to run, and none says so (SIGSTOP)."""
+        assert self._server is not None
+        pid = self._server.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        processes = [pid, *map(int, children)]
+
+        def tell(sign: signal.Signals) -> None:
+            for process in processes:
+                with suppress(ProcessLookupError):  # a connection that has just ended
+                    os.kill(process, sign)
+
+        tell(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            tell(signal.SIGCONT)
 
     def new_database(self, name: str) -> str:
         """Make an empty database, and return its URL."""

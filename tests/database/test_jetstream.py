@@ -18,7 +18,8 @@ from tests.unit.site import SIZE, Serving, Site, Workers, wait_until
 
 from midstream.errors import StoreError
 from midstream.logger import Logger
-from midstream.logger.jetstream import PLACE, JetStreamStore
+from midstream.logger.jetstream import JetStreamStore
+from midstream.logger.published import PLACE
 from midstream.logger.store import ConnectionRow, Position, Unavailable
 from midstream.sensor import Sensor, numbered_messages
 

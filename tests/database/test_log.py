@@ -14,9 +14,9 @@ from midstream.fields import Field, Layout
 from midstream.log.conditions import condition
 from midstream.log.database import LogDatabase
 from midstream.log.messages import Reader
-from midstream.log.retention import prune
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
+from midstream.logger.retention import prune
 from midstream.logger.sql import SqlStore
 from midstream.logger.store import ConnectionRow
 

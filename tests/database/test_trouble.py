@@ -78,6 +78,37 @@ def test_a_postgresql_server_that_is_stopped_and_started(
 
 
 @pytest.mark.slow
+def test_a_postgresql_server_that_does_not_answer(
+    tmp_path: Path, postgres: servers.Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connections stay, and nothing comes over them."""
+    site = Site(tmp_path, postgres.new_database("frozen"))
+    with Serving(site.config) as serving, sending(site, messages=4000, rate=2000):
+        site.wait_for("SELECT count(*) > 100 FROM messages", [(True,)])
+        with postgres.frozen():
+            waits(caplog, "logger: waiting: the database has not answered for 5 s")
+            time.sleep(1)
+        waits(caplog, "logger: goes on")
+    assert (serving.summary.messages, serving.summary.waits, serving.summary.restarts) == (4000, 1, 0)
+
+
+@pytest.mark.slow
+def test_a_logger_is_stopped_while_its_server_does_not_answer(
+    tmp_path: Path, postgres: servers.Postgres
+) -> None:
+    """It does not hang, and says how much is lost."""
+    site = Site(tmp_path, postgres.new_database("frozen_end"))
+    with Serving(site.config) as serving, site.connect() as client:
+        client.sendall(bytes(SIZE))
+        site.wait_for("SELECT count(*) FROM messages", [(1,)])
+        with postgres.frozen():
+            client.sendall(bytes(SIZE) * 3)
+            serving.stop()
+    assert isinstance(serving.error, StoreError)
+    assert f"{3 * SIZE} received bytes were not stored" in str(serving.error)
+
+
+@pytest.mark.slow
 def test_a_server_that_is_not_there_at_the_start_is_waited_for(
     tmp_path: Path, postgres: servers.Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:

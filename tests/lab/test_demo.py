@@ -177,12 +177,15 @@ def test_damage_is_reported(tmp_path: Path) -> None:
         (("--receiver", "magic"), "--receiver"),
         (("--database", "nonsense"), "not a URL"),
         (("--database", "sqlite://"), "name a file"),
+        (("--database", "nats://127.0.0.1/log"), "reads the database back"),
+        (("--database", "postgresql+psycopg://u:secret@127.0.0.1/log"), "name the server by its Unix socket"),
     ],
 )
 def test_refused(arguments: tuple[str, ...], words: str) -> None:
     done = finish(start(*arguments))
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
+    assert "building" not in done.stderr
 
 
 def test_the_examples() -> None:

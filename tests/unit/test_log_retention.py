@@ -7,10 +7,10 @@ import pytest
 from tests.unit.logs import LAYOUT, SECOND, START, LogFile, reading
 
 from midstream.errors import StoreError
-from midstream.log import retention
 from midstream.log.database import LogDatabase
-from midstream.log.retention import Removed, prune
 from midstream.log.verify import verify
+from midstream.logger import retention
+from midstream.logger.retention import Removed, prune
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_version_1_is_refused(log: LogFile) -> None:
 
 
 def test_a_locked_database_is_named(log: LogFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("midstream.log.opening.LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr("midstream.logger.opening.LOCK_TIMEOUT", 0.05)
     log.add([b"x"])
     with closing(sqlite3.connect(log.path)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -58,7 +58,12 @@ def demo(
     size: Annotated[int, typer.Option(min=SMALLEST, max=LARGEST, help="Bytes a message.")] = 1024,
     sensors: Annotated[int, typer.Option(min=1, help="How many sensors.")] = 1,
     database: Annotated[
-        str, typer.Option(metavar="URL", help="Log there instead of in a file that is removed at the end.")
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Log there (SQLite, or PostgreSQL by its Unix socket) instead of in a file that is removed "
+            "at the end.",
+        ),
     ] = "",
     restore: Annotated[_Restore, typer.Option(help="Where replies are readdressed.")] = _Restore.LOGGER,
     impair: Annotated[

@@ -3,49 +3,41 @@
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from midstream import config as configuration
-from midstream import fields, network
+from midstream.cli.log_options import (
+    Connections,
+    Sensors,
+    Since,
+    Until,
+    Url,
+    Where,
+    located,
+    opened,
+    progress,
+    selected,
+)
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import ConfigError, StoreError
 from midstream.log import export as exporting
-from midstream.log import listing, retention
+from midstream.log import listing
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
-from midstream.log.conditions import condition
-from midstream.log.database import LogDatabase, StoredMessage
+from midstream.log.database import StoredMessage
 from midstream.log.decoding import decoded
 from midstream.log.messages import Reader
-from midstream.log.selection import Selection, duration, moment, refuse_unknown_field
+from midstream.log.selection import duration, refuse_unknown_field
+from midstream.logger import retention
 
 app = typer.Typer(help="Look at what the logger has stored.", no_args_is_help=True)
-
-Url = Annotated[
-    str | None, typer.Option("--database", metavar="URL", help="Instead of config.toml's logger.database.")
-]
-Sensors = Annotated[list[str] | None, typer.Option("--sensor", metavar="IP", help="Only this; repeatable.")]
-Connections = Annotated[
-    list[int] | None, typer.Option("--connection", metavar="NUMBER", help="Only this; repeatable.")
-]
-Since = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", help="Not older: -10m, or 2026-11-25T16:00:00 (also with a zone)."),
-]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Older than this; written as --since.")]
-Where = Annotated[
-    list[str] | None,
-    typer.Option("--where", metavar="TEST", help="'temperature>80', of a field or a JSON key; repeatable."),
-]
 
 
 @app.command("list")
@@ -59,8 +51,8 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """The connections: from whom, when, how much, and whether something is missing."""
-    selection = _selection(sensors, connections, since, until, None)
-    with _database(path, url) as database:
+    selection = selected(sensors, connections, since, until, None)
+    with opened(path, url) as database:
         extents = database.extents()
         rows = [
             listing.row(connection, extents.get(connection.id))
@@ -88,9 +80,9 @@ def show_(
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines: an object a line.")] = False,
 ) -> None:
     """The messages, in the order in which they came: their fields, else as text or hexadecimal digits."""
-    selection = _selection(sensors, connections, since, until, where)
+    selection = selected(sensors, connections, since, until, where)
     stop = Stop(0)
-    with _database(path, url) as database:
+    with opened(path, url) as database:
         reader = Reader(database, selection)
         if last is not None:
             if not where and not until:
@@ -131,11 +123,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """The messages as a file for other programs: CSV, JSON Lines, Parquet, or MCAP (Foxglove)."""
-    selection = _selection(sensors, connections, since, until, where)
+    selection = selected(sensors, connections, since, until, where)
     chosen = kind or _format(output)
-    with _database(path, url) as database:
+    with opened(path, url) as database:
         reader = Reader(database, selection)
-        with _progress("exporting", reader.total) as looked_at:
+        with progress("exporting", reader.total) as looked_at:
             count = exporting.export(reader, chosen, output, payload=payload, looked_at=looked_at)
     if output == Path("-"):
         say(f"log export: {count:,} messages")
@@ -159,8 +151,8 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Values over time as a picture: mean, and least and greatest, of each of 2000 pieces of the time."""
-    selection = _selection(sensors, connections, since, until, where)
-    with _database(path, url) as database:
+    selection = selected(sensors, connections, since, until, where)
+    with opened(path, url) as database:
         reader = Reader(database, selection)
         for key in keys:
             refuse_unknown_field(key, key, reader.connections)
@@ -168,7 +160,7 @@ def plot(
         first = min((extent.first_ns for extent in spans), default=0)
         end = max((extent.last_ns + 1 for extent in spans), default=1)
         first, end = max(first, selection.since_ns or first), min(end, selection.until_ns or end)
-        with _progress("reading", reader.total) as looked_at:
+        with progress("reading", reader.total) as looked_at:
             count = plotting.plot(reader, keys, output, (first, max(end, first + 1)), looked_at)
     show({"values": count, "file": str(output)}, as_json)
 
@@ -182,12 +174,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Is every message there, once, and as it was received? Exit code 0 only if so, else 6."""
-    selection = _selection(sensors, connections, None, None, None)
+    selection = selected(sensors, connections, None, None, None)
     faults = damaged = 0
-    with _database(path, url) as database:
+    with opened(path, url) as database:
         chosen = selection.choose(database.connections())
         verdicts = []
-        with _progress("verifying", None) as looked_at:
+        with progress("verifying", None) as looked_at:
             for verdict in verifying.verify(database, chosen, looked_at):
                 verdicts.append(verdict)
                 faults += len(verdict.faults) + verdict.more
@@ -220,7 +212,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove the oldest messages, by age and by size. The logger may run meanwhile."""
-    config, address = _address(path, url)
+    config, address = located(path, url)
     age = config.logger.keep_age if keep_age is None else duration(keep_age, "--keep-age").total_seconds()
     size = config.logger.keep_size if keep_size is None else _size(keep_size)
     if not age and not size:
@@ -237,40 +229,6 @@ def prune(
     result = asdict(removed)
     before = result.pop("before_ns")
     show({**result, "before": None if before is None else exporting.iso(before)}, as_json)
-
-
-def _selection(
-    sensors: list[str] | None,
-    connections: list[int] | None,
-    since: str | None,
-    until: str | None,
-    where: list[str] | None,
-) -> Selection:
-    now = datetime.now(UTC)
-    return Selection(
-        tuple(sensors or ()),
-        tuple(connections or ()),
-        moment(since, "--since", now) if since else None,
-        moment(until, "--until", now) if until else None,
-        tuple(condition(text) for text in where or ()),
-    )
-
-
-def _address(path: Path, url: str | None) -> tuple[configuration.Config, str]:
-    """The configuration, which may be missing where the database is named."""
-    if url is not None and path == DEFAULT_CONFIG and not path.exists():
-        return configuration.Config(), url
-    config = configuration.load(path)
-    return config, url or config.database_url
-
-
-def _database(path: Path, url: str | None) -> LogDatabase:
-    config, address = _address(path, url)
-    layout = None
-    if config.data.field:
-        size = config.data.size or network.load(config.const_path).size
-        layout = fields.layout(config, size)
-    return LogDatabase(address, framing=config.data.framing, layout=layout)
 
 
 def _size(text: str) -> int:
@@ -302,19 +260,3 @@ def _print(messages: Iterable[StoredMessage], as_json: bool) -> None:
         else:
             print(listing.line(message, said))
     sys.stdout.flush()
-
-
-@contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A bar on standard error, if that is a terminal."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("messages"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)

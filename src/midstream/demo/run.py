@@ -154,11 +154,12 @@ def _start(
     settings: Settings, run_dir: Path, stack: ExitStack, audience: Audience, stop: Callable[[], bool]
 ) -> _Triangle:
     """Build, attach and start everything, up to sensors that are connected and wait."""
+    configured = _lab_settings(settings)  # a mistake is told before anything is replaced
     try:
         if state.load() is not None:
             audience.note("the lab that was up is replaced")
         audience.stage("building the lab")
-        built = lab.up(settings.sensors, run_dir, bare=settings.daemon, **_lab_settings(settings))
+        built = lab.up(settings.sensors, run_dir, bare=settings.daemon, **configured)
         _refuse_if(stop)
         mode, ready_seconds = "socket", 0.0
         if settings.daemon:
@@ -331,7 +332,18 @@ def _absolute(database: str) -> str:
         raise ConfigError(
             f"--database {database!r}: not a URL; expected one such as sqlite:///demo.db"
         ) from None
+    if url.get_backend_name() == "nats":
+        raise ConfigError(
+            "--database nats://…: the demonstration reads the database back, which it can do with SQLite and "
+            "PostgreSQL. What to do: name one of these, or run the logger with [logger] database in the lab"
+        )
     if url.get_backend_name() != "sqlite":
+        if url.host:
+            raise ConfigError(
+                f"--database {url.render_as_string()}: the lab's logger is in a network of its own and does "
+                f"not reach {url.host}. What to do: name the server by its Unix socket: "
+                f"{url.drivername}:///{url.database or 'name'}?host=/var/run/postgresql"
+            )
         return database
     if url.database in (None, "", ":memory:"):
         raise ConfigError(f"--database {database}: is gone when the logger ends; name a file")

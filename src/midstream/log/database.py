@@ -28,8 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
 from midstream.fields import Layout
-from midstream.log.opening import failed, open_engine, stored_version
 from midstream.logger import schema
+from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.store import FRAME
 
 MAX_ROWS = 4096

@@ -81,6 +81,7 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
         "missing": verdict.gaps,
         "removed": connection.pruned if connection else 0,
         "digest": verdict.digest,
+        "sha256": verdict.sha256,
         "right": verdict.right,
         "faults": verdict.faults,
         "more_faults": verdict.more,
@@ -92,7 +93,10 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     lines = ["the database"]
     if connection := verdict.connection:
         removed = f", {connection.pruned:,} removed before" if connection.pruned else ""
-        found = f"{verdict.messages:,} messages, {verdict.bytes:,} bytes{removed}; SHA-256 {verdict.digest}"
+        digest = verdict.digest
+        if digest == "none" and verdict.sha256:
+            digest = f"{verdict.sha256} (to compare with what the sensor says)"
+        found = f"{verdict.messages:,} messages, {verdict.bytes:,} bytes{removed}; SHA-256 {digest}"
         judged = "right" if verdict.right else "WRONG"
         lines = [f"connection {connection.id} of {connection.sensor} ({connection.state}): {found}; {judged}"]
     lines += [f"  {fault}" for fault in verdict.faults]

@@ -34,6 +34,7 @@ class Verdict:
     digest: str = (
         "none"  # "right", "wrong", or "none": the logger knows none, or part of the stream was removed
     )
+    sha256: str | None = None  # of the stream as it is stored; None if it has not ended, or part is not there
     faults: list[str] = field(default_factory=list)
     more: int = 0  # faults that are not told
 
@@ -153,9 +154,12 @@ class _Check:
         end = None if self._offset is None else self._offset + len(connection.unfinished)
         if connection.size is not None and end is not None and end != connection.size:
             verdict.fault(f"its stream had {connection.size} bytes, and {end} are stored")
-        if connection.digest and not connection.pruned and self._whole:
-            self._stream.update(connection.unfinished)
-            verdict.digest = "right" if self._stream.hexdigest() == connection.digest else "wrong"
+        if connection.pruned or not self._whole:
+            return
+        self._stream.update(connection.unfinished)
+        verdict.sha256 = self._stream.hexdigest()
+        if connection.digest:
+            verdict.digest = "right" if verdict.sha256 == connection.digest else "wrong"
             if verdict.digest == "wrong":
                 verdict.fault("the SHA-256 of its stream is another than when it was received")
 

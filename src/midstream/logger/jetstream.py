@@ -16,9 +16,8 @@ import json
 import random
 import threading
 import uuid
-from collections.abc import Collection, Coroutine, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -31,34 +30,22 @@ from nats.js.errors import APIError, NotFoundError
 from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger.nats_url import EXPECTED, NatsUrl
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Piece, Position, Unavailable
+from midstream.logger.published import HEADERS_SIZE, PLACE, Item, Published, batches
+from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
 
 VERSION = 1  # of subjects, headers and JSON; in the stream's metadata
-BATCH_MESSAGES = 1000  # the most that a server takes in a batch
-BATCH_BYTES = 8 << 20
 CONNECT_TIMEOUT = 2.0  # seconds for each server
 API_TIMEOUT = 2.0  # seconds for a question to the stream
 ANSWER_TIMEOUT = 5.0  # seconds for a batch
 DUPLICATE_WINDOW = 120.0  # seconds in which the server remembers message ids
-HEADERS_SIZE = 512  # bytes: more than the headers of a message have
 
-PLACE = "Midstream"  # header of a message: sequence, offset, received_ns; of a fragment: offset
 
 _ADVICE = "see that the servers run, most of the stream's replicas among them, and have room"
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(slots=True)
-class _Item:
-    """A message for the stream."""
-
-    subject: str
-    payload: bytes
-    headers: dict[str, str]
 
 
 class JetStreamStore:
@@ -67,7 +54,8 @@ class JetStreamStore:
     def __init__(self, url: str, *, framing: Framing = "fixed", layout: "Layout | None" = None) -> None:
         self._address = NatsUrl.parse(url)
         self._framing = framing
-        self._layout = layout.describe() if layout is not None else None
+        described = layout.describe() if layout is not None else None
+        self._published = Published(self._address.stream, framing, described)
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="midstream-nats", daemon=True)
@@ -181,20 +169,20 @@ class JetStreamStore:
     async def _resume(self, rows: Collection[ConnectionRow]) -> dict[str, Position]:
         positions = {}
         for row in rows:
-            event = await self._last_message(self._subject("connections", row))
+            event = await self._last_message(self._published.subject("connections", row))
             if event is not None:
                 positions[row.token] = await self._position(row, json.loads(event.data or b"{}"))
         return positions
 
     async def _position(self, row: ConnectionRow, event: dict[str, Any]) -> Position:
-        last = await self._last_message(self._subject("data", row))
+        last = await self._last_message(self._published.subject("data", row))
         sequence = offset = 0
         if last is not None:
             before, start, _ = map(int, _header(last)[PLACE].split())
             sequence, offset = before + 1, start + len(last.data or b"") + FRAME[self._framing]
         if event["state"] == "closed":
             return Position(0, sequence, event["bytes"], closed=True)
-        fragments = self._subject("fragments", row)
+        fragments = self._published.subject("fragments", row)
         await self._last_message(fragments)
         head, number = b"", 1
         while (found := await self._message(fragments, number)) is not None:
@@ -220,11 +208,11 @@ class JetStreamStore:
 
     async def _write(self, batch: Batch) -> int:
         commits = 0
-        for items in _batches(self._items(batch)):
+        for items in batches(self._published.items(batch)):
             await self._publish(items)
             commits += 1
         for row in batch.completed:
-            subject = self._subject("fragments", row)
+            subject = self._published.subject("fragments", row)
             if row.closed_ns is None or not row.unfinished:
                 await self._open_client.jsm(timeout=API_TIMEOUT).purge_stream(
                     self._address.stream, subject=subject
@@ -232,45 +220,10 @@ class JetStreamStore:
                 self._last[subject] = 0
         for row in batch.closed:
             for kind in ("data", "connections", "fragments"):
-                self._last.pop(self._subject(kind, row), None)
+                self._last.pop(self._published.subject(kind, row), None)
         return commits
 
-    def _items(self, batch: Batch) -> Iterator[_Item]:
-        for row in batch.opened:
-            row.id = 0
-            yield self._event(row, "open", {"framing": self._framing, "layout": self._layout})
-        for piece in batch.pieces:
-            yield from self._messages(piece)
-        for row, offset, data in batch.fragments:
-            yield self._fragment(row, offset, data)
-        for row in batch.closed:
-            if row.unfinished and row not in batch.completed:
-                yield self._fragment(row, row.size - len(row.unfinished), row.unfinished)
-            end = {"closed_ns": row.closed_ns, "bytes": row.size, "digest": row.digest}
-            end |= {"reset": row.reset, "reason": row.reason, "unfinished": len(row.unfinished)}
-            yield self._event(row, "closed", end)
-
-    def _messages(self, piece: Piece) -> Iterator[_Item]:
-        subject = self._subject("data", piece.row)
-        token, offset = piece.row.token, piece.offset
-        for index, (payload, received) in enumerate(zip(piece.payloads, piece.received_ns, strict=True)):
-            place = f"{piece.sequence + index} {offset} {received}"
-            yield _Item(subject, payload, {"Nats-Msg-Id": f"{token}:{offset}", PLACE: place})
-            offset += len(payload) + piece.frame
-
-    def _fragment(self, row: ConnectionRow, offset: int, data: bytes) -> _Item:
-        headers = {"Nats-Msg-Id": f"{row.token}:{offset}:fragment", PLACE: str(offset)}
-        return _Item(self._subject("fragments", row), data, headers)
-
-    def _event(self, row: ConnectionRow, state: str, more: dict[str, Any]) -> _Item:
-        known = {"state": state, "token": row.token, "sensor": row.sensor, "port": row.port}
-        body = json.dumps(known | {"opened_ns": row.opened_ns} | more).encode()
-        return _Item(self._subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}"})
-
-    def _subject(self, kind: str, row: ConnectionRow) -> str:
-        return f"{self._address.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{row.token}"
-
-    async def _publish(self, items: list[_Item]) -> None:
+    async def _publish(self, items: list[Item]) -> None:
         """Have a batch stored, as a whole. Unavailable if it is not, or not known to be."""
         client, name = self._open_client, uuid.uuid4().hex
         for item in items:
@@ -298,19 +251,6 @@ class JetStreamStore:
             raise Unavailable(f"{self._address.name}: {reason}. What to do: {_ADVICE}")
         for subject, index in seen.items():
             self._last[subject] = result["seq"] - (len(items) - 1 - index)
-
-
-def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
-    batch: list[_Item] = []
-    size = 0
-    for item in items:
-        if batch and (len(batch) == BATCH_MESSAGES or size + len(item.payload) > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += len(item.payload) + HEADERS_SIZE
-    if batch:
-        yield batch
 
 
 def _header(message: RawStreamMsg) -> Mapping[str, str]:

@@ -1,14 +1,12 @@
-"""The replay as the logger sees it: a listening socket that it keeps, and a child process that answers."""
+"""The replay as the logger sees it: a listening socket that it keeps, and a process that answers."""
 
-import json
 import socket
-import subprocess
-import sys
 
 from midstream import key
 from midstream.config import Config
 from midstream.errors import ConfigError, NetworkError
 from midstream.logger.channel import Message
+from midstream.logger.companion import Companion
 
 
 class ReplayProcess:
@@ -25,7 +23,6 @@ class ReplayProcess:
                 "set it to 0 (a NATS client reads the stream itself)"
             )
         key.read(config.key_path)
-        self._settings = settings
         try:
             self._listener = socket.create_server((address, port))
         except OSError as error:
@@ -33,35 +30,15 @@ class ReplayProcess:
                 f"cannot listen on {address} port {port} for the replay: {error.strerror}. What to do: "
                 "choose another logger.replay_port"
             ) from error
-        self._child = self._start()
+        descriptor = self._listener.fileno()
+        self._process = Companion(
+            "midstream.logger.replay", settings, arguments=(str(descriptor),), descriptors=(descriptor,)
+        )
 
     def keep(self) -> None:
-        """Start another child if this one has died."""
-        if self._child.poll() is not None:
-            self._end()
-            self._child = self._start()
+        """Start another process if this one has died."""
+        self._process.keep()
 
     def close(self) -> None:
         self._listener.close()
-        self._child.kill()
-        self._end()
-
-    def _start(self) -> "subprocess.Popen[str]":
-        descriptor = self._listener.fileno()
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "midstream.logger.replay", str(descriptor)],
-            pass_fds=[descriptor],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            process_group=0,  # a terminal's Ctrl-C is the logger's to answer
-            text=True,
-        )
-        assert child.stdin is not None
-        child.stdin.write(f"{json.dumps(self._settings)}\n")
-        child.stdin.flush()
-        return child
-
-    def _end(self) -> None:
-        assert self._child.stdin is not None
-        self._child.stdin.close()
-        self._child.wait()
+        self._process.close()

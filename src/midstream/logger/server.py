@@ -14,7 +14,8 @@ from typing import Self
 
 from midstream.config import Config
 from midstream.config import load as load_config
-from midstream.errors import MidstreamError, NetworkError
+from midstream.errors import ConfigError, MidstreamError, NetworkError
+from midstream.logger.companion import Companion
 from midstream.logger.holder import Child, Holder
 from midstream.logger.replay_process import ReplayProcess
 from midstream.logger.summary import LoggerSummary
@@ -41,9 +42,11 @@ class Logger:
         self._size = self._config.message_size(self._topology.size)
         self._holder: Holder | None = None
         self._replay: ReplayProcess | None = None
+        self._pruning: Companion | None = None
         self._summary = LoggerSummary()
 
     def __enter__(self) -> Self:
+        prunes = _prunes(self._config)
         _allow_many_sockets()
         settings = {
             "config": self._config.model_dump_json(),
@@ -55,6 +58,8 @@ class Logger:
             if self._config.logger.replay_port:
                 self._replay = ReplayProcess(self._config, str(self._topology.logger.ip), settings)
             holder.start()
+            if prunes:
+                self._pruning = Companion("midstream.logger.pruning", settings)
         except (MidstreamError, KeyboardInterrupt):
             holder.close()
             self.close()
@@ -94,6 +99,9 @@ class Logger:
         if self._replay is not None:
             self._replay.close()
             self._replay = None
+        if self._pruning is not None:
+            self._pruning.close()
+            self._pruning = None
 
     @property
     def summary(self) -> LoggerSummary:
@@ -103,6 +111,8 @@ class Logger:
     def _asked_to_stop(self, stop: Callable[[], bool] | None) -> bool:
         if self._replay is not None:
             self._replay.keep()
+        if self._pruning is not None:
+            self._pruning.keep()
         return stop is not None and stop()
 
     def _listen(self) -> socket.socket:
@@ -131,6 +141,19 @@ class Logger:
                 f"cannot listen on {address[0]} port {address[1]}: {error.strerror}. What to do: {advice}"
             ) from error
         return listener
+
+
+def _prunes(config: Config) -> bool:
+    """Does the logger remove what is too old or too much? ConfigError if it should, and cannot."""
+    logger = config.logger
+    wanted = bool(logger.keep_age or logger.keep_size)
+    if wanted and logger.database.startswith("nats://"):
+        name = "keep_age" if logger.keep_age else "keep_size"
+        raise ConfigError(
+            f"{config.path}: logger.{name}: only SQL databases are pruned; set it to 0 (what a JetStream "
+            "keeps is a setting of its own: `nats stream edit`)"
+        )
+    return wanted
 
 
 def _set_receive_buffer(listener: socket.socket) -> None:

@@ -1,6 +1,5 @@
 """SQL databases through SQLAlchemy Core: SQLite, PostgreSQL, and what speaks its protocol."""
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from types import TracebackType
@@ -16,18 +15,18 @@ from sqlalchemy import (
     event,
     func,
     insert,
-    make_url,
     select,
     update,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger import schema
 from midstream.logger.inserts import inserter
+from midstream.logger.opening import fault, open_with
 from midstream.logger.schema import connections, fragments, messages
 from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
 
@@ -37,11 +36,6 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
 CONNECT_TIMEOUT = 5  # seconds for a server
 LOOKUP = 500  # tokens in one query
-
-_EXPECTED = (
-    "Expected a SQLAlchemy URL such as sqlite:///midstream.db or postgresql+psycopg://user@host/name "
-    "([logger] database in config.toml)"
-)
 
 
 class SqlStore:
@@ -61,19 +55,7 @@ class SqlStore:
         self._batch_size = batch_size
         self._framing = framing
         self._layout = layout
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:  # the text is not repeated: it may hold a password
-            raise StoreError(f"[logger] database is not a URL. {_EXPECTED}") from error
-        self._name = parsed.render_as_string(hide_password=True)
-        try:
-            self._engine = _engine(parsed)
-        except NoSuchModuleError as error:
-            raise StoreError(f"{self._name}: no such kind of database. {_EXPECTED}") from error
-        except ModuleNotFoundError as error:
-            raise StoreError(
-                f"{self._name} needs a Python package that is not installed: pip install {error.name}"
-            ) from error
+        self._engine, self._name = open_with(url, _engine)
         self._insert_rows = inserter(messages, self._engine.dialect)
         # The inserters use the driver itself, whose errors SQLAlchemy does not see.
         self._errors: tuple[type[Exception], ...] = (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
@@ -179,36 +161,8 @@ class SqlStore:
 
     def _failed(self, error: Exception) -> StoreError | Unavailable:
         """What to raise: Unavailable for what may pass without a change of the configuration."""
-        error = error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error
-        cause = _first_line(error)
-        passing = False
-        if "locked" in cause:
-            passing, advice = True, "another program holds a transaction open in it: end it"
-        elif "not a database" in cause or "malformed" in cause:
-            advice = (
-                "the file is damaged or no SQLite database: move it away, or name another in [logger] "
-                "database. `sqlite3 FILE .recover` saves what can be read"
-            )
-        elif "unable to open" in cause or "readonly" in cause:
-            advice = "its folder must exist, and file and folder be writable for this user"
-        elif "full" in cause or "No space" in cause:
-            passing, advice = True, "make room on its disk"
-        else:
-            passing = _may_pass(error)
-            advice = "see that the database runs, is reached and lets this user write ([logger] database)"
-        return (Unavailable if passing else StoreError)(f"{self._name}: {cause}. What to do: {advice}")
-
-
-def _may_pass(error: Exception) -> bool:
-    """What a PostgreSQL driver says of a server that is gone, full or shutting down.
-
-    By SQLSTATE: classes 08 connection, 53 resources, 57 intervention. None is given when the connection
-    cannot be made; then a wrong name or password is told by the text only.
-    """
-    state = getattr(error, "sqlstate", "")
-    if state is None:
-        return not re.search("does not exist|authentication failed|pg_hba|resolve|translate", str(error))
-    return state[:2] in ("08", "53", "57")
+        found = fault(error)
+        return (Unavailable if found.passing else StoreError)(found.told_of(self._name))
 
 
 def _engine(url: URL) -> Engine:
@@ -266,7 +220,3 @@ def _chunks(tokens: Collection[str], size: int) -> Iterator[list[str]]:
     source = iter(tokens)
     while some := list(islice(source, size)):
         yield some
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")

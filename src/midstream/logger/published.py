@@ -1,0 +1,86 @@
+"""What the logger publishes in its stream: the messages for a batch, their subjects and headers.
+
+The docstring of `jetstream` names the subjects; `Nats-Msg-Id` is the token and the offset in the stream.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from midstream.framing import Framing
+from midstream.logger.store import Batch, ConnectionRow, Piece
+
+BATCH_MESSAGES = 1000  # the most that a server takes in a batch
+BATCH_BYTES = 8 << 20
+HEADERS_SIZE = 512  # bytes: more than the headers of a message have
+
+PLACE = "Midstream"  # header of a message: sequence, offset, received_ns; of a fragment: offset
+
+
+@dataclass(slots=True)
+class Item:
+    """A message for the stream."""
+
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How a logger of this framing and layout publishes in a stream of this name."""
+
+    stream: str
+    framing: Framing
+    layout: str | None  # Layout.describe()
+
+    def items(self, batch: Batch) -> Iterator[Item]:
+        """A batch of the logger's as messages, in the order in which they must be stored."""
+        for row in batch.opened:
+            row.id = 0
+            yield self._event(row, "open", {"framing": self.framing, "layout": self.layout})
+        for piece in batch.pieces:
+            yield from self._messages(piece)
+        for row, offset, data in batch.fragments:
+            yield self._fragment(row, offset, data)
+        for row in batch.closed:
+            if row.unfinished and row not in batch.completed:
+                yield self._fragment(row, row.size - len(row.unfinished), row.unfinished)
+            end = {"closed_ns": row.closed_ns, "bytes": row.size, "digest": row.digest}
+            end |= {"reset": row.reset, "reason": row.reason, "unfinished": len(row.unfinished)}
+            yield self._event(row, "closed", end)
+
+    def _messages(self, piece: Piece) -> Iterator[Item]:
+        subject = self.subject("data", piece.row)
+        token, offset = piece.row.token, piece.offset
+        for index, (payload, received) in enumerate(zip(piece.payloads, piece.received_ns, strict=True)):
+            place = f"{piece.sequence + index} {offset} {received}"
+            yield Item(subject, payload, {"Nats-Msg-Id": f"{token}:{offset}", PLACE: place})
+            offset += len(payload) + piece.frame
+
+    def _fragment(self, row: ConnectionRow, offset: int, data: bytes) -> Item:
+        headers = {"Nats-Msg-Id": f"{row.token}:{offset}:fragment", PLACE: str(offset)}
+        return Item(self.subject("fragments", row), data, headers)
+
+    def _event(self, row: ConnectionRow, state: str, more: dict[str, Any]) -> Item:
+        known = {"state": state, "token": row.token, "sensor": row.sensor, "port": row.port}
+        body = json.dumps(known | {"opened_ns": row.opened_ns} | more).encode()
+        return Item(self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}"})
+
+    def subject(self, kind: str, row: ConnectionRow) -> str:
+        return f"{self.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{row.token}"
+
+
+def batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """As many messages at a time as a server takes at once."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        if batch and (len(batch) == BATCH_MESSAGES or size + len(item.payload) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.payload) + HEADERS_SIZE
+    if batch:
+        yield batch
