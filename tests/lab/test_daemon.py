@@ -30,6 +30,7 @@ from midstream.sensor import SENT_DTYPE
 
 SIZE, RATE = 1024, 1000
 HOSTS = ("hardworker", "logger", "sensor")
+DISABLED, FORWARDING = 0, 3  # states of a bridge's port (linux/if_bridge.h)
 each_host = pytest.mark.parametrize(
     "name",
     ["hardworker", *(pytest.param(name, marks=pytest.mark.slow) for name in ("logger", "sensor"))],
@@ -243,10 +244,28 @@ def test_another_network_card(lab: Lab, flow: Flow, name: str) -> None:
     print(f"{name}: {old} → {new}, fresh messages after {time.monotonic() - changed:.2f} s")
 
 
+def test_the_loggers_host_falls_silent_and_comes_back(lab: Lab, flow: Flow) -> None:
+    """Its port of the switch passes nothing: no answer, and no ICMP that would tell why."""
+    flow.reconnects += 2
+    lab.call("switch", set_port, "logger", DISABLED)
+    try:
+        silent = time.monotonic()
+        wait_until(flow.is_taken_by_the_application, 3)
+        print(f"fresh messages {time.monotonic() - silent:.2f} s after the logger's host fell silent")
+        found = state(lab, "hardworker")
+        assert (found["mode"], "its daemon has not answered for" in found["mode_reason"]) == ("handler", True)
+    finally:
+        lab.call("switch", set_port, "logger", FORWARDING)
+    back = time.monotonic()
+    wait_until(lambda: not flow.is_taken_by_the_application(), 5)
+    print(f"the fast way again {time.monotonic() - back:.2f} s after the logger's host was back")
+    assert state(lab, "hardworker")["mode"] == "fast"
+
+
 def test_the_logger_is_killed_and_comes_back(lab: Lab, flow: Flow, tmp_path: Path) -> None:
     """Fresh messages within a second from the application's own sockets; then the fast way again. Nothing is
     lost; what the lost connection had not acknowledged may come twice."""
-    flow.reconnects = 2
+    flow.reconnects += 2
     flow.ends.logger.process.send_signal(signal.SIGKILL)
     flow.ends.logger.process.wait()
     killed = time.monotonic()
@@ -306,6 +325,13 @@ def set_mac_address(mac: str) -> None:
     with IPRoute() as netlink:
         (index,) = netlink.link_lookup(ifname="eth0")
         netlink.link("set", index=index, address=mac)
+
+
+def set_port(port: str, state: int) -> None:
+    """Of the bridge's ports, what one passes."""
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname=port)
+        netlink.brport("set", index=index, state=state)
 
 
 def const_text(lab: Lab, name: str) -> str:
