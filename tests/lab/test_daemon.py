@@ -30,7 +30,6 @@ from midstream.sensor import SENT_DTYPE
 
 SIZE, RATE = 1024, 1000
 HOSTS = ("hardworker", "logger", "sensor")
-DISABLED, FORWARDING = 0, 3  # states of a bridge's port (linux/if_bridge.h)
 each_host = pytest.mark.parametrize(
     "name",
     ["hardworker", *(pytest.param(name, marks=pytest.mark.slow) for name in ("logger", "sensor"))],
@@ -247,7 +246,7 @@ def test_another_network_card(lab: Lab, flow: Flow, name: str) -> None:
 def test_the_loggers_host_falls_silent_and_comes_back(lab: Lab, flow: Flow) -> None:
     """Its port of the switch passes nothing: no answer, and no ICMP that would tell why."""
     flow.reconnects += 2
-    lab.call("switch", set_port, "logger", DISABLED)
+    set_port(lab, "logger", "disabled")
     try:
         silent = time.monotonic()
         wait_until(flow.is_taken_by_the_application, 3)
@@ -255,7 +254,7 @@ def test_the_loggers_host_falls_silent_and_comes_back(lab: Lab, flow: Flow) -> N
         found = state(lab, "hardworker")
         assert (found["mode"], "its daemon has not answered for" in found["mode_reason"]) == ("handler", True)
     finally:
-        lab.call("switch", set_port, "logger", FORWARDING)
+        set_port(lab, "logger", "forwarding")
     back = time.monotonic()
     wait_until(lambda: not flow.is_taken_by_the_application(), 5)
     print(f"the fast way again {time.monotonic() - back:.2f} s after the logger's host was back")
@@ -327,11 +326,10 @@ def set_mac_address(mac: str) -> None:
         netlink.link("set", index=index, address=mac)
 
 
-def set_port(port: str, state: int) -> None:
-    """Of the bridge's ports, what one passes."""
-    with IPRoute() as netlink:
-        (index,) = netlink.link_lookup(ifname=port)
-        netlink.brport("set", index=index, state=state)
+def set_port(lab: Lab, port: str, state: str) -> None:
+    """Let a port of the switch pass everything, or nothing; its link stays up."""
+    command = ["bridge", "link", "set", "dev", port, "state", state]
+    lab.run("switch", command, check=True, env=os.environ | {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"})
 
 
 def const_text(lab: Lab, name: str) -> str:

@@ -81,7 +81,7 @@ def remove(ip: str) -> None:
     with IPRoute() as netlink:
         (index,) = netlink.link_lookup(ifname="eth0")
         netlink.neigh("del", dst=ip, ifindex=index)
-        netlink.route("del", dst=f"{ip}/32", oif=index)
+        netlink.route("del", dst=f"{ip}/32", oif=index, scope=253)
 
 
 def test_the_users_own_is_kept_and_ours_is_repaired_and_removed(lab: Lab, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_users_own_is_kept_and_ours_is_repaired_and_removed(lab: Lab, tmp_pa
 @pytest.mark.parametrize(
     ("pattern", "instead", "words"),
     [
-        (r'logger = "02.*', "", "[mac] logger: missing"),
+        (r'logger = "02.*', "", "const.toml: mac.logger: missing"),
         (r"10\.83\.0\.11", "10.83.0.99", "const.toml names no sensor 10.83.0.11"),
     ],
     ids=["a field", "this host"],

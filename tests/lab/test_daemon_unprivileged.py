@@ -39,7 +39,7 @@ def open_up(folder):
         place.mkdir() if entry.is_dir() else place.touch()
         mount(f"/proc/self/fd/{old}/{entry.name}", str(place), "", MS_BIND | MS_REC)
 
-rights, places, *command = sys.argv[1:]
+rights, places, os.environ["MIDSTREAM_CACHE"], *command = sys.argv[1:]
 for place in map(Path, places.split(":")):
     for folder in reversed(place.parents):
         if not folder.stat().st_mode & 1:
@@ -56,6 +56,7 @@ def unprivileged(lab: Lab, folder: Path, rights: tuple[str, ...], *arguments: st
     """`midstream ARGUMENTS…` on the hardworker, by nobody with these rights."""
     places = (Path(sys.prefix), Path(sys.base_prefix), Path(network.__file__), folder / "config.toml")
     launcher = [sys.executable, "-P", "-c", LAUNCHER, ",".join(rights), ":".join(map(str, places))]
+    launcher.append(str(folder / "cache"))
     return Program(lab, "hardworker", folder, arguments, launcher)
 
 
@@ -81,11 +82,6 @@ def folder(lab: Lab, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     Path("/sys/fs/bpf").chmod(mode & 0o7777)
     shutil.rmtree(pins)
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MIDSTREAM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ class Neighbours:
                     self._unset(netlink, interface, entry.ip)
             for destination in list(_routes(netlink, interface)):
                 with suppress(NetlinkError):
-                    netlink.route("del", dst=f"{destination}/32", oif=interface.index, proto=PROTOCOL)
+                    self._unroute(netlink, interface, destination)
         self._settled.clear()
         self._routed.clear()
 
@@ -84,6 +84,10 @@ class Neighbours:
         if mac := self.before.pop(ip, None):
             netlink.neigh("add", dst=str(ip), lladdr=mac, ifindex=interface.index, state="permanent")
 
+    def _unroute(self, netlink: IPRoute, interface: Interface, ip: IPv4Address) -> None:
+        # Without the scope the kernel looks for a route by way of a gateway, and finds none.
+        netlink.route("del", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL, scope=_LINK)
+
     def _ensure_routes(
         self, netlink: IPRoute, interface: Interface, wanted: Mapping[IPv4Address, str]
     ) -> list[str]:
@@ -91,7 +95,7 @@ class Neighbours:
         ours = set(_routes(netlink, interface))
         off_link = {ip for ip in wanted if ip not in interface.network}
         for ip in ours - off_link:
-            netlink.route("del", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL)
+            self._unroute(netlink, interface, ip)
         for ip in off_link - ours:
             try:
                 netlink.route("add", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL, scope=_LINK)
