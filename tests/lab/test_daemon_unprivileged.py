@@ -11,7 +11,7 @@ from tests.lab.triangle import PINS, Program
 
 from midstream import key, network
 from midstream.daemon import status
-from midstream.ebpf import loader
+from midstream.ebpf import attachment
 from midstream.lab import Lab, daemons, hosts
 
 LAB = {"sensors": 1, "bare": True}
@@ -85,13 +85,25 @@ def folder(lab: Lab, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_the_capability_that_is_missing_is_named(lab: Lab, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("rights", "settings", "words"),
+    [
+        (RIGHTS[:3], "", "lacks CAP_NET_RAW"),
+        (RIGHTS, "[hardworker]\nperiod = 0.01\n", "napi_defer_hard_irqs: cannot be set"),
+    ],
+    ids=["no pings", "a period"],
+)
+def test_what_is_not_permitted_is_named(
+    lab: Lab, folder: Path, rights: tuple[str, ...], settings: str, words: str
+) -> None:
     topology = hosts.topology(lab.hosts, tos=104, port=12345, mtu=1500, size=1024)
     network.write(folder / "state" / "const.toml", topology, "a test")
-    arguments = ("attach", "hardworker", "--config", folder / "config.toml")
-    ended = unprivileged(lab, folder, RIGHTS[:3], *arguments).result()
+    (folder / "state" / "const.toml").chmod(0o644)
+    config = folder / "config.toml"
+    config.write_text(config.read_text() + settings)
+    ended = unprivileged(lab, folder, rights, "attach", "hardworker", "--config", config).result()
     assert ended.code == 4
-    assert "lacks CAP_NET_RAW" in ended.err and "Traceback" not in ended.err
+    assert words in ended.err and "Traceback" not in ended.err
     assert list((PINS / "nobody").iterdir()) == []
 
 
@@ -111,7 +123,7 @@ def test_four_capabilities_are_enough(lab: Lab, folder: Path) -> None:
         assert all(int(told[name], 16) == BITS for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
         state = status.ask(folder / "run" / "daemon.sock")
         assert state and (state["state"], state["program"]) == ("working", "native")
-        assert lab.call("hardworker", loader.find, "hardworker", PINS / "nobody" / "hardworker")
+        assert lab.call("hardworker", attachment.find, "hardworker", PINS / "nobody" / "hardworker")
         const = folder / "state" / "const.toml"
         assert const.stat().st_uid == NOBODY and network.load(const).logger.mac == lab.host("logger").mac
         program.wait_for("mode=handler")
