@@ -243,10 +243,28 @@ def test_another_network_card(lab: Lab, flow: Flow, name: str) -> None:
     print(f"{name}: {old} → {new}, fresh messages after {time.monotonic() - changed:.2f} s")
 
 
+def test_the_loggers_host_falls_silent_and_comes_back(lab: Lab, flow: Flow) -> None:
+    """Its port of the switch passes nothing: no answer, and no ICMP that would tell why."""
+    flow.reconnects += 2
+    set_port(lab, "logger", "disabled")
+    try:
+        silent = time.monotonic()
+        wait_until(flow.is_taken_by_the_application, 3)
+        print(f"fresh messages {time.monotonic() - silent:.2f} s after the logger's host fell silent")
+        found = state(lab, "hardworker")
+        assert (found["mode"], "its daemon has not answered for" in found["mode_reason"]) == ("handler", True)
+    finally:
+        set_port(lab, "logger", "forwarding")
+    back = time.monotonic()
+    wait_until(lambda: not flow.is_taken_by_the_application(), 5)
+    print(f"the fast way again {time.monotonic() - back:.2f} s after the logger's host was back")
+    assert state(lab, "hardworker")["mode"] == "fast"
+
+
 def test_the_logger_is_killed_and_comes_back(lab: Lab, flow: Flow, tmp_path: Path) -> None:
     """Fresh messages within a second from the application's own sockets; then the fast way again. Nothing is
     lost; what the lost connection had not acknowledged may come twice."""
-    flow.reconnects = 2
+    flow.reconnects += 2
     flow.ends.logger.process.send_signal(signal.SIGKILL)
     flow.ends.logger.process.wait()
     killed = time.monotonic()
@@ -306,6 +324,12 @@ def set_mac_address(mac: str) -> None:
     with IPRoute() as netlink:
         (index,) = netlink.link_lookup(ifname="eth0")
         netlink.link("set", index=index, address=mac)
+
+
+def set_port(lab: Lab, port: str, state: str) -> None:
+    """Let a port of the switch pass everything, or nothing; its link stays up."""
+    command = ["bridge", "link", "set", "dev", port, "state", state]
+    lab.run("switch", command, check=True, env=os.environ | {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"})
 
 
 def const_text(lab: Lab, name: str) -> str:

@@ -18,7 +18,7 @@ from midstream.lab import Impairment, Lab, clear, impair
 LAB = {"sensors": 1}
 FOREIGN = "02:00:00:00:00:99"
 REQUEST, RELAYED, REPLY = "sensor → hardworker", "hardworker → logger", "logger → sensor"
-OF_THE_MACHINE = {"clock", "disk", "counters", "firewall"}  # not of the lab
+OF_THE_MACHINE = {"clock", "disk", "counters", "firewall", "daemon"}  # not of this lab
 
 
 def examine(lab: Lab, host: str, *arguments: str) -> dict[str, Any]:

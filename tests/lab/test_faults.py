@@ -17,7 +17,7 @@ from tests.lab.triangle import HARDWORKER, PATIENCE, PORT, TOS
 
 from midstream.hardworker import Hardworker
 from midstream.lab import Impairment, Lab, clear, impair
-from midstream.sensor import recover_promptly
+from midstream.sensor.tcp import recover_promptly
 
 FAULTS = "drop=0.01,duplicate=0.01,reorder=0.02,corrupt=0.005,seed=7"
 RATE, SLOW_RATE = 2000, 1000  # messages a second

@@ -33,7 +33,7 @@ from tests.lab.triangle import (
 
 from midstream import config as configuration
 from midstream import network
-from midstream.ebpf import handover, loader, pins
+from midstream.ebpf import attachment, handover, pins
 from midstream.errors import KernelError
 from midstream.hardworker import ring
 from midstream.lab import Lab
@@ -245,7 +245,7 @@ def test_nobody_receives_what_was_sent(
         ended = server.end(signal.SIGTERM)
     assert (ended.code, ended.err.count("\n")) == (0, 1)
     assert not Path(configuration.load(config).hardworker.socket).exists()
-    assert triangle.call("hardworker", loader.find, "hardworker", PINS / "hardworker")
+    assert triangle.call("hardworker", attachment.find, "hardworker", PINS / "hardworker")
 
 
 def test_a_killed_reader_and_its_successor(

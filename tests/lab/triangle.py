@@ -77,14 +77,21 @@ def _command(arguments: list[str]) -> Result:
 
 
 class Program:
-    """`midstream ARGUMENTS…` as a process of its own on a host."""
+    """`midstream ARGUMENTS…` as a process of its own on a host, started by `launcher`."""
 
-    def __init__(self, lab: Lab, host: str, folder: Path, arguments: Iterable[str | os.PathLike[str]]):
+    def __init__(
+        self,
+        lab: Lab,
+        host: str,
+        folder: Path,
+        arguments: Iterable[str | os.PathLike[str]],
+        launcher: Iterable[str] = (),
+    ):
         self._files = tuple(folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
         out, err = self._files
         with out.open("w") as stdout, err.open("w") as stderr:
             self.process = lab.popen(
-                host, [PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+                host, [*launcher, PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
             )
 
     def wait_for(self, text: str) -> None:

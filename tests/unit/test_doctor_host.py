@@ -1,5 +1,6 @@
 """The doctor's judgement of facts about one host: of each thing that may be wrong, exactly that finding."""
 
+import socket
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -10,8 +11,9 @@ from tests.unit import patients
 from tests.unit.patients import FOREIGN, HARDWORKER, LOGGER, SENSORS, only, well
 
 from midstream.config import Role
-from midstream.doctor import clock, interface, kernel, neighbours, program, service
+from midstream.doctor import clock, daemon, interface, kernel, neighbours, program, service
 from midstream.doctor.clock import Clock
+from midstream.doctor.daemon import Daemon
 from midstream.doctor.finding import Status
 from midstream.doctor.neighbours import Chain, Neighbour, Route
 from midstream.doctor.repair import Repair, SetMtu, SetNeighbour, SetUp, SwitchOff
@@ -416,3 +418,58 @@ def test_sockets_are_read_as_the_kernel_writes_them() -> None:
         "   1: 0300000A:3039 0B00000A:9C40 01 00000000:00000000 00:00000000 00000000     0\n"
     )
     assert service._listening(table) == {(IPv4Address("10.0.0.3"), 12345)}
+
+
+# daemon
+
+WORKING = {
+    "state": "working",
+    "reason": "",
+    "seconds": 100.0,
+    "mode": "fast",
+    "mode_reason": "",
+    "mode_seconds": 99.0,
+    "repaired": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "words"),
+    [
+        (Daemon(WORKING), "ok", "working, 3 repaired"),
+        (Daemon(None), "warning", "does not run"),
+        (Daemon(problem="/run/d.sock: this user may not ask"), "unknown", "may not ask"),
+        (Daemon(problem="/run/d.sock: the daemon does not answer", hangs=True), "fault", "does not answer"),
+        (
+            Daemon(WORKING | {"state": "exploring", "reason": "no logger has been heard"}),
+            "warning",
+            "exploring for 100 s: no logger has been heard",
+        ),
+        (Daemon(WORKING | {"state": "error", "reason": "the MTUs differ"}), "fault", "the MTUs differ"),
+        (
+            Daemon(WORKING | {"mode": "handler", "mode_reason": "192.0.2.3: no logger listens on the port"}),
+            "warning",
+            "itself for 99 s: 192.0.2.3: no logger listens on the port",
+        ),
+    ],
+)
+def test_what_the_daemon_says(facts: Daemon, status: Status, words: str) -> None:
+    found = daemon.check(facts, patients.subject("hardworker"))
+    assert (found.check, found.status) == ("daemon", status)
+    assert words in found.found
+    assert status == "ok" or found.fix
+
+
+def test_a_daemon_is_asked_at_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "daemon.sock"
+    host = patients.subject("logger", daemon={"socket": str(path)})
+    assert daemon.read(host) == Daemon()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert daemon.read(host) == Daemon(), "it was killed, and left its socket"
+        monkeypatch.setattr("os.access", lambda *_: False)
+        assert "this user may not ask" in daemon.read(host).problem
+        monkeypatch.undo()
+        monkeypatch.setattr("midstream.daemon.status._PATIENCE", 0.05)
+        listener.listen()
+        assert daemon.read(host).hangs

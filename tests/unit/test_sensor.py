@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midstream import sensor as sensor_module
 from midstream.errors import ConfigError, FramingError, NetworkError
 from midstream.network import Host, Topology, write
-from midstream.sensor import SENT_DTYPE, Sensor, file_messages, numbered_messages
+from midstream.sensor import SENT_DTYPE, Sensor, file_messages, numbered_messages, tcp
 
 SIZE = 32
 TOS = 104
@@ -265,7 +264,7 @@ def test_a_peer_that_closes_is_noticed(config: Path, listener: socket.socket) ->
 def test_a_peer_that_reads_nothing_makes_the_close_unclean(
     config: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensor_module, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(tcp, "CLOSE_TIMEOUT", 0.2)
     with Sensor(config) as sensor:
         connection, _ = listener.accept()
         with connection:
@@ -277,7 +276,7 @@ def test_a_peer_that_reads_nothing_makes_the_close_unclean(
 def test_a_peer_that_takes_nothing_cannot_prevent_the_stop(
     tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensor_module, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(tcp, "CLOSE_TIMEOUT", 0.2)
     with Sensor(write_files(tmp_path, listener.getsockname()[1], "length")) as sensor:
         connection, _ = listener.accept()
         with connection, pytest.raises(NetworkError, match="takes no data"):

@@ -24,7 +24,7 @@ from midstream.cli.options import (
 )
 from midstream.config import Role
 from midstream.daemon import status as daemon_status
-from midstream.ebpf import deferral, handover, loader
+from midstream.ebpf import attachment, deferral, handover, loader
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import ConfigError, KernelError
@@ -133,7 +133,7 @@ def _programs(config: configuration.Config) -> dict[str, dict[str, Any]]:
         folder = default_folder(role, config)
         if not folder.exists():
             continue
-        found = loader.find(role, folder)
+        found = attachment.find(role, folder)
         result[role] = {
             "attached": found is not None,
             "interface": found.interface if found else None,

@@ -12,8 +12,8 @@ from midstream.daemon.failover import Mode
 from midstream.daemon.interface import Interface
 from midstream.daemon.neighbours import Neighbours
 from midstream.daemon.resets import send_resets
-from midstream.ebpf import control, loader, pins
-from midstream.ebpf.loader import Attachment
+from midstream.ebpf import attachment, control, loader, pins
+from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.records import MODE_FAST, MODE_HANDLER
 from midstream.errors import ConfigError
 from midstream.network import Topology
@@ -60,7 +60,7 @@ class ThisHost:
     def attachment_holds(self) -> bool:
         """Is the program still where it was attached?"""
         return not self.has_program or (
-            self.attachment is not None and loader.find(self._role, self.folder) is not None
+            self.attachment is not None and attachment.find(self._role, self.folder) is not None
         )
 
     def repair(self, topology: Topology, interface: Interface) -> list[str]:

@@ -28,11 +28,12 @@ class Neighbours:
 
     before: dict[IPv4Address, str] = field(default_factory=dict)  # permanent entries of the user's we changed
     _settled: set[IPv4Address] = field(default_factory=set)
+    _routed: set[IPv4Address] = field(default_factory=set)
 
     def ensure(self, interface: Interface, wanted: Mapping[IPv4Address, str]) -> list[str]:
         """Set what is missing or wrong, remove ours that are no longer wanted; what was repaired, in words.
 
-        An entry that is set for the first time is no repair.
+        What is set for the first time is no repair.
         """
         repaired = []
         with IPRoute() as netlink:
@@ -62,8 +63,9 @@ class Neighbours:
                     self._unset(netlink, interface, entry.ip)
             for destination in list(_routes(netlink, interface)):
                 with suppress(NetlinkError):
-                    netlink.route("del", dst=f"{destination}/32", oif=interface.index, proto=PROTOCOL)
+                    self._unroute(netlink, interface, destination)
         self._settled.clear()
+        self._routed.clear()
 
     def _set(self, netlink: IPRoute, interface: Interface, ip: IPv4Address, mac: str) -> None:
         netlink.neigh(
@@ -82,20 +84,30 @@ class Neighbours:
         if mac := self.before.pop(ip, None):
             netlink.neigh("add", dst=str(ip), lladdr=mac, ifindex=interface.index, state="permanent")
 
+    def _unroute(self, netlink: IPRoute, interface: Interface, ip: IPv4Address) -> None:
+        # Without the scope the kernel looks for a route by way of a gateway, and finds none.
+        netlink.route("del", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL, scope=_LINK)
+
     def _ensure_routes(
         self, netlink: IPRoute, interface: Interface, wanted: Mapping[IPv4Address, str]
     ) -> list[str]:
+        repaired = []
         ours = set(_routes(netlink, interface))
         off_link = {ip for ip in wanted if ip not in interface.network}
         for ip in ours - off_link:
-            netlink.route("del", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL)
+            self._unroute(netlink, interface, ip)
         for ip in off_link - ours:
             try:
                 netlink.route("add", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL, scope=_LINK)
             except NetlinkError as error:
                 if error.code != errno.EEXIST:  # else the user's own, which says the same
                     raise
-        return []
+            else:
+                if ip in self._routed:
+                    repaired.append(f"route {ip}: missing, set again")
+                self._routed.add(ip)
+        self._routed &= off_link
+        return repaired
 
 
 @dataclass(frozen=True)

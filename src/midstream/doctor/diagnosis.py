@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from midstream.doctor import clock, interface, kernel, legs, neighbours, program, reach
+from midstream.doctor import clock, daemon, interface, kernel, legs, neighbours, program, reach
 from midstream.doctor.finding import Finding, unknown
 from midstream.doctor.subject import Subject
 from midstream.errors import KernelError, NetworkError
@@ -30,6 +30,7 @@ def _examine(subject: Subject, probe: bool) -> Iterator[Finding]:
     if link:
         yield from neighbours.check(neighbours.read(subject), subject)
     yield from program.check(program.read(subject), link, subject)
+    yield daemon.check(daemon.read(subject), subject)
     yield clock.check(clock.read())
     if subject.role == "logger":
         # Imported here: SQLAlchemy loads slowly, and no other host needs it.

@@ -7,7 +7,7 @@ from pathlib import Path
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.interface import Interface
 from midstream.doctor.subject import Subject
-from midstream.ebpf import loader, pins
+from midstream.ebpf import attachment, loader, pins
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import CompileError, KernelError
 
@@ -52,7 +52,7 @@ def read(subject: Subject) -> Program:
     try:
         if not folder.exists() or not any(folder.iterdir()):
             return Program(folder)
-        attached = loader.find(role, folder)
+        attached = attachment.find(role, folder)
         marks = pins.read_marks(folder)
         current = marks is not None and marks.stamp == pins.stamp(role, subject.config, subject.topology)
         counters = {}

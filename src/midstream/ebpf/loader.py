@@ -1,53 +1,31 @@
-"""Load a host's program, pin it, attach it, find it again, and take it all away.
+"""Load a host's program, pin it, attach it, and take it all away.
 
 The order is the point: maps are made, sized and filled, then pinned, then the self-test runs, and only
-then does the interface get the program, in one step. What fails on the way leaves nothing behind. XDP
-programs hang on a pinned link, so they outlive this process, and removing the pin detaches them. The
-logger's tc filters have no link on every kernel we support; they are found by their handle.
+then does the interface get the program, in one step. What fails on the way leaves nothing behind. What
+is attached outlives this process (attachment.py finds it again); removing the pin of an XDP program's link
+detaches it.
 """
 
 import errno
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
 from midstream import network
 from midstream.config import Config, Role
-from midstream.ebpf import compiler, deferral, libbpf, pins, records, selftest
+from midstream.ebpf import attachment, compiler, deferral, libbpf, pins, records, selftest
+from midstream.ebpf.attachment import Attachment, Mode
 from midstream.errors import KernelError
 from midstream.network import Topology
 
-Mode = Literal["native", "generic", "tc"]
-
-# One filter of ours on each side of an interface. The handle only has to be ours alone: 0x6d73 is "ms". The
-# priority is the highest, so that no filter of the user's ends the classification before ours is asked; ours
-# leaves every decision to those behind it.
-_TC_HANDLE, _TC_PRIORITY = 0x6D73, 1
-_TC_POINTS = {"midstream_logger_ingress": libbpf.TC_INGRESS, "midstream_logger_egress": libbpf.TC_EGRESS}
-
 _CLSACT_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress (linux/pkt_sched.h)
 _SENSORS = 64  # the maps have room for so many, or a multiple
-_XDP_ATTACHED_SKB = "xdpgeneric"  # as pyroute2 names it
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """A program at work. reused: it was attached already, from the same files."""
-
-    role: Role
-    interface: str
-    mode: Mode
-    pins: Path
-    reused: bool = False
 
 
 def attach(
@@ -78,15 +56,15 @@ def attach(
             pins.verify(folder, layout=pins.layout(role, config, topology))
         else:
             pins.verify(folder, stamp=expected)
-        attached, marks = find(role, folder), pins.read_marks(folder)
+        attached, marks = attachment.find(role, folder), pins.read_marks(folder)
         if attached and marks and marks.stamp == expected:
             return attached
-        if not attached and is_elsewhere(folder):
+        if not attached and attachment.is_elsewhere(folder):
             raise KernelError(
                 f"{folder}: this program is attached in another network namespace; work there, "
                 "or name another folder in config.toml: network.pins"
             )
-        if replace and (attached or _link_info(folder)):
+        if replace and (attached or attachment.link_info(folder)):
             _check_interface(role, interface, topology)
             with libbpf.Object(compiler.compile_program(role, topology)) as program:
                 _prepare(role, program, config, topology)
@@ -123,35 +101,11 @@ def detach(role: Role, folder: Path) -> bool:
     if role == "hardworker":
         deferral.undo(folder)
     if role == "logger":
-        for ifindex, point in _tc_filters(folder):
-            libbpf.tc_detach(ifindex, point, _TC_HANDLE, _TC_PRIORITY)
+        for ifindex, point in attachment.tc_filters(folder):
+            libbpf.tc_detach(ifindex, point, attachment.TC_HANDLE, attachment.TC_PRIORITY)
             _remove_empty_clsact(ifindex)
     shutil.rmtree(folder)
     return True
-
-
-def find(role: Role, folder: Path) -> Attachment | None:
-    """The attachment that a folder's pins belong to, or None if nothing is attached."""
-    if role == "logger":
-        found = list(_tc_filters(folder))
-        if len(found) < len(_TC_POINTS):
-            return None
-        return Attachment(role, socket.if_indextoname(found[0][0]), "tc", folder, reused=True)
-    if link := _link_info(folder):
-        for interface in _interfaces():
-            number, mode = _xdp(interface)
-            if number == link.program_id:
-                return Attachment(role, interface, mode, folder, reused=True)
-    return None
-
-
-def is_elsewhere(folder: Path) -> bool:
-    """Does the link pinned in folder tie its program to an interface that is not in this network namespace?
-
-    Ask only after `find` found nothing.
-    """
-    link = _link_info(folder)
-    return link is not None and link.ifindex != 0
 
 
 def attach_pass(interface: str, topology: Topology) -> None:
@@ -220,10 +174,10 @@ def _load_and_attach(
 
     ifindex = socket.if_nametoindex(interface)
     if role == "logger":
-        for name, point in _TC_POINTS.items():
+        for name, point in attachment.TC_POINTS.items():
             # One of ours may be there, of an attachment whose pins are gone.
             fd = program.program_fd(name)
-            libbpf.tc_attach(ifindex, point, fd, _TC_HANDLE, _TC_PRIORITY, replace=True)
+            libbpf.tc_attach(ifindex, point, fd, attachment.TC_HANDLE, attachment.TC_PRIORITY, replace=True)
         return "tc"
     if role == "hardworker" and self_test:
         identifier = selftest.identifier()
@@ -258,9 +212,11 @@ def _replace(role: Role, interface: str, program: libbpf.Object, folder: Path, t
         if role == "hardworker":
             _move_strangers(program, folder, topology)
         if role == "logger":
-            for name, point in _TC_POINTS.items():
+            for name, point in attachment.TC_POINTS.items():
                 fd = program.program_fd(name)
-                libbpf.tc_attach(ifindex, point, fd, _TC_HANDLE, _TC_PRIORITY, replace=True)
+                libbpf.tc_attach(
+                    ifindex, point, fd, attachment.TC_HANDLE, attachment.TC_PRIORITY, replace=True
+                )
         else:
             mode = _update_link(ifindex, program.program_fd(f"midstream_{role}"), folder)
         for name in program.program_names():
@@ -275,7 +231,7 @@ def _update_link(ifindex: int, program_fd: int, folder: Path) -> Mode:
     try:
         if libbpf.link_info(link).ifindex:
             libbpf.link_update(link, program_fd)
-            return _xdp(socket.if_indextoname(ifindex))[1]
+            return attachment.xdp(socket.if_indextoname(ifindex))[1]
     finally:
         os.close(link)
     link, mode = _link(ifindex, program_fd)
@@ -326,43 +282,6 @@ def _link(ifindex: int, program_fd: int) -> tuple[int, Mode]:
     return libbpf.link_create(program_fd, ifindex, libbpf.XDP_FLAGS_SKB_MODE), "generic"
 
 
-def _link_info(folder: Path) -> libbpf.LinkInfo | None:
-    try:
-        fd = libbpf.get(folder / "link")
-    except KernelError:
-        return None
-    try:
-        return libbpf.link_info(fd)
-    finally:
-        os.close(fd)
-
-
-def _xdp(interface: str) -> tuple[int, Mode]:
-    """The number of the XDP program on an interface, 0 if there is none, and its mode."""
-    with IPRoute() as netlink:
-        for link in netlink.get_links(ifname=interface):
-            xdp = link.get_attr("IFLA_XDP")
-            mode: Mode = "generic" if xdp.get_attr("IFLA_XDP_ATTACHED") == _XDP_ATTACHED_SKB else "native"
-            return int(xdp.get_attr("IFLA_XDP_PROG_ID") or 0), mode
-    return 0, "native"
-
-
-def _tc_filters(folder: Path) -> Iterator[tuple[int, int]]:
-    """Interface number and side of each filter that runs a program pinned in folder."""
-    for name, point in _TC_POINTS.items():
-        try:
-            fd = libbpf.get(folder / name)
-        except KernelError:
-            continue
-        try:
-            number = libbpf.program_id(fd)
-        finally:
-            os.close(fd)
-        for ifindex, _ in socket.if_nameindex():
-            if libbpf.tc_query(ifindex, point, _TC_HANDLE, _TC_PRIORITY) == number:
-                yield ifindex, point
-
-
 def _remove_empty_clsact(ifindex: int) -> None:
     """Remove the queueing discipline that our filters hung on, unless somebody else's filter does too."""
     with IPRoute() as netlink:
@@ -383,10 +302,14 @@ def _check_interface(role: Role, interface: str, topology: Topology) -> None:
     """Raise KernelError if the interface is not the one that const.toml describes: a program compiled for
     other addresses would see no packet, and one for a smaller MTU would drop every full one."""
     with IPRoute() as netlink:
-        found = next(iter(netlink.get_links(ifname=interface)), None) if interface in _interfaces() else None
+        found = (
+            next(iter(netlink.get_links(ifname=interface)), None)
+            if interface in attachment.interfaces()
+            else None
+        )
     if found is None:
         raise KernelError(
-            f"{interface}: no such interface; there are {', '.join(_interfaces())}. "
+            f"{interface}: no such interface; there are {', '.join(attachment.interfaces())}. "
             "Correct config.toml: network.interface"
         )
     mac, mtu = found.get("address"), found.get("mtu")
@@ -401,7 +324,3 @@ def _check_interface(role: Role, interface: str, topology: Topology) -> None:
             f"{interface}: its MTU is {mtu}, more than const.toml [data] mtu = {topology.mtu}; "
             "make them equal, else full packets would be dropped"
         )
-
-
-def _interfaces() -> list[str]:
-    return [name for _, name in socket.if_nameindex()]

@@ -36,10 +36,10 @@ def program(topology: Topology, identifier: int) -> libbpf.Object:
 
 
 def run(interface: str, peer: IPv4Address, identifier: int) -> None:
-    """Ping peer until a reflected ping is answered. Raises KernelError if none is."""
+    """Ping peer until a reflected ping is answered. Raises KernelError if none is, or none may be sent."""
     alive = False
     deadline = time.monotonic() + _PATIENCE
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
+    with _icmp() as icmp:
         icmp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         while time.monotonic() < deadline:
             for sequence in (_ORDINARY, _PINGED):
@@ -66,6 +66,17 @@ def run(interface: str, peer: IPv4Address, identifier: int) -> None:
 def identifier() -> int:
     """An identifier for this process's pings."""
     return os.getpid() & 0xFFFF
+
+
+def _icmp() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    except PermissionError as error:
+        raise KernelError(
+            "the self-test may not send its pings: this process lacks CAP_NET_RAW; run as root or with that "
+            "capability, or attach without the test: `midstream attach --no-self-test`",
+            errno=error.errno or 0,
+        ) from error
 
 
 def _echo_request(identifier: int, sequence: int) -> bytes:

@@ -6,7 +6,7 @@ from midstream import config as configuration
 from midstream import network
 from midstream.config import Role
 from midstream.ebpf import loader
-from midstream.ebpf.loader import Attachment
+from midstream.ebpf.attachment import Attachment
 from midstream.lab.hosts import INTERFACE
 from midstream.lab.lab import Lab
 

@@ -17,6 +17,7 @@ import termios
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 
 from midstream.errors import FramingError
@@ -71,6 +72,7 @@ class Peer:
 
     def woken(self, events: int) -> None:
         """epoll has reported something: note when. The newest mark is replaced if there are too many."""
+        self._acknowledge()
         if events & (select.EPOLLERR | select.EPOLLHUP):
             error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # told only once
             if error == errno.EPIPE:  # a reset behind the FIN: the stream is complete
@@ -185,6 +187,13 @@ class Peer:
         except OSError as error:  # only when all bytes have been read
             self._fault = self._fault or error.strerror or str(error)
             return b""
+
+    def _acknowledge(self) -> None:
+        """Let the kernel acknowledge what it holds back, as it would for who reads: while bytes stay in the
+        kernel it waits for a time-out, 40 ms and more, for which a sensor with a small window would wait too.
+        """
+        with suppress(OSError):  # the connection is broken, which another call will tell
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _full(self) -> bool:
         """Does what waits in the kernel take so much of its memory that the window may be closed?

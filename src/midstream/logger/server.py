@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,9 @@ from midstream.network import load as load_topology
 
 BACKLOG = 4096  # connections that wait to be accepted
 RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
+DELAYED_ACK = 8000  # microseconds for which a single segment may wait; a kernel of 250 Hz admits no less
 
+_TCP_DELACK_MAX_US = 46  # linux/tcp.h, since 6.15
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
@@ -126,6 +129,8 @@ class Logger:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
             _set_receive_buffer(listener)
+            with suppress(OSError):  # an older kernel, or one with a coarser clock
+                listener.setsockopt(socket.IPPROTO_TCP, _TCP_DELACK_MAX_US, DELAYED_ACK)
             listener.bind(address)
             listener.listen(BACKLOG)
             listener.setblocking(False)

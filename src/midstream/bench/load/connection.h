@@ -116,7 +116,7 @@ static void begin(struct connection *c)
 	option(c->socket, IPPROTO_TCP, TCP_RTO_MAX_MS, rto_max);
 	option(c->socket, IPPROTO_TCP, TCP_RTO_MIN_US, rto_min);
 	getsockopt(c->socket, IPPROTO_TCP, TCP_CONGESTION, algorithm, &length);
-	if (!strncmp(algorithm, "bbr", 3)) /* as in sensor.py: recover_promptly */
+	if (!strncmp(algorithm, "bbr", 3)) /* as in sensor/tcp.py: recover_promptly */
 		setsockopt(c->socket, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
 	if (c->source.sin_addr.s_addr && bind(c->socket, (struct sockaddr *)&c->source, sizeof(c->source)))
 		fail("source address", strerror(errno));

@@ -17,10 +17,10 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from midstream import sensor
 from midstream.bench.load.schedule import EVENT, Plan
 from midstream.ebpf import compiler
 from midstream.errors import LabError, NetworkError
+from midstream.sensor import tcp
 
 SOURCE = Path(__file__).with_name("load.c")
 
@@ -121,8 +121,8 @@ class Load:
                 os.fspath(program),
                 os.fspath(listed),
                 os.fspath(counts),
-                str(sensor.RTO_MAX),
-                str(sensor.RTO_MIN),
+                str(tcp.RTO_MAX),
+                str(tcp.RTO_MIN),
                 self._flags,
             ]
             self._process = self._launch(

@@ -1,51 +1,30 @@
-"""The sensor: an ordinary TCP client that sends messages at a fixed rate.
+"""One connection to the hardworker: messages at their turns, and another connection if it is lost."""
 
-Any TCP client that marks its packets can be a sensor. This one keeps its rate without drift, can write down
-what it sent, and ends its connection so that it knows whether everything was taken.
-"""
-
-import fcntl
 import hashlib
 import select
 import socket
-import struct
-import sys
-import termios
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from types import TracebackType
-from typing import BinaryIO, NoReturn, Self
-
-import numpy as np
+from typing import NoReturn, Self
 
 from midstream.config import Config
 from midstream.config import load as load_config
 from midstream.errors import ConfigError, FramingError, NetworkError
-from midstream.framing import Framing, decoder, encode
+from midstream.framing import encode
 from midstream.network import load as load_topology
-
-SENT_DTYPE = np.dtype([("sequence", "<u8"), ("time", "<u8"), ("digest", "V16")])
-"""A message in a sensor's record: index from 0, when it was sent (ns since 1970), BLAKE2b-16 of its bytes."""
+from midstream.sensor import tcp
+from midstream.sensor.record import Record
 
 CONNECT_TIMEOUT = 10.0  # seconds
-CLOSE_TIMEOUT = 10.0  # seconds the peer has to take the rest and to close its side
 POLL = 0.1  # seconds between two looks at `stop` while waiting
-CHUNK = 65536  # bytes read at a time
-
-_TCP_RTO_MAX_MS, _TCP_RTO_MIN_US = 44, 45  # linux/tcp.h, since 6.15
-RTO_MAX = 1000  # milliseconds, the smallest that the kernel admits
-RTO_MIN = 10_000  # microseconds, instead of 200 ms: many times a local network's round trip
 
 _TRY, _PAUSE = 0.5, 0.02  # seconds: one attempt to connect anew, and before the next
 _FORGET = 64  # messages after which TCP is asked what it has had acknowledged
-
-_HEADER = struct.Struct("<QQ")  # sequence and time at the start of a numbered message
-_RECORD = struct.Struct("<QQ16s")  # SENT_DTYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +69,7 @@ class Sensor:
         self._peer = f"the {target} at {host.ip} port {self._topology.port}"
         self._source_port = source_port
         self._record_path = record
-        self._record: _Record | None = None
+        self._record: Record | None = None
         self._socket: socket.socket | None = None
         self._name = ("", 0)
         self._messages = 0
@@ -109,7 +88,7 @@ class Sensor:
     def __enter__(self) -> Self:
         self._socket = self._connect()
         try:
-            self._record = _Record(self._record_path) if self._record_path is not None else None
+            self._record = Record(self._record_path) if self._record_path is not None else None
         except ConfigError:
             self.close()
             raise
@@ -172,7 +151,7 @@ class Sensor:
             with sock:
                 try:
                     sock.shutdown(socket.SHUT_WR)
-                    self._clean = _closed_by_peer(sock)
+                    self._clean = tcp.closed_by_peer(sock)
                 except OSError:
                     self._clean = False
         if self._record is not None:
@@ -204,7 +183,7 @@ class Sensor:
             # Before connect: the SYN must bear the mark, or the hardworker does not see the connection open.
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            recover_promptly(sock)
+            tcp.recover_promptly(sock)
             if self._source_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(("", self._source_port))
@@ -240,7 +219,7 @@ class Sensor:
         self._partial = len(payload)
 
     def _transmit(self, data: bytes, stop: Callable[[], bool]) -> None:
-        """Hand all of `data` to TCP; asked to stop, wait CLOSE_TIMEOUT for room: half a message is no use."""
+        """Hand all of `data` to TCP; asked to stop, wait (bounded) for room: half a message is no use."""
         if self._socket is None:
             raise NetworkError(
                 f"the connection to {self._peer} is not open: use the sensor in a `with` block"
@@ -275,11 +254,11 @@ class Sensor:
                 view = view[sent:]
                 self._sent += sent
             except BlockingIOError:
-                _ready(sock, select.POLLOUT, POLL)
+                tcp.ready(sock, select.POLLOUT, POLL)
                 if stop():
-                    give_up = give_up or time.monotonic() + CLOSE_TIMEOUT
+                    give_up = give_up or time.monotonic() + tcp.CLOSE_TIMEOUT
                     if time.monotonic() > give_up:
-                        self._lost(f"it takes no data since {CLOSE_TIMEOUT:g} s")
+                        self._lost(f"it takes no data since {tcp.CLOSE_TIMEOUT:g} s")
         return give_up
 
     def _remember(self, data: bytes) -> None:
@@ -288,7 +267,7 @@ class Sensor:
             return
         self._unacknowledged.append((self._sent, data))
         if len(self._unacknowledged) % _FORGET == 0:
-            self._forget(_unacknowledged(self._socket))
+            self._forget(tcp.unacknowledged(self._socket))
 
     def _forget(self, unacknowledged: int) -> None:
         while self._unacknowledged and self._unacknowledged[0][0] <= self._sent - unacknowledged:
@@ -304,8 +283,8 @@ class Sensor:
         if error is None:  # it has ended its side in order: let it take all that it was sent
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
-                _await_acknowledgement(sock)
-        self._forget(_unacknowledged(sock))
+                tcp.await_acknowledgement(sock)
+        self._forget(tcp.unacknowledged(sock))
         sock.close()
         again = [data for _, data in self._unacknowledged]
         self._unacknowledged.clear()
@@ -317,7 +296,7 @@ class Sensor:
                 break
             except NetworkError:
                 if stop():  # there may be messages that must come again
-                    deadline = min(deadline, time.monotonic() + CLOSE_TIMEOUT)
+                    deadline = min(deadline, time.monotonic() + tcp.CLOSE_TIMEOUT)
                     stop = _never
                 if time.monotonic() > deadline:
                     self._lost(f"{reason}, and no other was to be had for {patience:g} s", error)
@@ -329,7 +308,7 @@ class Sensor:
     def _discard_replies(self, sock: socket.socket) -> bool:
         """Empty the receive buffer (unread bytes would make our close a reset); has the peer left?"""
         try:
-            while sock.recv(CHUNK):
+            while sock.recv(tcp.CHUNK):
                 pass
         except BlockingIOError:
             return False
@@ -345,94 +324,6 @@ class Sensor:
         ) from error
 
 
-def numbered_messages(size: int, count: int | None, seed: int = 0) -> Iterator[bytes]:
-    """`count` messages (None: no end) of `size` bytes: number from 0, time (both u64 little-endian), filler.
-
-    The time is time.time_ns() when the message is taken, right before it is sent; a seed repeats the filler.
-    ConfigError if `size` has no room for number and time.
-    """
-    if size < _HEADER.size:
-        raise ConfigError(
-            f"[data] size = {size}: a numbered message needs {_HEADER.size} for its number and time"
-        )
-    return _numbered(size, count, Random(seed))
-
-
-def file_messages(stream: BinaryIO, kind: Framing, size: int, *, max_size: int = 1 << 20) -> Iterator[bytes]:
-    """The messages in a file: pieces of `size` bytes (the last may be shorter), lines or length frames.
-
-    FramingError for a line or frame longer than `max_size` bytes, or a last frame that is not whole.
-    """
-    messages = decoder(kind, size=size, max_size=max_size)
-    read = getattr(stream, "read1", stream.read)  # read1: what a pipe already holds, without waiting for more
-    while data := read(CHUNK):
-        yield from messages.feed(data)
-    if messages.error is not None:
-        raise messages.error
-    if not messages.pending:
-        return
-    if kind == "length":
-        raise FramingError(
-            f"the input ends {messages.pending} bytes into a length frame: is it complete and length-framed?"
-        )
-    yield messages.unfinished
-
-
-def recover_promptly(sock: socket.socket) -> None:
-    """Let TCP come back soon after a loss, and after an application was paused and its ring full.
-
-    A sensor with one segment in flight has a congestion window of one segment after a loss. If its
-    retransmission is lost too, nothing follows that could show it, and all waits for the time-out. And that
-    doubles each time (RFC 6298, section 5.5), so after a pause TCP may wait for as long again. Bound both,
-    where the kernel can; it asks for no privileges. BBR takes the drops of a full ring for a policer, and
-    keeps for a while the rate that it saw then: leave it for Reno, which every kernel has.
-    """
-    if sys.platform != "linux":
-        return
-    for option, value in ((_TCP_RTO_MAX_MS, RTO_MAX), (_TCP_RTO_MIN_US, RTO_MIN)):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"bbr":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-
-
-class _Record:
-    """The file of SENT_DTYPE records."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = path
-        try:
-            self._file = Path(path).open("wb")  # noqa: SIM115  open as long as the record is
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def write(self, sequence: int, time_ns: int, payload: bytes) -> None:
-        digest = hashlib.blake2b(payload, digest_size=16).digest()
-        try:
-            self._file.write(_RECORD.pack(sequence, time_ns, digest))
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: OSError) -> ConfigError:
-        return ConfigError(
-            f"cannot write the record {self._path}: {error.strerror}. Name a file in a writable folder"
-        )
-
-
-def _numbered(size: int, count: int | None, random: Random) -> Iterator[bytes]:
-    sequence = 0
-    while count is None or sequence < count:
-        filler = random.randbytes(size - _HEADER.size)
-        yield _HEADER.pack(sequence, time.time_ns()) + filler
-        sequence += 1
-
-
 def _never() -> bool:
     return False
 
@@ -444,32 +335,3 @@ def _sleep_until(deadline: int, stop: Callable[[], bool]) -> bool:
         if stop():
             return False
     return True
-
-
-def _ready(sock: socket.socket, event: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(sock, event)
-    return bool(poll.poll(max(0.0, seconds) * 1000))
-
-
-def _closed_by_peer(sock: socket.socket) -> bool:
-    """Wait for the peer's FIN; True if it comes in time and the peer had acknowledged every byte by then."""
-    deadline = time.monotonic() + CLOSE_TIMEOUT
-    while _ready(sock, select.POLLIN, deadline - time.monotonic()):
-        if not sock.recv(CHUNK):
-            return _unacknowledged(sock) == 0
-    return False
-
-
-def _unacknowledged(sock: socket.socket) -> int:
-    """Bytes handed to TCP, its FIN among them, that the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
-    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0)))[0])
-
-
-def _await_acknowledgement(sock: socket.socket) -> None:
-    """Wait (bounded) until the peer has taken everything, or the connection is broken."""
-    deadline = time.monotonic() + CLOSE_TIMEOUT
-    while _unacknowledged(sock) and time.monotonic() < deadline:
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            return
-        time.sleep(_PAUSE / 10)
