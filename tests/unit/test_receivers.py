@@ -14,6 +14,7 @@ from midstream.bench.receiver import Job
 from midstream.bench.receivers import RECEIVERS
 from midstream.bench.receivers.application import Application, Stream, summarize
 from midstream.bench.receivers.python import Batches
+from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream as Ordered
 from midstream.hardworker.streams import Streams
@@ -78,7 +79,7 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
             data = message(number, sequence, 0, SIZE)
             ring.put(Segment(number, 0, 1, sequence * SIZE, 5, 0, data))
         reader.look()
-        batches.deliver(reader.regular(SIZE, streams))
+        batches.deliver(reader.regular(SIZE, streams).view(batch_dtype(SIZE, batches.payload)))
         reader.commit(streams)
         return application.errors - before
 

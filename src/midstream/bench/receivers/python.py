@@ -11,7 +11,6 @@ import numpy as np
 from midstream import Hardworker
 from midstream.bench.load.message import HEADER, find_connection
 from midstream.bench.receivers.application import LATENCIES, Application, Stream, is_right
-from midstream.ebpf.records import RECORD
 
 _CONNECTIONS = 1 << 16  # numbers of connections, counted since the program was attached
 
@@ -21,30 +20,32 @@ class Batches:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        # A row of a batch, its payload taken apart.
-        head = [*RECORD.descr, ("sequence", "<u8"), ("sent", "<i8")]
-        self._row = np.dtype([*head, ("filler", "V", application.size - HEADER)])
+        self.payload = np.dtype(
+            [("sequence", "<u8"), ("sent", "<i8"), ("filler", "V", application.size - HEADER)]
+        )
         self._next = np.zeros(_CONNECTIONS, "<u8")  # by connection: the sequence number that it goes on with
-        self._one = np.uint64(1)
+        # NumPy calculates with arrays of no dimension at once; a Python number it has to look at first.
+        self._one, self._now = np.array(1, "<u8"), np.array(0, "<i8")
         self._number: dict[int, int] = {}
         self._latencies = np.frombuffer(application.latencies, np.int64)
 
     def deliver(self, batch: np.ndarray) -> None:
-        """Messages of any connections, those of each in order."""
+        """Messages of any connections, those of each in order, with `payload` as their payload."""
         app, count = self._app, len(batch)
-        rows = batch.view(self._row)
-        connection, sequence = rows["connection"], rows["sequence"]
-        expected = self._next.take(connection)
-        if np.count_nonzero(expected != sequence):
-            app.errors += self._compare_one_by_one(connection, sequence)
-        else:  # each connection is there once
+        payload = batch["payload"]
+        connection, sequence = batch["connection"].astype(np.intp), payload["sequence"]
+        expected = self._next[connection]
+        if expected.tobytes() == sequence.tobytes():  # each connection is there once
             expected += self._one
-            self._next.put(connection, expected)
+            self._next[connection] = expected
+        else:
+            app.errors += self._compare_one_by_one(connection, sequence)
         app.messages += count
         app.bytes += count * app.size
         if app.measuring:
             place = app.window % (LATENCIES - count)
-            np.subtract(app.now, rows["sent"], out=self._latencies[place : place + count])
+            self._now[()] = app.now
+            np.subtract(self._now, payload["sent"], self._latencies[place : place + count])
             app.window += count
         else:
             verifying = (row for row in batch if app.is_verifying(int(row["offset"]) // app.size))
@@ -66,12 +67,11 @@ class Batches:
 
 
 def batches(hardworker: Hardworker, application: Application) -> None:
-    """Wait, take all, until stopped."""
-    deliver = Batches(application).deliver
-    while not hardworker.stopped:
-        hardworker.wait()
+    """Once a turn, all that has arrived."""
+    callback = Batches(application)
+    deliver = callback.deliver
+    for batch in hardworker.batches(callback.payload):
         application.wakeups += 1
-        batch = hardworker.read()
         if len(batch):
             application.now = time.time_ns()
             deliver(batch)
