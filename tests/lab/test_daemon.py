@@ -21,6 +21,7 @@ from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, sta
 from midstream import network
 from midstream.daemon import discovery
 from midstream.daemon.announcement import Announcement
+from midstream.daemon.failover import GRACE
 from midstream.daemon.seal import Key
 from midstream.hardworker.recording import recorded_dtype
 from midstream.hardworker.standin import FIRST
@@ -246,6 +247,8 @@ def test_another_network_card(lab: Lab, flow: Flow, name: str) -> None:
 def test_the_loggers_host_falls_silent_and_comes_back(lab: Lab, flow: Flow) -> None:
     """Its port of the switch passes nothing: no answer, and no ICMP that would tell why."""
     flow.reconnects += 2
+    # A daemon that has just started takes a logger for up that it has not asked yet.
+    wait_until(lambda: state(lab, "hardworker")["seconds"] > GRACE, GRACE + 1)
     set_port(lab, "logger", "disabled")
     try:
         silent = time.monotonic()
@@ -354,7 +357,9 @@ def impostor(key: bytes) -> None:
             IPv4Address(SENSOR), Key(key), heard=lambda _: None, rejected=lambda _: None
         )
         await own.start(said)
-        await asyncio.sleep(1.5)
+        for _ in range(10):  # multicast may be lost
+            await asyncio.sleep(0.3)
+            await own.announce(said)
         await own.close(said)
 
     asyncio.run(announce())
