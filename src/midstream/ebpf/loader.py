@@ -19,7 +19,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import network
 from midstream.config import Config, Role
-from midstream.ebpf import attachment, compiler, deferral, libbpf, pins, records, selftest
+from midstream.ebpf import attachment, compiler, deferral, libbpf, pins, quickack, records, selftest
 from midstream.ebpf.attachment import Attachment, Mode
 from midstream.errors import KernelError
 from midstream.network import Topology
@@ -69,7 +69,7 @@ def attach(
             with libbpf.Object(compiler.compile_program(role, topology)) as program:
                 _prepare(role, program, config, topology)
                 mode = _replace(role, interface, program, folder, topology)
-            _defer(role, interface, config, folder)
+            _tune(role, interface, config, topology, folder)
             return Attachment(role, interface, mode, folder)
         detach(role, folder)  # an attach that was killed half-way
     _check_interface(role, interface, topology)
@@ -79,7 +79,7 @@ def attach(
         with libbpf.Object(compiler.compile_program(role, topology)) as program:
             _prepare(role, program, config, topology)
             mode = _load_and_attach(role, interface, program, folder, topology, self_test)
-        _defer(role, interface, config, folder)
+        _tune(role, interface, config, topology, folder)
     except BaseException:
         detach(role, folder)
         raise
@@ -101,6 +101,7 @@ def detach(role: Role, folder: Path) -> bool:
     if role == "hardworker":
         deferral.undo(folder)
     if role == "logger":
+        quickack.remove()
         for ifindex, point in attachment.tc_filters(folder):
             libbpf.tc_detach(ifindex, point, attachment.TC_HANDLE, attachment.TC_PRIORITY)
             _remove_empty_clsact(ifindex)
@@ -258,8 +259,12 @@ def _move_strangers(program: libbpf.Object, folder: Path, topology: Topology) ->
         libbpf.update(counters, old_key, bytes(width))
 
 
-def _defer(role: Role, interface: str, config: Config, folder: Path) -> None:
-    """Match the hardworker's interface to the application's period, if it has one."""
+def _tune(role: Role, interface: str, config: Config, topology: Topology, folder: Path) -> None:
+    """Match the hardworker's interface to the application's period, if it has one; let the logger's kernel
+    acknowledge at once."""
+    if role == "logger":
+        quickack.remove()  # those of sensors that are no more
+        quickack.add(interface, (host.ip for host in topology.sensors))
     if role == "hardworker" and config.hardworker.period and config.hardworker.defer:
         deferral.apply(interface, config.hardworker.period, folder)
 
