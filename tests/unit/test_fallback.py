@@ -42,6 +42,8 @@ class EmptyRing:
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return np.empty(0)
 
+    def turn(self, streams: Streams) -> None: ...
+
     def next(self) -> Segment | None:
         return None
 

@@ -12,6 +12,7 @@
 
 /* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
 #define BLOCK 64u
+#define STRIDE 4 /* blocks */
 #define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
 
 /* The payload into the record, and its sum. The last block is cleared first, so that the sum can be
@@ -45,7 +46,9 @@ static __always_inline bool copy(struct xdp_md *ctx, const struct packet *p, str
 	return true;
 }
 
-/* The same of a payload whose length is known when this is compiled: nothing is left to be decided. */
+/* The same of a payload whose length is known when this is compiled: nothing is left to be decided, and the
+ * sum takes little more than two instructions a word.
+ */
 static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
 					 const __u32 length, __u64 *sum)
 {
@@ -53,8 +56,13 @@ static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet
 		__builtin_memset(record->payload + (length & ~(BLOCK - 1)), 0, BLOCK);
 	if (bpf_xdp_load_bytes(ctx, p->payload_offset, record->payload, length))
 		return false;
-	for (__u32 block = 0; settings.check && block < length; block += BLOCK)
+	if (!settings.check)
+		return true;
+#pragma clang loop unroll_count(STRIDE)
+	for (__u32 block = 0; block < length; block += BLOCK) {
 		*sum += sum_of_words(record->payload + block, BLOCK / 4);
+		barrier_var(*sum); /* else the compiler adds in an order for which it has too few registers */
+	}
 	return true;
 }
 

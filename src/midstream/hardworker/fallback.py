@@ -20,6 +20,8 @@ from midstream.hardworker.standin import FIRST, StandIn
 from midstream.hardworker.streams import Streams
 from midstream.network import Topology
 
+_ALWAYS = np.ones(1, "<u4")
+
 
 class RingOrStack:
     """control: the descriptor of the map in which the daemon tells. KernelError if it cannot be mapped.
@@ -33,6 +35,7 @@ class RingOrStack:
         self._both: select.epoll | None = None
         self._told = _map(control)
         ring.heed(self._told)
+        self.turn = ring.turn
         if self._told[0]:
             self._follow()
 
@@ -46,9 +49,6 @@ class RingOrStack:
 
     def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
         self._ring.pace(dtype, size, period, follow, stop)
-
-    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
-        return None if self._stand_in else self._ring.turn(streams)
 
     def next(self) -> Segment | None:
         segment = self._ring.next()
@@ -91,6 +91,7 @@ class RingOrStack:
                     NetworkError
                 ):  # the port is taken, which the daemon's status shows; tried again
                     self._stand_in = StandIn(self._topology)
+                    self._ring.heed(_ALWAYS)
                     self._both = select.epoll()
                     for fd in (self._ring.fileno(), self._stand_in.fileno()):
                         self._both.register(fd, select.EPOLLIN)
@@ -104,6 +105,7 @@ class RingOrStack:
     def _let_go(self) -> None:
         if self._stand_in:
             self._stand_in.close()
+            self._ring.heed(self._told)
         if self._both:
             self._both.close()
         self._stand_in = self._both = None

@@ -113,7 +113,7 @@ class SocketHandler:
         """Nothing to prepare, for there are no turns."""
         del dtype, size, period, follow, stop
 
-    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
+    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
         """None: a socket is read step by step."""
         del streams
         return None

@@ -180,15 +180,16 @@ class Hardworker:
         if self._turns:
             follow = deferral.follow(self._period) if self._follow else 0.0
             source.pace(dtype, self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
+        turn = source.turn if self._turns else None
         while not self._stopped:
             if self._source is not source:
                 self._opened_source()
-            turn = source.turn(streams) if self._turns and self._rest is None else None
-            if turn is None:
+            found = turn(streams) if turn and self._rest is None else None
+            if found is None:
                 self.wait()
                 yield self.read().view(dtype)
                 continue
-            batch, has_more = turn
+            batch, has_more = found
             self._committed = False
             if messages := len(batch):
                 count(messages, messages * self._size)

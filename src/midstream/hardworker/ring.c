@@ -66,8 +66,9 @@ struct reader {
 	uint64_t period;      /* nanoseconds */
 	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
 	uint64_t stop;	      /* the descriptor that ends a sleep */
-	uint64_t run;	      /* where in `data` the records lie that the last turn found */
 	uint64_t size;	      /* bytes a message */
+	uint64_t run;	      /* where in `data` the records begin that the last turn found */
+	uint64_t next;	      /* where they end; behind the mask if they go over it */
 	uint64_t most;	      /* rows of a table for which the journal has room */
 	uint64_t spilled;     /* 1: parts of messages are kept elsewhere */
 };
@@ -214,17 +215,20 @@ static int is_plain(const struct reader *reader)
 	return 1;
 }
 
+#define MORE 1
+#define MOVED 2
 #define INTERRUPTED (-1)
 #define NOT_PLAIN (-2)
 
-/* A whole turn of a reader with a period: commit, sleep, and midstream_regular on what has arrived then. Returns
- * twice as many as that found, plus one if there is more to be read: other records, or what `told` says.
- * INTERRUPTED: a signal came. NOT_PLAIN: nothing was done, since a commit takes more. If the reader is to stop
- * nothing is found.
+/* A whole turn of a reader with a period: commit, sleep, and midstream_regular on what has arrived then. Returns four
+ * times as many as that found, plus MOVED if they do not follow those of the turn before, plus MORE if there is more
+ * to be read: other records, or what `told` says. INTERRUPTED: a signal came. NOT_PLAIN: nothing was done, since a
+ * commit takes more. If the reader is to stop nothing is found.
  */
-int64_t midstream_turn(struct reader *reader)
+int32_t midstream_turn(struct reader *reader)
 {
-	uint64_t found;
+	uint64_t begun, start;
+	int32_t answer = 0;
 	int ended;
 
 	if (!is_plain(reader))
@@ -235,9 +239,16 @@ int64_t midstream_turn(struct reader *reader)
 	if (ended)
 		return ended < 0 ? INTERRUPTED : 0;
 	if (*reader->told)
-		return 1;
-	reader->run = reader->position & reader->mask;
+		return MORE;
 	reader->end = LOOK;
-	found = midstream_regular(reader, reader->size);
-	return 2 * found + (reader->position != reader->end);
+	begun = reader->position;
+	start = begun & reader->mask;
+	answer = 4 * midstream_regular(reader, reader->size);
+	if (answer) {
+		if (start != reader->next)
+			answer |= MOVED;
+		reader->run = start;
+		reader->next = start + (reader->position - begun);
+	}
+	return answer | (reader->position != reader->end ? MORE : 0);
 }

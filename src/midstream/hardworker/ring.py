@@ -48,13 +48,14 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _PERIOD,
     _FOLLOW,
     _STOP,
-    _RUN,
     _SIZE,
+    _RUN,
+    _NEXT,
     _MOST,
     _SPILLED,
     _WORDS,
-) = range(21)
-_INTERRUPTED = -1  # from midstream_turn
+) = range(22)
+_MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from midstream_turn
 
 
 class Ring:
@@ -90,6 +91,7 @@ class Ring:
         self._library = _library()
         self._regular = self._library.midstream_regular
         self._turn = self._library.midstream_turn
+        self._edition = -1  # of the streams' table that ring.c knows
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
         self._snapshot = journal.load()
@@ -142,25 +144,29 @@ class Ring:
 
     def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
         """What `turn` gives, and how it waits; see Source."""
-        state = self._state
-        state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = size, period, follow, stop
         self._dtype = dtype
         self._stride = _HEADER + dtype.itemsize + -size % _BLOCK
         self._views: dict[int, np.ndarray] = {}
-
-    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
-        """One call of ring.c, and a slice of a view that was made before; see Source."""
         state = self._state
-        state[_TABLE], state[_COUNT] = streams.address, streams.count
-        while (found := self._turn(self._argument)) == _INTERRUPTED:
-            pass  # Python runs the handler of the signal here
-        if found < 0:
-            return None
-        first, phase = divmod(state[_RUN], self._stride)
-        view = self._views.get(phase)
-        if view is None:
-            view = self._view(phase)
-        return view[first : first + (found >> 1)], found & 1 != 0
+        state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = size, period, follow, stop
+        state[_NEXT] = 0
+        self._run, self._first = self._view(0), 0
+
+    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
+        """One call of ring.c, and a slice of a view that was made before; see Source."""
+        if streams.edition != self._edition:
+            self._share(streams)
+        while (answer := self._turn(self._argument)) < 0:
+            if answer != _INTERRUPTED:
+                return None
+            # Python runs the handler of the signal here
+        if answer & _MOVED:
+            self._first, phase = divmod(self._state[_RUN], self._stride)
+            view = self._views.get(phase)
+            self._run = self._view(phase) if view is None else view
+        first = self._first
+        self._first = last = first + (answer >> 2)
+        return self._run[first:last], answer & _MORE
 
     def _view(self, phase: int) -> np.ndarray:
         """Both copies of the data as messages, each a record, of which the first begins at `phase`.
@@ -185,7 +191,7 @@ class Ring:
         stride = _HEADER + dtype.itemsize + -size % _BLOCK
         state = self._state
         position = state[_POSITION]
-        state[_TABLE], state[_COUNT] = streams.address, streams.count
+        self._share(streams)
         count = self._regular(self._reader, size)
         if not count:
             return np.empty(0, dtype)
@@ -204,6 +210,11 @@ class Ring:
         self._library.midstream_skip(self._reader)
         data = bytes(self._bytes[payload : payload + length])
         return Segment(connection, sensor, port, offset, time, flags, data)
+
+    def _share(self, streams: Streams) -> None:
+        """Tell ring.c where the table of the open connections is, and how many rows it has."""
+        self._edition = streams.edition
+        self._state[_TABLE], self._state[_COUNT] = streams.address, streams.count
 
     def restore(self) -> Snapshot | None:
         """What an earlier reader committed."""
@@ -228,7 +239,7 @@ class Ring:
                 self._spill.keep(state[_POSITION], piece)
             streams.keep()
         pending = streams.pending()
-        state[_TABLE], state[_COUNT] = streams.address, streams.count
+        self._share(streams)
         self._library.midstream_commit(self._reader, pending, len(pending))
         self._spill.forget(streams)
         state[_SPILLED] = self._spill.in_use
@@ -265,7 +276,7 @@ def _library() -> ctypes.CDLL:
     reader, number = ctypes.c_void_p, ctypes.c_uint32
     library.midstream_regular.argtypes = [reader, number]
     library.midstream_regular.restype = ctypes.c_uint64
-    library.midstream_turn.restype = ctypes.c_int64
+    library.midstream_turn.restype = ctypes.c_int32
     library.midstream_next.argtypes = [reader]
     library.midstream_skip.argtypes = [reader]
     library.midstream_skip.restype = None

@@ -47,7 +47,7 @@ class Source(Protocol):
         """
         ...
 
-    def turn(self, streams: Streams) -> tuple[np.ndarray, bool] | None:
+    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
         """Commit, wait until the period is over, look, and give what `regular` would; and whether `next` may
         have more, which needs another look. None, and nothing done, if that takes more than one step."""
         ...

@@ -144,6 +144,7 @@ class Streams:
         self.table = np.zeros(64, OPEN_STREAM)
         self.address = self.table.ctypes.data  # asked for at every read, and slow to get
         self.count = 0
+        self.edition = 0  # another one has another address or count
 
     @classmethod
     def restore(
@@ -215,6 +216,7 @@ class Streams:
         self.table[row + 1 : self.count + 1] = self.table[row : self.count].copy()
         self._streams[connection] = stream
         self.count += 1
+        self.edition += 1
         self.table[row]["connection"] = connection
         self.checkin(connection, stream)
 
@@ -249,6 +251,7 @@ class Streams:
         row = self._row(connection)
         self.table[row : self.count - 1] = self.table[row + 1 : self.count].copy()
         self.count -= 1
+        self.edition += 1
 
     def _row(self, connection: int) -> int:
         return int(np.searchsorted(self.table["connection"][: self.count], connection))

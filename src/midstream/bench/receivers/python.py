@@ -13,6 +13,7 @@ from midstream.bench.load.message import HEADER, find_connection
 from midstream.bench.receivers.application import LATENCIES, Application, Stream, is_right
 
 _CONNECTIONS = 1 << 16  # numbers of connections, counted since the program was attached
+_USUAL = 128  # messages a batch has fewer
 
 
 class Batches:
@@ -21,23 +22,27 @@ class Batches:
     def __init__(self, application: Application) -> None:
         self._app = application
         self.payload = np.dtype(
-            [("sequence", "<u8"), ("sent", "<i8"), ("filler", "V", application.size - HEADER)]
+            [("sequence", "<i8"), ("sent", "<i8"), ("filler", "V", application.size - HEADER)]
         )
-        self._next = np.zeros(_CONNECTIONS, "<u8")  # by connection: the sequence number that it goes on with
+        self._next = np.zeros(_CONNECTIONS, "<i8")  # by connection: the sequence number that it goes on with
         # NumPy calculates with arrays of no dimension at once; a Python number it has to look at first.
-        self._one, self._now = np.array(1, "<u8"), np.array(0, "<i8")
+        self._one, self._now = np.array(1), np.array(0)
+        self._places = [np.empty(count, np.intp) for count in range(_USUAL)]
         self._number: dict[int, int] = {}
         self._latencies = np.frombuffer(application.latencies, np.int64)
 
     def deliver(self, batch: np.ndarray) -> None:
         """Messages of any connections, those of each in order, with `payload` as their payload."""
-        app, count = self._app, len(batch)
+        app, count, following = self._app, len(batch), self._next
         payload = batch["payload"]
-        connection, sequence = batch["connection"].astype(np.intp), payload["sequence"]
-        expected = self._next[connection]
+        sequence = payload["sequence"]
+        # Into an array that is there: less work than to make one.
+        connection = self._places[count] if count < _USUAL else np.empty(count, np.intp)
+        connection[...] = batch["connection"]
+        expected = following[connection]
         if expected.tobytes() == sequence.tobytes():  # each connection is there once
-            expected += self._one
-            self._next[connection] = expected
+            np.add(expected, self._one, expected)
+            following[connection] = expected
         else:
             app.errors += self._compare_one_by_one(connection, sequence)
         app.messages += count
