@@ -100,6 +100,6 @@ def test_percentiles_and_histogram() -> None:
 def test_names_are_unique_and_every_form_does_the_whole_job() -> None:
     names = [one.name for one in RECEIVERS]
     assert len(set(names)) == len(names)
-    for name in ("c-epoll", "c-tuned", "c-busy", "python", "asyncio", "uvloop"):
+    for name in ("c-epoll", "c-tuned", "c-tuned-20ms", "c-busy", "python", "asyncio", "uvloop"):
         jobs = {one.job for one in RECEIVERS if one.name.rpartition("-")[0] == name}
         assert jobs == {Job.RECEIVE, Job.RELAY}

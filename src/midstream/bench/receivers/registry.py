@@ -12,10 +12,16 @@ from midstream.ebpf import compiler, deferral
 
 HERE = Path(__file__).parent
 PERIOD = 0.01
-"""Seconds, of every receiver that looks instead of being woken."""
+"""Seconds, of every receiver that looks instead of being woken and does not say otherwise."""
+LONG_PERIOD = 0.02
+"""Seconds, of the receivers that show what is saved by looking half as often."""
 
 _TOS = "104"
 _BUSY_POLL = 50  # microseconds
+
+
+def _matched(period: float) -> Arrangement:
+    return Arrangement(deferral=deferral.matched(period))
 
 
 def _executable(name: str) -> str:
@@ -64,18 +70,23 @@ def _without_uvloop() -> str:
 
 
 def _handlers() -> Iterator[Receiver]:
-    matched = Arrangement(deferral=deferral.matched(PERIOD))
     # The card's timer is to come only if the program does not poll the card itself, once a period.
     polled = Arrangement(deferral=deferral.Deferral(1000, round(2 * PERIOD * 1e9)))
-    period = str(round(PERIOD * 1e6))
     kind = Family.HANDLER
     for job in (Job.RECEIVE, Job.RELAY):
         yield Receiver(f"c-epoll-{job}", "C, epoll", kind, job, "C", _in_c("epoll", job))
-        for name, title, arrangement, busy in (
-            ("c-tuned", "C, looks once a period, interrupts deferred", matched, "0"),
-            ("c-busy", "C, polls the card once a period", polled, str(_BUSY_POLL)),
+        for name, title, arrangement, period, busy in (
+            ("c-tuned", "C, looks once a period, interrupts deferred", _matched(PERIOD), PERIOD, 0),
+            (
+                "c-tuned-20ms",
+                "C, looks every 20 ms, interrupts deferred",
+                _matched(LONG_PERIOD),
+                LONG_PERIOD,
+                0,
+            ),
+            ("c-busy", "C, polls the card once a period", polled, PERIOD, _BUSY_POLL),
         ):
-            command = _in_c("polling", job, period, busy)
+            command = _in_c("polling", job, str(round(period * 1e6)), str(busy))
             yield Receiver(f"{name}-{job}", title, kind, job, "C", command, attach=arrangement)
         for name, title, module in (
             ("python", "Python, blocking sockets", "threads"),
@@ -93,6 +104,7 @@ def _midstream() -> Iterator[Receiver]:
         ("epoll", "woken by epoll", {"period": 0.0}),
         ("period", "looks once a period", {"period": PERIOD, "defer": False}),
         ("deferred", "looks once a period, interrupts deferred", {"period": PERIOD, "defer": True}),
+        ("deferred-20ms", "looks every 20 ms, interrupts deferred", {"period": LONG_PERIOD, "defer": True}),
     ):
         for name, language, command in (
             ("c", "C", _consumer),
@@ -113,10 +125,9 @@ def _midstream() -> Iterator[Receiver]:
 
 
 def _floors() -> Iterator[Receiver]:
-    matched = deferral.matched(PERIOD)
     for name, title, wanted in (
         ("floor", "XDP_TX and nothing else", None),
-        ("floor-deferred", "XDP_TX and nothing else, interrupts deferred", matched),
+        ("floor-deferred", "XDP_TX and nothing else, interrupts deferred", deferral.matched(PERIOD)),
     ):
         yield Receiver(
             name, title, Family.FLOOR, Job.FORWARD, "eBPF", None, attach=Arrangement("floor", wanted)
