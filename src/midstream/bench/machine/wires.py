@@ -80,7 +80,7 @@ def command(namespace: str, argv: Sequence[str | os.PathLike[str]]) -> list[str]
         namespace,
         str(os.getpid()),
         "",
-        *map(os.fspath, argv),
+        *(os.fspath(one) for one in argv),
     ]
 
 
