@@ -25,7 +25,6 @@ from midstream.ebpf import compiler
 from midstream.errors import LabError
 from midstream.lab.hosts import SUBNET, LabHost
 
-SLOWEST = 64  # times slower than this machine's clock (slow.c)
 NANOSECONDS = 2
 """An instruction takes so long by the guest's clock."""
 
@@ -41,7 +40,9 @@ _CARD = (
 
 
 class VirtualHardworker:
-    """Calls the functions of guest.py inside the machine."""
+    """Calls the functions of guest.py inside the machine. `gone`: it does not answer any more."""
+
+    gone = False
 
     def __init__(self, wire: socket.socket, shared: np.ndarray) -> None:
         self._wire = wire
@@ -51,7 +52,12 @@ class VirtualHardworker:
 
     def call(self, function: str, *arguments: Any) -> Any:
         """The function's result. Raises LabError with the guest's words."""
-        self._wire.sendall(json.dumps({"call": function, "arguments": arguments}).encode() + b"\n")
+        request = json.dumps({"call": function, "arguments": arguments}).encode() + b"\n"
+        try:
+            if not self.gone:
+                self._wire.sendall(request)
+        except OSError:
+            self.gone = True
         return self._take()
 
     @property
@@ -61,7 +67,7 @@ class VirtualHardworker:
 
     @property
     def slow(self) -> int:
-        """How many times slower than this machine's clock the guest's runs, 1 to SLOWEST.
+        """How many times slower than this machine's clock the guest's runs: 1 to 64 (slow.c).
 
         A change is heeded within 50 ms, and the guest's clock does not jump.
         """
@@ -73,12 +79,12 @@ class VirtualHardworker:
 
     def _take(self) -> Any:
         try:
-            line = self._answers.readline()
-        except TimeoutError:
-            self._wire.shutdown(socket.SHUT_RDWR)  # a late answer must not be taken for another's
-            raise LabError(f"the virtual hardworker does not answer within {_ANSWER:g} s") from None
+            line = b"" if self.gone else self._answers.readline()
+        except OSError:
+            line = b""  # a late answer must not be taken for another's
         if not line:
-            raise LabError("the virtual hardworker is gone")
+            self.gone = True
+            raise LabError(f"the virtual hardworker is gone, or has not answered for {_ANSWER:g} s")
         answer = json.loads(line)
         if "error" in answer:
             raise LabError(f"the virtual hardworker: {answer['error']}")

@@ -1,7 +1,8 @@
 """Instructions a message of whole receivers, counted in a virtual hardworker.
 
-One boot serves all receivers of a scenario. What the guest does without any receiver and load, in a window as
-long, is its background, which is subtracted. For the rest see bench/receiver.py.
+One boot serves all receivers of a scenario, unless one takes the machine down. What the guest does without any
+receiver and load, in a window as long, is its background, which is subtracted. For the rest see
+bench/receiver.py.
 """
 
 import signal
@@ -49,6 +50,17 @@ def measure(
     seconds: of a window, by the guest's clock. cache: where the kernel is kept. slow: how many times slower
     than this machine's clock to try first, by receiver; otherwise what its family usually needs.
     """
+    left = list(receivers)
+    while left:
+        with _scene(scenario, seconds, cache) as scene:
+            while left and not scene.is_over:
+                receiver = left.pop(0)
+                yield scene.count(receiver, slow.get(receiver.name) or _usual(receiver, scenario))
+
+
+@contextmanager
+def _scene(scenario: Scenario, seconds: float, cache: Path) -> Iterator[Scene]:
+    """The machine and its hosts, up and settled, while the context lasts."""
     with ExitStack() as undo:
         folder = Path(undo.enter_context(TemporaryDirectory(prefix="midstream-vm-")))
         built = undo.enter_context(wires.wired(scenario.sensors, MTU))
@@ -58,9 +70,7 @@ def measure(
             compiler.compile_program(name, topology)  # here, where it is quick; the guest finds it
         undo.enter_context(_return_path(folder, topology))
         guest = undo.enter_context(booted(built, cache))
-        scene = Scene(guest, built, topology, scenario, folder, seconds)
-        for receiver in receivers:
-            yield scene.count(receiver, slow.get(receiver.name) or _usual(receiver, scenario))
+        yield Scene(guest, built, topology, scenario, folder, seconds)
 
 
 def _usual(receiver: Receiver, scenario: Scenario) -> int:

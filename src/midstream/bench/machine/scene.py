@@ -17,7 +17,8 @@ from midstream.bench.load import Connection, Load, Sink
 from midstream.bench.machine import wires
 from midstream.bench.machine.counted import BUSY, KEPT_UP, Counted
 from midstream.bench.machine.hardworker import NANOSECONDS, VirtualHardworker
-from midstream.bench.receiver import Job, Receiver, Setting
+from midstream.bench.machine.verdict import TOO_MUCH, Seen, behind, judge
+from midstream.bench.receiver import Receiver, Setting
 from midstream.bench.receivers.arrangement import Arrangement
 from midstream.bench.scenario import Scenario
 from midstream.bench.traffic import MiddlewareTraffic, Program, TcpTraffic, Traffic, wait_for
@@ -31,9 +32,8 @@ from midstream.network import Topology
 PINS = "/sys/fs/bpf/midstream-vm"
 OFF = deferral.Deferral(0, 0)
 SLOWEST = 32
-"""So many times slower a receiver is tried at most."""
+"""So many times slower than this machine's clock a receiver is tried at most."""
 
-_TOLERANCE = 0.03  # of the messages due in the window
 _VERIFY = 0.2  # seconds of the guest's, as all here: of load before and after, its bytes verified
 _SETTLE = 0.5  # of load then, before the window
 _REST = 6.0  # what a boot leaves to be done later has been done then
@@ -77,13 +77,18 @@ class Scene:
         # The smallest of some: part of the kernel's own work comes once in many seconds.
         self._background = min(self._window(1, None)["instructions"] for _ in range(3))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the guest is gone."""
+        return self._guest.gone
+
     def count(self, receiver: Receiver, slow: int) -> Counted:
         """One receiver's window, `slow` times slower than this machine's clock, or more where it needs it."""
         while True:
             counted = Counted(receiver.name, slow=slow)
             try:
                 counted = self._run(receiver, slow)
-                if counted.kept_up or counted.busy >= BUSY:
+                if counted.kept_up:
                     break
             except _FellBehindError as error:
                 counted = replace(counted, problems=(str(error),))
@@ -121,39 +126,8 @@ class Scene:
             total, *_ = traffic.result()
             logged, wrong = traffic.logged(total)
             told = self._guest.call("finish") if receiver.command else None
-        messages = told["window_messages"] if told else sent
-        due = round(scenario.sensors * scenario.rate * seconds)
-        relayed = receiver.job != Job.RECEIVE or receiver.partner
-        busy = taken["instructions"] * NANOSECONDS / max(taken["now"], 1)
-        missed = abs(messages - due) > max(2 * scenario.sensors, _TOLERANCE * due)
-        told_total = told["messages"] if told else total
-        errors = told["errors"] if told else 0
-        problems = (
-            (busy >= BUSY, f"does not keep up: the virtual core is busy without a pause ({busy:.0%})"),
-            (taken["now"] < KEPT_UP * taken["asked"], _behind(taken["now"], taken["asked"], slow)),
-            (missed, f"{messages} messages in the window, {due} were due"),
-            (told_total != total, f"{told_total} of {total} delivered"),
-            (errors, f"{errors} messages wrong or out of order"),
-            (told and not told["verified"], "no message was verified"),
-            (relayed and logged != total, f"{logged} of {total} arrived at the logger"),
-            (wrong, f"{wrong} messages wrong at the logger"),
-        )
-        each = max(messages, 1)
-        return Counted(
-            receiver=receiver.name,
-            instructions=(taken["instructions"] - self._background) / each,
-            messages=messages,
-            due=due,
-            seconds=taken["now"] / 1e9,
-            asked=taken["asked"] / 1e9,
-            busy=busy,
-            slow=slow,
-            interrupts=taken["interrupts"] / each,
-            softirqs=taken["softirqs"] / each,
-            switches=taken["switches"] / each,
-            problems=tuple(problem for wrong, problem in problems if wrong),
-            received=told,
-        )
+        seen = Seen(slow, taken, sent, total, logged, wrong, told)
+        return judge(receiver, scenario, seconds, seen, self._background)
 
     def _start(self, receiver: Receiver, setting: Setting, slow: int, undo: ExitStack) -> Traffic:
         """Logger, receiver and sensors, in this order; sends from now on."""
@@ -192,13 +166,15 @@ class Scene:
             undo.callback(self._guest.call, "kill")
 
     def _settle(self, slow: int, traffic: Traffic) -> None:
-        """Load for a while. Raises _FellBehindError."""
-        before, began = self._guest.call("sample"), time.monotonic_ns()
+        """Load for a while. Raises _FellBehindError, and LabError if no slow motion would help."""
+        before, executed, began = self._guest.call("sample"), self._guest.instructions, time.monotonic_ns()
         self._wait(_SETTLE * slow, traffic)
-        asked = (time.monotonic_ns() - began) / slow
+        asked, executed = (time.monotonic_ns() - began) / slow, self._guest.instructions - executed
         passed = self._guest.call("sample")["now"] - before["now"]
         if passed < KEPT_UP * asked:
-            raise _FellBehindError(_behind(passed, asked, slow))
+            raise _FellBehindError(behind(passed, asked, slow))
+        if executed * NANOSECONDS >= BUSY * passed:
+            raise LabError(TOO_MUCH)
 
     def _window(self, slow: int, traffic: Traffic | None) -> dict[str, float]:
         """What the guest counts while a window lasts."""
@@ -239,8 +215,3 @@ class Scene:
                     traffic.result()
                     raise LabError("the load ended before the window did")
             time.sleep(min(left, 0.05))
-
-
-def _behind(passed: float, asked: float, slow: int) -> str:
-    share = passed / asked
-    return f"fell behind: {share:.1%} of the time that it should have had, {slow} times slower"
