@@ -1,7 +1,7 @@
 """Instructions a message of whole receivers, counted in a virtual hardworker.
 
-One boot serves all receivers of a scenario, unless one takes the machine down. What the guest does without any
-receiver and load, in a window as long, is its background, which is subtracted. For the rest see
+One boot serves all receivers of a scenario, unless one takes the machine down. What the guest does without
+any receiver and load, in a window as long, is its background, which is subtracted. For the rest see
 bench/receiver.py.
 """
 

@@ -29,7 +29,7 @@ class Seen:
 
 
 def judge(receiver: Receiver, scenario: Scenario, seconds: float, seen: Seen, background: float) -> Counted:
-    """The figures of a window of `seconds`, and why they are none. background: what an idle guest executes."""
+    """The figures of a window of `seconds`, and why they are none. background: of an idle guest."""
     taken, told = seen.taken, seen.told
     messages = told["window_messages"] if told else seen.sent
     due = round(scenario.sensors * scenario.rate * seconds)
