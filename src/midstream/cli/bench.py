@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from midstream import config as configuration
-from midstream.bench import campaign, host, instructions
+from midstream.bench import campaign, environment, host, instructions
 from midstream.bench.campaign import Audience, Settings
 from midstream.bench.machine import counted
 from midstream.bench.machine.measure import SECONDS as MACHINE_SECONDS
@@ -45,7 +45,7 @@ def bench(
     seconds: Annotated[
         float | None,
         typer.Option(
-            min=0.5, help="How long a window is.", show_default="2; with --full 5, with --machine 1.5"
+            min=0.5, help="How long a window is.", show_default="2; with --full 5, with --machine 1"
         ),
     ] = None,
     repetitions: Annotated[
@@ -133,7 +133,7 @@ def bench(
         runs,
         everyone,
         SCENARIOS,
-        campaign.read_environment(output),
+        campaign.read_environment(output) or environment.describe(),
         counted.read(output / instructions.MACHINE),
     )
     (output / "bench.md").write_text(markdown(results))

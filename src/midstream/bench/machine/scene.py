@@ -34,8 +34,9 @@ OFF = deferral.Deferral(0, 0)
 SLOWEST = 32
 """So many times slower than this machine's clock a receiver is tried at most."""
 
-_VERIFY = 0.2  # seconds of the guest's, as all here: of load before and after, its bytes verified
-_SETTLE = 0.5  # of load then, before the window
+_VERIFY = 0.15  # seconds of the guest's, as all here: of load before and after, its bytes verified
+_SETTLE = 0.4  # of load then, before the window
+_CALLS = 1.0  # of this machine's: what asking the guest takes in between
 _REST = 6.0  # what a boot leaves to be done later has been done then
 _SEED = 1  # of what is lost: the same for all
 _END = 30.0  # seconds of this machine's: until all have heard all
@@ -131,8 +132,7 @@ class Scene:
 
     def _start(self, receiver: Receiver, setting: Setting, slow: int, undo: ExitStack) -> Traffic:
         """Logger, receiver and sensors, in this order; sends from now on."""
-        verify, settle = _VERIFY, _SETTLE + 0.2
-        seconds = (verify + settle + self._seconds + _VERIFY) * slow
+        seconds = (_VERIFY + _SETTLE + self._seconds + _VERIFY) * slow + _CALLS
         plan = replace(self._scenario.plan(seconds), rate=self._scenario.rate / slow)
         traffic: Traffic
         if receiver.partner:

@@ -57,10 +57,7 @@ def _page(results: Results) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<title>midstream benchmark</title>\n<style>{_STYLE}</style>\n</head>\n<body>"
     yield "<h1>What a message costs the hardworker</h1>"
-    lines = [
-        *conditions(results.environment),
-        windows(results),
-    ]
+    lines = [*conditions(results.environment), *([windows(results)] if results.runs else [])]
     yield f'<ul class="conditions">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'
     legend = (
         f'<span><i style="background:{plots.COLOURS[family]}"></i>{name}</span>'

@@ -51,7 +51,8 @@ def _document(results: Results) -> Iterator[str]:
     yield ""
     for line in conditions(results.environment):
         yield f"- {line}"
-    yield f"- {windows(results)}"
+    if results.runs:
+        yield f"- {windows(results)}"
     for scenario in results.measured():
         yield ""
         yield f"## {scenario.title}"
