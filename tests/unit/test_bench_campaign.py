@@ -174,16 +174,6 @@ def test_runs_become_a_table(tmp_path: Path) -> None:
     assert (second["receiver"], second["cpu_us"], second["problems"]) == ("queue", "", "lost; late")
 
 
-def test_what_a_virtual_machine_counted(tmp_path: Path) -> None:
-    path = tmp_path / "machine.json"
-    assert campaign.read_machine(path) == {}
-    path.write_text('{"16x100x1024": {"ours": 4}}')
-    assert campaign.read_machine(path) == {"16x100x1024": {"ours": 4.0}}
-    path.write_text("[]")
-    with pytest.raises(ConfigError, match=r"machine\.json: expected scenario"):
-        campaign.read_machine(path)
-
-
 def test_the_scenarios_are_those_that_were_asked_for() -> None:
     assert [scenario.name for scenario in SCENARIOS[:6]] == [
         "16x100x1024",

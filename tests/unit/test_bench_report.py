@@ -1,6 +1,7 @@
 """The report: what is measured is in it, what is not is told, and the page needs nothing else."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -12,6 +13,7 @@ from tests.unit.bench_runs import (
     FLOOR,
     FULL,
     HANDLER,
+    LOSSY,
     OURS,
     QUEUE,
     RECEIVERS,
@@ -19,6 +21,7 @@ from tests.unit.bench_runs import (
     run,
 )
 
+from midstream.bench.machine.counted import Counted
 from midstream.bench.report import Results, html, markdown
 from midstream.bench.report.results import show
 from midstream.bench.run import Run
@@ -98,8 +101,30 @@ def test_saturation_tells_what_a_core_could_take(results: Results) -> None:
 
 
 def test_what_a_virtual_machine_counted_stands_beside_it() -> None:
-    results = Results(RUNS, RECEIVERS, SCENARIOS, ENVIRONMENT, {BUSY.name: {"ours": 4.25}})
-    assert "| 4.25 |" in markdown(results) and "<td>4.25</td>" in html(results)
+    ours = Counted("ours", 4250.0, 2400, 2400, 1.49, 1.5, 0.02, 4, 0.3, 0.3, 0.1)
+    behind = replace(ours, receiver="handler", instructions=34000.0, problems=("fell behind",))
+    alone = replace(ours, receiver="alone", instructions=17000.0)
+    none = Counted("absent", problems=("not installed: absent",))
+    row = {one.receiver: one for one in (ours, behind, alone, none)}
+    machine = {BUSY.name: row, LOSSY.name: row}  # of the second there are no runs in a lab
+    results = Results(RUNS, RECEIVERS, SCENARIOS, ENVIRONMENT, machine)
+    text, page = markdown(results), html(results)
+    assert "| 4.25 |" in text and "<td>4.25</td>" in page
+    line = (
+        "| C, epoll (receives only) | receives only | 17.00 | 4.00 | 0.30 | 0.10 "
+        "| 2400 / 2400 | 1.49 / 1.50 | 4 | 2% |"
+    )
+    assert text.count(line) == 2 and f"## {LOSSY.title}" in text
+    assert "34.00" not in text and "- C, epoll: fell behind" in text and "- Absent: not installed" in text
+    assert page.count("<td>17.00</td>") == 2 and "34.00" not in page and "C, epoll: fell behind" in page
+    Balance().feed(page)
+
+
+def test_one_reason_for_all_is_told_once() -> None:
+    machine = {FULL.name: {name: Counted(name, problems=("not counted",)) for name in ("ours", "handler")}}
+    results = Results([], RECEIVERS, SCENARIOS, ENVIRONMENT, machine)
+    assert "- every receiver: not counted" in markdown(results)
+    Balance().feed(html(results))
 
 
 def test_the_page_is_whole_and_needs_nothing_else(results: Results) -> None:

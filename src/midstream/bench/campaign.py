@@ -207,19 +207,3 @@ def read_environment(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
-
-
-def read_machine(path: Path) -> dict[str, dict[str, float]]:
-    """What a virtual machine counted, thousand instructions a message, by scenario and receiver."""
-    try:
-        found = json.loads(path.read_text())
-        return {
-            scenario: {receiver: float(value) for receiver, value in row.items()}
-            for scenario, row in found.items()
-        }
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: expected scenario, receiver and thousand instructions ({error})"
-        ) from error

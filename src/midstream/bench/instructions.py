@@ -1,44 +1,82 @@
 """Instructions of the whole hardworker beside the lab's figures: machine.json of a campaign's folder."""
 
-import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
-from midstream.bench.campaign import Settings, read_machine
+from midstream.bench import campaign
+from midstream.bench.campaign import Settings
+from midstream.bench.machine import counted
+from midstream.bench.machine.counted import Counted
 from midstream.bench.machine.measure import measure
+from midstream.bench.receiver import Receiver
+from midstream.bench.scenario import Scenario
 from midstream.ebpf import compiler
+from midstream.errors import ConfigError
 
 MACHINE = "machine.json"
 
 
-def count(settings: Settings, tell: Callable[[str], None], stop: Callable[[], bool]) -> None:
+def count(settings: Settings, seconds: float, tell: Callable[[str], None], stop: Callable[[], bool]) -> None:
     """Count what is not in the folder yet, in a virtual machine that is booted once for each scenario.
 
-    Receivers whose sensors are their own (middlewares), lossy wires and saturation are left out: the virtual
-    machine has none of them. A run with a problem is told and gives no figure. Raises LabError, ConfigError.
+    seconds: of a window. A run with a problem is kept too, and made again by the next call; so is the reason
+    why one is not made. Raises LabError, ConfigError.
     """
     path = settings.folder / MACHINE
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    figures = read_machine(path)
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{settings.folder}: {error.strerror}; name another with --output") from error
+    found = counted.read(path)
+    due: dict[Scenario, list[Receiver]] = {}
     for scenario in settings.scenarios:
-        if scenario.loss or scenario.is_saturation:
-            continue
-        row = figures.setdefault(scenario.name, {})
-        receivers = [each for each in settings.receivers if not each.sender and each.name not in row]
-        if not receivers:
-            continue
+        row = found.setdefault(scenario.name, {})
+        for receiver in settings.receivers:
+            if reason := excluded(receiver, scenario):
+                row[receiver.name] = Counted(receiver.name, problems=(reason,))
+            elif receiver.name not in row or row[receiver.name].problems:
+                due.setdefault(scenario, []).append(receiver)
+    counted.write(path, found)
+    total, done, began = sum(map(len, due.values())), 0, time.monotonic()
+    for scenario, receivers in due.items():
+        if stop():
+            return
         tell(f"{scenario.name}: booting a virtual hardworker")
-        for counted in measure(
-            receivers,
-            sensors=scenario.sensors,
-            rate=scenario.rate,
-            size=scenario.size,
-            seconds=settings.seconds,
-            cache=compiler.cache_directory() / "vm",
-        ):
-            figure = f"{counted.instructions / 1e3:.2f} thousand instructions a message"
-            tell(f"{scenario.name} {counted.receiver}: {'; '.join(counted.problems) or figure}")
-            if not counted.problems:
-                row[counted.receiver] = round(counted.instructions / 1e3, 3)
-                path.write_text(json.dumps(figures, indent=1) + "\n")
+        slow = {receiver.name: _slow(receiver, scenario, settings, found) for receiver in receivers}
+        cache = compiler.cache_directory() / "vm"
+        for one in measure(receivers, scenario, seconds=seconds, cache=cache, slow=slow):
+            found[scenario.name][one.receiver] = one
+            counted.write(path, found)
+            done += 1
+            left = (time.monotonic() - began) / done * (total - done) / 60
+            tell(f"{done} of {total}, {left:.0f} min left: {scenario.name} {one.receiver}: {one}")
             if stop():
                 return
+
+
+def excluded(receiver: Receiver, scenario: Scenario) -> str:
+    """Why a receiver's instructions are not counted in a scenario; empty: they are."""
+    if scenario.is_saturation:
+        return (
+            "not counted: under saturation the sensors, which run at this machine's speed, would decide how "
+            "many messages come at once, and that decides the figure"
+        )
+    return campaign.excluded(receiver, scenario)
+
+
+def _slow(
+    receiver: Receiver,
+    scenario: Scenario,
+    settings: Settings,
+    found: Mapping[str, Mapping[str, Counted]],
+) -> int:
+    """How slow to try first: as slow as a scenario with no more messages needed; 0: not known."""
+    rate = scenario.sensors * scenario.rate
+    needed = [
+        one.slow
+        for other in settings.scenarios
+        if other.sensors * other.rate <= rate
+        and (one := found.get(other.name, {}).get(receiver.name))
+        and not one.problems
+    ]
+    return max(needed, default=0)

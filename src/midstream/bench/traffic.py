@@ -11,7 +11,6 @@ from midstream.bench.load import Load, Plan, Sink
 from midstream.bench.load.load import await_ready, end, finish
 from midstream.bench.receiver import Receiver, Setting
 from midstream.errors import LabError
-from midstream.lab import Lab
 from midstream.lab.cpu import prefer
 
 DRAIN = 5.0  # seconds for what is under way
@@ -40,10 +39,19 @@ class Traffic(Protocol):
         """Messages that the logger has, after it was given time to have that many; and how many are wrong."""
 
 
+class Hosts(Protocol):
+    """Where programs can be started: a lab, or what takes its place."""
+
+    def popen(
+        self, host: str, argv: Sequence[str | os.PathLike[str]], **kwargs: Any
+    ) -> "subprocess.Popen[Any]":
+        """Start a program there."""
+
+
 class Program:
     """A receiver's program, or one that takes the place of load and sink."""
 
-    def __init__(self, built: Lab, host: str, command: Sequence[str]) -> None:
+    def __init__(self, built: Hosts, host: str, command: Sequence[str]) -> None:
         self._name = f"{host}: {os.path.basename(command[0])}"
         self._process = built.popen(
             host,
@@ -134,7 +142,7 @@ class MiddlewareTraffic:
     sent = -1
 
     def __init__(
-        self, built: Lab, receiver: Receiver, setting: Setting, plan: Plan, partner: Program
+        self, built: Hosts, receiver: Receiver, setting: Setting, plan: Plan, partner: Program
     ) -> None:
         assert receiver.sender is not None
         self._program = Program(built, "sensor", receiver.sender(setting, plan))

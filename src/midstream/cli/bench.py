@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from midstream import config as configuration
-from midstream.bench import campaign, host, instructions
+from midstream.bench import campaign, environment, host, instructions
 from midstream.bench.campaign import Audience, Settings
+from midstream.bench.machine import counted
+from midstream.bench.machine.measure import SECONDS as MACHINE_SECONDS
 from midstream.bench.receiver import Receiver
 from midstream.bench.receivers import RECEIVERS
 from midstream.bench.report import Results, html, markdown
@@ -41,7 +43,10 @@ def bench(
         list[str] | None, typer.Option(help="Only this one; may be repeated.", show_default="all")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.5, help="How long a window is.", show_default="2; with --full 5")
+        float | None,
+        typer.Option(
+            min=0.5, help="How long a window is.", show_default="2; with --full 5, with --machine 1"
+        ),
     ] = None,
     repetitions: Annotated[
         int | None, typer.Option(min=1, help="How often each is measured.", show_default="3; with --full 5")
@@ -108,7 +113,7 @@ def bench(
         budget=60 * ((0 if full else QUICK_MINUTES) if minutes is None else minutes),
     )
     if machine:
-        _count(settings)
+        _count(settings, seconds or MACHINE_SECONDS)
     if report or machine:
         runs = campaign.read_runs(output)
         if not runs and not machine:
@@ -128,8 +133,8 @@ def bench(
         runs,
         everyone,
         SCENARIOS,
-        campaign.read_environment(output),
-        campaign.read_machine(output / instructions.MACHINE),
+        campaign.read_environment(output) or environment.describe(),
+        counted.read(output / instructions.MACHINE),
     )
     (output / "bench.md").write_text(markdown(results))
     (output / "bench.html").write_text(html(results))
@@ -187,11 +192,11 @@ def _sample(
     )
 
 
-def _count(settings: Settings) -> None:
+def _count(settings: Settings, seconds: float) -> None:
     """Count instructions, which the report then shows beside the lab's figures."""
     stop = Stop(0)
     with until_signalled(stop.set):
-        instructions.count(settings, lambda text: say(f"bench: {text}"), stop)
+        instructions.count(settings, seconds, lambda text: say(f"bench: {text}"), stop)
 
 
 def _compare(folder: Path, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
+from subprocess import Popen
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from midstream import config as configuration
 from midstream import network
 from midstream.bench.load import Connection, Load, Phase, Plan, Timing, read_timing, write_timing
+from midstream.bench.load.load import Launch
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.lab import find
 from midstream.lab.enter import NAMESPACES
@@ -91,8 +93,8 @@ def load(
         for number in range(sensors)
     ]
     stop = Stop(config.timeout)
-    launch = {"launch": partial(lab.popen, "sensor")} if lab else {}
-    with until_signalled(stop.set), Load(plan, connections, reconnect=reconnect, **launch) as running:
+    launch: Launch = partial(lab.popen, "sensor") if lab else Popen
+    with until_signalled(stop.set), Load(plan, connections, reconnect=reconnect, launch=launch) as running:
         say(f"load: {sensors} connected to {target.ip}")
         running.start()
         while running.running:

@@ -69,7 +69,7 @@ def impair(lab: Lab, link: str, impairment: Impairment) -> list[Leg]:
     legs = find_legs(link, [host.name for host in lab.hosts])
     program = compiler.compile_program("impair", network.load(lab.const))
     with state.locked():
-        lab.call(SWITCH, _impair, lab.hosts, legs, impairment, program)
+        lab.call(SWITCH, impair_ports, lab.hosts, legs, impairment, program, PINS)
     return legs
 
 
@@ -82,10 +82,10 @@ def clear(lab: Lab, link: str = ALL) -> None:
 
 def impairments(lab: Lab) -> list[ImpairedLeg]:
     """The impaired legs with their counters, in the order of the lab's hosts. Raises KernelError."""
-    if not _is_loaded():
+    if not _is_loaded(PINS):
         return []
     order = [host.name for host in lab.hosts]
-    found = lab.call(SWITCH, _read)
+    found = lab.call(SWITCH, _read, PINS)
     return sorted(found, key=lambda one: (order.index(one.leg.source), order.index(one.leg.destination)))
 
 
@@ -105,41 +105,44 @@ def generator_key(leg: Leg, seed: int) -> int:
 # in ms-switch
 
 
-def _impair(hosts: Sequence[LabHost], legs: Sequence[Leg], impairment: Impairment, program: Path) -> None:
-    if not _is_loaded():
-        _load(hosts, program)
+def impair_ports(
+    hosts: Sequence[LabHost], legs: Sequence[Leg], impairment: Impairment, program: Path, folder: Path
+) -> None:
+    """In a switch's namespace: what `impair` does. `folder`: for pins. Frames are held only in the lab."""
+    if not _is_loaded(folder):
+        _load(hosts, program, folder)
     if impairment.needs_hold and not _holders():
         _start_hold()
-    fd = pins.open_map(PINS, "legs", value_size=LEG.itemsize)
+    fd = pins.open_map(folder, "legs", value_size=LEG.itemsize)
     try:
         for leg in legs:
             libbpf.update(fd, _key(leg), _value(leg, impairment))
     finally:
         os.close(fd)
-    _settle(hosts)
+    _settle(hosts, folder)
 
 
 def _clear(hosts: Sequence[LabHost], legs: Sequence[Leg]) -> None:
-    if _is_loaded():
+    if _is_loaded(PINS):
         fd = pins.open_map(PINS, "legs", value_size=LEG.itemsize)
         try:
             for leg in legs:
                 libbpf.delete(fd, _key(leg))
         finally:
             os.close(fd)
-    _settle(hosts)
+    _settle(hosts, PINS)
 
 
-def _settle(hosts: Sequence[LabHost]) -> None:
+def _settle(hosts: Sequence[LabHost], folder: Path) -> None:
     """Have the program where an impaired leg begins and nowhere else; without any, have nothing at all."""
-    sources = {one.leg.source for one in _read()} if _is_loaded() else set()
+    sources = {one.leg.source for one in _read(folder)} if _is_loaded(folder) else set()
     for host in hosts:
         index = int.from_bytes(_number(host.port), sys.byteorder)
         attached = libbpf.tc_query(index, libbpf.TC_INGRESS, _TC_HANDLE, _TC_PRIORITY) is not None
         if host.name in sources and not attached:
             # Frames that GRO has merged would share one fate, and be cut again with right checksums.
             links.set_offloads(host.port, gro=False)
-            program = libbpf.get(PINS / _PROGRAM)
+            program = libbpf.get(folder / _PROGRAM)
             try:
                 libbpf.tc_attach(index, libbpf.TC_INGRESS, program, _TC_HANDLE, _TC_PRIORITY)
             finally:
@@ -150,11 +153,11 @@ def _settle(hosts: Sequence[LabHost]) -> None:
             links.set_offloads(host.port)
     if not sources:
         namespaces.end(_holders())
-        shutil.rmtree(PINS, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read() -> list[ImpairedLeg]:
-    fd = pins.open_map(PINS, "legs", value_size=LEG.itemsize)
+def _read(folder: Path) -> list[ImpairedLeg]:
+    fd = pins.open_map(folder, "legs", value_size=LEG.itemsize)
     try:
         found = {key: libbpf.lookup(fd, key, LEG.itemsize) for key in libbpf.keys(fd, 8)}
     finally:
@@ -168,13 +171,13 @@ def _read() -> list[ImpairedLeg]:
     return legs
 
 
-def _is_loaded() -> bool:
-    return (PINS / _PROGRAM).exists()
+def _is_loaded(folder: Path) -> bool:
+    return (folder / _PROGRAM).exists()
 
 
-def _load(hosts: Sequence[LabHost], path: Path) -> None:
-    shutil.rmtree(PINS, ignore_errors=True)  # what an interrupted attempt has left
-    PINS.mkdir(parents=True)
+def _load(hosts: Sequence[LabHost], path: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt has left
+    folder.mkdir(parents=True)
     with libbpf.Object(path) as program:
         program.set_max_entries("legs", len(hosts) * (len(hosts) - 1))
         program.set_max_entries("ports", len(hosts))
@@ -183,8 +186,8 @@ def _load(hosts: Sequence[LabHost], path: Path) -> None:
             mac = bytes.fromhex(host.mac.replace(":", ""))
             libbpf.update(program.map_fd("ports"), mac, _number(host.port))
         for name in ("legs", "held"):
-            libbpf.pin(program.map_fd(name), PINS / name)
-        libbpf.pin(program.program_fd(_PROGRAM), PINS / _PROGRAM)  # last: now it is loaded
+            libbpf.pin(program.map_fd(name), folder / name)
+        libbpf.pin(program.program_fd(_PROGRAM), folder / _PROGRAM)  # last: now it is loaded
 
 
 def _holders() -> list[Process]:

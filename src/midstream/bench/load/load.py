@@ -81,8 +81,9 @@ class Load:
                 time.sleep(0.1)
             summary = load.result()
 
-    `reconnect`: a connection that is lost is made again; otherwise it ends the load with an error. `launch`
-    starts the program: `functools.partial(lab.popen, "sensor")` in a lab.
+    `reconnect`: a connection that is lost is made again; otherwise it ends the load with an error. `slow`:
+    TCP's timeouts are so many times longer, for a peer in slow motion. `launch` starts the program:
+    `functools.partial(lab.popen, "sensor")` in a lab.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Load:
         connections: Sequence[Connection],
         *,
         reconnect: bool = False,
+        slow: int = 1,
         launch: Launch = subprocess.Popen,
     ) -> None:
         if len(connections) != plan.sensors:
@@ -98,6 +100,7 @@ class Load:
         self.plan = plan
         self._connections = connections
         self._flags = "r" if reconnect else "-"
+        self._slow = slow
         self._launch = launch
         self._process: subprocess.Popen[Any] | None = None
         self._events: Iterator[np.ndarray] = iter(())
@@ -121,8 +124,8 @@ class Load:
                 os.fspath(program),
                 os.fspath(listed),
                 os.fspath(counts),
-                str(tcp.RTO_MAX),
-                str(tcp.RTO_MIN),
+                str(tcp.RTO_MAX * self._slow),
+                str(tcp.RTO_MIN * self._slow),
                 self._flags,
             ]
             self._process = self._launch(

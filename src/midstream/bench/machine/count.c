@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* A plug-in for QEMU: counts the guest's instructions in a file that others map (docs/devel/tcg-plugins in QEMU's
- * tree). The file is named by the environment variable COUNT and has room for a u64.
+ * tree). The file is named by the environment variable COUNT and begins with a u64; the rest of it is slow.c's.
  *
  * Without QEMU's header, which its Debian package does not bring: these are version 1 of that interface, as in
  * QEMU 7.2.

@@ -135,6 +135,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         detach_floor,
         defer,
         start,
+        sample,
         begin,
         end,
         finish,

@@ -2,7 +2,8 @@
 
 A plug-in of QEMU counts (count.c). With `-icount` the guest's clock advances by 2 ns with each instruction
 while it works, however long that takes here; while it is idle, it follows this machine's clock, slowed down
-(slow.c). So what the guest does depends on when packets come, and on nothing else that this machine does.
+(slow.c) as much as its work needs. So what the guest does depends on when packets come, and on nothing else
+that this machine does.
 """
 
 import json
@@ -24,10 +25,9 @@ from midstream.ebpf import compiler
 from midstream.errors import LabError
 from midstream.lab.hosts import SUBNET, LabHost
 
-SLOW = 4
-"""How many times slower than this machine's clock the guest's runs while it is idle (slow.c)."""
+NANOSECONDS = 2
+"""An instruction takes so long by the guest's clock."""
 
-_SHIFT = 1  # an instruction takes 1 << _SHIFT nanoseconds of the guest's clock
 _BOOT = 120.0  # seconds
 _ANSWER = 240.0
 # Without these two features the processor's string instructions do not count a byte an instruction.
@@ -40,28 +40,51 @@ _CARD = (
 
 
 class VirtualHardworker:
-    """Calls the functions of guest.py inside the machine."""
+    """Calls the functions of guest.py inside the machine. `gone`: it does not answer any more."""
 
-    def __init__(self, wire: socket.socket, counter: np.ndarray) -> None:
+    gone = False
+
+    def __init__(self, wire: socket.socket, shared: np.ndarray) -> None:
         self._wire = wire
-        self._counter = counter
+        self._shared = shared
         self._answers = wire.makefile("rb")
         self._take()  # it is ready
 
     def call(self, function: str, *arguments: Any) -> Any:
         """The function's result. Raises LabError with the guest's words."""
-        self._wire.sendall(json.dumps({"call": function, "arguments": arguments}).encode() + b"\n")
+        request = json.dumps({"call": function, "arguments": arguments}).encode() + b"\n"
+        try:
+            if not self.gone:
+                self._wire.sendall(request)
+        except OSError:
+            self.gone = True
         return self._take()
 
     @property
     def instructions(self) -> int:
         """Executed since it was switched on."""
-        return int(self._counter[0])
+        return int(self._shared[0])
+
+    @property
+    def slow(self) -> int:
+        """How many times slower than this machine's clock the guest's runs: 1 to 64 (slow.c).
+
+        A change is heeded within 50 ms, and the guest's clock does not jump.
+        """
+        return int(self._shared[1])
+
+    @slow.setter
+    def slow(self, times: int) -> None:
+        self._shared[1] = times
 
     def _take(self) -> Any:
-        line = self._answers.readline()
+        try:
+            line = b"" if self.gone else self._answers.readline()
+        except OSError:
+            line = b""  # a late answer must not be taken for another's
         if not line:
-            raise LabError("the virtual hardworker is gone")
+            self.gone = True
+            raise LabError(f"the virtual hardworker is gone, or has not answered for {_ANSWER:g} s")
         answer = json.loads(line)
         if "error" in answer:
             raise LabError(f"the virtual hardworker: {answer['error']}")
@@ -77,12 +100,12 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
     with ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="midstream-vm-")))
         control, count = folder / "control", folder / "count"
-        count.write_bytes(bytes(8))
+        count.write_bytes(np.array([0, 1, NANOSECONDS], "<u8").tobytes())
         with count.open("r+b") as file:
-            counter = np.frombuffer(mmap.mmap(file.fileno(), 0), "<u8")
+            shared = np.frombuffer(mmap.mmap(file.fileno(), 0), "<u8")
         extra = [
             "-plugin", str(counting),
-            "-icount", f"shift={_SHIFT},sleep=on",
+            "-icount", f"shift={NANOSECONDS.bit_length() - 1},sleep=on",
             "-netdev", f"tap,id=net,ifname={wires.TAP},script=no,downscript=no,queues=2,vhost=off",
             "-device", f"virtio-net-pci,netdev=net,mac={hardworker.mac},{_CARD}",
             "-chardev", f"socket,id=control,path={control},server=on,wait=off",
@@ -96,9 +119,7 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
                 cpus=1,
                 cpu=_CPU,
                 extra=extra,
-                prefix=wires.command(
-                    wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"SLOW={SLOW}", f"COUNT={count}"]
-                ),
+                prefix=wires.command(wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"COUNT={count}"]),
                 output=output,
             )
         )
@@ -111,7 +132,7 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
         wire.settimeout(_ANSWER)
         others = {str(host.ip): host.mac for host in hosts if host != hardworker}
         try:
-            guest = VirtualHardworker(wire, counter)
+            guest = VirtualHardworker(wire, shared)
             guest.call("connect", str(hardworker.ip), SUBNET.prefixlen, others)
         except (LabError, OSError) as error:
             output.seek(0)

@@ -4,6 +4,7 @@ Nothing leaves the machine: the bridge is in a namespace too, and QEMU runs ther
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,16 @@ from pathlib import Path
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
+from midstream.ebpf import compiler
 from midstream.errors import LabError
-from midstream.lab import enter, hosts, links, namespaces
+from midstream.lab import enter, faults, hosts, links, namespaces
 from midstream.lab.hosts import INTERFACE, SUBNET, LabHost
+from midstream.lab.impairment import ALL, Impairment, find_legs
+from midstream.network import Topology
 
 SWITCH = "msb-switch"
-TAP = "tap0"
+TAP = "hardworker"  # as the port of a lab's switch
+IMPAIRED = Path("/sys/fs/bpf/midstream-vm-switch")
 
 
 class MachineHost(LabHost):
@@ -55,11 +60,28 @@ def wired(sensors: int, mtu: int) -> Iterator[tuple[LabHost, ...]]:
         if Path(enter.NAMESPACES, SWITCH).exists():
             namespaces.call(SWITCH, (), links.unwire)
         namespaces.remove([name for name in names if Path(enter.NAMESPACES, name).exists()])
+        shutil.rmtree(IMPAIRED, ignore_errors=True)
 
 
-def command(namespace: str, argv: Sequence[str]) -> list[str]:
+def impair(hosts: Sequence[LabHost], impairment: Impairment, topology: Topology) -> None:
+    """What happens to the TCP frames of every wire from now on, as in a lab; they are counted anew."""
+    legs = find_legs(ALL, [host.name for host in hosts])
+    program = compiler.compile_program("impair", topology)
+    namespaces.call(SWITCH, (), faults.impair_ports, hosts, legs, impairment, program, IMPAIRED)
+
+
+def command(namespace: str, argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     """The arguments that run a program in a namespace."""
-    return [sys.executable, "-I", "-S", enter.__file__, namespace, str(os.getpid()), "", *argv]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        enter.__file__,
+        namespace,
+        str(os.getpid()),
+        "",
+        *(os.fspath(one) for one in argv),
+    ]
 
 
 def _start_switch(ports: Sequence[str], mtu: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from midstream.bench.receiver import Family
-from midstream.bench.report import plots
+from midstream.bench.report import counts, plots
 from midstream.bench.report.markdown import conditions, remarks, windows
 from midstream.bench.report.results import COLUMNS, Results, full_title, job, mark, show
 from midstream.bench.scenario import Scenario
@@ -57,10 +57,7 @@ def _page(results: Results) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<title>midstream benchmark</title>\n<style>{_STYLE}</style>\n</head>\n<body>"
     yield "<h1>What a message costs the hardworker</h1>"
-    lines = [
-        *conditions(results.environment),
-        windows(results),
-    ]
+    lines = [*conditions(results.environment), *([windows(results)] if results.runs else [])]
     yield f'<ul class="conditions">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'
     legend = (
         f'<span><i style="background:{plots.COLOURS[family]}"></i>{name}</span>'
@@ -70,6 +67,9 @@ def _page(results: Results) -> Iterator[str]:
     for scenario in results.measured():
         yield f'<h2 id="{scenario.name}">{escape(scenario.title)}</h2>'
         rows = results.rows(scenario)
+        yield from _counts(results, scenario)
+        if not rows:
+            continue
         yield plots.bars(rows)
         if not scenario.is_saturation:
             yield plots.latencies(rows)
@@ -84,9 +84,9 @@ def _page(results: Results) -> Iterator[str]:
 
 
 def _table(results: Results, scenario: Scenario) -> Iterator[str]:
-    machine = results.machine.get(scenario.name, {})
+    counted = bool(results.counts(scenario))
     names = ["receiver", "job", *COLUMNS.values(), "CPU ×"]
-    names += ["thousand instructions"] if machine else []
+    names += ["thousand instructions"] if counted else []
     names += ["a whole core"] if scenario.is_saturation else []
     yield f"<table><thead><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr></thead><tbody>"
     for receiver, cell in results.rows(scenario):
@@ -100,11 +100,27 @@ def _table(results: Results, scenario: Scenario) -> Iterator[str]:
             fields.append(text)
         ratio = results.ratio(scenario, cell)
         fields.append("–" if ratio is None else f"{ratio:.2f}")
-        fields += [show("", machine.get(receiver.name))] if machine else []
+        fields += [show("", results.instructions(scenario, receiver))] if counted else []
         fields += [show("rate", results.capacity(cell))] if scenario.is_saturation else []
         colour = plots.COLOURS[receiver.family]
         yield f'<tr style="--family:{colour}">{"".join(f"<td>{text}</td>" for text in fields)}</tr>'
     yield "</tbody></table>"
+
+
+def _counts(results: Results, scenario: Scenario) -> Iterator[str]:
+    """What a virtual machine counted."""
+    if not results.counts(scenario):
+        return
+    yield f"<p>{counts.HEADING}</p>"
+    if rows := counts.table(results, scenario):
+        yield '<div class="wide"><table><thead><tr>'
+        yield f"{''.join(f'<th>{name}</th>' for name in counts.COLUMNS)}</tr></thead><tbody>"
+        for receiver, fields in rows:
+            cells = "".join(f"<td>{escape(field)}</td>" for field in fields)
+            yield f'<tr style="--family:{plots.COLOURS[receiver.family]}">{cells}</tr>'
+        yield "</tbody></table></div>"
+    if reasons := counts.without(results, scenario):
+        yield f'<ul class="notes">{"".join(f"<li>{escape(reason)}</li>" for reason in reasons)}</ul>'
 
 
 def _candid(results: Results, scenario: Scenario) -> Iterator[str]:

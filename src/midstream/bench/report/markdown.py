@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from midstream.bench.receiver import Receiver
+from midstream.bench.report import counts
 from midstream.bench.report.results import COLUMNS, Results, full_title, job, mark, show
 from midstream.bench.scenario import Scenario
 from midstream.bench.statistics import Cell
@@ -50,20 +51,24 @@ def _document(results: Results) -> Iterator[str]:
     yield ""
     for line in conditions(results.environment):
         yield f"- {line}"
-    yield f"- {windows(results)}"
+    if results.runs:
+        yield f"- {windows(results)}"
     for scenario in results.measured():
         yield ""
         yield f"## {scenario.title}"
         yield ""
-        yield from _table(results, scenario)
-        yield from _notes(results, scenario)
-        yield from _not_better(results, scenario)
+        if results.rows(scenario):
+            yield from _table(results, scenario)
+            yield from _notes(results, scenario)
+            yield from _not_better(results, scenario)
+            yield ""
+        yield from _counts(results, scenario)
 
 
 def _table(results: Results, scenario: Scenario) -> Iterator[str]:
     names = ["receiver", "job", *COLUMNS.values(), "CPU ×"]
-    machine = results.machine.get(scenario.name, {})
-    if machine:
+    counted = results.counts(scenario)
+    if counted:
         names.append("whole machine, thousand instructions")
     if scenario.is_saturation:
         names.append("a whole core")
@@ -75,11 +80,25 @@ def _table(results: Results, scenario: Scenario) -> Iterator[str]:
         fields = [receiver.title + mark(cell), job(receiver), *(_field(cell, figure) for figure in COLUMNS)]
         ratio = results.ratio(scenario, cell)
         fields.append("–" if ratio is None else f"{ratio:.2f}")
-        if machine:
-            fields.append(show("", machine.get(receiver.name)))
+        if counted:
+            fields.append(show("", results.instructions(scenario, receiver)))
         if scenario.is_saturation:
             fields.append(show("rate", results.capacity(cell)))
         yield f"| {' | '.join(fields)} |"
+
+
+def _counts(results: Results, scenario: Scenario) -> Iterator[str]:
+    """What a virtual machine counted."""
+    if not results.counts(scenario):
+        return
+    yield counts.HEADING
+    yield ""
+    if rows := counts.table(results, scenario):
+        yield f"| {' | '.join(counts.COLUMNS)} |"
+        yield f"|{'---|' * 2}{'---:|' * (len(counts.COLUMNS) - 2)}"
+        yield from (f"| {' | '.join(fields)} |" for _, fields in rows)
+        yield ""
+    yield from (f"- {sentence}" for sentence in counts.without(results, scenario))
 
 
 def _field(cell: Cell, figure: str) -> str:

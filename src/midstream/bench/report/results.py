@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from midstream.bench.machine.counted import Counted
 from midstream.bench.receiver import Family, Job, Receiver
 from midstream.bench.run import Run
 from midstream.bench.scenario import Scenario
@@ -39,22 +40,22 @@ _ORDER = (Family.FLOOR, Family.MIDSTREAM, Family.HANDLER, Family.MIDDLEWARE)
 
 @dataclass(frozen=True)
 class Results:
-    """All runs, and what they were runs of. machine: thousand instructions a message of the whole hardworker,
-    by the names of scenario and receiver, where a virtual machine counted them."""
+    """All runs, and what they were runs of. machine: what a virtual machine counted, by the names of scenario
+    and receiver."""
 
     runs: Sequence[Run]
     receivers: Sequence[Receiver]
     scenarios: Sequence[Scenario]
     environment: Mapping[str, Any]
-    machine: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    machine: Mapping[str, Mapping[str, Counted]] = field(default_factory=dict)
     cells: Mapping[tuple[str, str], Cell] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", cells(self.runs))
 
     def measured(self) -> list[Scenario]:
-        """The scenarios of which there is a run."""
-        names = {run.scenario for run in self.runs}
+        """The scenarios of which there is a run, or something counted."""
+        names = {run.scenario for run in self.runs} | self.machine.keys()
         return [scenario for scenario in self.scenarios if scenario.name in names]
 
     def rows(self, scenario: Scenario) -> list[tuple[Receiver, Cell]]:
@@ -65,6 +66,35 @@ class Results:
             if (cell := self.cells.get((scenario.name, receiver.name)))
         ]
         return sorted(found, key=lambda row: (_ORDER.index(row[0].family), row[1].median("cpu_us") or 1e9))
+
+    def counts(self, scenario: Scenario) -> list[tuple[Receiver, Counted]]:
+        """What a virtual machine counted: by family, the fewest instructions first, no figures last."""
+        row = self.machine.get(scenario.name, {})
+        found = [(receiver, row[receiver.name]) for receiver in self.receivers if receiver.name in row]
+        return sorted(
+            found,
+            key=lambda one: (
+                _ORDER.index(one[0].family),
+                bool(one[1].problems),
+                one[1].instructions,
+            ),
+        )
+
+    def instructions(self, scenario: Scenario, receiver: Receiver) -> float | None:
+        """Thousand instructions of the whole hardworker a message."""
+        one = self.machine.get(scenario.name, {}).get(receiver.name)
+        return one.instructions / 1e3 if one and not one.problems else None
+
+    def fewest(self, scenario: Scenario) -> Counted | None:
+        """midstream's, in Python, of the fewest instructions: what the others are compared with."""
+        return next(
+            (
+                one
+                for receiver, one in self.counts(scenario)
+                if receiver.family is Family.MIDSTREAM and receiver.language == "Python" and not one.problems
+            ),
+            None,
+        )
 
     def repetitions(self) -> int:
         """The most of one cell."""

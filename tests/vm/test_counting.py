@@ -1,0 +1,55 @@
+"""The virtual hardworker counts the same however slow it is, with bad wires and middlewares too."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from midstream.bench.machine.counted import Counted
+from midstream.bench.machine.measure import MESSAGES, SECONDS, measure
+from midstream.bench.receivers import RECEIVERS
+from midstream.bench.scenario import find
+from midstream.ebpf import compiler
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
+
+
+def count(slow: int) -> dict[str, Counted]:
+    names = ("floor", "midstream-deferred-c", "c-epoll-relay")
+    receivers = [receiver for receiver in RECEIVERS if receiver.name in names]
+    (scenario,) = find(["16x100x1024"])
+    cache = compiler.cache_directory() / "vm"
+    counted = measure(receivers, scenario, seconds=SECONDS, cache=cache, slow=dict.fromkeys(names, slow))
+    return {one.receiver: one for one in counted}
+
+
+def test_the_figures_do_not_depend_on_the_speed() -> None:
+    quicker, slower = count(8), count(16)
+    for name, one in quicker.items():
+        other = slower[name]
+        assert not one.problems and not other.problems, (one.problems, other.problems)
+        assert (one.slow, other.slow) == (8, 16)
+        assert one.instructions == pytest.approx(other.instructions, rel=0.04)
+        assert other.seconds == pytest.approx(other.asked, rel=0.02), "neither behind nor ahead"
+    assert 3_000 < quicker["floor"].instructions < quicker["midstream-deferred-c"].instructions
+    assert quicker["c-epoll-relay"].instructions > 3 * quicker["midstream-deferred-c"].instructions
+
+
+def test_what_falls_behind_is_counted_again_more_slowly() -> None:
+    one = count(1)["c-epoll-relay"]
+    assert not one.problems and one.kept_up
+    assert one.slow in (4, 8, 16)
+
+
+def test_middlewares_and_bad_wires(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "midstream", "bench", "--machine", "--output", str(tmp_path)]
+    command += ["--scenario", "1x100x64+loss", "--receiver", "zeromq-push", "--receiver", "mqtt-1"]
+    done = subprocess.run([*command, "--receiver", "dds"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "machine.json").read_text())["1x100x64+loss"]
+    assert not row["zeromq-push"]["problems"] and not row["mqtt-1"]["problems"]
+    assert row["zeromq-push"]["messages"] == pytest.approx(MESSAGES, abs=12)
+    assert "uses UDP" in row["dds"]["problems"][0]
+    assert "counted in a virtual machine" in (tmp_path / "bench.md").read_text()
