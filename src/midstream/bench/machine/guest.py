@@ -4,6 +4,7 @@ It reads JSON objects, one a line, from a virtio port, calls the function that e
 and answers with a line: {"result": …} or {"error": …}. Between two requests it sleeps and costs nothing.
 """
 
+import bisect
 import glob
 import json
 import os
@@ -125,6 +126,22 @@ def sample() -> dict[str, float]:
     }
 
 
+def names(addresses: Sequence[int]) -> list[str]:
+    """What holds each address: a function of the kernel, eBPF programs among them, or a file of the receiver."""
+    starts = []
+    for line in Path("/proc/kallsyms").read_text().splitlines():
+        address, kind, name = line.split()[:3]
+        if kind in "tTwW":
+            starts.append((int(address, 16), name))
+    if receiver := _running.get("receiver"):
+        for line in Path(f"/proc/{receiver.pid}/maps").read_text().splitlines():
+            words = line.split()
+            path = words[5] if len(words) > 5 else "(no file)"
+            starts.append((int(words[0].partition("-")[0], 16), f"in the receiver: {Path(path).name}"))
+    starts.sort()
+    return [starts[max(0, bisect.bisect(starts, (address, chr(0x10FFFF))) - 1)][1] for address in addresses]
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -140,6 +157,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         end,
         finish,
         kill,
+        names,
     )
 }
 

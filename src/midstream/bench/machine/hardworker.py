@@ -8,6 +8,7 @@ that this machine does.
 
 import json
 import mmap
+import os
 import socket
 import sys
 import tempfile
@@ -28,6 +29,10 @@ from midstream.lab.hosts import SUBNET, LabHost
 NANOSECONDS = 2
 """An instruction takes so long by the guest's clock."""
 
+PLACE = np.dtype([("address", "<u8"), ("instructions", "<u8")])
+"""struct place in where.c."""
+_PLACES = 1 << 21
+
 _BOOT = 120.0  # seconds
 _ANSWER = 240.0
 # Without these two features the processor's string instructions do not count a byte an instruction.
@@ -40,13 +45,15 @@ _CARD = (
 
 
 class VirtualHardworker:
-    """Calls the functions of guest.py inside the machine. `gone`: it does not answer any more."""
+    """Calls the functions of guest.py inside the machine. `gone`: it does not answer any more. `places`: the
+    instructions executed in each block of the guest's memory, if it was booted to be profiled."""
 
     gone = False
 
-    def __init__(self, wire: socket.socket, shared: np.ndarray) -> None:
+    def __init__(self, wire: socket.socket, shared: np.ndarray, places: np.ndarray) -> None:
         self._wire = wire
         self._shared = shared
+        self.places = places
         self._answers = wire.makefile("rb")
         self._take()  # it is ready
 
@@ -92,19 +99,24 @@ class VirtualHardworker:
 
 
 @contextmanager
-def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]:
+def booted(hosts: Sequence[LabHost], cache: Path, *, profiled: bool = False) -> Iterator[VirtualHardworker]:
     """The machine at the tap of `wires.wired`, with its network up. Raises LabError."""
     hardworker = next(host for host in hosts if host.name == "hardworker")
     counting = compiler.compile_library(Path(__file__).with_name("count.c"))
     slow = compiler.compile_library(Path(__file__).with_name("slow.c"))
     with ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="midstream-vm-")))
-        control, count = folder / "control", folder / "count"
+        control, count, where = folder / "control", folder / "count", folder / "where"
         count.write_bytes(np.array([0, 1, NANOSECONDS], "<u8").tobytes())
-        with count.open("r+b") as file:
-            shared = np.frombuffer(mmap.mmap(file.fileno(), 0), "<u8")
+        shared = np.frombuffer(_mapped(count), "<u8")
+        plugins, places = ["-plugin", str(counting)], np.zeros(0, PLACE)
+        if profiled:
+            where.write_bytes(b"")
+            os.truncate(where, _PLACES * PLACE.itemsize)
+            places = np.frombuffer(_mapped(where), PLACE)
+            plugins += ["-plugin", str(compiler.compile_library(Path(__file__).with_name("where.c")))]
         extra = [
-            "-plugin", str(counting),
+            *plugins,
             "-icount", f"shift={NANOSECONDS.bit_length() - 1},sleep=on",
             "-netdev", f"tap,id=net,ifname={wires.TAP},script=no,downscript=no,queues=2,vhost=off",
             "-device", f"virtio-net-pci,netdev=net,mac={hardworker.mac},{_CARD}",
@@ -119,7 +131,9 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
                 cpus=1,
                 cpu=_CPU,
                 extra=extra,
-                prefix=wires.command(wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"COUNT={count}"]),
+                prefix=wires.command(
+                    wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"COUNT={count}", f"WHERE={where}"]
+                ),
                 output=output,
             )
         )
@@ -132,7 +146,7 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
         wire.settimeout(_ANSWER)
         others = {str(host.ip): host.mac for host in hosts if host != hardworker}
         try:
-            guest = VirtualHardworker(wire, shared)
+            guest = VirtualHardworker(wire, shared, places)
             guest.call("connect", str(hardworker.ip), SUBNET.prefixlen, others)
         except (LabError, OSError) as error:
             output.seek(0)
@@ -141,3 +155,8 @@ def booted(hosts: Sequence[LabHost], cache: Path) -> Iterator[VirtualHardworker]
                 f"the virtual hardworker does not come up: {error}\n{said}{machine.console}"
             ) from error
         yield guest
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), 0)

@@ -55,14 +55,16 @@ def measure(
     left = list(receivers)
     seconds = max(seconds, MESSAGES / (scenario.sensors * scenario.rate))
     while left:
-        with _scene(scenario, seconds, cache) as scene:
+        with scene_of(scenario, seconds, cache) as scene:
             while left and not scene.is_over:
                 receiver = left.pop(0)
                 yield scene.count(receiver, slow.get(receiver.name) or _usual(receiver, scenario))
 
 
 @contextmanager
-def _scene(scenario: Scenario, seconds: float, cache: Path) -> Iterator[Scene]:
+def scene_of(
+    scenario: Scenario, seconds: float, cache: Path, *, kind: type[Scene] = Scene, profiled: bool = False
+) -> Iterator[Scene]:
     """The machine and its hosts, up and settled, while the context lasts."""
     with ExitStack() as undo:
         folder = Path(undo.enter_context(TemporaryDirectory(prefix="midstream-vm-")))
@@ -72,8 +74,8 @@ def _scene(scenario: Scenario, seconds: float, cache: Path) -> Iterator[Scene]:
         for name in ("hardworker", "floor", "logger", "selftest"):
             compiler.compile_program(name, topology)  # here, where it is quick; the guest finds it
         undo.enter_context(_return_path(folder, topology))
-        guest = undo.enter_context(booted(built, cache))
-        yield Scene(guest, built, topology, scenario, folder, seconds)
+        guest = undo.enter_context(booted(built, cache, profiled=profiled))
+        yield kind(guest, built, topology, scenario, folder, seconds)
 
 
 def _usual(receiver: Receiver, scenario: Scenario) -> int:

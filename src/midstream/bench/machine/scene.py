@@ -66,7 +66,7 @@ class Scene:
         folder: Path,
         seconds: float,
     ) -> None:
-        self._guest = guest
+        self.guest = guest
         self._hosts = hosts
         self._topology = topology
         self._scenario = scenario
@@ -76,12 +76,12 @@ class Scene:
         guest.slow = 1
         time.sleep(_REST)
         # The smallest of some: part of the kernel's own work comes once in many seconds.
-        self._background = min(self._window(1, None)["instructions"] for _ in range(3))
+        self._background = min(self.window(1, None)["instructions"] for _ in range(3))
 
     @property
     def is_over(self) -> bool:
         """Whether the guest is gone."""
-        return self._guest.gone
+        return self.guest.gone
 
     def count(self, receiver: Receiver, slow: int) -> Counted:
         """One receiver's window, `slow` times slower than this machine's clock, or more where it needs it."""
@@ -109,24 +109,24 @@ class Scene:
             str(self._topology.sensors[0].ip),
         )  # fmt: skip
         with ExitStack() as undo:
-            undo.callback(setattr, self._guest, "slow", 1)
+            undo.callback(setattr, self.guest, "slow", 1)
             if scenario.loss:
                 wires.impair(self._hosts, Impairment(drop=scenario.loss, seed=_SEED), self._topology)
             traffic = self._start(receiver, setting, slow, undo)
             self._wait(_VERIFY * slow, traffic)
             if receiver.command:
-                self._guest.call("begin")  # nothing is verified from now on
-            self._guest.slow = slow
+                self.guest.call("begin")  # nothing is verified from now on
+            self.guest.slow = slow
             self._wait(0.05, traffic)
             self._settle(slow, traffic)
             first = traffic.sent
-            taken = self._window(slow, traffic)
+            taken = self.window(slow, traffic)
             sent = traffic.sent - first
-            self._guest.slow = 1
+            self.guest.slow = 1
             wait_for(lambda: not traffic.running, (seconds + _VERIFY) * slow + _END, traffic.feed)
             total, *_ = traffic.result()
             logged, wrong = traffic.logged(total)
-            told = self._guest.call("finish") if receiver.command else None
+            told = self.guest.call("finish") if receiver.command else None
         seen = Seen(slow, taken, sent, total, logged, wrong, told)
         return judge(receiver, scenario, seconds, seen, self._background)
 
@@ -153,36 +153,36 @@ class Scene:
         config = str(setting.config)
         wanted = receiver.attach if isinstance(receiver.attach, Arrangement) else Arrangement()
         if wanted.program == "midstream":
-            self._guest.call("attach", config)
-            undo.callback(self._guest.call, "detach", config)
+            self.guest.call("attach", config)
+            undo.callback(self.guest.call, "detach", config)
         elif wanted.program == "floor":
-            self._guest.call("attach_floor", config)
-            undo.callback(self._guest.call, "detach_floor", config)
+            self.guest.call("attach_floor", config)
+            undo.callback(self.guest.call, "detach_floor", config)
         if wanted.deferral:
-            self._guest.call("defer", wanted.deferral.empty_looks, wanted.deferral.timeout)
-            undo.callback(self._guest.call, "defer", OFF.empty_looks, OFF.timeout)
+            self.guest.call("defer", wanted.deferral.empty_looks, wanted.deferral.timeout)
+            undo.callback(self.guest.call, "defer", OFF.empty_looks, OFF.timeout)
         if receiver.command:
-            self._guest.call("start", receiver.command(setting))
-            undo.callback(self._guest.call, "kill")
+            self.guest.call("start", receiver.command(setting))
+            undo.callback(self.guest.call, "kill")
 
     def _settle(self, slow: int, traffic: Traffic) -> None:
         """Load for a while. Raises _FellBehindError, and LabError if no slow motion would help."""
-        before, executed, began = self._guest.call("sample"), self._guest.instructions, time.monotonic_ns()
+        before, executed, began = self.guest.call("sample"), self.guest.instructions, time.monotonic_ns()
         self._wait(_SETTLE * slow, traffic)
-        asked, executed = (time.monotonic_ns() - began) / slow, self._guest.instructions - executed
-        passed = self._guest.call("sample")["now"] - before["now"]
+        asked, executed = (time.monotonic_ns() - began) / slow, self.guest.instructions - executed
+        passed = self.guest.call("sample")["now"] - before["now"]
         if passed < KEPT_UP * asked:
             raise _FellBehindError(behind(passed, asked, slow))
         if executed * NANOSECONDS >= BUSY * passed:
             raise LabError(TOO_MUCH)
 
-    def _window(self, slow: int, traffic: Traffic | None) -> dict[str, float]:
+    def window(self, slow: int, traffic: Traffic | None) -> dict[str, float]:
         """What the guest counts while a window lasts."""
-        before = self._guest.call("begin")
-        instructions, began = self._guest.instructions, time.monotonic_ns()
+        before = self.guest.call("begin")
+        instructions, began = self.guest.instructions, time.monotonic_ns()
         self._wait(self._seconds * slow, traffic)
-        instructions, ended = self._guest.instructions - instructions, time.monotonic_ns()
-        after = self._guest.call("end")
+        instructions, ended = self.guest.instructions - instructions, time.monotonic_ns()
+        after = self.guest.call("end")
         counted = {name: after[name] - before[name] for name in before}
         return counted | {"instructions": instructions, "asked": (ended - began) / slow}
 
