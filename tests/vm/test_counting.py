@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
 
 def count(slow: int) -> dict[str, Counted]:
-    names = ("floor", "midstream-deferred-c", "c-epoll-relay")
+    names = ("midstream-deferred-c", "c-epoll-relay")
     receivers = [receiver for receiver in RECEIVERS if receiver.name in names]
     (scenario,) = find(["16x100x1024"])
     cache = compiler.cache_directory() / "vm"
@@ -33,8 +33,7 @@ def test_the_figures_do_not_depend_on_the_speed() -> None:
         assert (one.slow, other.slow) == (8, 16)
         assert one.instructions == pytest.approx(other.instructions, rel=0.04)
         assert other.seconds == pytest.approx(other.asked, rel=0.02), "neither behind nor ahead"
-    assert 3_000 < quicker["floor"].instructions < quicker["midstream-deferred-c"].instructions
-    assert quicker["c-epoll-relay"].instructions > 3 * quicker["midstream-deferred-c"].instructions
+    assert 2_500 < 3 * quicker["midstream-deferred-c"].instructions < quicker["c-epoll-relay"].instructions
 
 
 def test_what_falls_behind_is_counted_again_more_slowly() -> None:

@@ -37,6 +37,7 @@ SLOWEST = 32
 _VERIFY = 0.15  # seconds of the guest's, as all here: of load before and after, its bytes verified
 _SETTLE = 0.4  # of load then, before the window
 _CALLS = 1.0  # of this machine's: what asking the guest takes in between
+_MEET, _MEET_EACH = 1.0, 0.1  # of this machine's: until the guest's side of a middleware knows every sensor
 _REST = 6.0  # what a boot leaves to be done later has been done then
 _SEED = 1  # of what is lost: the same for all
 _END = 30.0  # seconds of this machine's: until all have heard all
@@ -139,6 +140,7 @@ class Scene:
             partner = undo.enter_context(Program(_Beside(), "logger", receiver.partner(setting)))
             self._receive(receiver, setting, undo)
             traffic = undo.enter_context(MiddlewareTraffic(_Beside(), receiver, setting, plan, partner))
+            time.sleep(_MEET + _MEET_EACH * setting.sensors)
         else:
             launch = partial(_Beside().popen, "logger")
             sink = undo.enter_context(Sink(setting.logger, setting.port, setting.size, launch=launch))
