@@ -127,7 +127,7 @@ def sample() -> dict[str, float]:
 
 
 def names(addresses: Sequence[int]) -> list[str]:
-    """What holds each address: a function of the kernel, eBPF programs among them, or a file of the receiver."""
+    """What holds each address: a function of the kernel (eBPF programs too), or a file of the receiver."""
     starts = []
     for line in Path("/proc/kallsyms").read_text().splitlines():
         address, kind, name = line.split()[:3]
