@@ -80,7 +80,8 @@ def scene_of(
 
 def _usual(receiver: Receiver, scenario: Scenario) -> int:
     """How many times slower is enough for most of a kind; half where the guest is idle most of the time."""
-    usual = _LIGHT if receiver.family in (Family.FLOOR, Family.MIDSTREAM) else _HEAVY
+    is_light = receiver.family in (Family.FLOOR, Family.MIDSTREAM) and receiver.language != "Python"
+    usual = _LIGHT if is_light else _HEAVY
     return usual // 2 if scenario.sensors * scenario.rate <= _FEW else usual
 
 

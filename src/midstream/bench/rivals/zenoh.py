@@ -41,11 +41,14 @@ class _Sender:
             for number, session in enumerate(self._sessions)
         ]
         deadline = time.monotonic() + PATIENCE
-        while not all(publisher.matching_status for publisher in self._publishers):
+        while not (
+            all(len(session.info.peers_zid()) == len(hosts) for session in self._sessions)
+            and all(publisher.matching_status for publisher in self._publishers)
+        ):
             if time.monotonic() > deadline:
                 raise TimeoutError("Zenoh: a subscriber is missing")
             time.sleep(TICK)
-        time.sleep(1)  # matching tells of one subscriber; there are two
+        time.sleep(1)  # matching tells of one subscriber; both peers are there, and tell of theirs soon
 
     def send(self, sensor: int, message: bytes) -> None:
         self._publishers[sensor].put(message)
