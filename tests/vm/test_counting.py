@@ -52,3 +52,14 @@ def test_middlewares_and_bad_wires(tmp_path: Path) -> None:
     assert row["zeromq-push"]["messages"] == pytest.approx(MESSAGES, abs=12)
     assert "uses UDP" in row["dds"]["problems"][0]
     assert "counted in a virtual machine" in (tmp_path / "bench.md").read_text()
+
+
+def test_the_profile_says_where_the_instructions_are() -> None:
+    command = [sys.executable, "-m", "midstream.bench.machine.profile", "floor-deferred"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    heading, *lines = done.stdout.splitlines()
+    taken = {name: float(count) for count, name in (line.split(maxsplit=1) for line in lines)}
+    total = 1000 * float(heading.split()[1])
+    assert any(name.endswith("_midstream_floor") for name in taken)
+    assert 0.8 * total < sum(taken.values()) < 1.2 * total
