@@ -3,8 +3,6 @@
 `load` returns a frozen `Config` whose attributes follow the keys of the file.
 """
 
-import mmap
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -16,23 +14,17 @@ from pydantic import (
     model_validator,
 )
 
+from midstream import values
 from midstream.errors import ConfigError
 from midstream.toml import FaultsError, Location, Section, absolute, parse_toml, read_text, show
 
 Role = Literal["sensor", "hardworker", "logger"]
 FieldType = Literal["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64", "bool", "bytes"]
 
-UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-MAX_RING = 2**31  # the kernel takes a ring's size as a power of two in 32 bits
 MAX_MESSAGE = 2**20  # a fixed-size message
 MAX_FRAME = 2**29  # a length-prefixed message or a line: SQLite stores at most 10^9 bytes in a row
-MAX_SOCKET = 107  # bytes of a Unix socket's path (unix(7))
 MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger than this
 MAX_COLUMNS = 1000  # of fields: PostgreSQL takes 1600 in a table, SQLite 2000
-RESERVED = frozenset(
-    ("sensor", "port", "connection", "connection_id", "sequence", "received", "received_ns", "payload")
-)
-"""What the logger says of every message, beside its fields."""
 
 
 def load(path: str | Path) -> "Config":
@@ -42,77 +34,6 @@ def load(path: str | Path) -> "Config":
     config = parse_toml(text, path, Config)
     config._path = absolute(path)
     return config
-
-
-def byte_count(value: object) -> object:
-    """A number of bytes as it is, or from a string with a binary unit. Raises ValueError."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]{1,10}) ?(KiB|MiB|GiB)", value)
-    if not match:
-        raise ValueError("not a whole number with KiB, MiB or GiB")
-    return int(match[1]) * UNITS[match[2]]
-
-
-def _ring_size(value: object) -> object:
-    """Bytes of a ring, from an integer or from a string with a binary unit."""
-    value = byte_count(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < mmap.PAGESIZE or value & (value - 1):
-            raise ValueError(f"not a power of two of at least one memory page ({mmap.PAGESIZE} bytes)")
-        if value > MAX_RING:
-            raise ValueError("larger than 2 GiB, the most that the kernel takes")
-    return value
-
-
-def _interface(value: str) -> str:
-    if value and not re.fullmatch(r"(?!\.{1,2}$)[^\s/:]{1,15}", value):
-        raise ValueError("not a name that Linux gives to an interface")
-    return value
-
-
-def _mode(value: str) -> str:
-    if not re.fullmatch(r"0?[0-7]{3}", value):
-        raise ValueError("not three octal digits")
-    return value
-
-
-def _socket(value: str) -> str:
-    if value and not re.fullmatch(r"(/[^/\x00]+)+", value):
-        raise ValueError("not an absolute path of a file")
-    if len(value.encode()) > MAX_SOCKET:
-        raise ValueError(f"longer than {MAX_SOCKET} bytes, the most that Linux takes")
-    return value
-
-
-def _name(value: str) -> str:
-    if value and not (value.isprintable() and len(value) <= 63):
-        raise ValueError("not printable, or longer than 63 characters")
-    return value
-
-
-def _pins(value: str) -> str:
-    if not re.fullmatch(r"(/[^/\x00]+)+/?", value):
-        raise ValueError("not an absolute path of a folder")
-    if "." in value:
-        raise ValueError("bpffs refuses names with dots")
-    return value.rstrip("/")
-
-
-def _database(value: str) -> str:
-    if not re.match(r"[a-z][a-z0-9_]*(\+[a-z0-9_]+)?://", value):
-        raise ValueError("not a URL of the form dialect://…")
-    if re.match(r"sqlite[^:]*://([^/]|/file:)", value):
-        raise ValueError("the path of a SQLite file follows three slashes, without file:")
-    return value
-
-
-def _field_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,47}", value):  # PostgreSQL cuts names at 63 bytes
-        raise ValueError("not a name for a column of a database")
-    if value.lower() in RESERVED:
-        raise ValueError("the logger's own name for something else")
-    return value
 
 
 def field_columns(name: str, count: int) -> list[str]:
@@ -126,12 +47,12 @@ def beyond(offset: int, width: int, size: int) -> str:
 
 
 class NetworkSection(Section):
-    interface: Annotated[str, AfterValidator(_interface)] = Field(
+    interface: Annotated[str, AfterValidator(values.interface)] = Field(
         default="",
         description='the name of an interface (1 to 15 characters), or "" for that of the route to the peer',
     )
     restore: Literal["logger", "sensor"] = Field(default="logger", description='"logger" or "sensor"')
-    pins: Annotated[str, AfterValidator(_pins)] = Field(
+    pins: Annotated[str, AfterValidator(values.pins)] = Field(
         default="/sys/fs/bpf/midstream", description="an absolute path below a bpffs, without dots"
     )
     tos: int | None = Field(
@@ -148,7 +69,7 @@ class NetworkSection(Section):
 class FieldSection(Section):
     """An entry of [[data.field]]: what some bytes of every message mean (see fields.py)."""
 
-    name: Annotated[str, AfterValidator(_field_name)] = Field(
+    name: Annotated[str, AfterValidator(values.field_name)] = Field(
         description="a name of 1 to 48 ASCII letters, digits and _, the first no digit, no other field's"
     )
     type: FieldType = Field(description=" or ".join(f'"{name}"' for name in get_args(FieldType)))
@@ -268,7 +189,7 @@ class SensorSection(Section):
 
 class HardworkerSection(Section):
     receiver: Literal["ebpf", "socket"] = Field(default="ebpf", description='"ebpf" or "socket"')
-    ring_size: Annotated[int, BeforeValidator(_ring_size)] = Field(
+    ring_size: Annotated[int, BeforeValidator(values.ring_size)] = Field(
         default=4 * 2**20,
         description="a power of two, at least one memory page and at most 2 GiB: "
         'bytes, or a string such as "4MiB" (KiB, MiB, GiB)',
@@ -280,12 +201,12 @@ class HardworkerSection(Section):
         default=0.0, ge=0, description="a number of seconds, 0 or more (0: wait for data instead of a clock)"
     )
     defer: bool = Field(default=True, description="true or false")
-    socket: Annotated[str, AfterValidator(_socket)] = Field(
+    socket: Annotated[str, AfterValidator(values.socket)] = Field(
         default="",
         description='an absolute path of a Unix socket, or "" for an application that may open the pins',
     )
     socket_group: str = Field(default="", description='a group of this host, or "" for root\'s')
-    socket_mode: Annotated[str, AfterValidator(_mode)] = Field(
+    socket_mode: Annotated[str, AfterValidator(values.mode)] = Field(
         default="0660", description='octal digits, such as "0660"'
     )
     checksums: bool = Field(default=True, description="true or false")
@@ -299,7 +220,7 @@ class HardworkerSection(Section):
 
 
 class LoggerSection(Section):
-    database: Annotated[str, AfterValidator(_database)] = Field(
+    database: Annotated[str, AfterValidator(values.database)] = Field(
         default="sqlite:///midstream.db",
         description='an SQLAlchemy URL such as "sqlite:///midstream.db" or '
         '"postgresql+psycopg://user@host/name", or "nats://host:4222/stream"',
@@ -311,7 +232,7 @@ class LoggerSection(Section):
         default=4096, ge=1, le=2**20, description="an integer from 1 to 1048576 (messages)"
     )
     keep_age: float = Field(default=0.0, ge=0, description="a number of seconds, 0 or more (0: for ever)")
-    keep_size: Annotated[int, BeforeValidator(byte_count)] = Field(
+    keep_size: Annotated[int, BeforeValidator(values.byte_count)] = Field(
         default=0,
         ge=0,
         le=2**60,
@@ -325,7 +246,7 @@ class LoggerSection(Section):
 class DaemonSection(Section):
     explore: bool = Field(default=True, description="true or false")
     key: str = Field(default="/etc/midstream/key", min_length=1, description="a path, relative to this file")
-    name: Annotated[str, AfterValidator(_name)] = Field(
+    name: Annotated[str, AfterValidator(values.name)] = Field(
         default="", description='1 to 63 printable characters, or "" for this host\'s name'
     )
     timeout: float = Field(
@@ -341,7 +262,7 @@ class DaemonSection(Section):
     port: int = Field(default=12346, ge=1, le=65535, description="a UDP port, the same on all hosts")
     rewrite_const: bool = Field(default=True, description="true or false")
     standby: bool = Field(default=False, description="true or false")
-    socket: Annotated[str, AfterValidator(_socket)] = Field(
+    socket: Annotated[str, AfterValidator(values.socket)] = Field(
         default="/run/midstream/daemon.sock",
         min_length=1,
         description="an absolute path of a Unix socket",

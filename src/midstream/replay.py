@@ -5,7 +5,7 @@ every message after that bears an HMAC of its number, direction and content, wit
 same numbers. So nobody without the key can ask, answer, change, repeat or leave out anything. It is
 authentic, not secret: the sensors' own connections are not either.
 
-A question is {"since": ns, "until": ns, "from": sensors}; a negative `until` counts back from now, so that
+A question is {"since": ns, "until": ns, "from": sensors}, in the logger's time ({"clock": true} asks for it):
 the clocks of the two hosts need not agree. An answer is the messages of one connection after the other, in
 pages, and ends with {"end": true}.
 """

@@ -22,10 +22,15 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A PostgreSQL server with a new, empty cluster in `folder`."""
+    """A PostgreSQL server with a new, empty cluster in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    sync: it waits for the disk, as it does by default. Without, a killed server recovers all the same: only
+    the machine's end would cost something.
+    """
+
+    def __init__(self, folder: Path, *, sync: bool = False) -> None:
         self.port = free_port()
+        self._sync = sync
         self._folder = folder
         self._programs = max(
             Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name)
@@ -42,7 +47,11 @@ class Postgres:
         """Returns when it can be connected to. Does nothing if it runs."""
         if self._server is not None:
             return
-        options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": str(self._folder)}
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(self._folder),
+            "fsync": "on" if self._sync else "off",
+        }
         arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         self._server = subprocess.Popen(
             [self._programs / "postgres", "-D", self._folder / "data", "-p", str(self.port), *arguments],
@@ -103,9 +112,9 @@ class Postgres:
 
 
 @contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(*, sync: bool = False) -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory(prefix="midstream-postgres-") as folder:
-        server = Postgres(Path(folder))
+        server = Postgres(Path(folder), sync=sync)
         server.start()
         try:
             yield server

@@ -4,6 +4,7 @@ import os
 import resource
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from tests.unit import site as sites
 from tests.unit.site import Serving, Site
 
 CHUNK = 1024  # messages sent in one call
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[servers.Postgres]:
+    """As a user has it: it waits for the disk."""
+    with servers.postgres(sync=True) as server:
+        yield server
 
 
 @pytest.mark.slow

@@ -39,7 +39,10 @@ Receiver = Callable[[Lab, int], np.ndarray]
     ],
 )
 def test_all_arrives_once_in_order_and_unchanged(link: str, messages: int) -> None:
-    found = demo("--messages", str(messages), "--rate", str(RATE), "--impair", f"{FAULTS},link={link}")
+    arguments = ["--messages", str(messages), "--rate", str(RATE), "--impair", f"{FAULTS},link={link}"]
+    if messages < 100_000:
+        arguments.append("--no-daemon")  # it takes seconds to start
+    found = demo(*arguments)
     perfect = {
         "sent": messages,
         "missing": 0,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from pyroute2 import IPRoute, netns  # type: ignore[import-untyped]  # pyroute2 
 
 from midstream import config, network
 from midstream.errors import ConfigError, LabError
-from midstream.lab import down, find, links, state, status, up
+from midstream.lab import down, find, links, namespaces, state, status, up
 
 Ping = Callable[[str], bool]
 
@@ -101,8 +102,9 @@ def test_down_removes_what_up_made(machine: Machine, tmp_path: Path) -> None:
     machine.settles_to(before)
 
 
-def test_down_ends_processes(machine: Machine, tmp_path: Path) -> None:
+def test_down_ends_processes(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     down()
+    monkeypatch.setattr(namespaces, "end", partial(namespaces.end, grace=0.5))
     before = machine.traces()
     lab = up(1, tmp_path / "run")
     polite = lab.popen("sensor", ["sleep", "60"])

@@ -1,7 +1,9 @@
-"""A hardworker whose ring is gone: the application gets from the logger what came before, and goes on."""
+"""A hardworker whose ring is gone: the application gets from the logger what came before, and goes on.
+
+The program is away for as long as it takes to load it, and no longer.
+"""
 
 import threading
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +29,6 @@ def test_a_ring_that_is_gone(attached: Lab, tmp_path: Path) -> None:
     with started(attached, "logger", tmp_path, "logger", "--config", config, ready="listening") as ends:
         send(attached, config, 300)
         send(attached, config, 200)
-        time.sleep(0.5)  # a host that is restarted is away for longer than history.MARGIN
         attached.call("hardworker", loader.detach, "hardworker", PINS / "hardworker")
         programs.attach(attached)
         send(attached, config, 100)

@@ -197,7 +197,7 @@ def test_what_is_refused_takes_no_connection(bench: Bench) -> None:
         assert [int(full.share(sensor)["open"]) for sensor in range(2)] == [1, 0]
 
 
-@pytest.mark.parametrize("count", [10_000])
+@pytest.mark.parametrize("count", [6_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_nothing_is_left_of_connections(count: int) -> None:
     """Opened and closed in every way: no entry stays, and what remembers the finished ones is bounded."""
     with closing(Bench(ring_size=1 << 20, connections=16, open_quota=4)) as bench:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from midstream import cli
+
 CONST = """\
 [mac]
 sensor = "02:00:00:00:00:0b"
@@ -60,10 +62,29 @@ def test_compiling_needs_nothing_of_linux(tmp_path: Path, role: str) -> None:
         ([], 2, ""),
     ],
 )
-def test_mistakes_end_without_a_traceback(tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
-    ended = run(*arguments, cwd=tmp_path)
-    assert ended.returncode == code
-    assert says in ended.stderr
+def test_mistakes_end_without_a_traceback(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    says: str,
+) -> None:
+    """In this process: to start another one for each takes half a second."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["midstream", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == code
+    assert says in said
+    assert "Traceback" not in said
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+    ended = run("status", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("midstream: config.toml: no such file")
     assert "Traceback" not in ended.stderr
 
 

@@ -143,6 +143,36 @@ def test_a_daemon_without_its_logger_says_so() -> None:
     assert (watched.seen_up, changes) == (False, [])
 
 
+def test_a_logger_that_was_silent_serves_anew() -> None:
+    """It is back when it has served for a while, not because it did before."""
+
+    async def run() -> None:
+        port = free_port()
+        answerer = Heartbeat(KEY, lambda: True, lambda: None)
+        asker = Heartbeat(KEY, lambda: False, lambda: None)
+        await answerer.start(HOME, port)
+        asker.watch({str(HOME): port})
+        watched = asker.watched[str(HOME)]
+
+        async def ask() -> float:
+            asker.ask()
+            await asyncio.sleep(0.02)
+            return watched.serving_since
+
+        first = await ask()
+        assert first and await ask() == first, "it has served all the time"
+        watched.answered -= heartbeat.SILENCE + 0.1
+        since = await ask()
+        assert since == watched.answered > first
+        assert not watched.is_steady(since + heartbeat.STEADY - 0.1)
+        assert watched.is_steady(since + heartbeat.STEADY)
+        for one in (asker, answerer):
+            one.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
 def test_an_answer_without_the_key_or_a_repeated_one_is_none() -> None:
     asker, _ = asyncio.run(beat(Heartbeat(Key(b"other" * 8), lambda: True, lambda: None)))
     watched = asker.watched[str(HOME)]

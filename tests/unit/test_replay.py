@@ -13,14 +13,16 @@ import pytest
 from tests.unit.fake_ring import FakeRing, RingSource
 from tests.unit.site import SIZE, Serving, Site
 
+from midstream.config import load
 from midstream.ebpf.records import OPEN
 from midstream.errors import ConfigError, NetworkError
-from midstream.hardworker import Hardworker
+from midstream.hardworker import Hardworker, history
 from midstream.hardworker.source import Segment
 from midstream.logger import Logger
 from midstream.replay import Line
 
 KEY = b"k" * 32
+DOWN = 0.02  # seconds without a program: more than a round trip to the logger
 
 
 class Young(RingSource):
@@ -70,7 +72,7 @@ def test_history_and_then_the_ring(site: Site) -> None:
     with Serving(site.config):
         send(site, range(3000))
         send(site, range(5))
-        time.sleep(0.3)  # a hardworker that was down for longer than MARGIN
+        time.sleep(DOWN)
         with Hardworker(site.config, source=Young(ring)) as hardworker:
             send(site, range(7))  # through the ring too
             ring.put(Segment(1, 0, 40000, 0, 5, OPEN, b""), capacity=None)
@@ -89,7 +91,7 @@ def test_since(site: Site) -> None:
         time.sleep(0.05)
         between = datetime.now(UTC)
         send(site, range(4))
-        time.sleep(0.3)
+        time.sleep(DOWN)
         with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
             got = list(islice(hardworker.replay(between), 4))
             assert [found.sequence for found in got] == [0, 1, 2, 3]
@@ -105,7 +107,7 @@ def test_messages_of_an_open_connection_are_waited_for(site: Site) -> None:
     ):
         client.sendall(message(0))
         site.wait_for("SELECT count(*) FROM messages", [(1,)])
-        time.sleep(0.3)
+        time.sleep(DOWN)
         with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
             client.sendall(message(1))
             assert [found.sequence for found in islice(hardworker.replay(), 2)] == [0, 1]
@@ -114,6 +116,9 @@ def test_messages_of_an_open_connection_are_waited_for(site: Site) -> None:
 def test_another_key_gets_nothing(site: Site) -> None:
     with Serving(site.config), Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
         send(site, range(3))
+        port = load(site.config).logger.replay_port
+        with socket.create_connection(("127.0.0.1", port), 10) as asking:
+            Line(asking, KEY, asks=True)  # it runs, and has read its key
         write_key(site, b"x" * 32)
         with pytest.raises(NetworkError, match="key"):
             next(hardworker.replay())
@@ -200,6 +205,26 @@ def test_what_is_said_arrives(pair: Pair) -> None:
         assert answering.receive() == ({"number": number}, memoryview(b"abc"))
         answering.send({"answer": number})
         assert asking.receive()[0] == {"answer": number}
+
+
+def test_when_the_ring_began_by_another_clock(pair: Pair) -> None:
+    """Never later than it did, and earlier by no more than the fastest of the round trips."""
+    ahead, delays = 3600 * 10**9, [0.05, 0.05, 0.0, 0.05, 0.05]
+    asking, answering = pair.lines()
+
+    def answer() -> None:
+        for delay in delays:
+            assert answering.receive()[0] == {"clock": True}
+            now = time.time_ns() + ahead
+            time.sleep(delay)
+            answering.send({"now": now})
+
+    began = time.time() - 1000
+    answers = threading.Thread(target=answer)
+    answers.start()
+    early = int(began * 1e9) + ahead - history.beginning(asking, began)
+    answers.join(10)
+    assert 0 <= early < 40e6
 
 
 def test_a_changed_bit_is_noticed(pair: Pair) -> None:

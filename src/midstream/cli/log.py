@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from midstream import config as configuration
+from midstream import values
 from midstream.cli.log_options import (
     Connections,
     Sensors,
@@ -233,7 +233,7 @@ def prune(
 
 def _size(text: str) -> int:
     try:
-        return int(str(configuration.byte_count(int(text) if text.isdecimal() else text)))
+        return int(str(values.byte_count(int(text) if text.isdecimal() else text)))
     except ValueError as error:
         raise ConfigError(
             f"--keep-size {text}: must be a number of bytes, or one with KiB, MiB or GiB such as 10GiB"

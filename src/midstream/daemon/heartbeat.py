@@ -38,7 +38,7 @@ class Watched:
     asked: dict[str, float] = field(default_factory=dict)
     answered: float = 0.0
     refused: float = 0.0  # when its host last said that no daemon is there
-    serving_since: float = 0.0  # 0: it is not
+    serving_since: float = 0.0  # without a silence; 0: it is not
     seen_up: bool = False
 
     def reason(self, now: float) -> str:
@@ -138,7 +138,7 @@ class Heartbeat(asyncio.DatagramProtocol):
         now = time.monotonic()
         was = not watched.reason(now)
         watched.answered = now
-        watched.serving_since = (watched.serving_since or now) if serving else 0.0
+        watched.serving_since = (watched.serving_since if was else now) if serving else 0.0
         watched.seen_up |= serving
         if was != serving:
             self._changed()

@@ -4,7 +4,6 @@ Ours bear a protocol number of their own, so the next daemon knows them after a 
 himself is left alone while it is right, and put back at the end if we had to change it.
 """
 
-import errno
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,12 +13,12 @@ from socket import AF_INET
 from pyroute2 import IPRoute, NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
 
 from midstream.daemon.interface import Interface
+from midstream.ebpf import routes
 
 PROTOCOL = 77
 """Who set an entry or a route (`ip route show proto 77`): 77 is "M", and nobody's in rt_protos."""
 
 _PERMANENT, _FAILED, _INCOMPLETE = 0x80, 0x20, 0x01  # NUD_ (linux/neighbour.h)
-_LINK = 253  # RT_SCOPE_LINK
 
 
 @dataclass
@@ -61,9 +60,8 @@ class Neighbours:
             for entry in list(_entries(netlink, interface)):
                 if entry.ours:
                     self._unset(netlink, interface, entry.ip)
-            for destination in list(_routes(netlink, interface)):
-                with suppress(NetlinkError):
-                    self._unroute(netlink, interface, destination)
+            for ip in _routed(netlink, interface):
+                routes.remove(netlink, ip, interface.index, PROTOCOL)
         self._settled.clear()
         self._routed.clear()
 
@@ -84,25 +82,16 @@ class Neighbours:
         if mac := self.before.pop(ip, None):
             netlink.neigh("add", dst=str(ip), lladdr=mac, ifindex=interface.index, state="permanent")
 
-    def _unroute(self, netlink: IPRoute, interface: Interface, ip: IPv4Address) -> None:
-        # Without the scope the kernel looks for a route by way of a gateway, and finds none.
-        netlink.route("del", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL, scope=_LINK)
-
     def _ensure_routes(
         self, netlink: IPRoute, interface: Interface, wanted: Mapping[IPv4Address, str]
     ) -> list[str]:
         repaired = []
-        ours = set(_routes(netlink, interface))
+        ours = _routed(netlink, interface)
         off_link = {ip for ip in wanted if ip not in interface.network}
         for ip in ours - off_link:
-            self._unroute(netlink, interface, ip)
+            routes.remove(netlink, ip, interface.index, PROTOCOL)
         for ip in off_link - ours:
-            try:
-                netlink.route("add", dst=f"{ip}/32", oif=interface.index, proto=PROTOCOL, scope=_LINK)
-            except NetlinkError as error:
-                if error.code != errno.EEXIST:  # else the user's own, which says the same
-                    raise
-            else:
+            if routes.add(netlink, ip, interface.index, PROTOCOL):  # else the user's own, which says the same
                 if ip in self._routed:
                     repaired.append(f"route {ip}: missing, set again")
                 self._routed.add(ip)
@@ -137,7 +126,5 @@ def _entries(netlink: IPRoute, interface: Interface) -> Iterator[_Entry]:
         )
 
 
-def _routes(netlink: IPRoute, interface: Interface) -> Iterator[IPv4Address]:
-    for route in netlink.get_routes(family=AF_INET, proto=PROTOCOL):
-        if route.get("oif") == interface.index and route["dst_len"] == 32:
-            yield IPv4Address(route.get("dst"))
+def _routed(netlink: IPRoute, interface: Interface) -> set[IPv4Address]:
+    return {ip for ip, index in routes.find(netlink, PROTOCOL) if index == interface.index}

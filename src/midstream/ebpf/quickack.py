@@ -6,18 +6,15 @@ waits for it. Routes to the sensors with `quickack` (ip-route(8)) make the kerne
 for anybody. They bear a protocol number of their own, by which `remove` finds them.
 """
 
-import errno
 from collections.abc import Iterable
-from contextlib import suppress
 from ipaddress import IPv4Address
-from socket import AF_INET
 
-from pyroute2 import IPRoute, NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
+from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
+
+from midstream.ebpf import routes
 
 PROTOCOL = 78
 """Who set a route (`ip route show proto 78`): 78 is "N", and nobody's in rt_protos."""
-
-_LINK = 253  # RT_SCOPE_LINK
 
 
 def add(interface: str, sensors: Iterable[IPv4Address]) -> None:
@@ -25,25 +22,11 @@ def add(interface: str, sensors: Iterable[IPv4Address]) -> None:
     with IPRoute() as netlink:
         (index,) = netlink.link_lookup(ifname=interface)
         for ip in sensors:
-            try:
-                netlink.route(
-                    "add",
-                    dst=f"{ip}/32",
-                    oif=index,
-                    proto=PROTOCOL,
-                    scope=_LINK,
-                    metrics={"quickack": 1},
-                )
-            except NetlinkError as error:
-                if error.code != errno.EEXIST:
-                    raise
+            routes.add(netlink, ip, index, PROTOCOL, quickack=1)
 
 
 def remove() -> None:
     """Take the routes away."""
     with IPRoute() as netlink:
-        for route in list(netlink.get_routes(family=AF_INET, proto=PROTOCOL)):
-            with suppress(NetlinkError):  # its interface has just gone
-                netlink.route(
-                    "del", dst=f"{route.get('dst')}/32", oif=route.get("oif"), proto=PROTOCOL, scope=_LINK
-                )
+        for ip, index in list(routes.find(netlink, PROTOCOL)):
+            routes.remove(netlink, ip, index, PROTOCOL)

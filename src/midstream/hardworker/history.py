@@ -11,9 +11,8 @@ from midstream.errors import ConfigError, NetworkError
 from midstream.hardworker.messages import Message
 from midstream.replay import TIMEOUT, Line
 
-MARGIN = 0.05
-"""Seconds before the ring began from which no connection is asked for. Nothing passes the hardworker while no
-program is attached, which takes longer; right after it a connection may open, before the question arrives."""
+TRIES = 5
+"""How often the logger is asked for its time: the fastest answer places the ring's beginning best."""
 
 
 def history(
@@ -41,8 +40,7 @@ def history(
     with connection:
         line = Line(connection, secret, asks=True)
         start = 0 if since is None else int(since.timestamp() * 1e9)
-        age = int((time.time() - began + MARGIN) * 1e9)  # of the ring: the logger's clock may be another
-        line.send({"from": list(sensors), "since": start, "until": -age})
+        line.send({"from": list(sensors), "since": start, "until": beginning(line, began)})
         numbers: dict[int, int] = {}
         while True:
             head, payloads = line.receive()
@@ -54,3 +52,17 @@ def history(
                 payload = bytes(payloads[position : position + size])
                 position += size
                 yield Message(head["sensor"], number, sequence, received, payload)
+
+
+def beginning(line: Line, began: float) -> int:
+    """When `began` (Unix time here) was by the logger's clock, which may be another, in nanoseconds.
+
+    Never later than it was, so what has opened since then is not asked for; earlier by at most the fastest of
+    some round trips, which is less than it takes to load a program, and before that nothing passed.
+    """
+    found = []
+    for _ in range(TRIES):
+        line.send({"clock": True})
+        now: int = line.receive()[0]["now"]
+        found.append(now - (time.time_ns() - int(began * 1e9)))
+    return max(found)

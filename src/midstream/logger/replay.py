@@ -44,9 +44,9 @@ class Replay:
         with accepted:
             try:
                 line = Line(accepted, self._key, asks=False)
-                question, _ = line.receive()
+                while "clock" in (question := line.receive()[0]):
+                    line.send({"now": time.time_ns()})
                 until = question["until"]
-                until = time.time_ns() + until if until < 0 else until
                 self._settle(until)
                 for row in self._connections(question["from"], until):
                     self._send(line, row, question["since"])
