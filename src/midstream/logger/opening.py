@@ -49,8 +49,8 @@ def open_engine(url: str | URL, *, read_only: bool) -> tuple[Engine, str]:
         name = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() == "nats":
             raise StoreError(
-                f"{name}: midstream log reads SQLite and PostgreSQL. What to do: read a JetStream with the "
-                "nats command (nats stream view), or name a database with --database"
+                f"{name}: only SQL databases are pruned. What to do: set the limits of a JetStream with the "
+                "nats command (nats stream edit --max-age …), or name a database with --database"
             )
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, name, read_only)
