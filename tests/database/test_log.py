@@ -11,7 +11,6 @@ from tests.unit.batches import batch_of, end
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
-from midstream.log.conditions import condition
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
@@ -47,29 +46,6 @@ def write(store: SqlStore, token: str, *, closed: bool = True, sensor: str = "10
 def rights(url: str) -> list[bool]:
     with SqlLog(url) as database:
         return [verdict.right for verdict in verify(database, database.connections())]
-
-
-def test_what_was_written_is_read(store: SqlStore, url: str) -> None:
-    write(store, "a.1")
-    write(store, "a.2", closed=False, sensor="10.83.0.12")
-    with SqlLog(url) as database:
-        pieces = list(Reader(database, Selection()).read())
-        assert [
-            message.payload for piece in pieces for message in piece if message.connection.id == 1
-        ] == PAYLOADS
-        times = [message.received_ns for piece in pieces for message in piece]
-        assert times == sorted(times)
-        selection = Selection(
-            conditions=(condition("level>=749"), condition("tag=6162")), sensors=("10.83.0.12",)
-        )
-        (chosen,) = Reader(database, selection).read()
-        assert [message.sequence for message in chosen] == [2996, 2997, 2998, 2999]
-        extents = database.extents()
-        assert [(each.messages, each.first, each.last, each.end) for each in extents.values()] == [
-            (3000, 0, 2999, 24000)
-        ] * 2
-        assert database.last_sequences() == {1: 2999, 2: 2999}
-        assert [verdict.digest for verdict in verify(database, database.connections())] == ["right", "none"]
 
 
 def test_damage_is_found(store: SqlStore, url: str) -> None:
