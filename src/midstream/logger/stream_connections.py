@@ -112,7 +112,10 @@ class StreamConnections:
                 return
             if name not in self.known:
                 self._add(Known(found.number, self._stream.stream, name, event))
-            self.known[name].end, self.known[name].end_number = event, found.number
+            known = self.known[name]
+            known.end, known.end_number = event, found.number
+            if not known.opening:
+                known.event = event  # which says what the opening said
         except (ValueError, KeyError, TypeError) as error:
             raise self._foreign(found) from error
 
