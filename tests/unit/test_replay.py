@@ -13,6 +13,7 @@ import pytest
 from tests.unit.fake_ring import FakeRing, RingSource
 from tests.unit.site import SIZE, Serving, Site
 
+from midstream.config import load
 from midstream.ebpf.records import OPEN
 from midstream.errors import ConfigError, NetworkError
 from midstream.hardworker import Hardworker
@@ -114,6 +115,9 @@ def test_messages_of_an_open_connection_are_waited_for(site: Site) -> None:
 def test_another_key_gets_nothing(site: Site) -> None:
     with Serving(site.config), Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
         send(site, range(3))
+        port = load(site.config).logger.replay_port
+        with socket.create_connection(("127.0.0.1", port), 10) as asking:
+            Line(asking, KEY, asks=True)  # it runs, and has read its key
         write_key(site, b"x" * 32)
         with pytest.raises(NetworkError, match="key"):
             next(hardworker.replay())
