@@ -11,7 +11,9 @@ import nats
 import pytest
 from nats.aio.client import Client
 from tests.database import servers
+from tests.database.test_jetstream import has_all_replicas
 from tests.unit.batches import batch_of, end
+from tests.unit.site import wait_until
 
 from midstream.errors import StoreError
 from midstream.log.messages import Reader
@@ -21,7 +23,8 @@ from midstream.logger import stream as stream_module
 from midstream.logger.jetstream import JetStreamStore
 from midstream.logger.jetstream_log import JetStreamLog
 from midstream.logger.retention import prune
-from midstream.logger.store import ConnectionRow
+from midstream.logger.store import ConnectionRow, Position
+from midstream.logger.stored import StoredMessage
 from midstream.logger.stream import Stream
 
 PAYLOADS = [b"%08d" % number for number in range(2500)]
@@ -136,6 +139,23 @@ def test_what_is_removed_while_it_is_verified_is_no_gap(
     limit(cluster, stream, max_msgs=1000)
     (verdict,) = verify(log, found)
     assert (verdict.right, verdict.gaps, verdict.messages) == (True, 0, 999)
+
+
+def test_a_logger_goes_on_whose_opening_is_gone(
+    cluster: servers.Nats, stream: str, store: JetStreamStore, log: JetStreamLog
+) -> None:
+    write(store, closed=False)
+    before = log.connections()
+    limit(cluster, stream, max_msgs=10)
+    connection = row()
+    assert store.resume([connection]) == {"a.1": Position(0, 2500, 20000)}
+    connection.id = 0
+    batch = batch_of(connection, [b"00002500"], sequence=2500, offset=20000)
+    batch.closed.append(end(connection, 20008))
+    store.write(batch)
+    (after,) = log.connections()
+    assert (after.id, after.pruned, after.state) == (before[0].id, 2492, "closed")
+    assert [verdict.right for verdict in verdicts(log)] == [True]
 
 
 def test_connections_that_are_gone_are_not_listed(
@@ -253,3 +273,25 @@ def test_servers_that_go_away_while_it_is_read(
     servers_.address = replace(servers_.address, servers=("nats://127.0.0.1:1",))
     with pytest.raises(StoreError, match="What to do: see that the servers run"):
         log.piece(connection, 0, 2500)
+
+
+@pytest.mark.slow
+def test_servers_that_are_killed_while_it_is_read(
+    cluster: servers.Nats, stream: str, store: JetStreamStore, log: JetStreamLog
+) -> None:
+    """Whichever of the three goes away, leader or not, the reader's own or another."""
+    write(store)
+    (connection,) = log.connections()
+    log.extents()
+    for lost in range(3):
+        wait_until(lambda: has_all_replicas(cluster, stream), 60)
+        found: list[StoredMessage] = []
+        position = 0
+        while position < len(PAYLOADS):
+            piece, position = log.piece(connection, position, min(position + 100, len(PAYLOADS)))
+            found += piece
+            if len(found) == 1000:
+                cluster.kill(lost)
+        assert [verdict.right for verdict in verdicts(log)] == [True]
+        cluster.start(lost)
+        assert [message.payload for message in found] == PAYLOADS

@@ -100,18 +100,23 @@ class JetStreamStore:
     async def _resume(self, rows: Collection[ConnectionRow]) -> dict[str, Position]:
         positions = {}
         for row in rows:
-            event = await self._last_message(self._published.subject("connections", row))
-            if event is not None:
-                positions[row.token] = await self._position(row, json.loads(event.data or b"{}"))
+            found = await self._last_message(self._published.subject("connections", row))
+            event = json.loads(found.data or b"{}") if found is not None else None
+            position = await self._position(row, event)
+            if position is not None:
+                positions[row.token] = position
         return positions
 
-    async def _position(self, row: ConnectionRow, event: dict[str, Any]) -> Position:
+    async def _position(self, row: ConnectionRow, event: dict[str, Any] | None) -> Position | None:
+        """None if nothing is known. The stream's limits may have removed the opening, and left messages."""
         last = await self._last_message(self._published.subject("data", row))
+        if event is None and last is None:
+            return None
         sequence = offset = 0
         if last is not None:
             before, start, _ = map(int, _header(last)[PLACE].split())
             sequence, offset = before + 1, start + len(last.data or b"") + FRAME[self._framing]
-        if event["state"] == "closed":
+        if event is not None and event["state"] == "closed":
             return Position(0, sequence, event["bytes"], closed=True)
         fragments = self._published.subject("fragments", row)
         await self._last_message(fragments)

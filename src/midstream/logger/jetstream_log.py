@@ -5,7 +5,7 @@ Nothing is kept on the servers for a reader, which asks for each piece anew: see
 
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from midstream.errors import StoreError
 from midstream.logger.store import FRAME
@@ -133,9 +133,7 @@ class JetStreamLog:
             faults += [f"JetStream: the opening of connection {name} is missing" for name in missing]
         return faults
 
-    def readings(
-        self, _: StoredConnection, __: list[str], ___: int, ____: int, /
-    ) -> dict[int, tuple[Any, ...]] | None:
+    def readings(self, *_: object) -> None:
         return None
 
     def _connection(self, known: Known) -> StoredConnection:
