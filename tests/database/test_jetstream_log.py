@@ -135,10 +135,10 @@ def test_what_is_removed_while_it_is_verified_is_no_gap(
 ) -> None:
     write(store)
     found = log.connections()
-    log.extents()
-    limit(cluster, stream, max_msgs=1000)
-    (verdict,) = verify(log, found)
-    assert (verdict.right, verdict.gaps, verdict.messages) == (True, 0, 999)
+    for left in (1000, 1):  # its end is one of them
+        limit(cluster, stream, max_msgs=left)
+        (verdict,) = verify(log, found)
+        assert (verdict.faults, verdict.gaps, verdict.messages) == ([], 0, left - 1)
 
 
 def test_a_logger_goes_on_whose_opening_is_gone(

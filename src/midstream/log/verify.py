@@ -139,7 +139,7 @@ class _Check:
     def _skip(self, sequence: int) -> None:
         """Messages are not there: were they removed to make room since this began?"""
         verdict = self._verdict
-        removed = self._log.pruned(self._connection) if not verdict.gaps else 0
+        removed = 0 if verdict.more else self._log.pruned(self._connection)
         if removed < sequence:
             missing = max(self._sequence, removed)
             verdict.gaps += sequence - missing
@@ -152,6 +152,8 @@ class _Check:
             return
         end = None if self._offset is None else self._offset + len(connection.unfinished)
         if connection.size is not None and end is not None and end != connection.size:
+            if self._log.pruned(connection) > self._sequence:
+                return  # the rest was removed to make room since this began
             verdict.fault(f"its stream had {connection.size} bytes, and {end} are stored")
         if connection.pruned or not self._whole:
             return

@@ -46,9 +46,11 @@ class Replay:
                 until = time.time_ns() + until if until < 0 else until
                 with open_log(self._url) as log:
                     self._settle(log, until)
-                    for connection in log.connections():
-                        if connection.sensor in question["from"] and connection.opened_ns < until:
-                            _send(line, log, connection, question["since"])
+                    known, last = log.connections(), log.last_sequences()
+                    for connection in known:
+                        wanted = connection.sensor in question["from"] and connection.opened_ns < until
+                        if wanted and connection.id in last:
+                            _send(line, log, connection, last[connection.id], question["since"])
                 line.send({"end": True})
             except (NetworkError, KeyError, ValueError):
                 return  # it is gone, or was none of ours
@@ -68,8 +70,8 @@ class Replay:
             time.sleep(self._quiet / 4)
 
 
-def _send(line: Line, log: Log, connection: StoredConnection, since: int) -> None:
-    for page in _pages(log, connection, since):
+def _send(line: Line, log: Log, connection: StoredConnection, last: int, since: int) -> None:
+    for page in _pages(log, connection, last, since):
         head = {
             "connection": connection.id,
             "sensor": connection.sensor,
@@ -80,12 +82,11 @@ def _send(line: Line, log: Log, connection: StoredConnection, since: int) -> Non
         line.send(head, [found.payload for found in page])
 
 
-def _pages(log: Log, connection: StoredConnection, since: int) -> Iterator[list[StoredMessage]]:
+def _pages(log: Log, connection: StoredConnection, last: int, since: int) -> Iterator[list[StoredMessage]]:
     """A page is read at once: nothing stays open in the database while the hardworker takes its time."""
     following = log.first_since(connection, since)
-    stop = log.last_sequences().get(connection.id, -1) + 1
-    while following < stop:
-        found, following = log.piece(connection, following, stop, PAGE_BYTES)
+    while following <= last:
+        found, following = log.piece(connection, following, last + 1, PAGE_BYTES)
         if page := [message for message in found if message.received_ns >= since]:
             yield page
 
