@@ -29,3 +29,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def cluster() -> Iterator[servers.Nats]:
     with servers.nats() as running:
         yield running
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    """The name of a stream that only this test has."""
+    return "".join(letter for letter in request.node.name if letter.isalnum())

@@ -11,6 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from midstream.logger.jetstream import JetStreamStore
+from midstream.logger.store import Unavailable
 
 START_TIMEOUT = 30.0
 
@@ -166,3 +170,14 @@ def nats() -> Iterator[Nats]:
             yield cluster
         finally:
             cluster.stop()
+
+
+def patient(url: str, **options: Any) -> JetStreamStore:
+    """Open it as soon as the cluster has found itself."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return JetStreamStore(url, **options)
+        except Unavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

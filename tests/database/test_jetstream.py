@@ -13,12 +13,15 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from tests.database import servers
+from tests.database.servers import patient
 from tests.unit.batches import batch_of, end
 from tests.unit.site import SIZE, Serving, Site, Workers, wait_until
 
 from midstream.errors import StoreError
+from midstream.log.verify import verify
 from midstream.logger import Logger
 from midstream.logger.jetstream import JetStreamStore
+from midstream.logger.jetstream_log import JetStreamLog
 from midstream.logger.published import PLACE
 from midstream.logger.store import ConnectionRow, Position, Unavailable
 from midstream.sensor import Sensor, numbered_messages
@@ -30,22 +33,6 @@ Stored = tuple[str, dict[str, str], bytes]
 def store(cluster: servers.Nats, stream: str) -> Iterator[JetStreamStore]:
     with patient(cluster.url(stream)) as opened:
         yield opened
-
-
-@pytest.fixture
-def stream(request: pytest.FixtureRequest) -> str:
-    return "".join(letter for letter in request.node.name if letter.isalnum())
-
-
-def patient(url: str) -> JetStreamStore:
-    """Open it as soon as the cluster has found itself."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return JetStreamStore(url)
-        except Unavailable:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
 
 
 def row(token: str = "a.1") -> ConnectionRow:
@@ -246,3 +233,7 @@ def test_a_server_that_is_killed_during_the_run(
     opened, closed = (json.loads(payload) for *_, payload in read(cluster, stream, "connections", 2))
     assert (opened["state"], closed["state"]) == ("open", "closed")
     assert (closed["bytes"], closed["reason"]) == (messages * SIZE, "end of stream")
+    with JetStreamLog(site.url) as log:
+        (verdict,) = verify(log, log.connections())
+    assert (verdict.faults, verdict.messages) == ([], messages)
+    assert verdict.sha256 == sensor.summary.digest

@@ -11,13 +11,12 @@ from tests.unit.batches import batch_of, end
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
-from midstream.log.conditions import condition
-from midstream.log.database import LogDatabase
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
 from midstream.logger.retention import prune
 from midstream.logger.sql import SqlStore
+from midstream.logger.sql_log import SqlLog
 from midstream.logger.store import ConnectionRow
 
 LAYOUT = Layout(8, (Field("level", "<f4", 0, unit="m"), Field("tag", "V2", 4), Field("count", "<u2", 6)))
@@ -45,31 +44,8 @@ def write(store: SqlStore, token: str, *, closed: bool = True, sensor: str = "10
 
 
 def rights(url: str) -> list[bool]:
-    with LogDatabase(url) as database:
+    with SqlLog(url) as database:
         return [verdict.right for verdict in verify(database, database.connections())]
-
-
-def test_what_was_written_is_read(store: SqlStore, url: str) -> None:
-    write(store, "a.1")
-    write(store, "a.2", closed=False, sensor="10.83.0.12")
-    with LogDatabase(url) as database:
-        pieces = list(Reader(database, Selection()).read())
-        assert [
-            message.payload for piece in pieces for message in piece if message.connection.id == 1
-        ] == PAYLOADS
-        times = [message.received_ns for piece in pieces for message in piece]
-        assert times == sorted(times)
-        selection = Selection(
-            conditions=(condition("level>=749"), condition("tag=6162")), sensors=("10.83.0.12",)
-        )
-        (chosen,) = Reader(database, selection).read()
-        assert [message.sequence for message in chosen] == [2996, 2997, 2998, 2999]
-        extents = database.extents()
-        assert [(each.messages, each.first, each.last, each.end) for each in extents.values()] == [
-            (3000, 0, 2999, 24000)
-        ] * 2
-        assert database.last_sequences() == {1: 2999, 2: 2999}
-        assert [verdict.digest for verdict in verify(database, database.connections())] == ["right", "none"]
 
 
 def test_damage_is_found(store: SqlStore, url: str) -> None:
@@ -77,7 +53,7 @@ def test_damage_is_found(store: SqlStore, url: str) -> None:
     with store._engine.begin() as database:
         database.exec_driver_sql("UPDATE readings SET level = 7 WHERE sequence = 5")
         database.exec_driver_sql("UPDATE messages SET received_ns = 7 WHERE sequence = 6")
-    with LogDatabase(url) as database:
+    with SqlLog(url) as database:
         (verdict,) = verify(database, database.connections())
     assert sorted(verdict.faults) == [
         "message 5: the table readings says something else",
@@ -98,7 +74,7 @@ def test_what_is_pruned_is_no_gap_and_the_logger_goes_on(store: SqlStore, url: s
 def test_pruning_by_size(store: SqlStore, url: str) -> None:
     write(store, "a.1")
     prune(url, keep_ns=None, keep_bytes=12000)
-    with LogDatabase(url) as database:
+    with SqlLog(url) as database:
         (extent,) = database.extents().values()
     assert 12000 - 24000 / 64 <= extent.messages * 8 <= 12000
     assert rights(url) == [True]
@@ -112,7 +88,7 @@ def test_the_logger_writes_while_others_read_and_prune(store: SqlStore, url: str
     def look() -> None:
         try:
             while not ended.is_set():
-                with LogDatabase(url) as database:
+                with SqlLog(url) as database:
                     sum(map(len, Reader(database, Selection()).read()))
                 prune(url, keep_ns=None, keep_bytes=20000)
         except BaseException as error:
@@ -133,7 +109,7 @@ def test_the_logger_writes_while_others_read_and_prune(store: SqlStore, url: str
 def test_nothing_can_be_written(store: SqlStore, url: str) -> None:
     write(store, "a.1")
     with (
-        LogDatabase(url) as database,
+        SqlLog(url) as database,
         pytest.raises((StoreError, DBAPIError), match=r"read.?only"),
         database.transaction() as opened,
     ):
@@ -142,5 +118,5 @@ def test_nothing_can_be_written(store: SqlStore, url: str) -> None:
 
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(StoreError, match="What to do: see that the database runs") as caught:
-        LogDatabase("postgresql+psycopg://nobody:secret@127.0.0.1:1/none")
+        SqlLog("postgresql+psycopg://nobody:secret@127.0.0.1:1/none")
     assert "secret" not in str(caught.value)

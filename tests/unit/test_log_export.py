@@ -14,10 +14,10 @@ from mcap.reader import make_reader
 from tests.unit.logs import LAYOUT, SECOND, START, LogFile, reading
 
 from midstream.errors import ConfigError
-from midstream.log.database import LogDatabase
 from midstream.log.export import Format, export
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
+from midstream.logger.sql_log import SqlLog
 
 LINES = [b'{"speed": 1.5}', b"$GPGGA,4807", b"[1, 2]"]
 
@@ -32,7 +32,7 @@ def exported(
     log: LogFile, kind: Format, *, payload: bool = False, selection: Selection | None = None
 ) -> Path:
     path = log.path.with_name(f"out.{kind}")
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         looked_at: list[int] = []
         reader = Reader(database, selection or Selection())
         export(reader, kind, path, payload=payload, looked_at=looked_at.append)
@@ -224,7 +224,7 @@ def test_files_that_cannot_be_written(log: LogFile, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there already"):
         exported(log, "csv")
     path.unlink()
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         reader = Reader(database, Selection())
         with pytest.raises(ConfigError, match=r"cannot be written \(No such file"):
             export(reader, "csv", tmp_path / "no" / "x.csv")
@@ -240,6 +240,6 @@ def test_an_export_that_is_broken_off_leaves_nothing(log: LogFile) -> None:
     def interrupt(count: int) -> None:
         raise KeyboardInterrupt
 
-    with LogDatabase(log.url) as database, pytest.raises(KeyboardInterrupt):
+    with SqlLog(log.url) as database, pytest.raises(KeyboardInterrupt):
         export(Reader(database, Selection()), "jsonl", log.path.with_name("out"), looked_at=interrupt)
     assert not list(log.path.parent.glob("out*"))

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from tests.unit.logs import LAYOUT, SECOND, START, LogFile, reading
 
 from midstream.errors import ConfigError, StoreError
-from midstream.log import database as database_module
 from midstream.log import messages as messages_module
 from midstream.log.conditions import condition
-from midstream.log.database import LogDatabase
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection, moment
+from midstream.logger import sql_log
+from midstream.logger.sql_log import SqlLog
 
 
 def read(log: LogFile, selection: Selection | None = None) -> list[tuple[int, int]]:
     """Connection and sequence of what is read."""
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         reader = Reader(database, selection or Selection())
         return [(message.connection.id, message.sequence) for piece in reader.read() for message in piece]
 
@@ -43,12 +43,12 @@ def test_every_message_is_read_once(
 ) -> None:
     """Also where clocks were set back, and with pieces of any size; in order of time where they were not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database_module, "MAX_ROWS", rows)
+        patch.setattr(sql_log, "MAX_ROWS", rows)
         patch.setattr(messages_module, "MAX_WAITING", ahead)
         log = LogFile(tmp_path_factory.mktemp("log") / "log.db")
         for connection in times:
             log.add([b"x"] * len(connection), times=[START + time for time in connection])
-        with LogDatabase(log.url) as database:
+        with SqlLog(log.url) as database:
             found = [message for piece in Reader(database, Selection()).read() for message in piece]
         log.close()
     expected = [(key, number) for key, each in enumerate(times, 1) for number in range(len(each))]
@@ -62,9 +62,9 @@ def test_every_message_is_read_once(
 
 
 def test_long_messages_are_read_few_at_a_time(log: LogFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "MAX_BYTES", 1000)
+    monkeypatch.setattr(sql_log, "MAX_BYTES", 1000)
     log.add([bytes(600)] * 5)
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         (connection,) = database.connections()
         pieces = []
         position = 0
@@ -152,7 +152,7 @@ def test_following_sees_what_comes(log: LogFile, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(messages_module, "POLL", 0.001)
     log.add([b"a"], closed=False)
     found: list[tuple[int, int]] = []
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         pieces = Reader(database, Selection()).follow(lambda: len(found) == 4)
         for piece in pieces:
             found += [(message.connection.id, message.sequence) for message in piece]
@@ -165,7 +165,7 @@ def test_following_sees_what_comes(log: LogFile, monkeypatch: pytest.MonkeyPatch
 def test_a_reader_that_has_stopped_holds_nothing(log: LogFile) -> None:
     """SQLite can put its log back into the file, and start it anew, between any two pieces."""
     log.add([b"x"] * 10, closed=False)
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         pieces = Reader(database, Selection()).read()
         next(pieces)
         log.add([b"y"] * 100)
@@ -177,7 +177,7 @@ def test_a_reader_that_has_stopped_holds_nothing(log: LogFile) -> None:
 def test_a_writer_is_never_kept_waiting(log: LogFile) -> None:
     log.add([b"x"] * 10, closed=False)
     with (
-        LogDatabase(log.url) as database,
+        SqlLog(log.url) as database,
         database.transaction() as held,
         closing(sqlite3.connect(log.path)) as writer,
     ):
@@ -190,7 +190,7 @@ def test_a_writer_is_never_kept_waiting(log: LogFile) -> None:
 def test_nothing_can_be_written(log: LogFile) -> None:
     log.add([b"x"])
     with (
-        LogDatabase(log.url) as database,
+        SqlLog(log.url) as database,
         pytest.raises(StoreError, match="readonly"),
         database.transaction() as opened,
     ):
@@ -209,7 +209,7 @@ def test_who_may_not_write_in_the_folder_can_read(log: LogFile) -> None:
         if not pid:
             try:
                 os.setresuid(65534, 65534, 65534)
-                with LogDatabase(log.url) as database:
+                with SqlLog(log.url) as database:
                     os._exit(0 if len(database.connections()) == 1 else 2)
             finally:
                 os._exit(1)
@@ -234,7 +234,7 @@ def test_a_database_of_version_1(tmp_path: Path) -> None:
             "INSERT INTO connections VALUES (1, '10.83.0.11', 4000, 1, NULL, NULL, NULL, NULL, NULL, NULL);"
             "INSERT INTO messages VALUES (1, 0, 5, x'61'), (1, 1, 6, x'62');"
         )
-    with LogDatabase(f"sqlite:///{path}", framing="line") as database:
+    with SqlLog(f"sqlite:///{path}", framing="line") as database:
         assert database.version == 1
         pieces = list(Reader(database, Selection()).read())
         assert [message.payload for piece in pieces for message in piece] == [b"a", b"b"]
@@ -246,29 +246,28 @@ def test_databases_that_cannot_be_read(log: LogFile, tmp_path: Path) -> None:
     for url, says in (
         ("midstream.db", "not a URL"),
         ("oracel://user:secret@host/db", "no such kind of database"),
-        ("nats://host", "reads SQLite and PostgreSQL"),
         (f"sqlite:///{tmp_path}/none.db", "no such file.*start the logger"),
     ):
         with pytest.raises(StoreError, match=says) as caught:
-            LogDatabase(url)
+            SqlLog(url)
         assert "secret" not in str(caught.value)
     (tmp_path / "text.db").write_bytes(b"this is no database\n" * 100)
     with pytest.raises(StoreError, match=r"not a database.*damaged"):
-        LogDatabase(f"sqlite:///{tmp_path}/text.db")
+        SqlLog(f"sqlite:///{tmp_path}/text.db")
     sqlite3.connect(tmp_path / "empty.db").close()
     (tmp_path / "empty.db").touch()
     with pytest.raises(StoreError, match="no logger has stored anything here"):
-        LogDatabase(f"sqlite:///{tmp_path}/empty.db")
+        SqlLog(f"sqlite:///{tmp_path}/empty.db")
     log.execute("UPDATE schema_version SET version = 99")
     with pytest.raises(StoreError, match=r"version 99.*install the newer midstream"):
-        LogDatabase(log.url)
+        SqlLog(log.url)
 
 
 def test_fields_that_cannot_be_read(log: LogFile) -> None:
     log.add([reading(1)], layout=LAYOUT)
     log.execute("UPDATE connections SET layout = '{'")
     with (
-        LogDatabase(log.url) as database,
+        SqlLog(log.url) as database,
         pytest.raises(StoreError, match="fields of connection 1 cannot be read"),
     ):
         database.connections()

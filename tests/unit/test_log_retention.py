@@ -7,10 +7,10 @@ import pytest
 from tests.unit.logs import LAYOUT, SECOND, START, LogFile, reading
 
 from midstream.errors import StoreError
-from midstream.log.database import LogDatabase
 from midstream.log.verify import verify
 from midstream.logger import retention
 from midstream.logger.retention import Removed, prune
+from midstream.logger.sql_log import SqlLog
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def left(log: LogFile) -> dict[int, int]:
     """The first message that is left of each connection; all of them are right."""
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         assert all(verdict.right for verdict in verify(database, database.connections()))
         return {key: extent.first for key, extent in database.extents().items()}
 

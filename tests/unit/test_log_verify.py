@@ -6,12 +6,12 @@ import pytest
 from tests.unit.logs import LAYOUT, LogFile, reading
 
 from midstream.framing import Framing
-from midstream.log.database import LogDatabase
 from midstream.log.verify import MAX_FAULTS, Verdict, verify
+from midstream.logger.sql_log import SqlLog
 
 
 def verdicts(log: LogFile) -> list[Verdict]:
-    with LogDatabase(log.url) as database:
+    with SqlLog(log.url) as database:
         return list(verify(database, database.connections()))
 
 

@@ -9,10 +9,10 @@ from tests.unit.site import SIZE, Serving, Site, wait_until
 
 from midstream import config
 from midstream.errors import ConfigError
-from midstream.log.database import LogDatabase
 from midstream.log.verify import verify
 from midstream.logger import Logger, pruning
 from midstream.logger.companion import Companion
+from midstream.logger.sql_log import SqlLog
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_what_is_too_much_goes_while_the_logger_stores(site: Site) -> None:
             sent.update(message)
         wait_until(lambda: site.query("SELECT pruned > 900 FROM connections WHERE id = 1") == [(1,)])
     assert (serving.summary.messages, serving.summary.waits, serving.error) == (400, 0, None)
-    with LogDatabase(site.url) as database:
+    with SqlLog(site.url) as database:
         pruned, new = verify(database, database.connections())
     assert (pruned.right, new.right, new.messages, new.digest) == (True, True, 400, "right")
     assert pruned.messages == 5000 - pruned.connection.pruned  # type: ignore[union-attr]

@@ -31,11 +31,11 @@ from midstream.log import export as exporting
 from midstream.log import listing
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
-from midstream.log.database import StoredMessage
 from midstream.log.decoding import decoded
 from midstream.log.messages import Reader
 from midstream.log.selection import duration, refuse_unknown_field
 from midstream.logger import retention
+from midstream.logger.stored import StoredMessage
 
 app = typer.Typer(help="Look at what the logger has stored.", no_args_is_help=True)
 

@@ -14,8 +14,9 @@ from midstream import config as configuration
 from midstream import fields, network
 from midstream.cli.options import DEFAULT_CONFIG
 from midstream.log.conditions import condition
-from midstream.log.database import LogDatabase
 from midstream.log.selection import Selection, moment
+from midstream.logger.databases import open_log
+from midstream.logger.stored import Log
 
 Url = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Instead of config.toml's logger.database.")
@@ -61,14 +62,14 @@ def located(path: Path, url: str | None) -> tuple[configuration.Config, str]:
     return config, url or config.database_url
 
 
-def opened(path: Path, url: str | None) -> LogDatabase:
+def opened(path: Path, url: str | None) -> Log:
     """The database for reading; config.toml's framing and fields serve what was stored without."""
     config, address = located(path, url)
     layout = None
     if config.data.field:
         size = config.data.size or network.load(config.const_path).size
         layout = fields.layout(config, size)
-    return LogDatabase(address, framing=config.data.framing, layout=layout)
+    return open_log(address, framing=config.data.framing, layout=layout)
 
 
 @contextmanager

@@ -326,17 +326,17 @@ def _lab_settings(settings: Settings) -> dict[str, Any]:
 
 def _absolute(database: str) -> str:
     """The URL with a relative SQLite path resolved here, and not in the folder that is removed at the end."""
+    if database.startswith("nats://"):
+        raise ConfigError(
+            "--database nats://…: the demonstration reads the database back, which it can do with SQLite and "
+            "PostgreSQL. What to do: name one of these, or run the logger with [logger] database in the lab"
+        )
     try:
         url = make_url(database)
     except ArgumentError:
         raise ConfigError(
             f"--database {database!r}: not a URL; expected one such as sqlite:///demo.db"
         ) from None
-    if url.get_backend_name() == "nats":
-        raise ConfigError(
-            "--database nats://…: the demonstration reads the database back, which it can do with SQLite and "
-            "PostgreSQL. What to do: name one of these, or run the logger with [logger] database in the lab"
-        )
     if url.get_backend_name() != "sqlite":
         if url.host:
             raise ConfigError(

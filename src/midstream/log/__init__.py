@@ -1,5 +1,5 @@
 """Looking at what the logger has stored: list, show, export, plot, verify, and make room.
 
-database reads, in transactions so short that the logger never waits for them; messages puts all connections
-in order of time; decoding makes names and values of payloads; the others each do one thing with that.
+The logger's own modules read its databases; messages puts all connections in order of time; decoding makes
+names and values of payloads; the others each do one thing with that.
 """

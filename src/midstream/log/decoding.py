@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from midstream.log.conditions import MISSING, Condition, lookup
-from midstream.log.database import StoredConnection, StoredMessage
+from midstream.logger.stored import StoredConnection, StoredMessage
 
 Decoded = dict[str, Any]
 

@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any, BinaryIO, Literal, Protocol
 
 from midstream.errors import ConfigError
-from midstream.log.database import StoredConnection, StoredMessage
 from midstream.log.decoding import columns, decoded
 from midstream.log.messages import Reader, nobody
+from midstream.logger.stored import StoredConnection, StoredMessage
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
 

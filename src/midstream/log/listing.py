@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from midstream.log.database import Extent, StoredConnection, StoredMessage
 from midstream.log.decoding import Decoded, text_of
 from midstream.log.export import iso
 from midstream.log.verify import Verdict
+from midstream.logger.stored import Extent, StoredConnection, StoredMessage
 
 
 def row(connection: StoredConnection, extent: Extent | None) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from mcap.writer import Writer
 
 from midstream.fields import Layout
 from midstream.log.conditions import MISSING
-from midstream.log.database import StoredConnection, StoredMessage
 from midstream.log.decoding import parse, readable, text_of
+from midstream.logger.stored import StoredConnection, StoredMessage
 
 _LIBRARY = "midstream"
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "V": "string"}

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-from midstream.log.database import Extent, LogDatabase, StoredConnection, StoredMessage
 from midstream.log.decoding import matching
 from midstream.log.selection import Selection
+from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
 
 POLL = 0.2  # seconds between two looks for new messages
 MAX_WAITING = 65536  # messages read ahead of their turn, all connections together
@@ -26,11 +26,11 @@ class Reader:
     their turn. Should a host's clock be set back, its messages stay in order of their sequence.
     """
 
-    def __init__(self, database: LogDatabase, selection: Selection) -> None:
-        self._database = database
+    def __init__(self, log: Log, selection: Selection) -> None:
+        self._log = log
         self._selection = selection
-        self.connections = selection.choose(database.connections())
-        extents = database.extents()
+        self.connections = selection.choose(log.connections())
+        extents = log.extents()
         self.extents: dict[int, Extent] = {
             connection.id: extents[connection.id]
             for connection in self.connections
@@ -38,11 +38,14 @@ class Reader:
         }
         self._next = {key: extent.first for key, extent in self.extents.items()}
         self._last = {key: extent.last for key, extent in self.extents.items()}
-
-    @property
-    def total(self) -> int:
-        """How many messages will be looked at."""
-        return sum(extent.messages for extent in self.extents.values())
+        if selection.since_ns is not None:
+            for connection in self.connections:
+                if (key := connection.id) in self._next:
+                    self._next[key] = max(self._next[key], log.first_since(connection, selection.since_ns))
+        self.total = sum(  # messages that will be looked at
+            max(0, min(extent.messages, extent.last + 1 - self._next[key]))
+            for key, extent in self.extents.items()
+        )
 
     def skip_to_last(self, count: int) -> None:
         """Leave out what cannot be among the last `count` messages, as far as their sequences tell."""
@@ -86,8 +89,8 @@ class Reader:
 
     def refresh(self) -> None:
         """See what is new."""
-        self.connections = self._selection.choose(self._database.connections())
-        last = self._database.last_sequences()
+        self.connections = self._selection.choose(self._log.connections())
+        last = self._log.last_sequences()
         for connection in self.connections:
             if connection.id in last:
                 self._next.setdefault(connection.id, connection.pruned)
@@ -106,7 +109,7 @@ class Reader:
         key = ahead.connection.id
         while self._next[key] <= self._last[key]:
             stop = min(self._last[key] + 1, self._next[key] + max(1, MAX_WAITING // readers))
-            found, self._next[key] = self._database.piece(
+            found, self._next[key] = self._log.piece(
                 ahead.connection, self._next[key], stop, MAX_WAITING_BYTES // readers
             )
             looked_at(len(found))

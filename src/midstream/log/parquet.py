@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from midstream.errors import ConfigError
-from midstream.log.database import StoredConnection, StoredMessage
 from midstream.log.decoding import columns
+from midstream.logger.stored import StoredConnection, StoredMessage
 
 _ROWS = 1 << 16  # of a row group, and the bytes at which one is written before it has so many
 _BYTES = 32 << 20

@@ -9,16 +9,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
-from sqlalchemy import column, select, table, text
 
 from midstream.errors import StoreError
 from midstream.framing import PREFIX
-from midstream.log.database import Extent, LogDatabase, StoredConnection, StoredMessage
 from midstream.log.messages import nobody
 from midstream.logger import schema
 from midstream.logger.store import FRAME, checksum
+from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
 
 MAX_FAULTS = 10  # that are told of a connection; the others are counted
 
@@ -50,40 +47,31 @@ class Verdict:
 
 
 def verify(
-    database: LogDatabase, connections: list[StoredConnection], looked_at: Callable[[int], object] = nobody
+    log: Log, connections: list[StoredConnection], looked_at: Callable[[int], object] = nobody
 ) -> Iterator[Verdict]:
     """A verdict for each of the connections, and for the database before them if it is damaged itself."""
     verdict = Verdict(None)
-    _check_file(database, verdict)
+    extents: dict[int, Extent] | None = None
+    try:
+        for fault in log.faults():
+            verdict.fault(fault)
+    except StoreError as error:
+        verdict.fault(str(error))
+    try:
+        extents = log.extents()
+    except StoreError as error:
+        verdict.fault(str(error))
     if verdict.faults:
         yield verdict
-    extents: dict[int, Extent] = {}
-    try:
-        extents = database.extents()
-    except StoreError as error:
-        verdict = Verdict(None)
-        verdict.fault(str(error))
-        yield verdict
+    if extents is None:
         return
     for connection in connections:
         verdict = Verdict(connection)
         try:
-            _Check(database, verdict, connection, looked_at).run(extents.get(connection.id))
+            _Check(log, verdict, connection, looked_at).run(extents.get(connection.id))
         except StoreError as error:
             verdict.fault(f"cannot be read after {verdict.messages:,} messages: {error}")
         yield verdict
-
-
-def _check_file(database: LogDatabase, verdict: Verdict) -> None:
-    """SQLite's own look at its pages."""
-    try:
-        with database.transaction() as connection:
-            if connection.dialect.name == "sqlite":
-                for (found,) in connection.execute(text("PRAGMA quick_check(10)")):
-                    if found != "ok":
-                        verdict.fault(f"SQLite: {found}")
-    except StoreError as error:
-        verdict.fault(str(error))
 
 
 class _Check:
@@ -91,12 +79,12 @@ class _Check:
 
     def __init__(
         self,
-        database: LogDatabase,
+        log: Log,
         verdict: Verdict,
         connection: StoredConnection,
         looked_at: Callable[[int], object],
     ) -> None:
-        self._database = database
+        self._log = log
         self._verdict = verdict
         self._connection = connection
         self._looked_at = looked_at
@@ -109,11 +97,11 @@ class _Check:
     def run(self, extent: Extent | None) -> None:
         position, stop = 0, extent.last + 1 if extent else 0
         while position < stop:
-            messages, following = self._database.piece(self._connection, position, stop)
+            messages, following = self._log.piece(self._connection, position, stop)
             self._looked_at(len(messages))
             for message in messages:
                 self._check(message)
-            if messages and self._connection.layout and self._database.version >= 2:
+            if messages and self._connection.layout:
                 self._check_readings(messages)
             position = following
         self._check_end()
@@ -124,10 +112,11 @@ class _Check:
         verdict.bytes += len(message.payload)
         if sequence < self._connection.pruned:
             verdict.fault(f"message {sequence}: there, and noted as removed")
-        elif sequence != self._sequence:
-            verdict.gaps += sequence - self._sequence
-            verdict.fault(f"messages {self._sequence} to {sequence - 1}: missing")
+        elif sequence < self._sequence:
+            verdict.fault(f"message {sequence}: there twice")
             self._whole, self._offset = False, None
+        elif sequence > self._sequence:
+            self._skip(sequence)
         self._sequence = max(self._sequence, sequence + 1)
         frame = len(message.payload) + self._frame
         if message.offset is None or message.crc is None:  # version 1 did not write them down
@@ -147,12 +136,24 @@ class _Check:
         if self._connection.framing == "line":
             self._stream.update(b"\n")
 
+    def _skip(self, sequence: int) -> None:
+        """Messages are not there: were they removed to make room since this began?"""
+        verdict = self._verdict
+        removed = 0 if verdict.more else self._log.pruned(self._connection)
+        if removed < sequence:
+            missing = max(self._sequence, removed)
+            verdict.gaps += sequence - missing
+            verdict.fault(f"messages {missing} to {sequence - 1}: missing")
+        self._whole, self._offset = False, None
+
     def _check_end(self) -> None:
         connection, verdict = self._connection, self._verdict
         if connection.closed_ns is None:
             return
         end = None if self._offset is None else self._offset + len(connection.unfinished)
         if connection.size is not None and end is not None and end != connection.size:
+            if self._log.pruned(connection) > self._sequence:
+                return  # the rest was removed to make room since this began
             verdict.fault(f"its stream had {connection.size} bytes, and {end} are stored")
         if connection.pruned or not self._whole:
             return
@@ -171,22 +172,14 @@ class _Check:
         fitting = [message for message in messages if len(message.payload) == layout.size]
         values = layout.values(message.payload for message in fitting)
         expected = {message.sequence: row for message, row in zip(fitting, values, strict=True)}
-        stored = self._readings(names, messages[0].sequence, messages[-1].sequence)
+        stored = self._log.readings(self._connection, names, messages[0].sequence, messages[-1].sequence)
+        if stored is None:
+            return
         for sequence, row in expected.items():
             if sequence not in stored:
                 self._verdict.fault(f"message {sequence}: not in the table {schema.READINGS}")
             elif not all(map(_same, row, stored[sequence])):
                 self._verdict.fault(f"message {sequence}: the table {schema.READINGS} says something else")
-
-    def _readings(self, names: list[str], first: int, last: int) -> dict[int, tuple[Any, ...]]:
-        if not self._database.has_readings:
-            return {}
-        readings = table(schema.READINGS, column("connection_id"), column("sequence"), *map(column, names))
-        query = select(readings.c.sequence, *(readings.c[name] for name in names)).where(
-            readings.c.connection_id == self._connection.id, readings.c.sequence.between(first, last)
-        )
-        with self._database.transaction() as database:
-            return {row[0]: tuple(row)[1:] for row in database.execute(query)}
 
 
 def _same(mine: object, stored: object) -> bool:

@@ -1,11 +1,15 @@
-"""Which store a URL names."""
+"""Which store, and which log, a URL names."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from midstream.config import Config
 from midstream.errors import StoreError
 from midstream.logger.sql import SqlStore
+from midstream.logger.sql_log import SqlLog
 from midstream.logger.store import Store
+from midstream.logger.stored import Log
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -31,13 +35,32 @@ def open_store(config: Config, size: int) -> Store:
     )
 
 
+def open_log(url: str, *, framing: str = "fixed", layout: "Layout | None" = None) -> Log:
+    """What a logger has stored at a URL. `framing` and `layout` serve what was stored without.
+
+    StoreError if there is nothing, or if it cannot be read.
+    """
+    if url.startswith("nats://"):
+        with _nats_package():
+            from midstream.logger.jetstream_log import JetStreamLog
+        return JetStreamLog(url, framing=framing, layout=layout)
+    return SqlLog(url, framing=framing, layout=layout)
+
+
 def _jetstream(config: Config, layout: "Layout | None") -> Store:
-    try:
+    with _nats_package():
         from midstream.logger.jetstream import JetStreamStore
+    return JetStreamStore(config.database_url, framing=config.data.framing, layout=layout)
+
+
+@contextmanager
+def _nats_package() -> Iterator[None]:
+    """For the import of what needs it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name != "nats":
             raise
         raise StoreError(
             "nats:// needs a Python package that is not installed: pip install 'midstream[nats]'"
         ) from error
-    return JetStreamStore(config.database_url, framing=config.data.framing, layout=layout)

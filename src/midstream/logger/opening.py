@@ -13,6 +13,7 @@ from sqlalchemy.pool import StaticPool
 
 from midstream.errors import StoreError
 from midstream.logger import schema
+from midstream.logger.nats_url import NatsUrl
 
 LOCK_TIMEOUT = 5.0  # seconds that SQLite waits for another program's transaction
 
@@ -44,14 +45,14 @@ def open_with(url: str | URL, make: Callable[[URL], Engine]) -> tuple[Engine, st
 
 def open_engine(url: str | URL, *, read_only: bool) -> tuple[Engine, str]:
     """The database at a URL, which must be there, and its name without the password. Raises StoreError."""
+    if str(url).startswith("nats://"):
+        raise StoreError(
+            f"{NatsUrl.parse(str(url)).name}: only SQL databases are pruned. What to do: set the limits of a "
+            "JetStream with the nats command (nats stream edit), or name a database with --database"
+        )
 
     def make(parsed: URL) -> Engine:
         name = parsed.render_as_string(hide_password=True)
-        if parsed.get_backend_name() == "nats":
-            raise StoreError(
-                f"{name}: midstream log reads SQLite and PostgreSQL. What to do: read a JetStream with the "
-                "nats command (nats stream view), or name a database with --database"
-            )
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, name, read_only)
         engine = create_engine(parsed)

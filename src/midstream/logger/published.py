@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from midstream.framing import Framing
-from midstream.logger.store import Batch, ConnectionRow, Piece
+from midstream.logger.store import Batch, ConnectionRow, Piece, checksum
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
 HEADERS_SIZE = 512  # bytes: more than the headers of a message have
 
 PLACE = "Midstream"  # header of a message: sequence, offset, received_ns; of a fragment: offset
+CHECKSUM = "Midstream-Crc"  # header of a message: store.checksum
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Published:
         """A batch of the logger's as messages, in the order in which they must be stored."""
         for row in batch.opened:
             row.id = 0
-            yield self._event(row, "open", {"framing": self.framing, "layout": self.layout})
+            yield self._event(row, "open", {})
         for piece in batch.pieces:
             yield from self._messages(piece)
         for row, offset, data in batch.fragments:
@@ -55,8 +56,13 @@ class Published:
         subject = self.subject("data", piece.row)
         token, offset = piece.row.token, piece.offset
         for index, (payload, received) in enumerate(zip(piece.payloads, piece.received_ns, strict=True)):
-            place = f"{piece.sequence + index} {offset} {received}"
-            yield Item(subject, payload, {"Nats-Msg-Id": f"{token}:{offset}", PLACE: place})
+            sequence = piece.sequence + index
+            headers = {
+                "Nats-Msg-Id": f"{token}:{offset}",
+                PLACE: f"{sequence} {offset} {received}",
+                CHECKSUM: str(checksum(sequence, offset, received, payload)),
+            }
+            yield Item(subject, payload, headers)
             offset += len(payload) + piece.frame
 
     def _fragment(self, row: ConnectionRow, offset: int, data: bytes) -> Item:
@@ -65,7 +71,8 @@ class Published:
 
     def _event(self, row: ConnectionRow, state: str, more: dict[str, Any]) -> Item:
         known = {"state": state, "token": row.token, "sensor": row.sensor, "port": row.port}
-        body = json.dumps(known | {"opened_ns": row.opened_ns} | more).encode()
+        known |= {"opened_ns": row.opened_ns, "framing": self.framing, "layout": self.layout}
+        body = json.dumps(known | more).encode()
         return Item(self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}"})
 
     def subject(self, kind: str, row: ConnectionRow) -> str:

@@ -11,17 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Engine, create_engine, func, select
 
 from midstream import key
 from midstream.config import Config
-from midstream.errors import NetworkError
-from midstream.logger.schema import connections, messages
+from midstream.errors import NetworkError, StoreError
+from midstream.logger.databases import open_log
+from midstream.logger.stored import Log, StoredConnection, StoredMessage
 from midstream.replay import Line
 
-PAGE_MESSAGES = 1000
 PAGE_BYTES = 1 << 20
 QUIET = 0.3  # seconds without a new row, more than a commit takes, after which all of it is stored
 LONGEST = 10.0  # seconds to wait for that
@@ -31,7 +28,7 @@ class Replay:
     """Answers one question on each connection."""
 
     def __init__(self, config: Config) -> None:
-        self._engine: Engine = create_engine(config.database_url)
+        self._url = config.database_url
         self._key = key.read(config.key_path)
         self._quiet = max(QUIET, 2 * config.logger.batch_interval)
 
@@ -47,63 +44,51 @@ class Replay:
                 while "clock" in (question := line.receive()[0]):
                     line.send({"now": time.time_ns()})
                 until = question["until"]
-                self._settle(until)
-                for row in self._connections(question["from"], until):
-                    self._send(line, row, question["since"])
+                with open_log(self._url) as log:
+                    self._settle(log, until)
+                    known, last = log.connections(), log.last_sequences()
+                    for connection in known:
+                        wanted = connection.sensor in question["from"] and connection.opened_ns < until
+                        if wanted and connection.id in last:
+                            _send(line, log, connection, last[connection.id], question["since"])
                 line.send({"end": True})
             except (NetworkError, KeyError, ValueError):
                 return  # it is gone, or was none of ours
+            except StoreError as error:
+                print(f"logger: a replay is broken off: {error}", file=sys.stderr, flush=True)
 
-    def _settle(self, until: int) -> None:
+    def _settle(self, log: Log, until: int) -> None:
         """Return when nothing of those connections is still being stored."""
         give_up = time.monotonic() + LONGEST
-        count = select(func.count()).select_from(messages).join(connections)
-        recent = count.where(
-            connections.c.opened_ns < until, messages.c.received_ns > time.time_ns() - int(60e9)
-        )
-        before, since = -1, time.monotonic()
+        before: dict[int, int] | None = None
+        since = time.monotonic()
         while time.monotonic() < min(since + self._quiet, give_up):
-            with self._engine.connect() as database:
-                found = database.execute(recent).scalar_one()
+            asked = {connection.id for connection in log.connections() if connection.opened_ns < until}
+            found = {key: last for key, last in log.last_sequences().items() if key in asked}
             if found != before:
                 before, since = found, time.monotonic()
             time.sleep(self._quiet / 4)
 
-    def _connections(self, sensors: list[str], until: int) -> list[Any]:
-        known = select(connections.c.id, connections.c.sensor, connections.c.port, connections.c.opened_ns)
-        chosen = known.where(connections.c.opened_ns < until, connections.c.sensor.in_(sensors))
-        with self._engine.connect() as database:
-            return list(database.execute(chosen.order_by(connections.c.opened_ns, connections.c.id)))
 
-    def _send(self, line: Line, row: Any, since: int) -> None:
-        for page in self._pages(row.id, since):
-            head = {"connection": row.id, "sensor": row.sensor, "port": row.port, "opened_ns": row.opened_ns}
-            head["messages"] = [[found.sequence, found.received_ns, len(found.payload)] for found in page]
-            line.send(head, [found.payload for found in page])
+def _send(line: Line, log: Log, connection: StoredConnection, last: int, since: int) -> None:
+    for page in _pages(log, connection, last, since):
+        head = {
+            "connection": connection.id,
+            "sensor": connection.sensor,
+            "port": connection.port,
+            "opened_ns": connection.opened_ns,
+            "messages": [[found.sequence, found.received_ns, len(found.payload)] for found in page],
+        }
+        line.send(head, [found.payload for found in page])
 
-    def _pages(self, connection: int, since: int) -> Iterator[list[Any]]:
-        """A page is a query of its own: no transaction stays open while the hardworker takes its time."""
-        following = -1
-        while True:
-            query = (
-                select(messages.c.sequence, messages.c.received_ns, messages.c.payload)
-                .where(messages.c.connection_id == connection, messages.c.sequence > following)
-                .where(messages.c.received_ns >= since)
-                .order_by(messages.c.sequence)
-                .limit(PAGE_MESSAGES)
-            )
-            page: list[Any] = []
-            size = 0
-            with self._engine.connect() as database:
-                for found in database.execute(query):
-                    page.append(found)
-                    size += len(found.payload)
-                    if size >= PAGE_BYTES:
-                        break
-            if not page:
-                return
+
+def _pages(log: Log, connection: StoredConnection, last: int, since: int) -> Iterator[list[StoredMessage]]:
+    """A page is read at once: nothing stays open in the database while the hardworker takes its time."""
+    following = log.first_since(connection, since)
+    while following <= last:
+        found, following = log.piece(connection, following, last + 1, PAGE_BYTES)
+        if page := [message for message in found if message.received_ns >= since]:
             yield page
-            following = page[-1].sequence
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import socket
 
 from midstream import key
 from midstream.config import Config
-from midstream.errors import ConfigError, NetworkError
+from midstream.errors import NetworkError
 from midstream.logger.channel import Message
 from midstream.logger.companion import Companion
 
@@ -17,11 +17,6 @@ class ReplayProcess:
 
     def __init__(self, config: Config, address: str, settings: Message) -> None:
         port = config.logger.replay_port
-        if config.logger.database.startswith("nats://"):
-            raise ConfigError(
-                f"{config.path}: logger.replay_port = {port}: the replay reads SQL databases only; "
-                "set it to 0 (a NATS client reads the stream itself)"
-            )
         key.read(config.key_path)
         try:
             self._listener = socket.create_server((address, port))

@@ -1,4 +1,4 @@
-"""The logger's database, read: its connections, and the messages of one of them piece by piece.
+"""The log in a SQL database: its connections, and the messages of one of them piece by piece.
 
 Every read is a transaction of its own and takes at most MAX_ROWS messages and about MAX_BYTES: a reader that
 is slow, or follows for days, holds no snapshot that would keep SQLite's log or PostgreSQL's old rows from
@@ -7,9 +7,8 @@ being cleared away. Nothing here can write: SQLite opens the file read-only, Pos
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import (
     URL,
@@ -18,82 +17,35 @@ from sqlalchemy import (
     Connection,
     Table,
     and_,
+    column,
     func,
     inspect,
     null,
     or_,
     select,
+    table,
+    text,
 )
 from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
-from midstream.fields import Layout
 from midstream.logger import schema
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.store import FRAME
+from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage
 
-MAX_ROWS = 4096
-MAX_BYTES = 8 << 20  # of payload: a message is taken whole, so one that is longer exceeds it
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredConnection:
-    """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end; so is
-    `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on purpose."""
-
-    id: int
-    sensor: str
-    port: int
-    opened_ns: int
-    closed_ns: int | None
-    size: int | None
-    digest: str | None
-    reset: bool
-    reason: str
-    unfinished: bytes
-    framing: str
-    layout: Layout | None
-    pruned: int
-
-    @property
-    def state(self) -> str:
-        if self.closed_ns is None:
-            return "open"
-        return "reset" if self.reset else "closed"
+if TYPE_CHECKING:
+    from midstream.fields import Layout
 
 
-class StoredMessage(NamedTuple):
-    """A message of a connection. received_ns: since 1970. offset and crc: None in databases of version 1."""
-
-    connection: StoredConnection
-    sequence: int
-    received_ns: int
-    payload: bytes
-    offset: int | None
-    crc: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """What there is of a connection: how many messages, the first and the last of them."""
-
-    messages: int
-    first: int
-    last: int
-    first_ns: int
-    last_ns: int
-    start: int | None  # where in the stream the frame of the first begins, and where that of the last ends
-    end: int | None
-
-
-class LogDatabase:
+class SqlLog:
     """The logger's database at a URL, for reading. `framing` and `layout` are for messages that were stored
     without saying what they are.
 
     StoreError if there is none, or if it cannot be read: the message says what to do.
     """
 
-    def __init__(self, url: str | URL, *, framing: str = "fixed", layout: Layout | None = None) -> None:
+    def __init__(self, url: str | URL, *, framing: str = "fixed", layout: "Layout | None" = None) -> None:
         self._framing, self._layout = framing, layout
         self._engine, self.name = open_engine(url, read_only=True)
         try:
@@ -101,11 +53,11 @@ class LogDatabase:
                 self.version = stored_version(database, self.name)
                 inspector = inspect(database)
                 self._present = {
-                    table.name: {column["name"] for column in inspector.get_columns(table.name)}
-                    for table in (schema.connections, schema.messages)
+                    each.name: {found["name"] for found in inspector.get_columns(each.name)}
+                    for each in (schema.connections, schema.messages)
                 }
                 tables = inspector.get_table_names()
-                self.has_readings = schema.READINGS in tables
+                self._has_readings = schema.READINGS in tables
         except BaseException:
             self.close()
             raise
@@ -131,48 +83,46 @@ class LogDatabase:
             raise failed(self.name, error) from error
 
     def connections(self) -> list[StoredConnection]:
-        """All connections, the oldest first."""
-        table = schema.connections
-        query = select(*(self._column(column) for column in table.columns)).order_by(
-            table.c.opened_ns, table.c.id
+        known = schema.connections
+        query = select(*(self._column(each) for each in known.columns)).order_by(
+            known.c.opened_ns, known.c.id
         )
         with self.transaction() as database:
             return [self._connection(row) for row in database.execute(query).mappings()]
 
     def extents(self) -> dict[int, Extent]:
-        """What there is of each connection that has messages, by its id."""
-        table = schema.messages
+        messages = schema.messages
         counted = (
             select(
-                table.c.connection_id,
+                messages.c.connection_id,
                 func.count().label("messages"),
-                func.min(table.c.sequence).label("first"),
-                func.max(table.c.sequence).label("last"),
+                func.min(messages.c.sequence).label("first"),
+                func.max(messages.c.sequence).label("last"),
             )
-            .group_by(table.c.connection_id)
+            .group_by(messages.c.connection_id)
             .subquery()
         )
         ends = select(
-            table.c.connection_id,
+            messages.c.connection_id,
             counted.c.messages,
             counted.c.first,
             counted.c.last,
-            table.c.sequence,
-            table.c.received_ns,
-            self._column(table.c.stream_offset),
-            func.length(table.c.payload).label("size"),
+            messages.c.sequence,
+            messages.c.received_ns,
+            self._column(messages.c.stream_offset),
+            func.length(messages.c.payload).label("size"),
             self._column(schema.connections.c.framing),
         )
         ends = ends.join(
             counted,
             and_(
-                counted.c.connection_id == table.c.connection_id,
-                or_(table.c.sequence == counted.c.first, table.c.sequence == counted.c.last),
+                counted.c.connection_id == messages.c.connection_id,
+                or_(messages.c.sequence == counted.c.first, messages.c.sequence == counted.c.last),
             ),
-        ).join(schema.connections, schema.connections.c.id == table.c.connection_id)
+        ).join(schema.connections, schema.connections.c.id == messages.c.connection_id)
         with self.transaction() as database:
             rows: dict[int, list[Any]] = {}
-            for row in database.execute(ends.order_by(table.c.connection_id, table.c.sequence)):
+            for row in database.execute(ends.order_by(messages.c.connection_id, messages.c.sequence)):
                 rows.setdefault(row.connection_id, []).append(row)
         extents = {}
         for key, found in rows.items():
@@ -191,7 +141,6 @@ class LogDatabase:
         return extents
 
     def last_sequences(self) -> dict[int, int]:
-        """The sequence of each connection's last message, by its id; cheaper than `extents`."""
         last = (
             select(func.max(schema.messages.c.sequence))
             .where(schema.messages.c.connection_id == schema.connections.c.id)
@@ -204,21 +153,21 @@ class LogDatabase:
     def piece(
         self, connection: StoredConnection, start: int, stop: int, max_bytes: int = MAX_BYTES
     ) -> tuple[list[StoredMessage], int]:
-        """The next messages of a connection from sequence `start`, below `stop`; and where to go on.
-
-        At most MAX_ROWS; none follows when there are `max_bytes` or MAX_BYTES of payload.
-        """
-        table = schema.messages
+        messages = schema.messages
         query = (
             select(
-                table.c.sequence,
-                table.c.received_ns,
-                table.c.payload,
-                self._column(table.c.stream_offset),
-                self._column(table.c.crc),
+                messages.c.sequence,
+                messages.c.received_ns,
+                messages.c.payload,
+                self._column(messages.c.stream_offset),
+                self._column(messages.c.crc),
             )
-            .where(table.c.connection_id == connection.id, table.c.sequence >= start, table.c.sequence < stop)
-            .order_by(table.c.sequence)
+            .where(
+                messages.c.connection_id == connection.id,
+                messages.c.sequence >= start,
+                messages.c.sequence < stop,
+            )
+            .order_by(messages.c.sequence)
             .limit(MAX_ROWS)
         )
         found: list[StoredMessage] = []
@@ -233,16 +182,48 @@ class LogDatabase:
                     return found, found[-1].sequence + 1
         return found, found[-1].sequence + 1 if len(found) == MAX_ROWS else stop
 
+    def first_since(self, connection: StoredConnection, _: int, /) -> int:
+        return connection.pruned  # there is no index over the times
+
+    def pruned(self, connection: StoredConnection) -> int:
+        known = schema.connections
+        query = select(self._column(known.c.pruned)).where(known.c.id == connection.id)
+        with self.transaction() as database:
+            return database.execute(query).scalar() or 0
+
+    def faults(self) -> list[str]:
+        """SQLite's own look at its pages."""
+        with self.transaction() as database:
+            if database.dialect.name != "sqlite":
+                return []
+            found = database.execute(text("PRAGMA quick_check(10)")).scalars()
+            return [f"SQLite: {each}" for each in found if each != "ok"]
+
+    def readings(
+        self, connection: StoredConnection, names: list[str], first: int, last: int
+    ) -> dict[int, tuple[Any, ...]] | None:
+        if self.version < 2:
+            return None
+        if not self._has_readings:
+            return {}
+        stored = table(schema.READINGS, column("connection_id"), column("sequence"), *map(column, names))
+        query = select(stored.c.sequence, *(stored.c[name] for name in names)).where(
+            stored.c.connection_id == connection.id, stored.c.sequence.between(first, last)
+        )
+        with self.transaction() as database:
+            return {row[0]: tuple(row)[1:] for row in database.execute(query)}
+
     def _column(self, column: Column[Any]) -> ColumnElement[Any]:
         """A column, or NULL where a database of version 1 has none."""
-        table = column.table
-        assert isinstance(table, Table)
-        return column if column.name in self._present[table.name] else null().label(column.name)
+        assert isinstance(column.table, Table)
+        return column if column.name in self._present[column.table.name] else null().label(column.name)
 
     def _connection(self, row: Any) -> StoredConnection:
         framing = row["framing"] or self._framing
         layout = self._layout if framing == "fixed" else None
         if row["layout"] is not None:
+            from midstream.fields import Layout  # with NumPy, which not every reader needs
+
             try:
                 layout = Layout.parse(row["layout"])
             except (ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,182 @@
+"""The log in a JetStream: the messages of one connection piece by piece.
+
+Nothing is kept on the servers for a reader, which asks for each piece anew: see `stream`.
+"""
+
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from midstream.errors import StoreError
+from midstream.logger.store import FRAME
+from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage
+from midstream.logger.stream import Stream
+from midstream.logger.stream_connections import Known, StreamConnections
+
+if TYPE_CHECKING:
+    from midstream.fields import Layout
+
+TIME_MARGIN = 60 * 10**9
+"""ns before a time from which the stream is read: it has the times at which messages were stored."""
+
+
+class JetStreamLog:
+    """The stream at a nats:// URL, for reading. `framing` and `layout` are for connections whose opening is
+    no longer in the stream.
+
+    StoreError if there is none, or if it cannot be read: the message says what to do.
+    """
+
+    def __init__(self, url: str, *, framing: str = "fixed", layout: "Layout | None" = None) -> None:
+        self._framing, self._layout = framing, layout
+        self._stream = Stream(url)
+        self.name = self._stream.name
+        self._all = StreamConnections(self._stream)
+        self._layouts: dict[str, Layout] = {}
+        self._removed = (-1, -1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def connections(self) -> list[StoredConnection]:
+        self._all.refresh()
+        there = [
+            known for known in self._all.known.values() if known.messages or self._all.has_opening(known)
+        ]
+        there.sort(key=lambda known: (known.opened_ns, known.id))
+        return [self._connection(known) for known in there]
+
+    def extents(self) -> dict[int, Extent]:
+        self._all.refresh()
+        there = [known for known in self._all.known.values() if known.messages]
+        firsts = self._stream.get_all([known.oldest for known in there])
+        self._ask_for_last(there)
+        extents = {}
+        for known, first in zip(there, firsts, strict=True):
+            if first is None or known.last is None:
+                continue  # it has been removed just now
+            known.first, start, first_ns, _ = self._all.place(first)
+            extents[known.id] = Extent(
+                known.messages,
+                known.first,
+                # There are as many, so one that is there twice does not hide the last ones.
+                max(known.last, known.first + known.messages - 1),
+                first_ns,
+                known.last_ns,
+                start,
+                known.last_end,
+            )
+        return extents
+
+    def last_sequences(self) -> dict[int, int]:
+        self._all.refresh()
+        removed = (self._all.state.first, self._all.state.deleted)
+        changed = [
+            known
+            for known in self._all.known.values()
+            if known.messages and (known.messages != known.counted or removed != self._removed)
+        ]
+        self._ask_for_last(changed)
+        self._removed = removed  # while nothing is removed, the counts tell whether something has come
+        return {known.id: known.last for known in self._all.known.values() if known.last is not None}
+
+    def first_since(self, connection: StoredConnection, since_ns: int, /) -> int:
+        known = self._all.by_id[connection.id]
+        start = max(0, since_ns + min(0, known.clock_ns) - TIME_MARGIN)
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=start // 1000)
+        found = self._stream.get({"next_by_subj": known.subject("data"), "start_time": moment.isoformat()})
+        if found is not None:
+            return self._all.place(found)[0]
+        self._ask_for_last([known])
+        return 0 if known.last is None else known.last + 1
+
+    def piece(
+        self, connection: StoredConnection, start: int, stop: int, max_bytes: int = MAX_BYTES
+    ) -> tuple[list[StoredMessage], int]:
+        known = self._all.by_id[connection.id]
+        found, more = self._stream.read(
+            known.subject("data"),
+            self._all.number_of(known, start),
+            min(MAX_ROWS, max(1, stop - start)),
+            min(max_bytes, MAX_BYTES),
+            known.last_number,
+        )
+        messages: list[StoredMessage] = []
+        for each in found:
+            sequence, offset, received, crc = self._all.place(each)
+            if sequence >= stop:
+                known.following = (stop, each.number)
+                return messages, stop
+            messages.append(StoredMessage(connection, sequence, received, each.data, offset, crc))
+        following = messages[-1].sequence + 1 if more and messages else stop
+        if found:
+            known.following = (following, found[-1].number + 1)
+        return messages, following
+
+    def pruned(self, connection: StoredConnection) -> int:
+        self._all.look()
+        return self._all.pruned(self._all.by_id[connection.id])
+
+    def faults(self) -> list[str]:
+        self._all.refresh()
+        faults = list(self._all.faults)
+        if self._all.state.first <= 1:  # nothing was removed
+            missing = [known.name for known in self._all.known.values() if not known.opening]
+            faults += [f"JetStream: the opening of connection {name} is missing" for name in missing]
+        return faults
+
+    def readings(self, *_: object) -> None:
+        return None
+
+    def _connection(self, known: Known) -> StoredConnection:
+        event, end = known.event, known.end or {}
+        framing = event.get("framing") or self._framing
+        layout = self._layout if framing == "fixed" else None
+        if event.get("layout"):
+            layout = self._parsed(event["layout"], known)
+        return StoredConnection(
+            id=known.id,
+            sensor=event["sensor"],
+            port=event["port"],
+            opened_ns=event["opened_ns"],
+            closed_ns=end.get("closed_ns"),
+            size=end.get("bytes"),
+            digest=end.get("digest"),
+            reset=bool(end.get("reset")),
+            reason=end.get("reason", ""),
+            unfinished=self._all.unfinished(known),
+            framing=framing,
+            layout=layout,
+            pruned=self._all.pruned(known),
+        )
+
+    def _parsed(self, text: str, known: Known) -> "Layout":
+        if text not in self._layouts:
+            from midstream.fields import Layout  # with NumPy, which not every reader needs
+
+            try:
+                self._layouts[text] = Layout.parse(text)
+            except (ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"{self.name}: the fields of connection {known.id} cannot be read ({error}). "
+                    "What to do: install the newer midstream that has stored them"
+                ) from error
+        return self._layouts[text]
+
+    def _ask_for_last(self, asked: list[Known]) -> None:
+        answers = self._stream.get_all([{"last_by_subj": known.subject("data")} for known in asked])
+        for known, found in zip(asked, answers, strict=True):
+            if found is not None:
+                known.counted = known.messages
+                known.last, offset, known.last_ns, _ = self._all.place(found)
+                known.last_number = found.number
+                frame = FRAME[known.event.get("framing") or self._framing]
+                known.last_end = offset + len(found.data) + frame

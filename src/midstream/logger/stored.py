@@ -1,0 +1,117 @@
+"""What the logger has stored, as its readers see it, whatever database it is in.
+
+Readers hold nothing there and can change nothing: a reader that is slow, or follows for days, is not in the
+logger's way.
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+if TYPE_CHECKING:
+    from midstream.fields import Layout
+
+MAX_ROWS = 4096  # messages in a piece
+MAX_BYTES = 8 << 20  # of their payload: a message is taken whole, so one that is longer exceeds it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredConnection:
+    """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end; so is
+    `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on purpose."""
+
+    id: int
+    sensor: str
+    port: int
+    opened_ns: int
+    closed_ns: int | None
+    size: int | None
+    digest: str | None
+    reset: bool
+    reason: str
+    unfinished: bytes
+    framing: str
+    layout: "Layout | None"
+    pruned: int
+
+    @property
+    def state(self) -> str:
+        if self.closed_ns is None:
+            return "open"
+        return "reset" if self.reset else "closed"
+
+
+class StoredMessage(NamedTuple):
+    """A message of a connection. received_ns: since 1970. offset and crc: None where an older logger did not
+    write them down."""
+
+    connection: StoredConnection
+    sequence: int
+    received_ns: int
+    payload: bytes
+    offset: int | None
+    crc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What there is of a connection: how many messages, the first and the last of them."""
+
+    messages: int
+    first: int
+    last: int
+    first_ns: int
+    last_ns: int
+    start: int | None  # where in the stream the frame of the first begins, and where that of the last ends
+    end: int | None
+
+
+class Log(Protocol):
+    """A database of the logger's, for reading. Everything raises StoreError if it cannot be read.
+
+    A log is used by one thread at a time.
+    """
+
+    name: str  # its URL, without a password
+
+    def connections(self) -> list[StoredConnection]:
+        """All connections, the oldest first."""
+
+    def extents(self) -> dict[int, Extent]:
+        """What there is of each connection that has messages, by its id."""
+
+    def last_sequences(self) -> dict[int, int]:
+        """The sequence of each connection's last message, by its id; cheaper than `extents`."""
+
+    def first_since(self, connection: StoredConnection, since_ns: int, /) -> int:
+        """Where to begin: no message with a lower sequence was received at `since_ns` or later.
+
+        It may be far too early: where only reading the messages tells, it is the first one.
+        """
+
+    def piece(
+        self, connection: StoredConnection, start: int, stop: int, max_bytes: int = MAX_BYTES
+    ) -> tuple[list[StoredMessage], int]:
+        """The next messages of a connection from sequence `start`, below `stop`; and where to go on.
+
+        At most MAX_ROWS; none follows when there are `max_bytes` or MAX_BYTES of payload.
+        """
+
+    def pruned(self, connection: StoredConnection) -> int:
+        """How many messages of a connection were removed on purpose until now: it may have become more."""
+
+    def faults(self) -> list[str]:
+        """What is wrong with the database as a whole; nothing if it is sound."""
+
+    def readings(
+        self, connection: StoredConnection, names: list[str], first: int, last: int, /
+    ) -> dict[int, tuple[Any, ...]] | None:
+        """The typed columns of messages `first` to `last`, by sequence. None: this database has none."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
