@@ -69,7 +69,9 @@ class Machine:
                 "-machine", "q35", *self._hardware,
                 "-accel", "tcg,tb-size=512",  # works everywhere; nested KVM does not
                 "-kernel", str(kernel.image), "-initrd", str(initramfs),
-                "-append", "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0",
+                # No huge pages: what makes them works for seconds, and then in one measured window or another.
+                "-append",
+                "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 transparent_hugepage=never",
                 "-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on",
                 "-chardev", f"file,id=console,path={self._log}", "-serial", "chardev:console",
                 "-device", "virtio-serial-pci",
