@@ -1,6 +1,7 @@
 """Hardworker, as an application uses it: reading, waiting, stopping, joining late, and what goes wrong."""
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -546,14 +547,26 @@ def test_batches_keep_to_the_clock_and_stop_at_once(site: Site) -> None:
             before = time.monotonic()
             next(turns)
             assert time.monotonic() // period == before // period + 1
-    with site.hardworker(period=10) as hardworker, later(hardworker.stop):
-        before = time.monotonic()
-        assert [len(batch) for batch in hardworker.batches()] == [0]
-        assert time.monotonic() - before < 5
+    for period in (0.0, 10.0):
+        with site.hardworker(period=period) as hardworker, later(hardworker.stop):
+            before = time.monotonic()
+            assert [len(batch) for batch in hardworker.batches()] == [0]
+            assert time.monotonic() - before < 5
 
 
-def test_a_signal_is_handled_in_a_turn(site: Site) -> None:
-    with site.hardworker(period=10) as hardworker:
+def test_batches_without_a_period_come_when_something_is_stored(site: Site) -> None:
+    with site.hardworker() as hardworker:
+        site.open(1)
+        turns = hardworker.batches()
+        assert len(next(turns)) == 0
+        os.eventfd_read(site.ring.event)  # as the kernel does, once all was given back
+        with later(lambda: site.put(1, 0, payload(0))):
+            assert next(turns)["payload"].tobytes() == payload(0)
+
+
+@pytest.mark.parametrize("period", [0.0, 10.0])
+def test_a_signal_is_handled_in_a_turn(site: Site, period: float) -> None:
+    with site.hardworker(period=period) as hardworker:
         old = signal.signal(signal.SIGUSR1, lambda *_: hardworker.stop())
         try:
             with later(lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)):

@@ -63,7 +63,7 @@ class Hardworker:
         self._follow = settings.defer and settings.receiver == "ebpf"
         self._source = source
         self._autocommit = autocommit
-        self._turns = self._fixed and autocommit and self._period > 0
+        self._turns = self._fixed and autocommit
         self._rest: Iterator[Message] | None = None
         self._committed = True
         self._undone = False  # was a message delivered that the application has not committed?
@@ -165,9 +165,9 @@ class Hardworker:
     def batches(self, payload: np.dtype | None = None) -> Iterator[np.ndarray]:
         """At every turn what `wait` and then `read` give, until `stop`: maybe an empty array.
 
-        The cheapest way to receive at a fixed rate: with a period, a turn in which whole messages came in
-        order is a single step of C. A batch is valid until the next is asked for. payload: as what its field
-        `payload` is seen, a dtype of `message_size` bytes, for example `layout.dtype`, config.toml's fields.
+        The cheapest way to receive: a turn in which whole messages came in order is a single step of C. A
+        batch is valid until the next is asked for. payload: as what its field `payload` is seen, a dtype of
+        `message_size` bytes, for example `layout.dtype`, config.toml's fields.
         """
         self._need_fixed("batches")
         if payload is not None and payload.itemsize != self._size:
@@ -178,7 +178,7 @@ class Hardworker:
         plain, dtype = batch_dtype(self._size), batch_dtype(self._size, payload)
         source, streams, count = self._opened_source(), self._assembly.streams, self._assembly.count
         if self._turns:
-            follow = deferral.follow(self._period) if self._follow else 0.0
+            follow = deferral.follow(self._period) if self._follow and self._period else 0.0
             source.pace(dtype, self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
         turn = source.turn if self._turns else None
         while not self._stopped:

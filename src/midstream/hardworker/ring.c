@@ -63,9 +63,10 @@ struct reader {
 	uint64_t copy_size; /* of one of the journal's two */
 	/* For midstream_turn: */
 	const uint32_t *told; /* 0: nothing but the ring is to be read */
-	uint64_t period;      /* nanoseconds */
+	uint64_t period;      /* nanoseconds; 0: a turn is when something was stored */
 	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
 	uint64_t stop;	      /* the descriptor that ends a sleep */
+	uint64_t event;	      /* and the ring's */
 	uint64_t size;	      /* bytes a message */
 	uint64_t run;	      /* where in `data` the records begin that the last turn found */
 	uint64_t next;	      /* where they end; behind the mask if they go over it */
@@ -190,18 +191,23 @@ void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t le
 	reader->committed = reader->position;
 }
 
-/* Sleep until the period is over: 0 then, more if the reader is to stop, -1 for a signal. */
+/* Sleep until the period is over, or without one until something is stored: 0 then, more if the reader is to stop, -1
+ * for a signal.
+ */
 static int sleep(const struct reader *reader)
 {
 	uint64_t begun = reader->follow && reader->newest ? reader->newest + reader->follow : 0, now, left;
-	struct pollfd stop = { .fd = reader->stop, .events = POLLIN };
+	struct pollfd descriptors[] = { { .fd = reader->stop, .events = POLLIN },
+					{ .fd = reader->event, .events = POLLIN } };
 	struct timespec time;
 
+	if (!reader->period)
+		return ppoll(descriptors, 2, 0, 0) < 0 ? -1 : descriptors[0].found;
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	now = time.seconds * 1000000000ull + time.nanoseconds;
 	left = now < begun ? begun - now : reader->period - (now - begun) % reader->period;
 	time = (struct timespec){ .seconds = left / 1000000000, .nanoseconds = left % 1000000000 };
-	return ppoll(&stop, 1, &time, 0);
+	return ppoll(descriptors, 1, &time, 0);
 }
 
 /* Is all that was read whole messages of connections that go on, so that the table says all? */
@@ -220,10 +226,10 @@ static int is_plain(const struct reader *reader)
 #define INTERRUPTED (-1)
 #define NOT_PLAIN (-2)
 
-/* A whole turn of a reader with a period: commit, sleep, and midstream_regular on what has arrived then. Returns four
+/* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. Returns four
  * times as many as that found, plus MOVED if they do not follow those of the turn before, plus MORE if there is more
  * to be read: other records, or what `told` says. INTERRUPTED: a signal came. NOT_PLAIN: nothing was done, since a
- * commit takes more. If the reader is to stop nothing is found.
+ * commit takes more, or other descriptors have to be waited for. If the reader is to stop nothing is found.
  */
 int32_t midstream_turn(struct reader *reader)
 {
@@ -231,7 +237,7 @@ int32_t midstream_turn(struct reader *reader)
 	int32_t answer = 0;
 	int ended;
 
-	if (!is_plain(reader))
+	if (!is_plain(reader) || (!reader->period && *reader->told))
 		return NOT_PLAIN;
 	if (reader->position != reader->committed)
 		midstream_commit(reader, (const uint8_t *)"", 0);

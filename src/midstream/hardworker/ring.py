@@ -48,13 +48,14 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _PERIOD,
     _FOLLOW,
     _STOP,
+    _EVENT,
     _SIZE,
     _RUN,
     _NEXT,
     _MOST,
     _SPILLED,
     _WORDS,
-) = range(22)
+) = range(23)
 _MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from midstream_turn
 
 
@@ -149,6 +150,7 @@ class Ring:
         self._views: dict[int, np.ndarray] = {}
         state = self._state
         state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = size, period, follow, stop
+        state[_EVENT] = self._event
         state[_NEXT] = 0
         self._run, self._first = self._view(0), 0
 

@@ -42,13 +42,14 @@ class Source(Protocol):
 
     def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
         """Prepare `turn` to give messages of `size` bytes as rows of `dtype`, a `batch_dtype`, and to wait
-        for `period` nanoseconds, begun `follow` nanoseconds after `newest` or, if that is 0, with the clock.
+        for `period` nanoseconds, begun `follow` nanoseconds after `newest` or, if that is 0, with the clock;
+        without a period, until something arrives.
         `stop`: a descriptor that ends a turn when it is readable.
         """
         ...
 
     def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
-        """Commit, wait until the period is over, look, and give what `regular` would; and whether `next` may
+        """Commit, wait as `pace` says, look, and give what `regular` would; and whether `next` may
         have more, which needs another look. None, and nothing done, if that takes more than one step."""
         ...
 
