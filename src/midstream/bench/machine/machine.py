@@ -69,7 +69,7 @@ class Machine:
                 "-machine", "q35", *self._hardware,
                 "-accel", "tcg,tb-size=512",  # works everywhere; nested KVM does not
                 "-kernel", str(kernel.image), "-initrd", str(initramfs),
-                # No huge pages: what makes them works for seconds, and then in one measured window or another.
+                # No huge pages: what makes them works now and then, in one measured window or another.
                 "-append",
                 "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 transparent_hugepage=never",
                 "-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on",
