@@ -55,7 +55,8 @@ def results() -> Results:
 
 def test_every_receiver_is_in_the_table_or_told_of(results: Results) -> None:
     text = markdown(results)
-    table = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    section = text.partition(f"## {BUSY.title}")[2]
+    table = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")]
     assert [fields[0].strip("| ") for fields in table[1:6]] == [
         "the floor",
         "midstream, NumPy",
@@ -118,6 +119,16 @@ def test_what_a_virtual_machine_counted_stands_beside_it() -> None:
     assert "34.00" not in text and "- C, epoll: fell behind" in text and "- Absent: not installed" in text
     assert page.count("<td>17.00</td>") == 2 and "34.00" not in page and "C, epoll: fell behind" in page
     Balance().feed(page)
+
+
+def test_an_overview_has_a_column_for_each_scenario(results: Results) -> None:
+    text, page = markdown(results), html(results)
+    heading = "CPU time in the lab, µs a message"
+    (line,) = [line for line in text.partition(f"## {heading}")[2].splitlines()[:4] if "receiver" in line]
+    assert line == f"| receiver | job | {' | '.join(scenario.title for scenario in results.measured())} |"
+    assert f"<h2>{heading}</h2>" in page
+    one = Results(RUNS[:1], RECEIVERS, SCENARIOS, ENVIRONMENT)
+    assert heading not in markdown(one) and heading not in html(one)
 
 
 def test_one_reason_for_all_is_told_once() -> None:

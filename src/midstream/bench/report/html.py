@@ -1,11 +1,12 @@
 """The report as one HTML page: style and plots are in it, and nothing is fetched from anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
-from midstream.bench.receiver import Family
+from midstream.bench.receiver import Family, Receiver
 from midstream.bench.report import counts, plots
 from midstream.bench.report.markdown import conditions, remarks, windows
+from midstream.bench.report.overview import overviews
 from midstream.bench.report.results import COLUMNS, Results, full_title, job, mark, show
 from midstream.bench.scenario import Scenario
 
@@ -64,6 +65,9 @@ def _page(results: Results) -> Iterator[str]:
         for family, name in _FAMILIES.items()
     )
     yield f'<p class="legend">{"".join(legend)} bars: dark the NAPI thread, light the application</p>'
+    for table in overviews(results):
+        yield f"<h2>{escape(table.heading)}</h2>"
+        yield from _plain(table.columns, table.rows)
     for scenario in results.measured():
         yield f'<h2 id="{scenario.name}">{escape(scenario.title)}</h2>'
         rows = results.rows(scenario)
@@ -107,18 +111,23 @@ def _table(results: Results, scenario: Scenario) -> Iterator[str]:
     yield "</tbody></table>"
 
 
+def _plain(columns: Sequence[str], rows: Sequence[tuple[Receiver, list[str]]]) -> Iterator[str]:
+    """A table of text, a receiver a row."""
+    yield '<div class="wide"><table><thead><tr>'
+    yield f"{''.join(f'<th>{escape(name)}</th>' for name in columns)}</tr></thead><tbody>"
+    for receiver, fields in rows:
+        cells = "".join(f"<td>{escape(field)}</td>" for field in fields)
+        yield f'<tr style="--family:{plots.COLOURS[receiver.family]}">{cells}</tr>'
+    yield "</tbody></table></div>"
+
+
 def _counts(results: Results, scenario: Scenario) -> Iterator[str]:
     """What a virtual machine counted."""
     if not results.counts(scenario):
         return
     yield f"<p>{counts.HEADING}</p>"
     if rows := counts.table(results, scenario):
-        yield '<div class="wide"><table><thead><tr>'
-        yield f"{''.join(f'<th>{name}</th>' for name in counts.COLUMNS)}</tr></thead><tbody>"
-        for receiver, fields in rows:
-            cells = "".join(f"<td>{escape(field)}</td>" for field in fields)
-            yield f'<tr style="--family:{plots.COLOURS[receiver.family]}">{cells}</tr>'
-        yield "</tbody></table></div>"
+        yield from _plain(counts.COLUMNS, rows)
     if reasons := counts.without(results, scenario):
         yield f'<ul class="notes">{"".join(f"<li>{escape(reason)}</li>" for reason in reasons)}</ul>'
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from midstream.bench.receiver import Receiver
 from midstream.bench.report import counts
+from midstream.bench.report.overview import overviews
 from midstream.bench.report.results import COLUMNS, Results, full_title, job, mark, show
 from midstream.bench.scenario import Scenario
 from midstream.bench.statistics import Cell
@@ -53,6 +54,13 @@ def _document(results: Results) -> Iterator[str]:
         yield f"- {line}"
     if results.runs:
         yield f"- {windows(results)}"
+    for table in overviews(results):
+        yield ""
+        yield f"## {table.heading}"
+        yield ""
+        yield f"| {' | '.join(table.columns)} |"
+        yield f"|{'---|' * 2}{'---:|' * (len(table.columns) - 2)}"
+        yield from (f"| {' | '.join(fields)} |" for _, fields in table.rows)
     for scenario in results.measured():
         yield ""
         yield f"## {scenario.title}"
