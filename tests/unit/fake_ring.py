@@ -9,7 +9,7 @@ import numpy as np
 
 from midstream.ebpf.records import RECORD, journal_size
 from midstream.hardworker.journal import Journal
-from midstream.hardworker.ring import Ring
+from midstream.hardworker.ring import _POSITION, Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
@@ -109,11 +109,18 @@ class RingSource(Ring):
 
     def commit(self, streams: Streams) -> bool:
         done = super().commit(streams)
+        self._tell(self.ring.consumer)
+        return done
+
+    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
+        self._tell(self._state[_POSITION])  # up to which it commits first
+        return super().turn(streams)
+
+    def _tell(self, consumer: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.ring.event)
-        if self.ring.consumer != self.ring.producer:
+        if consumer != self.ring.producer:
             os.eventfd_write(self.ring.event, 1)
-        return done
 
     def _count_close(self) -> None:
         self.closed += 1

@@ -465,6 +465,26 @@ def test_batches_give_a_turn_at_a_time_and_take_no_copy(site: Site) -> None:
 
 
 @pytest.mark.parametrize("period", [0.0, 0.002])
+def test_iterating_takes_turns_and_what_is_left_early_comes_next(site: Site, period: float) -> None:
+    with site.hardworker(period=period) as hardworker:
+        site.open(1, 2)
+        received = 0
+        for number in range(30):
+            site.put(1 + number % 2, number // 2 * SIZE, payload(number), sensor=number % 2)
+            if number % 3 != 2:
+                continue
+            for message in hardworker:
+                assert (message.connection, message.sequence) == (1 + received % 2, received // 2)
+                assert message.payload == payload(received)
+                assert type(message.payload) is bytes, "not of NumPy"
+                received += 1
+                if received == (number if number % 2 else number + 1):
+                    break  # in the midst of a batch, or at its end
+        assert (received, hardworker.totals.messages) == (29, 30)
+        assert [message.payload for message in hardworker.messages()] == [payload(29)]
+
+
+@pytest.mark.parametrize("period", [0.0, 0.002])
 def test_batches_put_together_what_is_no_message(site: Site, period: float) -> None:
     data = b"".join(map(payload, range(8)))
     pieces = [(0, 24), (24, 30), (30, 72), (120, 144), (72, 120), (144, 168), (168, 192)]

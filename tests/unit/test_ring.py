@@ -213,6 +213,9 @@ class Impatient(Hardworker):
     def wait(self, timeout: float | None = None) -> bool:
         raise IdleError
 
+    def _turn(self, dtype: np.dtype) -> np.ndarray:
+        raise IdleError
+
 
 @dataclass
 class Connection:

@@ -1,15 +1,14 @@
 """What the application gets: messages one by one, or batches of them."""
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from midstream.ebpf.records import RECORD
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message of a sensor.
 
     sensor: its IP address. connection: counted from 1 since the program was attached. sequence: the message's

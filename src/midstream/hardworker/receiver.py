@@ -67,6 +67,8 @@ class Hardworker:
         self._rest: Iterator[Message] | None = None
         self._committed = True
         self._undone = False  # was a message delivered that the application has not committed?
+        self._rows = batch_dtype(self._size, np.dtype((np.void, self._size)))  # its bytes become bytes
+        self._paced: np.dtype | None = None  # of what turns give, once they are prepared
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
@@ -175,27 +177,35 @@ class Hardworker:
                 f"{self.config.path}: a message has {self._size} bytes, and the dtype given to batches() "
                 f"{payload.itemsize}; give one of {self._size} bytes"
             )
-        plain, dtype = batch_dtype(self._size), batch_dtype(self._size, payload)
-        source, streams, count = self._opened_source(), self._assembly.streams, self._assembly.count
-        if self._turns:
-            follow = deferral.follow(self._period) if self._follow and self._period else 0.0
-            source.pace(dtype, self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
-        turn = source.turn if self._turns else None
+        dtype = batch_dtype(self._size, payload)
         while not self._stopped:
-            if self._source is not source:
-                self._opened_source()
-            found = turn(streams) if turn and self._rest is None else None
-            if found is None:
+            batch = self._turn(dtype) if self._turns and self._rest is None else None
+            if batch is None:
                 self.wait()
-                yield self.read().view(dtype)
-                continue
-            batch, has_more = found
-            self._committed = False
-            if messages := len(batch):
-                count(messages, messages * self._size)
-            if has_more:
-                batch = self._gathered([batch.view(plain)] if messages else []).view(dtype)
+                batch = self.read().view(dtype)
             yield batch
+
+    def _turn(self, dtype: np.dtype) -> np.ndarray | None:
+        """Commit, wait and read as a single step; None, and nothing done, if it takes more."""
+        source = self._opened_source()
+        if self._paced is not dtype:
+            self._pace(source, dtype)
+        found = source.turn(self._assembly.streams)
+        if found is None:
+            return None
+        batch, has_more = found
+        self._committed = False
+        if messages := len(batch):
+            self._assembly.count(messages, messages * self._size)
+        if has_more:
+            plain = batch_dtype(self._size)
+            batch = self._gathered([batch.view(plain)] if messages else []).view(dtype)
+        return batch
+
+    def _pace(self, source: Source, dtype: np.dtype) -> None:
+        follow = deferral.follow(self._period) if self._follow and self._period else 0.0
+        source.pace(dtype, self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
+        self._paced = dtype
 
     def fields(self, batch: np.ndarray) -> np.ndarray:
         """The messages of a batch that `read` gave, as rows with config.toml's [[data.field]] by name.
@@ -255,7 +265,11 @@ class Hardworker:
     def __iter__(self) -> Iterator[Message]:
         while not self._stopped:
             yield from self.messages()
-            self.wait()
+            batch = self._turn(self._rows) if self._turns else None
+            if batch is None:
+                self.wait()
+            else:
+                self._rest = self._each(batch)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         loop = asyncio.get_running_loop()
@@ -363,16 +377,15 @@ class Hardworker:
 
     def _arrived(self) -> Iterator[Message]:
         if self._fixed:
-            for row in self.read():
-                yield Message(
-                    self._assembly.sensor(row["sensor"]),
-                    int(row["connection"]),
-                    int(row["offset"]) // self._size,
-                    int(row["time"]),
-                    row["payload"].tobytes(),
-                )
+            yield from self._each(self.read().view(self._rows))
             return
         source = self._opened_source()
         source.look()
         while segment := source.next():
             yield from self._assembly.messages(segment)
+
+    def _each(self, batch: np.ndarray) -> Iterator[Message]:
+        """The messages of a batch of `_rows`, one by one."""
+        size, name = self._size, self._assembly.sensor
+        for offset, moment, connection, _, sensor, _, _, _, payload in batch.tolist():
+            yield Message(name(sensor), connection, offset // size, moment, payload)

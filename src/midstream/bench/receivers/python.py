@@ -74,15 +74,13 @@ def batches(hardworker: Hardworker, application: Application) -> None:
 def messages(hardworker: Hardworker, application: Application) -> None:
     """As a simple application is written."""
     streams: dict[int, Stream] = {}
-    while not hardworker.stopped:
-        hardworker.wait()
+    for message in hardworker:
         application.woken()
-        for message in hardworker.messages():
-            stream = streams.get(message.connection)
-            if stream is None:
-                stream = streams[message.connection] = Stream(application)
-            application.bytes += len(message.payload)
-            stream.deliver(message.payload)
+        stream = streams.get(message.connection)
+        if stream is None:
+            stream = streams[message.connection] = Stream(application)
+        application.bytes += len(message.payload)
+        stream.deliver(message.payload)
 
 
 def main(config: str, form: str) -> None:
