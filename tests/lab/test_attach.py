@@ -218,7 +218,7 @@ def test_no_program_is_attached(lab: Lab) -> None:
 
 def test_a_switch_that_swallows_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The switch's end of the pair without program and GRO: it takes nothing that XDP transmits."""
-    monkeypatch.setattr(selftest, "_PATIENCE", 2.0)
+    monkeypatch.setattr(selftest, "_PATIENCE", 1.0)
     with swallowing(lab, "hardworker"):
         assert_refused(attach(lab, "hardworker"), 4, "eth0", "self-test failed", "swallows", LOGGER)
         assert not PINS.joinpath("hardworker").exists()
@@ -229,7 +229,7 @@ def test_a_switch_that_swallows_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyP
 
 
 def test_a_logger_that_is_down_is_told_from_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "_PATIENCE", 2.0)
+    monkeypatch.setattr(selftest, "_PATIENCE", 1.0)
     lab.call("logger", set_link, "eth0", "down")
     try:
         assert_refused(attach(lab, "hardworker"), 4, f"{LOGGER} answers no ping", "--no-self-test")

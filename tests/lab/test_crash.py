@@ -30,7 +30,7 @@ SENSOR_2 = "10.83.0.12"
 RATE = 2000  # messages a second
 
 often = pytest.mark.parametrize(
-    "kills", [pytest.param(6, id="6"), pytest.param(50, id="50", marks=[pytest.mark.slow])]
+    "kills", [pytest.param(4, id="4"), pytest.param(50, id="50", marks=[pytest.mark.slow])]
 )
 sometimes = pytest.mark.parametrize(
     "kills", [pytest.param(3, id="3"), pytest.param(25, id="25", marks=[pytest.mark.slow])]

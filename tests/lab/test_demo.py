@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pytest
 from sqlalchemy import create_engine, text
 
+from midstream import cli
 from midstream import lab as midstream_lab
 from midstream.demo.run import FOLDER
 from midstream.lab.programs import attach
@@ -178,11 +179,20 @@ def test_damage_is_reported(tmp_path: Path) -> None:
         (("--database", "postgresql+psycopg://u:secret@127.0.0.1/log"), "name the server by its Unix socket"),
     ],
 )
-def test_refused(arguments: tuple[str, ...], words: str) -> None:
-    done = finish(start(*arguments))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr
-    assert "building" not in done.stderr
+def test_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    """In this process, as nothing is started."""
+    monkeypatch.setattr(sys, "argv", ["midstream", "demo", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert words in said.err
+    assert "building" not in said.err
 
 
 def test_the_examples() -> None:

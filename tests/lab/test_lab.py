@@ -200,7 +200,7 @@ def test_call_returns_results_and_raises_exceptions(lab: Lab) -> None:
 
 def test_calls_can_nest_and_overlap(lab: Lab) -> None:
     assert lab.call("sensor", lambda: lab.call("hardworker", mac_address)) == lab.host("hardworker").mac
-    slow = threading.Thread(target=lab.call, args=("logger", time.sleep, 1))
+    slow = threading.Thread(target=lab.call, args=("logger", time.sleep, 0.6))
     slow.start()
     started = time.monotonic()
     lab.call("sensor", os.getpid)

@@ -138,7 +138,7 @@ def test_up_that_fails_leaves_nothing(
     machine.settles_to(before)
 
 
-@pytest.mark.parametrize("after", [0.02, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("after", [0.02, pytest.param(0.1, marks=pytest.mark.slow), 0.3, 0.6])
 def test_down_after_up_was_killed(machine: Machine, tmp_path: Path, after: float) -> None:
     down()
     before = machine.traces()
