@@ -22,7 +22,7 @@ COLUMNS = (
 
 def table(results: Results, scenario: Scenario) -> list[tuple[Receiver, list[str]]]:
     """The receivers of which something was counted, and their fields; figures that are none are left out."""
-    least = results.fewest(scenario)
+    least = results.counted_reference(scenario)
     return [
         (receiver, _fields(receiver, one, least)) for receiver, one in results.counts(scenario) if one.due
     ]
