@@ -23,7 +23,7 @@ from tests.unit.bench_runs import (
 
 from midstream.bench.machine.counted import Counted
 from midstream.bench.report import Results, html, markdown
-from midstream.bench.report.results import show
+from midstream.bench.report.results import REFERENCE, show
 from midstream.bench.run import Run
 
 ENVIRONMENT = {
@@ -119,6 +119,19 @@ def test_what_a_virtual_machine_counted_stands_beside_it() -> None:
     assert "34.00" not in text and "- C, epoll: fell behind" in text and "- Absent: not installed" in text
     assert page.count("<td>17.00</td>") == 2 and "34.00" not in page and "C, epoll: fell behind" in page
     Balance().feed(page)
+
+
+def test_all_are_compared_with_the_same_receiver_if_it_has_a_figure() -> None:
+    usual = replace(OURS, name=REFERENCE, title="midstream, usual")
+    counted = {name: Counted(name, cost, due=1) for name, cost in (("ours", 4000.0), (REFERENCE, 5000.0))}
+    runs, receivers = [run(OURS, cpu=4.0), run(usual, cpu=5.0)], (OURS, usual)
+    results = Results(runs, receivers, SCENARIOS, ENVIRONMENT, {BUSY.name: counted})
+    assert (reference := results.reference(BUSY)) and reference[0] is usual
+    assert results.counted_reference(BUSY) is counted[REFERENCE]
+    failed = [run(OURS, cpu=4.0), Run(REFERENCE, BUSY.name, 1, problems=("lost 3",))]
+    results = Results(failed, receivers, SCENARIOS, ENVIRONMENT, {BUSY.name: {"ours": counted["ours"]}})
+    assert (reference := results.reference(BUSY)) and reference[0] is OURS
+    assert results.counted_reference(BUSY) is counted["ours"]
 
 
 def test_an_overview_has_a_column_for_each_scenario(results: Results) -> None:
