@@ -166,15 +166,17 @@ def main() -> None:
     """Serve until the host closes its end."""
     (port,) = glob.glob("/dev/vport*p3")
     descriptor = os.open(port, os.O_RDWR | os.O_CLOEXEC)
-    os.write(descriptor, b'{"result": "ready"}\n')
-    with open(descriptor, "rb") as requests:
+    with open(descriptor, "rb") as requests, open(descriptor, "wb", closefd=False) as answers:
+        answers.write(b'{"result": "ready"}\n')
+        answers.flush()  # and not os.write: the port takes 32 KiB at once
         for line in requests:
             request = json.loads(line)
             try:
                 answer = {"result": _FUNCTIONS[request["call"]](*request["arguments"])}
             except Exception:
                 answer = {"error": traceback.format_exc()}
-            os.write(descriptor, json.dumps(answer).encode() + b"\n")
+            answers.write(json.dumps(answer).encode() + b"\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def main(names: Sequence[str]) -> None:
         for receiver in (one for one in RECEIVERS if one.name in names):
             counted = scene.count(receiver, _SLOW)
             print(f"{receiver.name}: {counted}")
+            if counted.problems:
+                continue
             for function, count in scene.functions.most_common(_LINES):
                 print(f"  {count / max(counted.messages, MESSAGES):8.1f} {function}")
             sys.stdout.flush()
