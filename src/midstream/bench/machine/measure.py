@@ -25,6 +25,7 @@ from midstream.bench.receivers import RECEIVERS
 from midstream.bench.rivals import RIVALS
 from midstream.bench.scenario import QUICK, Scenario, find
 from midstream.ebpf import compiler, loader
+from midstream.errors import MidstreamError
 from midstream.lab import hosts, namespaces
 from midstream.lab.hosts import INTERFACE
 from midstream.network import Topology
@@ -124,4 +125,8 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except MidstreamError as error:
+        print(f"midstream: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
