@@ -372,13 +372,13 @@ def send(frames: list[bytes], interval: float) -> list[int]:
 
 
 def receive(ready: int) -> list[Arrival]:
-    """The TCP frames that enter eth0, until none came for half a second."""
+    """The TCP frames that enter eth0, until none came for a second."""
     arrivals = []
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
         raw.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
         raw.setsockopt(socket.SOL_SOCKET, 35, 1)  # SO_TIMESTAMPNS
         raw.bind(("eth0", 0x0800))
-        raw.settimeout(0.5)
+        raw.settimeout(1)
         os.write(ready, b"x")
         with contextlib.suppress(TimeoutError):
             while True:
