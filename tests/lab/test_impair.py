@@ -162,7 +162,7 @@ def test_nothing_else_is_hit(lab: Lab, ping: Callable[[str], bool]) -> None:
         data = os.urandom(100_000)
         assert transfer(lab, source, target, data) == digest(data)
     assert impairments(lab) == [leg]
-    assert transmit(lab, 1000, 0)[2][-1].number == 999
+    assert transmit(lab, 1000, 1 / 4000)[2][-1].number == 999
 
 
 # whole connections
