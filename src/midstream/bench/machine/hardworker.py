@@ -30,7 +30,7 @@ NANOSECONDS = 2
 """An instruction takes so long by the guest's clock."""
 
 PLACE = np.dtype([("address", "<u8"), ("instructions", "<u8")])
-"""struct place in where.c."""
+"""struct place in count.c."""
 _PLACES = 1 << 21
 
 _BOOT = 120.0  # seconds
@@ -109,14 +109,14 @@ def booted(hosts: Sequence[LabHost], cache: Path, *, profiled: bool = False) -> 
         control, count, where = folder / "control", folder / "count", folder / "where"
         count.write_bytes(np.array([0, 1, NANOSECONDS], "<u8").tobytes())
         shared = np.frombuffer(_mapped(count), "<u8")
-        plugins, places = ["-plugin", str(counting)], np.zeros(0, PLACE)
+        files, places = [f"COUNT={count}"], np.zeros(0, PLACE)
         if profiled:
             where.write_bytes(b"")
             os.truncate(where, _PLACES * PLACE.itemsize)
             places = np.frombuffer(_mapped(where), PLACE)
-            plugins += ["-plugin", str(compiler.compile_library(Path(__file__).with_name("where.c")))]
+            files.append(f"WHERE={where}")
         extra = [
-            *plugins,
+            "-plugin", str(counting),
             "-icount", f"shift={NANOSECONDS.bit_length() - 1},sleep=on",
             "-netdev", f"tap,id=net,ifname={wires.TAP},script=no,downscript=no,queues=2,vhost=off",
             "-device", f"virtio-net-pci,netdev=net,mac={hardworker.mac},{_CARD}",
@@ -131,9 +131,7 @@ def booted(hosts: Sequence[LabHost], cache: Path, *, profiled: bool = False) -> 
                 cpus=1,
                 cpu=_CPU,
                 extra=extra,
-                prefix=wires.command(
-                    wires.SWITCH, ["env", f"LD_PRELOAD={slow}", f"COUNT={count}", f"WHERE={where}"]
-                ),
+                prefix=wires.command(wires.SWITCH, ["env", f"LD_PRELOAD={slow}", *files]),
                 output=output,
             )
         )
