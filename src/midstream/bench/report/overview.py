@@ -24,11 +24,8 @@ class Overview:
 
 def overviews(results: Results) -> Iterator[Overview]:
     """The tables, of figures that there are in more than one scenario."""
-
-    def counted(scenario: Scenario, receiver: Receiver) -> float | None:
-        return results.instructions(scenario, receiver)
-
-    yield from _overview(results, "Thousand instructions of the whole hardworker, a message", counted)
+    heading = "Thousand instructions of the whole hardworker, a message"
+    yield from _overview(results, heading, results.instructions)
     for figure, heading in _LAB.items():
 
         def measured(scenario: Scenario, receiver: Receiver, figure: str = figure) -> float | None:
