@@ -12,10 +12,12 @@
 SEC("xdp") int midstream_floor(struct xdp_md *ctx)
 {
 	struct headers *h = (void *)(long)ctx->data;
+	const struct tcphdr *tcp = tcp_header(h);
+	const struct iphdr *ip = ip_header(h);
 
-	if ((void *)(h + 1) > (void *)(long)ctx->data_end || h->eth.h_proto != bswap16(ETH_P_IP) ||
-	    h->ip.daddr != bswap32(HARDWORKER_IP) || h->ip.protocol != IPPROTO_TCP || !is_marked(h->ip.tos) ||
-	    IP_VERSION_LENGTH(&h->ip) != IP_VERSION_4_NO_OPTIONS || h->tcp.dest != bswap16(MARK_PORT))
+	if ((void *)(h + 1) > (void *)(long)ctx->data_end || ETHER_TYPE(&h->eth) != bswap16(ETH_P_IP) ||
+	    ip->daddr != bswap32(HARDWORKER_IP) || ip->protocol != IPPROTO_TCP || !is_marked(ip->tos) ||
+	    IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS || tcp->dest != bswap16(MARK_PORT))
 		return XDP_PASS;
 	return forward(h);
 }

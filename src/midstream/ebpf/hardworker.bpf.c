@@ -209,9 +209,10 @@ static __always_inline int on_unknown_connection(struct xdp_md *ctx, struct pack
 /* Sensors send no options; whoever does must not reach the stack through the marked port. */
 static __always_inline int refuse_options(const struct headers *h, const void *end)
 {
-	const struct tcphdr *tcp = (const void *)&h->ip + h->ip.ihl * 4;
+	const struct iphdr *ip = ip_header(h);
+	const struct tcphdr *tcp = (const void *)ip + ip->ihl * 4;
 
-	if (h->ip.version != 4 || h->ip.ihl < 5 || h->ip.frag_off & IP_FRAGMENT_OFFSET || (void *)(tcp + 1) > end ||
+	if (ip->version != 4 || ip->ihl < 5 || ip->frag_off & IP_FRAGMENT_OFFSET || (void *)(tcp + 1) > end ||
 	    tcp->dest != bswap16(MARK_PORT))
 		return XDP_PASS;
 	COUNT(NO_SENSOR, ip_options);
@@ -223,39 +224,43 @@ SEC("xdp") int midstream_hardworker(struct xdp_md *ctx)
 	static const __u8 hardworker_mac[ETH_ALEN] = HARDWORKER_MAC;
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct headers *h = data;
+	const struct tcphdr *tcp = tcp_header(h);
+	const struct iphdr *ip = ip_header(h);
 	struct connection *c;
-	struct packet p = {};
+	struct packet p;
 	__u32 total, header;
 
-	if ((void *)(h + 1) > end || h->eth.h_proto != bswap16(ETH_P_IP) || h->ip.daddr != bswap32(HARDWORKER_IP) ||
-	    h->ip.protocol != IPPROTO_TCP || !is_marked(h->ip.tos) || !same_mac(h->eth.h_dest, hardworker_mac))
+	if ((void *)(h + 1) > end || ETHER_TYPE(&h->eth) != bswap16(ETH_P_IP) || ip->daddr != bswap32(HARDWORKER_IP) ||
+	    ip->protocol != IPPROTO_TCP || !is_marked(ip->tos) || !same_mac(h->eth.h_dest, hardworker_mac))
 		return XDP_PASS;
-	if (IP_VERSION_LENGTH(&h->ip) != IP_VERSION_4_NO_OPTIONS)
+	if (IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS)
 		return refuse_options(h, end);
 	/* A later fragment has no TCP header, so nothing says that it is ours. */
-	if (h->ip.frag_off & IP_FRAGMENT_OFFSET || h->tcp.dest != bswap16(MARK_PORT))
+	if (ip->frag_off & IP_FRAGMENT_OFFSET || tcp->dest != bswap16(MARK_PORT))
 		return XDP_PASS;
-	if (h->ip.frag_off & IP_MORE_FRAGMENTS) {
+	if (ip->frag_off & IP_MORE_FRAGMENTS) {
 		COUNT(NO_SENSOR, fragment);
 		return XDP_DROP;
 	}
 
-	total = bswap16(h->ip.tot_len);
-	header = sizeof(struct iphdr) + h->tcp.doff * 4;
-	if (h->tcp.doff < 5 || total < header || total > end - data - sizeof(struct ethhdr)) {
+	total = bswap16(ip->tot_len);
+	header = sizeof(struct iphdr) + tcp->doff * 4;
+	if (tcp->doff < 5 || total < header || total > end - data - sizeof(struct ethhdr)) {
 		COUNT(NO_SENSOR, bad_length);
 		return XDP_DROP;
 	}
 	p.headers = h;
-	p.flags = TCP_FLAGS(&h->tcp);
+	p.flags = TCP_FLAGS(tcp);
 	p.length = total - header;
 	p.payload_offset = sizeof(struct ethhdr) + header;
-	p.sequence = bswap32(h->tcp.seq);
-	p.acknowledgement = bswap32(h->tcp.ack_seq);
-	if (h->tcp.doff >= 8 && (void *)(h + 1) + 8 <= end && *(__be32 *)(h + 1) == TIMESTAMP_OPTION)
+	p.sequence = bswap32(tcp->seq);
+	p.acknowledgement = bswap32(tcp->ack_seq);
+	p.timestamp = 0;
+	if (tcp->doff >= 8 && (void *)(h + 1) + 8 <= end && *(__be32 *)(h + 1) == TIMESTAMP_OPTION)
 		p.timestamp = bswap32(((__be32 *)(h + 1))[1]);
-	p.key.ip = h->ip.saddr;
-	p.key.port = h->tcp.source;
+	p.key.ip = ip->saddr;
+	p.key.port = tcp->source;
+	p.key.zero = 0;
 	if (p.length > MAX_PAYLOAD) {
 		COUNT(NO_SENSOR, oversized);
 		return XDP_DROP;

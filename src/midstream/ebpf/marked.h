@@ -29,13 +29,15 @@ static __always_inline bool verified(struct xdp_md *ctx, const struct packet *p,
 static __always_inline int forward(struct headers *h)
 {
 	static const __u8 hardworker_mac[ETH_ALEN] = HARDWORKER_MAC, logger_mac[ETH_ALEN] = LOGGER_MAC;
+	struct tcphdr *tcp = tcp_header(h);
+	struct iphdr *ip = ip_header(h);
 
-	__builtin_memcpy(h->eth.h_source, hardworker_mac, ETH_ALEN);
-	__builtin_memcpy(h->eth.h_dest, logger_mac, ETH_ALEN);
-	h->ip.daddr = bswap32(LOGGER_IP);
-	h->ip.check = replaced_checksum(h->ip.check, bswap32(HARDWORKER_IP), bswap32(LOGGER_IP));
+	set_mac(h->eth.h_source, hardworker_mac);
+	set_mac(h->eth.h_dest, logger_mac);
+	ip->daddr = bswap32(LOGGER_IP);
+	ip->check = replaced_checksum(ip->check, bswap32(HARDWORKER_IP), bswap32(LOGGER_IP));
 	/* The address is in TCP's pseudo-header too (RFC 9293, section 3.1). */
-	h->tcp.check = replaced_checksum(h->tcp.check, bswap32(HARDWORKER_IP), bswap32(LOGGER_IP));
+	tcp->check = replaced_checksum(tcp->check, bswap32(HARDWORKER_IP), bswap32(LOGGER_IP));
 	return XDP_TX;
 }
 

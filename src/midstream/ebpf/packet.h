@@ -18,6 +18,19 @@ struct headers {
 	struct tcphdr tcp;
 } __attribute__((packed));
 
+/* Their parts, to be read a word at a time: what is a member of a packed struct the compiler takes byte by byte.
+ * The kernel lets a program of these architectures load a word from wherever it lies in a packet.
+ */
+static __always_inline struct iphdr *ip_header(const struct headers *h)
+{
+	return (void *)&h->ip;
+}
+
+static __always_inline struct tcphdr *tcp_header(const struct headers *h)
+{
+	return (void *)&h->tcp;
+}
+
 /* In one byte of the IPv4 header: version 4, five 32-bit words, that is no options. */
 #define IP_VERSION_4_NO_OPTIONS 0x45
 #define IP_VERSION_LENGTH(ip) (*(const __u8 *)(ip))
@@ -26,6 +39,9 @@ struct headers {
 #define IP_FRAGMENT_OFFSET bswap16(0x1fff)
 /* RFC 3168: the two low bits of the old TOS byte belong to congestion notification, and routers set them. */
 #define TOS_WITHOUT_ECN 0xfc
+
+/* The type of an Ethernet frame, read at once. */
+#define ETHER_TYPE(eth) (*(const __be16 *)&(eth)->h_proto)
 
 /* The flags byte of the TCP header (RFC 9293, section 3.1), read at once. */
 #define TCP_FLAGS(tcp) (((const __u8 *)(tcp))[13])
@@ -53,17 +69,26 @@ static __always_inline bool same_mac(const unsigned char *a, const unsigned char
 	       *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
 }
 
+/* A constant address into a packet. */
+static __always_inline void set_mac(unsigned char *to, const unsigned char *mac)
+{
+	*(__u16 *)to = *(const __u16 *)mac;
+	*(__u32 *)(to + 2) = *(const __u32 *)(mac + 2);
+}
+
+static __always_inline __u32 folded(__u32 sum)
+{
+	return (sum & 0xffff) + (sum >> 16);
+}
+
 /* RFC 1624, equation 3, over a whole 32-bit address: check' = ~(~check + ~from + to).
  * Where both addresses are constants the compiler folds all but one addition away.
  */
 static __always_inline __u16 replaced_checksum(__u16 check, __u32 from, __u32 to)
 {
-	__u32 sum = (__u16)~check;
+	__u32 change = (__u16)~from + (__u16)~(from >> 16) + (to & 0xffff) + (to >> 16);
 
-	sum += (__u16)~from + (__u16)~(from >> 16) + (to & 0xffff) + (to >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	return ~folded((__u16)~check + folded(folded(change)));
 }
 
 #endif

@@ -34,7 +34,7 @@ SEC("xdp") int midstream_selftest(struct xdp_md *ctx)
 	struct ping *p = data;
 	__be32 ip;
 
-	if ((void *)(p + 1) > end || p->eth.h_proto != bswap16(ETH_P_IP) ||
+	if ((void *)(p + 1) > end || ETHER_TYPE(&p->eth) != bswap16(ETH_P_IP) ||
 	    IP_VERSION_LENGTH(&p->ip) != IP_VERSION_4_NO_OPTIONS || p->ip.protocol != IPPROTO_ICMP ||
 	    p->type != ECHO_REPLY || p->identifier != settings.identifier ||
 	    p->sequence != SEQUENCE_PINGED)

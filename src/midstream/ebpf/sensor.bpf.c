@@ -14,8 +14,9 @@
 /* The state of this host's socket towards a peer; 0 if there is none, or one that only listens. */
 static __always_inline __u32 socket_state(struct xdp_md *ctx, const struct headers *h, __be32 peer)
 {
+	const struct tcphdr *tcp = tcp_header(h);
 	struct bpf_sock_tuple tuple = {
-		.ipv4 = {.saddr = peer, .sport = h->tcp.source, .daddr = h->ip.daddr, .dport = h->tcp.dest},
+		.ipv4 = {.saddr = peer, .sport = tcp->source, .daddr = ip_header(h)->daddr, .dport = tcp->dest},
 	};
 	struct bpf_sock *sock;
 	__u32 state;
@@ -33,20 +34,22 @@ SEC("xdp") int midstream_sensor(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	const __u32 from = bswap32(LOGGER_IP), to = bswap32(HARDWORKER_IP);
 	struct headers *h = data;
+	struct tcphdr *tcp = tcp_header(h);
+	struct iphdr *ip = ip_header(h);
 	__u32 through, direct;
 
-	if ((void *)(h + 1) > end || h->eth.h_proto != bswap16(ETH_P_IP) ||
-	    IP_VERSION_LENGTH(&h->ip) != IP_VERSION_4_NO_OPTIONS || h->ip.saddr != from ||
-	    h->ip.protocol != IPPROTO_TCP || h->ip.frag_off & IP_FRAGMENT_OFFSET || h->tcp.source != bswap16(MARK_PORT))
+	if ((void *)(h + 1) > end || ETHER_TYPE(&h->eth) != bswap16(ETH_P_IP) ||
+	    IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS || ip->saddr != from ||
+	    ip->protocol != IPPROTO_TCP || ip->frag_off & IP_FRAGMENT_OFFSET || tcp->source != bswap16(MARK_PORT))
 		return XDP_PASS;
 	through = socket_state(ctx, h, to);
 	direct = socket_state(ctx, h, from);
 	if (!through || (direct && (direct != BPF_TCP_TIME_WAIT || through == BPF_TCP_TIME_WAIT)))
 		return XDP_PASS;
 
-	h->ip.saddr = to;
-	h->ip.check = replaced_checksum(h->ip.check, from, to);
-	h->tcp.check = replaced_checksum(h->tcp.check, from, to);
+	ip->saddr = to;
+	ip->check = replaced_checksum(ip->check, from, to);
+	tcp->check = replaced_checksum(tcp->check, from, to);
 	return XDP_PASS;
 }
 

@@ -72,7 +72,7 @@ def scene_of(
         built = undo.enter_context(wires.wired(scenario.sensors, MTU))
         topology = hosts.topology(built, tos=TOS, port=PORT, mtu=MTU, size=scenario.size)
         network.write(folder / "const.toml", topology, "midstream bench")
-        for name in ("hardworker", "floor", "logger", "selftest"):
+        for name in ("hardworker", "floor", "logger", "selftest", "steer"):
             compiler.compile_program(name, topology)  # here, where it is quick; the guest finds it
         undo.enter_context(_return_path(folder, topology))
         guest = undo.enter_context(booted(built, cache, profiled=profiled))
@@ -98,7 +98,8 @@ def _return_path(folder: Path, topology: Topology) -> Iterator[None]:
         yield
     finally:
         namespaces.call("msb-logger", (), loader.detach, "logger", pins)
-        pins.parent.rmdir()
+        if pins.parent.exists():  # else it was in a BPF file system that is gone with its mount namespace
+            pins.parent.rmdir()
 
 
 def main(words: Sequence[str]) -> None:

@@ -3,8 +3,10 @@
 Nothing leaves the machine: the bridge is in a namespace too, and QEMU runs there.
 """
 
+import fcntl
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
-from midstream.ebpf import compiler
+from midstream.ebpf import compiler, libbpf
 from midstream.errors import LabError
 from midstream.lab import enter, faults, hosts, links, namespaces
 from midstream.lab.hosts import INTERFACE, SUBNET, LabHost
@@ -22,6 +24,10 @@ from midstream.network import Topology
 SWITCH = "msb-switch"
 TAP = "hardworker"  # as the port of a lab's switch
 IMPAIRED = Path("/sys/fs/bpf/midstream-vm-switch")
+
+# linux/if_tun.h. A queue joins a tap that has the same properties; the program stays when the queue is gone.
+_TUNSETIFF, _TUNSETSTEERINGEBPF = 0x400454CA, 0x800454E0
+_TAP_QUEUE = 0x0002 | 0x0100 | 0x1000 | 0x4000  # IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR
 
 
 class MachineHost(LabHost):
@@ -70,6 +76,12 @@ def impair(hosts: Sequence[LabHost], impairment: Impairment, topology: Topology)
     namespaces.call(SWITCH, (), faults.impair_ports, hosts, legs, impairment, program, IMPAIRED)
 
 
+def steer(topology: Topology) -> None:
+    """The machine gets every frame at its first queue, as from a card with one queue to receive and another for
+    XDP_TX. QEMU forgets that whenever the guest changes the number of queues, as attaching a program does."""
+    namespaces.call(SWITCH, (), _steer, compiler.compile_program("steer", topology))
+
+
 def command(namespace: str, argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     """The arguments that run a program in a namespace."""
     return [
@@ -94,6 +106,18 @@ def _start_switch(ports: Sequence[str], mtu: int) -> None:
             (index,) = ipr.link_lookup(ifname=port)
             links.set_offloads(port)
             ipr.link("set", index=index, state="up")
+
+
+def _steer(path: Path) -> None:
+    queue = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        fcntl.ioctl(queue, _TUNSETIFF, struct.pack("16sH22x", TAP.encode(), _TAP_QUEUE))
+        with libbpf.Object(path) as program:
+            program.load()
+            steering = struct.pack("i", program.program_fd("midstream_steer"))
+            fcntl.ioctl(queue, _TUNSETSTEERINGEBPF, steering)
+    finally:
+        os.close(queue)
 
 
 def _start_host(host: LabHost, neighbours: Sequence[LabHost]) -> None:
