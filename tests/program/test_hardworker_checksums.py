@@ -120,6 +120,22 @@ def test_sums_that_carry(sensor: Sensor, payload: bytes) -> None:
     sensor.expect(frame, "stored", sensor.record(0, payload))
 
 
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 63, 64, 65, 100, 127, 255, 320, 1021, 1023, LONGEST])
+def test_messages_of_every_size(size: int) -> None:
+    """Payloads of the size that const.toml tells are copied by code that is made for them."""
+    numbers = random.Random(size)
+    with closing(Bench(replace(TOPOLOGY, size=size), ring_size=mmap.PAGESIZE)) as bench:
+        sensor = Sensor(bench, isn=2**32 - 3000)
+        sensor.open()
+        for turn, payload in enumerate((b"\xff" * size, bytes(size), *map(numbers.randbytes, [size] * 8))):
+            options = numbers.randbytes(4 * (turn % 11))
+            frame = sensor.frame(ACK, turn * size, payload, tcp_options=options)
+            for place in {0, size // 2, *range(max(0, size - 9), size)}:
+                hit = flipped(frame, len(frame) - size + place, 1 << numbers.randrange(8))
+                sensor.refused(hit, "bad_checksum")
+            sensor.expect(frame + b"padding", "stored", sensor.record(turn * size, payload))
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("form", [0x0000, 0xFFFF])
 def test_both_forms_of_zero(sensor: Sensor, layer: str, form: int) -> None:

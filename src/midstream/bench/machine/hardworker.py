@@ -37,8 +37,9 @@ _BOOT = 120.0  # seconds
 _ANSWER = 240.0
 # Without these two features the processor's string instructions do not count a byte an instruction.
 _CPU = "max,-erms,-fsrm"
-# As a network card that leaves segments and checksums as they are, with a queue of its own for XDP_TX and a buffer
-# for a frame: with buffers that are joined (mrg_rxbuf) the driver takes a page, and zeroes it, for each that XDP gets.
+# As a network card that leaves segments and checksums as they are, with a queue of its own for XDP_TX, and
+# with a buffer for each frame: of buffers that can be joined (mrg_rxbuf) the driver gives XDP a newly zeroed
+# page for each.
 _CARD = (
     "mrg_rxbuf=off,mq=on,vectors=6,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,"
     "guest_csum=off,csum=off,gso=off"

@@ -77,8 +77,8 @@ def impair(hosts: Sequence[LabHost], impairment: Impairment, topology: Topology)
 
 
 def steer(topology: Topology) -> None:
-    """The machine gets every frame at its first queue, as from a card with one queue to receive and another for
-    XDP_TX. QEMU forgets that whenever the guest changes the number of queues, as attaching a program does."""
+    """The machine gets every frame at its first queue, as from a card with a queue to receive and another for
+    XDP_TX. QEMU forgets that when the guest changes the number of queues, as attaching a program does."""
     namespaces.call(SWITCH, (), _steer, compiler.compile_program("steer", topology))
 
 
