@@ -5,7 +5,7 @@
  * acknowledged, the hardworker holds. Whatever cannot be held is dropped, and the sensor's own TCP
  * sends it again. Traffic that is not marked passes untouched.
  *
- * Here it is decided what a packet is. What happens then: store.h (with connection.h), lifecycle.h;
+ * Here it is decided what a packet is. What happens then: store.h (with connection.h and copy.h), lifecycle.h;
  * where there is no logger: handler.h;
  * what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h, quota.h.
  */

@@ -9,7 +9,7 @@
 
 #define BUSY (1u << 31)	   /* reserved, not yet submitted */
 #define DISCARDED (1u << 30)
-#define BLOCK 64u /* a record has room for whole blocks of payload (ebpf/store.h) */
+#define BLOCK 64u /* a record has room for whole blocks of payload (ebpf/copy.h) */
 #define HEADER 8 /* before each record: its length with those two bits, and a page offset */
 
 /* As in ebpf/record.h. */

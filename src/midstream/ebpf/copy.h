@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The payload's way into a record, and its sum on the way. */
+#ifndef MIDSTREAM_COPY_H
+#define MIDSTREAM_COPY_H
+
+#include "bpf.h"
+#include "checksum.h"
+#include "marked.h"
+#include "record.h"
+#include "settings.h"
+
+/* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
+#define BLOCK 64u
+#define STRIDE 4 /* blocks */
+#define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
+
+/* The payload into the record, and its sum. The last block is cleared first, so that the sum can be
+ * taken block by block.
+ */
+static __always_inline bool copy(struct xdp_md *ctx, const struct packet *p, struct record *record,
+				 const __u32 capacity, __u64 *sum)
+{
+	__u32 last = p->length - 1, last_block;
+	__u64 *tail;
+
+	/* The verifier of 6.1 forgets that a length is not 0; of a masked value plus one it knows it. */
+	barrier_var(last);
+	last &= 0xfff;
+	last_block = last & ~(BLOCK - 1);
+	barrier_var(last_block);
+	if (last_block > capacity - BLOCK)
+		return false;
+	tail = (void *)(record->payload + last_block);
+	for (__u32 i = 0; i < BLOCK / 8; i++)
+		tail[i] = 0;
+	barrier_var(last);
+	if (last >= capacity || bpf_xdp_load_bytes(ctx, p->payload_offset, record->payload, last + 1))
+		return false;
+	barrier_var(last); /* else the compiler would drop one of the two bounds, and a verifier miss it */
+	for (__u32 block = 0; settings.check && block < capacity; block += BLOCK) {
+		if (block > last)
+			break;
+		*sum += sum_of_words(record->payload + block, BLOCK / 4);
+	}
+	return true;
+}
+
+/* Words of the payload into the record, and the two halves of each to two sums: no carry is lost, for what
+ * of `all` went beyond 64 bits is known from `high`.
+ */
+struct sums {
+	__u64 all;  /* of the words */
+	__u64 high; /* of their upper halves */
+};
+
+static __always_inline void copy_word(__u64 *to, __u64 word, struct sums *sums)
+{
+	*to = word;
+	/* The compiler would add the sum to a copy of the word: one instruction of six too many. */
+	asm volatile("%0 += %1" : "+r"(sums->all) : "r"(word));
+	sums->high += word >> 32;
+}
+
+static __always_inline void copy_words(void *to, const void *from, const __u32 words, struct sums *sums)
+{
+	for (__u32 i = 0; i < words; i++)
+		copy_word((__u64 *)to + i, ((const __u64 *)from)[i], sums);
+}
+
+/* The last bytes, fewer than a word. */
+static __always_inline void copy_rest(void *to, const void *from, const __u32 bytes, struct sums *sums)
+{
+	__u64 word = 0;
+
+	for (__u32 i = 0; i < bytes; i++)
+		word |= (__u64)((const __u8 *)from)[i] << 8 * i;
+	copy_word(to, word, sums);
+}
+
+/* The same of a payload whose length is known when this is compiled: nothing is left to be decided, and copying
+ * and summing up take five instructions for eight bytes.
+ */
+static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
+					 const __u32 length, __u64 *sum)
+{
+	const __u32 whole = length - length % BLOCK, words = length % BLOCK / 8, bytes = length % 8;
+	const void *end = (void *)(long)ctx->data_end, *from;
+	__u32 offset = p->payload_offset;
+	void *to = record->payload;
+	struct sums sums = {};
+
+	if (!settings.check)
+		return !bpf_xdp_load_bytes(ctx, offset, to, length);
+	offset &= 0x7f; /* at most 14 + 20 + 60 bytes of headers, which the verifier does not know any more */
+	from = (void *)p->headers + offset;
+	barrier_var(from); /* one pointer, whose bound the verifier knows, and not another sum of the same two */
+	if (from + length > end)
+		return false;
+#pragma clang loop unroll_count(STRIDE)
+	for (__u32 block = 0; block < whole; block += BLOCK)
+		copy_words(to + block, from + block, BLOCK / 8, &sums);
+	copy_words(to + whole, from + whole, words, &sums);
+	if (bytes)
+		copy_rest(to + whole + 8 * words, from + whole + 8 * words, bytes, &sums);
+	*sum = sums.all - (sums.high << 32) + sums.high;
+	return true;
+}
+
+#endif
