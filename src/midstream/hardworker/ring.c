@@ -59,6 +59,7 @@ struct reader {
 	uint64_t newest; /* time of the last record read, as in struct record; 0: none yet */
 	struct open *table;
 	uint64_t count; /* rows of the table */
+	uint64_t given; /* messages that midstream_regular found since Python set this to 0 */
 	uint8_t *journal;
 	uint64_t copy_size; /* of one of the journal's two */
 	/* For midstream_turn: */
@@ -133,22 +134,27 @@ static void look(struct reader *reader)
 uint64_t midstream_regular(struct reader *reader, uint32_t size)
 {
 	uint32_t length = sizeof(struct record) + ((size + BLOCK - 1) & ~(BLOCK - 1));
-	uint64_t found = 0;
+	struct open *table = reader->table, *open = table;
+	uint64_t position = reader->position, found = 0;
 
 	look(reader);
-	for (; reader->position < reader->end; reader->position += occupied(length)) {
-		const struct record *record = record_at(reader, reader->position);
-		struct open *open;
+	for (; position < reader->end; position += occupied(length)) {
+		const struct record *record = record_at(reader, position);
 
-		if (length_at(reader, reader->position) != length || record->length != size || record->flags)
+		if (length_at(reader, position) != length || record->length != size || record->flags)
 			break;
-		open = find(reader->table, reader->count, record->connection);
+		/* Where sensors take turns, it is the next row. */
+		if (open == table + reader->count || open->connection != record->connection)
+			open = find(table, reader->count, record->connection);
 		if (!open || open->aligned != 1 || open->next != record->offset)
 			break;
 		open->next += size;
+		open++;
 		reader->newest = record->time;
 		found++;
 	}
+	reader->position = position;
+	reader->given += found;
 	return found;
 }
 

@@ -18,7 +18,7 @@ from midstream.ebpf.hashmap import HashMap
 from midstream.errors import KernelError
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Segment
+from midstream.hardworker.source import Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 
@@ -42,6 +42,7 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _NEWEST,
     _TABLE,
     _COUNT,
+    _GIVEN,
     _JOURNAL,
     _COPY_SIZE,
     _TOLD,
@@ -55,7 +56,7 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _MOST,
     _SPILLED,
     _WORDS,
-) = range(23)
+) = range(24)
 _MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from midstream_turn
 
 
@@ -143,21 +144,21 @@ class Ring:
         self._told = told
         self._state[_TOLD] = told.ctypes.data
 
-    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
+    def pace(self, pace: Pace, streams: Streams) -> None:
         """What `turn` gives, and how it waits; see Source."""
-        self._dtype = dtype
-        self._stride = _HEADER + dtype.itemsize + -size % _BLOCK
+        self._dtype, self._whole, self._streams = pace.dtype, pace.whole, streams
+        self._stride = _HEADER + pace.dtype.itemsize + -pace.size % _BLOCK
         self._views: dict[int, np.ndarray] = {}
         state = self._state
-        state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = size, period, follow, stop
-        state[_EVENT] = self._event
+        state[_SIZE], state[_PERIOD], state[_FOLLOW] = pace.size, pace.period, pace.follow
+        state[_STOP], state[_EVENT] = pace.stop, self._event
         state[_NEXT] = 0
         self._run, self._first = self._view(0), 0
 
-    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
+    def turn(self) -> np.ndarray | None:
         """One call of ring.c, and a slice of a view that was made before; see Source."""
-        if streams.edition != self._edition:
-            self._share(streams)
+        if self._streams.edition != self._edition:
+            self._share(self._streams)
         while (answer := self._turn(self._argument)) < 0:
             if answer != _INTERRUPTED:
                 return None
@@ -168,7 +169,14 @@ class Ring:
             self._run = self._view(phase) if view is None else view
         first = self._first
         self._first = last = first + (answer >> 2)
-        return self._run[first:last], answer & _MORE
+        batch = self._run[first:last]
+        return self._whole(batch) if answer & _MORE else batch
+
+    def counted(self) -> int:
+        """ring.c counts; see Source."""
+        given = self._state[_GIVEN]
+        self._state[_GIVEN] = 0
+        return given
 
     def _view(self, phase: int) -> np.ndarray:
         """Both copies of the data as messages, each a record, of which the first begins at `phase`.
