@@ -85,6 +85,14 @@ struct pollfd {
 	short events, found;
 };
 
+/* Nor may it have Python's; this is in the stable ABI. */
+typedef struct object PyObject;
+
+void *PyLong_AsVoidPtr(PyObject *number);
+PyObject *PyLong_FromLong(long number);
+void *PyEval_SaveThread(void);
+void PyEval_RestoreThread(void *thread);
+
 int clock_gettime(int clock, struct timespec *time);
 int ppoll(struct pollfd *fds, unsigned long count, const struct timespec *timeout, const void *signals);
 #define CLOCK_MONOTONIC 1
@@ -237,7 +245,7 @@ static int is_plain(const struct reader *reader)
  * to be read: other records, or what `told` says. INTERRUPTED: a signal came. NOT_PLAIN: nothing was done, since a
  * commit takes more, or other descriptors have to be waited for. If the reader is to stop nothing is found.
  */
-int32_t midstream_turn(struct reader *reader)
+static int32_t turn(struct reader *reader)
 {
 	uint64_t begun, start;
 	int32_t answer = 0;
@@ -263,4 +271,16 @@ int32_t midstream_turn(struct reader *reader)
 		reader->next = start + (reader->position - begun);
 	}
 	return answer | (reader->position != reader->end ? MORE : 0);
+}
+
+/* A turn for Python: a method, without arguments, of the reader's address. Other threads run meanwhile. */
+PyObject *midstream_turn(PyObject *address, PyObject *nothing)
+{
+	struct reader *reader = PyLong_AsVoidPtr(address);
+	void *thread = PyEval_SaveThread();
+	int32_t answer = turn(reader);
+
+	(void)nothing;
+	PyEval_RestoreThread(thread);
+	return PyLong_FromLong(answer);
 }

@@ -57,7 +57,8 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _SPILLED,
     _WORDS,
 ) = range(24)
-_MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from midstream_turn
+_MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from turn in ring.c
+_NO_ARGUMENTS = 4  # METH_NOARGS
 
 
 class Ring:
@@ -87,12 +88,11 @@ class Ring:
         self._bytes = pages.data
         base = pages.ctypes.data
         memory = np.zeros(_WORDS, np.uint64)
-        self._argument = ctypes.byref(ctypes.c_char.from_buffer(memory.data))  # made once: that costs less
         self._reader = memory.ctypes.data
         self._state = memory.data
         self._library = _library()
         self._regular = self._library.midstream_regular
-        self._turn = self._library.midstream_turn
+        self._turn = _method(self._reader)
         self._edition = -1  # of the streams' table that ring.c knows
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
@@ -159,7 +159,7 @@ class Ring:
         """One call of ring.c, and a slice of a view that was made before; see Source."""
         if self._streams.edition != self._edition:
             self._share(self._streams)
-        while (answer := self._turn(self._argument)) < 0:
+        while (answer := self._turn()) < 0:
             if answer != _INTERRUPTED:
                 return None
             # Python runs the handler of the signal here
@@ -286,10 +286,36 @@ def _library() -> ctypes.CDLL:
     reader, number = ctypes.c_void_p, ctypes.c_uint32
     library.midstream_regular.argtypes = [reader, number]
     library.midstream_regular.restype = ctypes.c_uint64
-    library.midstream_turn.restype = ctypes.c_int32
     library.midstream_next.argtypes = [reader]
     library.midstream_skip.argtypes = [reader]
     library.midstream_skip.restype = None
     library.midstream_commit.argtypes = [reader, ctypes.c_char_p, number]
     library.midstream_commit.restype = None
     return library
+
+
+class _MethodDef(ctypes.Structure):
+    """PyMethodDef of Python's stable ABI."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+@cache
+def _definition() -> _MethodDef:
+    """Its functions need it as long as they live."""
+    function = ctypes.cast(_library().midstream_turn, ctypes.c_void_p)
+    return _MethodDef(b"midstream_turn", function, _NO_ARGUMENTS, None)
+
+
+def _method(reader: int) -> Callable[[], int]:
+    """midstream_turn of the reader at this address, as a function built into Python would be: a call through
+    ctypes takes twice as long."""
+    new = ctypes.pythonapi.PyCFunction_NewEx
+    new.argtypes, new.restype = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p], ctypes.py_object
+    method: Callable[[], int] = new(ctypes.byref(_definition()), reader, None)
+    return method
