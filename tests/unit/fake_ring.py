@@ -112,9 +112,9 @@ class RingSource(Ring):
         self._tell(self.ring.consumer)
         return done
 
-    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
+    def turn(self) -> np.ndarray | None:
         self._tell(self._state[_POSITION])  # up to which it commits first
-        return super().turn(streams)
+        return super().turn()
 
     def _tell(self, consumer: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -42,7 +42,10 @@ class EmptyRing:
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return np.empty(0)
 
-    def turn(self, streams: Streams) -> None: ...
+    def turn(self) -> None: ...
+
+    def counted(self) -> int:
+        return 0
 
     def next(self) -> Segment | None:
         return None

@@ -462,6 +462,7 @@ def test_batches_give_a_turn_at_a_time_and_take_no_copy(site: Site) -> None:
         assert site.ring.consumer < site.ring.producer
         assert len(next(turns)) == 0
         assert site.ring.consumer == site.ring.producer
+    assert (hardworker.totals.messages, hardworker.totals.bytes) == (3000, 3000 * SIZE), "also once closed"
 
 
 @pytest.mark.parametrize("period", [0.0, 0.002])

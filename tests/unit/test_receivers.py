@@ -79,7 +79,8 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
             data = message(number, sequence if said is None else said, 0, SIZE)
             ring.put(Segment(number, 0, 1, sequence * SIZE, 5, 0, data))
         reader.look()
-        batches.deliver(reader.regular(SIZE, streams).view(batch_dtype(SIZE, batches.payload)))
+        batch = reader.regular(SIZE, streams).view(batch_dtype(SIZE, batches.payload))
+        batches.deliver(batch, len(batch))
         reader.commit(streams)
         return application.errors - before
 
@@ -88,6 +89,14 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
     assert reader.newest == 5
     assert (application.messages, application.verified) == (5, 5)
     assert deliver((1, 3), said=7) == 1
+    os.kill(os.getpid(), signal.SIGUSR1)
+    application.now = 1500
+    assert deliver((1, 4), (2, 2)) == 0
+    application.now = 1300
+    assert deliver(*((1, 5 + n) for n in range(130))) == 0  # more than usual
+    assert deliver((2, 3), (1, 135), (2, 4), said=3) == 2
+    assert (application.window, application.verified) == (135, 6)
+    assert list(application.latencies[:136]) == [1500] * 2 + [1300] * 133 + [0]
 
 
 def test_percentiles_and_histogram() -> None:

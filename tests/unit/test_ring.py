@@ -3,7 +3,7 @@
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -213,7 +213,7 @@ class Impatient(Hardworker):
     def wait(self, timeout: float | None = None) -> bool:
         raise IdleError
 
-    def _turn(self, dtype: np.dtype) -> np.ndarray:
+    def _pace(self, dtype: np.dtype) -> Callable[[], np.ndarray | None]:
         raise IdleError
 
 

@@ -15,7 +15,7 @@ from midstream.ebpf.records import MODE_HANDLER
 from midstream.errors import KernelError, NetworkError
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.ring import Ring
-from midstream.hardworker.source import Segment
+from midstream.hardworker.source import Pace, Segment
 from midstream.hardworker.standin import FIRST, StandIn
 from midstream.hardworker.streams import Streams
 from midstream.network import Topology
@@ -47,8 +47,11 @@ class RingOrStack:
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return self._ring.regular(size, streams)
 
-    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
-        self._ring.pace(dtype, size, period, follow, stop)
+    def pace(self, pace: Pace, streams: Streams) -> None:
+        self._ring.pace(pace, streams)
+
+    def counted(self) -> int:
+        return self._ring.counted()
 
     def next(self) -> Segment | None:
         segment = self._ring.next()

@@ -20,7 +20,7 @@ from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import NetworkError
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Segment
+from midstream.hardworker.source import Pace, Segment
 from midstream.hardworker.streams import Streams
 from midstream.network import Topology
 
@@ -109,14 +109,17 @@ class SocketHandler:
         del streams
         return np.empty(0, batch_dtype(size))
 
-    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
+    def pace(self, pace: Pace, streams: Streams) -> None:
         """Nothing to prepare, for there are no turns."""
-        del dtype, size, period, follow, stop
+        del pace, streams
 
-    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
+    def turn(self) -> np.ndarray | None:
         """None: a socket is read step by step."""
-        del streams
         return None
+
+    def counted(self) -> int:
+        """None: `regular` gives nothing."""
+        return 0
 
     def next(self) -> Segment | None:
         """The next segment, after one look at all sockets if none is at hand."""

@@ -5,7 +5,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from midstream.hardworker.handler import SocketHandler
 from midstream.hardworker.history import history
 from midstream.hardworker.messages import Message, batch_dtype
 from midstream.hardworker.pinned import open_ring
-from midstream.hardworker.source import Source
+from midstream.hardworker.source import Pace, Source
 
 _PATIENCE = 0.001  # seconds between two looks while something is not committed
 
@@ -68,7 +68,8 @@ class Hardworker:
         self._committed = True
         self._undone = False  # was a message delivered that the application has not committed?
         self._rows = batch_dtype(self._size, np.dtype((np.void, self._size)))  # its bytes become bytes
-        self._paced: np.dtype | None = None  # of what turns give, once they are prepared
+        self._paced: np.dtype | None = None  # of what turns give, once they are prepared,
+        self._turn: Callable[[], np.ndarray | None] = _no_turn  # each by a call of this
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
@@ -101,7 +102,9 @@ class Hardworker:
 
     def close(self) -> None:
         """Let go of the source. What was not committed is delivered again to the next reader."""
+        self._paced, self._turn = None, _no_turn
         if self._source is not None:
+            self._count()
             self._source.close()
             self._source = None
         if self._stop >= 0:
@@ -152,7 +155,6 @@ class Hardworker:
             run = source.regular(self._size, self._assembly.streams)
             if len(run):
                 pieces.append(run)
-                self._assembly.count(len(run), len(run) * self._size)
             segment = source.next()
             if segment is None:
                 break
@@ -179,33 +181,29 @@ class Hardworker:
             )
         dtype = batch_dtype(self._size, payload)
         while not self._stopped:
-            batch = self._turn(dtype) if self._turns and self._rest is None else None
+            turn = self._turn if self._paced is dtype else self._pace(dtype)
+            self._committed = False
+            batch = turn() if self._rest is None else None
             if batch is None:
                 self.wait()
                 batch = self.read().view(dtype)
             yield batch
 
-    def _turn(self, dtype: np.dtype) -> np.ndarray | None:
-        """Commit, wait and read as a single step; None, and nothing done, if it takes more."""
-        source = self._opened_source()
-        if self._paced is not dtype:
-            self._pace(source, dtype)
-        found = source.turn(self._assembly.streams)
-        if found is None:
-            return None
-        batch, has_more = found
-        self._committed = False
-        if messages := len(batch):
-            self._assembly.count(messages, messages * self._size)
-        if has_more:
-            plain = batch_dtype(self._size)
-            batch = self._gathered([batch.view(plain)] if messages else []).view(dtype)
-        return batch
+    def _pace(self, dtype: np.dtype) -> Callable[[], np.ndarray | None]:
+        """What commits, waits and reads as a single step; it gives None, with nothing done, if that takes
+        more."""
+        source, plain = self._opened_source(), batch_dtype(self._size)
 
-    def _pace(self, source: Source, dtype: np.dtype) -> None:
-        follow = deferral.follow(self._period) if self._follow and self._period else 0.0
-        source.pace(dtype, self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
+        def whole(batch: np.ndarray) -> np.ndarray:
+            return self._gathered([batch.view(plain)] if len(batch) else []).view(dtype)
+
+        if self._turns:
+            follow = deferral.follow(self._period) if self._follow and self._period else 0.0
+            times = round(self._period * 1e9), round(follow * 1e9)
+            source.pace(Pace(dtype, self._size, *times, self._stop, whole), self._assembly.streams)
+            self._turn = source.turn
         self._paced = dtype
+        return self._turn
 
     def fields(self, batch: np.ndarray) -> np.ndarray:
         """The messages of a batch that `read` gave, as rows with config.toml's [[data.field]] by name.
@@ -265,7 +263,9 @@ class Hardworker:
     def __iter__(self) -> Iterator[Message]:
         while not self._stopped:
             yield from self.messages()
-            batch = self._turn(self._rows) if self._turns else None
+            turn = self._turn if self._paced is self._rows else self._pace(self._rows)
+            self._committed = False
+            batch = turn()
             if batch is None:
                 self.wait()
             else:
@@ -330,6 +330,7 @@ class Hardworker:
     @property
     def totals(self) -> Totals:
         """What was received since this Hardworker was made."""
+        self._count()
         return self._assembly.totals
 
     @property
@@ -364,6 +365,12 @@ class Hardworker:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
         return self._source
 
+    def _count(self) -> None:
+        """Add to the totals what the source gave as it lay there."""
+        if self._source is not None:
+            messages = self._source.counted()
+            self._assembly.count(messages, messages * self._size)
+
     def _left(self) -> float:
         """Seconds until the application looks again, with a period."""
         newest = self._opened_source().newest if self._follow else 0
@@ -389,3 +396,7 @@ class Hardworker:
         size, name = self._size, self._assembly.sensor
         for offset, moment, connection, _, sensor, _, _, _, payload in batch.tolist():
             yield Message(name(sensor), connection, offset // size, moment, payload)
+
+
+def _no_turn() -> None:
+    """Where a turn takes more than one step."""

@@ -59,6 +59,7 @@ struct reader {
 	uint64_t newest; /* time of the last record read, as in struct record; 0: none yet */
 	struct open *table;
 	uint64_t count; /* rows of the table */
+	uint64_t given; /* messages that midstream_regular found since Python set this to 0 */
 	uint8_t *journal;
 	uint64_t copy_size; /* of one of the journal's two */
 	/* For midstream_turn: */
@@ -83,6 +84,14 @@ struct pollfd {
 	int fd;
 	short events, found;
 };
+
+/* Nor may it have Python's; this is in the stable ABI. */
+typedef struct object PyObject;
+
+void *PyLong_AsVoidPtr(PyObject *number);
+PyObject *PyLong_FromLong(long number);
+void *PyEval_SaveThread(void);
+void PyEval_RestoreThread(void *thread);
 
 int clock_gettime(int clock, struct timespec *time);
 int ppoll(struct pollfd *fds, unsigned long count, const struct timespec *timeout, const void *signals);
@@ -133,22 +142,27 @@ static void look(struct reader *reader)
 uint64_t midstream_regular(struct reader *reader, uint32_t size)
 {
 	uint32_t length = sizeof(struct record) + ((size + BLOCK - 1) & ~(BLOCK - 1));
-	uint64_t found = 0;
+	struct open *table = reader->table, *open = table;
+	uint64_t position = reader->position, found = 0;
 
 	look(reader);
-	for (; reader->position < reader->end; reader->position += occupied(length)) {
-		const struct record *record = record_at(reader, reader->position);
-		struct open *open;
+	for (; position < reader->end; position += occupied(length)) {
+		const struct record *record = record_at(reader, position);
 
-		if (length_at(reader, reader->position) != length || record->length != size || record->flags)
+		if (length_at(reader, position) != length || record->length != size || record->flags)
 			break;
-		open = find(reader->table, reader->count, record->connection);
+		/* Where sensors take turns, it is the next row. */
+		if (open == table + reader->count || open->connection != record->connection)
+			open = find(table, reader->count, record->connection);
 		if (!open || open->aligned != 1 || open->next != record->offset)
 			break;
 		open->next += size;
+		open++;
 		reader->newest = record->time;
 		found++;
 	}
+	reader->position = position;
+	reader->given += found;
 	return found;
 }
 
@@ -231,7 +245,7 @@ static int is_plain(const struct reader *reader)
  * to be read: other records, or what `told` says. INTERRUPTED: a signal came. NOT_PLAIN: nothing was done, since a
  * commit takes more, or other descriptors have to be waited for. If the reader is to stop nothing is found.
  */
-int32_t midstream_turn(struct reader *reader)
+static int32_t turn(struct reader *reader)
 {
 	uint64_t begun, start;
 	int32_t answer = 0;
@@ -257,4 +271,16 @@ int32_t midstream_turn(struct reader *reader)
 		reader->next = start + (reader->position - begun);
 	}
 	return answer | (reader->position != reader->end ? MORE : 0);
+}
+
+/* A turn for Python: a method, without arguments, of the reader's address. Other threads run meanwhile. */
+PyObject *midstream_turn(PyObject *address, PyObject *nothing)
+{
+	struct reader *reader = PyLong_AsVoidPtr(address);
+	void *thread = PyEval_SaveThread();
+	int32_t answer = turn(reader);
+
+	(void)nothing;
+	PyEval_RestoreThread(thread);
+	return PyLong_FromLong(answer);
 }

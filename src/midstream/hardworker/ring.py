@@ -18,7 +18,7 @@ from midstream.ebpf.hashmap import HashMap
 from midstream.errors import KernelError
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Segment
+from midstream.hardworker.source import Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 
@@ -42,6 +42,7 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _NEWEST,
     _TABLE,
     _COUNT,
+    _GIVEN,
     _JOURNAL,
     _COPY_SIZE,
     _TOLD,
@@ -55,8 +56,9 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _MOST,
     _SPILLED,
     _WORDS,
-) = range(23)
-_MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from midstream_turn
+) = range(24)
+_MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from turn in ring.c
+_NO_ARGUMENTS = 4  # METH_NOARGS
 
 
 class Ring:
@@ -86,12 +88,11 @@ class Ring:
         self._bytes = pages.data
         base = pages.ctypes.data
         memory = np.zeros(_WORDS, np.uint64)
-        self._argument = ctypes.byref(ctypes.c_char.from_buffer(memory.data))  # made once: that costs less
         self._reader = memory.ctypes.data
         self._state = memory.data
         self._library = _library()
         self._regular = self._library.midstream_regular
-        self._turn = self._library.midstream_turn
+        self._turn = _method(self._reader)
         self._edition = -1  # of the streams' table that ring.c knows
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
@@ -143,22 +144,22 @@ class Ring:
         self._told = told
         self._state[_TOLD] = told.ctypes.data
 
-    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
+    def pace(self, pace: Pace, streams: Streams) -> None:
         """What `turn` gives, and how it waits; see Source."""
-        self._dtype = dtype
-        self._stride = _HEADER + dtype.itemsize + -size % _BLOCK
+        self._dtype, self._whole, self._streams = pace.dtype, pace.whole, streams
+        self._stride = _HEADER + pace.dtype.itemsize + -pace.size % _BLOCK
         self._views: dict[int, np.ndarray] = {}
         state = self._state
-        state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = size, period, follow, stop
-        state[_EVENT] = self._event
+        state[_SIZE], state[_PERIOD], state[_FOLLOW] = pace.size, pace.period, pace.follow
+        state[_STOP], state[_EVENT] = pace.stop, self._event
         state[_NEXT] = 0
         self._run, self._first = self._view(0), 0
 
-    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
+    def turn(self) -> np.ndarray | None:
         """One call of ring.c, and a slice of a view that was made before; see Source."""
-        if streams.edition != self._edition:
-            self._share(streams)
-        while (answer := self._turn(self._argument)) < 0:
+        if self._streams.edition != self._edition:
+            self._share(self._streams)
+        while (answer := self._turn()) < 0:
             if answer != _INTERRUPTED:
                 return None
             # Python runs the handler of the signal here
@@ -168,7 +169,14 @@ class Ring:
             self._run = self._view(phase) if view is None else view
         first = self._first
         self._first = last = first + (answer >> 2)
-        return self._run[first:last], answer & _MORE
+        batch = self._run[first:last]
+        return self._whole(batch) if answer & _MORE else batch
+
+    def counted(self) -> int:
+        """ring.c counts; see Source."""
+        given = self._state[_GIVEN]
+        self._state[_GIVEN] = 0
+        return given
 
     def _view(self, phase: int) -> np.ndarray:
         """Both copies of the data as messages, each a record, of which the first begins at `phase`.
@@ -278,10 +286,36 @@ def _library() -> ctypes.CDLL:
     reader, number = ctypes.c_void_p, ctypes.c_uint32
     library.midstream_regular.argtypes = [reader, number]
     library.midstream_regular.restype = ctypes.c_uint64
-    library.midstream_turn.restype = ctypes.c_int32
     library.midstream_next.argtypes = [reader]
     library.midstream_skip.argtypes = [reader]
     library.midstream_skip.restype = None
     library.midstream_commit.argtypes = [reader, ctypes.c_char_p, number]
     library.midstream_commit.restype = None
     return library
+
+
+class _MethodDef(ctypes.Structure):
+    """PyMethodDef of Python's stable ABI."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+@cache
+def _definition() -> _MethodDef:
+    """Its functions need it as long as they live."""
+    function = ctypes.cast(_library().midstream_turn, ctypes.c_void_p)
+    return _MethodDef(b"midstream_turn", function, _NO_ARGUMENTS, None)
+
+
+def _method(reader: int) -> Callable[[], int]:
+    """midstream_turn of the reader at this address, as a function built into Python would be: a call through
+    ctypes takes twice as long."""
+    new = ctypes.pythonapi.PyCFunction_NewEx
+    new.argtypes, new.restype = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p], ctypes.py_object
+    method: Callable[[], int] = new(ctypes.byref(_definition()), reader, None)
+    return method

@@ -1,5 +1,6 @@
 """Where the hardworker's bytes come from: the ring of the eBPF program, or ordinary sockets."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +24,23 @@ class Segment(NamedTuple):
     data: bytes
 
 
+class Pace(NamedTuple):
+    """What a turn gives, and how it waits.
+
+    dtype: of its rows, a `batch_dtype` for messages of `size` bytes. period: nanoseconds, begun `follow`
+    nanoseconds after `newest` or, if that is 0, with the clock; 0: until something arrives. stop: a
+    descriptor that ends a turn when it is readable. whole: makes a whole batch of the rows of a turn behind
+    which `next` may have more, after another look.
+    """
+
+    dtype: np.dtype
+    size: int
+    period: int
+    follow: int
+    stop: int
+    whole: Callable[[np.ndarray], np.ndarray]
+
+
 class Source(Protocol):
     """What a Hardworker reads from."""
 
@@ -40,17 +58,18 @@ class Source(Protocol):
         """The next segment; None if there is none yet."""
         ...
 
-    def pace(self, dtype: np.dtype, size: int, period: int, follow: int, stop: int) -> None:
-        """Prepare `turn` to give messages of `size` bytes as rows of `dtype`, a `batch_dtype`, and to wait
-        for `period` nanoseconds, begun `follow` nanoseconds after `newest` or, if that is 0, with the clock;
-        without a period, until something arrives.
-        `stop`: a descriptor that ends a turn when it is readable.
-        """
+    def pace(self, pace: Pace, streams: Streams) -> None:
+        """Prepare `turn`."""
         ...
 
-    def turn(self, streams: Streams) -> tuple[np.ndarray, int] | None:
-        """Commit, wait as `pace` says, look, and give what `regular` would; and whether `next` may
-        have more, which needs another look. None, and nothing done, if that takes more than one step."""
+    def turn(self) -> np.ndarray | None:
+        """Commit, wait, look, and give what `regular` would, as `pace` says. None, and nothing done, if that
+        takes more than one step."""
+        ...
+
+    def counted(self) -> int:
+        """How many messages `regular` and `turn` gave since this was asked last: who takes them need not
+        count them."""
         ...
 
     def restore(self) -> Snapshot | None:
