@@ -120,7 +120,7 @@ def test_sums_that_carry(sensor: Sensor, payload: bytes) -> None:
     sensor.expect(frame, "stored", sensor.record(0, payload))
 
 
-@pytest.mark.parametrize("size", [1, 7, 8, 9, 63, 64, 65, 100, 127, 255, 320, 1021, 1023, LONGEST])
+@pytest.mark.parametrize("size", [1, 7, 8, 65, 100, 255, 512, 1021, LONGEST])
 def test_messages_of_every_size(size: int) -> None:
     """Payloads of the size that const.toml tells are copied by code that is made for them."""
     numbers = random.Random(size)

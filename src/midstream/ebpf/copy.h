@@ -56,9 +56,13 @@ struct sums {
 static __always_inline void copy_word(__u64 *to, __u64 word, struct sums *sums)
 {
 	*to = word;
-	/* The compiler would add the sum to a copy of the word: one instruction of six too many. */
-	asm volatile("%0 += %1" : "+r"(sums->all) : "r"(word));
-	sums->high += word >> 32;
+	/* The compiler would add the sum to a copy of the word, an instruction more, and keep words for later that
+	 * it has no registers for.
+	 */
+	asm volatile("%[all] += %[word]\n"
+		     "%[word] >>= 32\n"
+		     "%[high] += %[word]"
+		     : [all] "+r"(sums->all), [high] "+r"(sums->high), [word] "+r"(word));
 }
 
 static __always_inline void copy_words(void *to, const void *from, const __u32 words, struct sums *sums)
