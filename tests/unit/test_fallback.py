@@ -34,6 +34,7 @@ class EmptyRing:
         self.snapshot: Snapshot | None = None
 
     fill = 0.0
+    given = 0
 
     def heed(self, told: np.ndarray) -> None: ...
 
@@ -43,9 +44,6 @@ class EmptyRing:
         return np.empty(0)
 
     def turn(self) -> None: ...
-
-    def counted(self) -> int:
-        return 0
 
     def next(self) -> Segment | None:
         return None

@@ -538,10 +538,26 @@ def test_batches_go_on_with_what_was_read_otherwise(site: Site) -> None:
                 turns = hardworker.batches()
                 assert next(turns)["offset"].tolist() == [0, SIZE, 2 * SIZE]
         assert next(hardworker.messages()).sequence == 3  # and is left early
-        assert next(turns)["offset"].tolist() == []  # an iteration that is not over holds the rest
+        for otherwise in (hardworker.read, turns.__next__):  # what is newer than the rest
+            with pytest.raises(ConfigError, match=r"broken off: take the rest of them with messages\(\)"):
+                otherwise()
         assert [message.sequence for message in hardworker.messages()] == [4, 5, 6, 7, 8]
         site.put(1, 9 * SIZE, payload(9))
-        assert next(turns)["offset"].tolist() == [9 * SIZE]
+        assert next(hardworker.batches())["offset"].tolist() == [9 * SIZE]
+
+
+def test_totals_are_told_while_another_thread_reads(site: Site) -> None:
+    with site.hardworker(period=0.0) as hardworker:
+        site.open(1)
+        seen: list[int] = []
+        asking = threading.Thread(target=lambda: seen.extend(hardworker.totals.messages for _ in range(5000)))
+        asking.start()
+        for number in range(200):
+            site.put(1, number * SIZE, payload(number))
+            hardworker.read()
+        asking.join()
+        assert hardworker.totals.messages == 200
+        assert seen == sorted(seen)
 
 
 def test_batches_without_autocommit_are_given_again(site: Site) -> None:

@@ -81,8 +81,9 @@ static __always_inline void copy_rest(void *to, const void *from, const __u32 by
 	copy_word(to, word, sums);
 }
 
-/* The same of a payload whose length is known when this is compiled: nothing is left to be decided, and copying
- * and summing up take five instructions for eight bytes, which is no slower than a helper that copies only.
+/* As copy(), of a payload whose length is known when this is compiled: nothing is left to be decided, and copying and
+ * summing up take five instructions for eight bytes. A helper that only copies is no faster, so the sum is made
+ * whether it is asked for or not.
  */
 static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
 					 const __u32 length, __u64 *sum)

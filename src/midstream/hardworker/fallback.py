@@ -50,8 +50,9 @@ class RingOrStack:
     def pace(self, pace: Pace, streams: Streams) -> None:
         self._ring.pace(pace, streams)
 
-    def counted(self) -> int:
-        return self._ring.counted()
+    @property
+    def given(self) -> int:
+        return self._ring.given
 
     def next(self) -> Segment | None:
         segment = self._ring.next()

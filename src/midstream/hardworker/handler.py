@@ -117,8 +117,9 @@ class SocketHandler:
         """None: a socket is read step by step."""
         return None
 
-    def counted(self) -> int:
-        """None: `regular` gives nothing."""
+    @property
+    def given(self) -> int:
+        """0: `regular` gives nothing."""
         return 0
 
     def next(self) -> Segment | None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +71,7 @@ class Hardworker:
         self._rows = batch_dtype(self._size, np.dtype((np.void, self._size)))  # its bytes become bytes
         self._paced: np.dtype | None = None  # of what turns give, once they are prepared,
         self._turn: Callable[[], np.ndarray | None] = _no_turn  # each by a call of this
+        self._given = 0  # by sources that are closed, as it lay there
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
@@ -104,7 +106,7 @@ class Hardworker:
         """Let go of the source. What was not committed is delivered again to the next reader."""
         self._paced, self._turn = None, _no_turn
         if self._source is not None:
-            self._count()
+            self._given += self._source.given
             self._source.close()
             self._source = None
         if self._stop >= 0:
@@ -142,6 +144,10 @@ class Hardworker:
         Where segments and messages do not coincide, the messages are copied together.
         """
         self._need_fixed("read")
+        self._need_no_rest("read")
+        return self._read()
+
+    def _read(self) -> np.ndarray:
         self._opened_source()
         self._settle()
         self._committed = False
@@ -181,12 +187,13 @@ class Hardworker:
             )
         dtype = batch_dtype(self._size, payload)
         while not self._stopped:
+            self._need_no_rest("batches")
             turn = self._turn if self._paced is dtype else self._pace(dtype)
             self._committed = False
-            batch = turn() if self._rest is None else None
+            batch = turn()
             if batch is None:
                 self.wait()
-                batch = self.read().view(dtype)
+                batch = self._read().view(dtype)
             yield batch
 
     def _pace(self, dtype: np.dtype) -> Callable[[], np.ndarray | None]:
@@ -219,7 +226,8 @@ class Hardworker:
     def messages(self) -> Iterator[Message]:
         """The messages that have arrived since the last call, one by one; it does not wait for more.
 
-        A caller that breaks off gets the rest from the next call, and nothing is committed before.
+        A caller that breaks off gets the rest from the next call; nothing is committed before, and `read` and
+        `batches` raise ConfigError.
         """
         if self._rest is None:
             self._settle()
@@ -329,9 +337,11 @@ class Hardworker:
 
     @property
     def totals(self) -> Totals:
-        """What was received since this Hardworker was made."""
-        self._count()
-        return self._assembly.totals
+        """What was received until now, since this Hardworker was made."""
+        totals = self._assembly.totals
+        given = self._given + (self._source.given if self._source else 0)
+        messages, size = totals.messages + given, totals.bytes + given * self._size
+        return replace(totals, messages=messages, bytes=size)
 
     @property
     def stopped(self) -> bool:
@@ -360,16 +370,17 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
 
+    def _need_no_rest(self, method: str) -> None:
+        if self._rest is not None:
+            raise ConfigError(
+                f"{method}() was called after an iteration over messages was broken off: "
+                "take the rest of them with messages() first"
+            )
+
     def _opened_source(self) -> Source:
         if self._source is None or self._stop < 0:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
         return self._source
-
-    def _count(self) -> None:
-        """Add to the totals what the source gave as it lay there."""
-        if self._source is not None:
-            messages = self._source.counted()
-            self._assembly.count(messages, messages * self._size)
 
     def _left(self) -> float:
         """Seconds until the application looks again, with a period."""
@@ -384,7 +395,7 @@ class Hardworker:
 
     def _arrived(self) -> Iterator[Message]:
         if self._fixed:
-            yield from self._each(self.read().view(self._rows))
+            yield from self._each(self._read().view(self._rows))
             return
         source = self._opened_source()
         source.look()

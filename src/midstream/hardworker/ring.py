@@ -58,7 +58,6 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _WORDS,
 ) = range(24)
 _MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from turn in ring.c
-_NO_ARGUMENTS = 4  # METH_NOARGS
 
 
 class Ring:
@@ -92,7 +91,7 @@ class Ring:
         self._state = memory.data
         self._library = _library()
         self._regular = self._library.midstream_regular
-        self._turn = _method(self._reader)
+        self._turn = _turns(self._reader)
         self._edition = -1  # of the streams' table that ring.c knows
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
@@ -172,11 +171,10 @@ class Ring:
         batch = self._run[first:last]
         return self._whole(batch) if answer & _MORE else batch
 
-    def counted(self) -> int:
-        """ring.c counts; see Source."""
-        given = self._state[_GIVEN]
-        self._state[_GIVEN] = 0
-        return given
+    @property
+    def given(self) -> int:
+        """How many messages ring.c has found; see Source."""
+        return self._state[_GIVEN]
 
     def _view(self, phase: int) -> np.ndarray:
         """Both copies of the data as messages, each a record, of which the first begins at `phase`.
@@ -294,28 +292,9 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class _MethodDef(ctypes.Structure):
-    """PyMethodDef of Python's stable ABI."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("function", ctypes.c_void_p),
-        ("flags", ctypes.c_int),
-        ("doc", ctypes.c_char_p),
-    )
-
-
-@cache
-def _definition() -> _MethodDef:
-    """Its functions need it as long as they live."""
-    function = ctypes.cast(_library().midstream_turn, ctypes.c_void_p)
-    return _MethodDef(b"midstream_turn", function, _NO_ARGUMENTS, None)
-
-
-def _method(reader: int) -> Callable[[], int]:
-    """midstream_turn of the reader at this address, as a function built into Python would be: a call through
-    ctypes takes twice as long."""
-    new = ctypes.pythonapi.PyCFunction_NewEx
-    new.argtypes, new.restype = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p], ctypes.py_object
-    method: Callable[[], int] = new(ctypes.byref(_definition()), reader, None)
-    return method
+def _turns(reader: int) -> Callable[[], int]:
+    """The turns of the reader at this address."""
+    make = ctypes.PyDLL(_library()._name).midstream_turns
+    make.argtypes, make.restype = [ctypes.py_object], ctypes.py_object
+    turn: Callable[[], int] = make(reader)
+    return turn

@@ -67,9 +67,9 @@ class Source(Protocol):
         takes more than one step."""
         ...
 
-    def counted(self) -> int:
-        """How many messages `regular` and `turn` gave since this was asked last: who takes them need not
-        count them."""
+    @property
+    def given(self) -> int:
+        """How many messages `regular` and `turn` have given: who takes them need not count them."""
         ...
 
     def restore(self) -> Snapshot | None:

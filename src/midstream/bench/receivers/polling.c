@@ -5,6 +5,7 @@
  *
  * BUSY_POLL_US: not 0: receiving from the first socket polls the network card itself (SO_BUSY_POLL,
  * SO_PREFER_BUSY_POLL, Documentation/networking/napi.rst), so that neither interrupt nor softirq is needed for it.
+ * That takes what all connections have, where the card has one queue to receive.
  */
 #define _GNU_SOURCE
 #include "sockets.h"
@@ -52,12 +53,10 @@ int main(int argc, char **argv)
 		wake = (struct timespec){ .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 };
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
 		application.wakeups++;
-		if (!application.measuring)
-			while (count < MOST && accept_relay(listener, argc == 8 ? &logger : NULL, tos, &relays[count])) {
-				if (busy && !count) /* one of them polls the card for all */
-					poll_the_card(relays[count].inner, busy);
-				count++;
-			}
+		while (!application.measuring && count < MOST &&
+		       accept_relay(listener, argc == 8 ? &logger : NULL, tos, &relays[count]))
+			if (!count++ && busy)
+				poll_the_card(relays[0].inner, busy);
 		application.now = now(CLOCK_REALTIME);
 		for (int i = 0; i < count; i++) {
 			if (relays[i].inner < 0 || (relays[i].length && !send_waiting(&relays[i])))
