@@ -40,6 +40,7 @@ _CALLS = 1.0  # of this machine's: what asking the guest takes in between
 _MEET, _MEET_EACH = 1.0, 0.1  # of this machine's: until the guest's side of a middleware knows every sensor
 _REST = 6.0  # what a boot leaves to be done later has been done then
 _SEED = 1  # of what is lost: the same for all
+_LAST_LOOK = 0.1  # of this machine's: who looks once a period has looked at what came last
 _END = 30.0  # seconds of this machine's: until all have heard all
 
 
@@ -127,6 +128,7 @@ class Scene:
             wait_for(lambda: not traffic.running, (seconds + _VERIFY) * slow + _END, traffic.feed)
             total, *_ = traffic.result()
             logged, wrong = traffic.logged(total)
+            time.sleep(_LAST_LOOK)
             told = self.guest.call("finish") if receiver.command else None
         seen = Seen(slow, taken, sent, total, logged, wrong, told)
         return judge(receiver, scenario, seconds, seen, self._background)
