@@ -11,7 +11,7 @@
 
 /* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
 #define BLOCK 64u
-#define STRIDE 4 /* blocks */
+#define STRIDE 8 /* blocks */
 #define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
 
 /* The payload into the record, and its sum. The last block is cleared first, so that the sum can be

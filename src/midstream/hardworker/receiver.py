@@ -144,7 +144,8 @@ class Hardworker:
         Where segments and messages do not coincide, the messages are copied together.
         """
         self._need_fixed("read")
-        self._need_no_rest("read")
+        if self._rest is not None:
+            raise _broken_off("read")
         return self._read()
 
     def _read(self) -> np.ndarray:
@@ -187,7 +188,8 @@ class Hardworker:
             )
         dtype = batch_dtype(self._size, payload)
         while not self._stopped:
-            self._need_no_rest("batches")
+            if self._rest is not None:
+                raise _broken_off("batches")
             turn = self._turn if self._paced is dtype else self._pace(dtype)
             self._committed = False
             batch = turn()
@@ -370,13 +372,6 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
 
-    def _need_no_rest(self, method: str) -> None:
-        if self._rest is not None:
-            raise ConfigError(
-                f"{method}() was called after an iteration over messages was broken off: "
-                "take the rest of them with messages() first"
-            )
-
     def _opened_source(self) -> Source:
         if self._source is None or self._stop < 0:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
@@ -407,6 +402,13 @@ class Hardworker:
         size, name = self._size, self._assembly.sensor
         for offset, moment, connection, _, sensor, _, _, _, payload in batch.tolist():
             yield Message(name(sensor), connection, offset // size, moment, payload)
+
+
+def _broken_off(method: str) -> ConfigError:
+    return ConfigError(
+        f"{method}() was called after an iteration over messages was broken off: "
+        "take the rest of them with messages() first"
+    )
 
 
 def _no_turn() -> None:
