@@ -13,6 +13,7 @@ import zenoh
 from midstream.bench.rivals.rival import PATIENCE, TICK, Ends, Take
 
 _KEY = "midstream"
+_LEASE, _ASK = 600_000, 2_500  # milliseconds: after which a silent peer is given up, and is asked
 
 
 class Peers:
@@ -81,6 +82,9 @@ def _config(**ends: list[str]) -> zenoh.Config:
     config.insert_json5("mode", json.dumps("peer"))
     config.insert_json5("scouting/multicast/enabled", "false")
     config.insert_json5("scouting/gossip/enabled", "false")
+    # In slow motion a peer is silent for longer than the usual ten seconds; it is asked as often as ever.
+    config.insert_json5("transport/link/tx/lease", str(_LEASE))
+    config.insert_json5("transport/link/tx/keep_alive", str(_LEASE // _ASK))
     for kind in ("listen", "connect"):
         config.insert_json5(f"{kind}/endpoints", json.dumps(ends.get(kind, [])))
     return config
