@@ -17,7 +17,7 @@
 static __always_inline int store(struct xdp_md *ctx, const struct packet *p, struct connection *c, const __u32 capacity,
 				 const __u32 exact)
 {
-	bool fin = p->flags & TCP_FIN, copied;
+	bool fin = p->flags & TCP_FIN, taken;
 	__u32 sensor = c->sensor;
 	struct record *record;
 	enum claim verdict;
@@ -28,11 +28,12 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 	record = reserve(sensor, sizeof(*record) + capacity);
 	if (!record)
 		return XDP_DROP;
-	if (exact)
-		copied = copy_exactly(ctx, p, record, exact, &sum);
+	if (exact) /* the usual case, which is to cost no call */
+		taken = copy_exactly(ctx, p, record, exact, &sum) &&
+			(!settings.check || is_intact_here(ctx, exact, sum));
 	else
-		copied = !p->length || copy(ctx, p, record, capacity, &sum);
-	if (!copied || !verified(ctx, p, sum)) {
+		taken = (!p->length || copy(ctx, p, record, capacity, &sum)) && verified(ctx, p, sum);
+	if (!taken) {
 		verdict = CLAIM_CORRUPT;
 		goto discard;
 	}
