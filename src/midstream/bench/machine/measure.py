@@ -25,6 +25,7 @@ from midstream.bench.receivers import RECEIVERS
 from midstream.bench.rivals import RIVALS
 from midstream.bench.scenario import QUICK, Scenario, find
 from midstream.ebpf import compiler, loader
+from midstream.ebpf.pins import ensure_bpffs
 from midstream.errors import MidstreamError
 from midstream.lab import hosts, namespaces
 from midstream.lab.hosts import INTERFACE
@@ -69,6 +70,7 @@ def scene_of(
     """The machine and its hosts, up and settled, while the context lasts."""
     with ExitStack() as undo:
         folder = Path(undo.enter_context(TemporaryDirectory(prefix="midstream-vm-")))
+        ensure_bpffs(Path(PINS))  # here, where it outlives the children that pin
         built = undo.enter_context(wires.wired(scenario.sensors, MTU))
         topology = hosts.topology(built, tos=TOS, port=PORT, mtu=MTU, size=scenario.size)
         network.write(folder / "const.toml", topology, "midstream bench")
@@ -98,8 +100,7 @@ def _return_path(folder: Path, topology: Topology) -> Iterator[None]:
         yield
     finally:
         namespaces.call("msb-logger", (), loader.detach, "logger", pins)
-        if pins.parent.exists():  # else it was in a BPF file system that is gone with its mount namespace
-            pins.parent.rmdir()
+        pins.parent.rmdir()
 
 
 def main(words: Sequence[str]) -> None:
