@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -145,7 +146,7 @@ class Hardworker:
         """
         self._need_fixed("read")
         if self._rest is not None:
-            raise _broken_off("read")
+            self._need_no_rest("read")
         return self._read()
 
     def _read(self) -> np.ndarray:
@@ -189,7 +190,7 @@ class Hardworker:
         dtype = batch_dtype(self._size, payload)
         while not self._stopped:
             if self._rest is not None:
-                raise _broken_off("batches")
+                self._need_no_rest("batches")
             turn = self._turn if self._paced is dtype else self._pace(dtype)
             self._committed = False
             batch = turn()
@@ -372,6 +373,16 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
 
+    def _need_no_rest(self, method: str) -> None:
+        """An iteration that was broken off at its last message leaves nothing."""
+        for message in self._rest or ():
+            self._rest = chain((message,), self._rest or ())
+            raise ConfigError(
+                f"{method}() was called after an iteration over messages was broken off: "
+                "take the rest of them with messages() first"
+            )
+        self._rest = None
+
     def _opened_source(self) -> Source:
         if self._source is None or self._stop < 0:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
@@ -402,13 +413,6 @@ class Hardworker:
         size, name = self._size, self._assembly.sensor
         for offset, moment, connection, _, sensor, _, _, _, payload in batch.tolist():
             yield Message(name(sensor), connection, offset // size, moment, payload)
-
-
-def _broken_off(method: str) -> ConfigError:
-    return ConfigError(
-        f"{method}() was called after an iteration over messages was broken off: "
-        "take the rest of them with messages() first"
-    )
 
 
 def _no_turn() -> None:
