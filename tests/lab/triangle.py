@@ -199,7 +199,6 @@ def collect(application: Hardworker, connections: int) -> dict[Peer, bytes]:
     """
     streams: defaultdict[Peer, bytearray] = defaultdict(bytearray)
     deadline = time.monotonic() + PATIENCE
-    totals = application.totals
     while True:
         batch = application.read()
         if len(batch):
@@ -207,6 +206,7 @@ def collect(application: Hardworker, connections: int) -> dict[Peer, bytes]:
             for key in dict.fromkeys(keys.tolist()):
                 sensor = application.topology.sensors[key >> 16]
                 streams[str(sensor.ip), key & 0xFFFF] += batch["payload"][keys == key].tobytes()
+        totals = application.totals
         if totals.finished + totals.reset >= connections:
             return {peer: bytes(stream) for peer, stream in streams.items()}
         assert application.wait(deadline - time.monotonic()), f"only {totals} after {PATIENCE} s"

@@ -340,7 +340,7 @@ class Hardworker:
 
     @property
     def totals(self) -> Totals:
-        """What was received until now, since this Hardworker was made."""
+        """What was received since this Hardworker was made, as of now: ask again for later."""
         totals = self._assembly.totals
         given = self._given + (self._source.given if self._source else 0)
         messages, size = totals.messages + given, totals.bytes + given * self._size
