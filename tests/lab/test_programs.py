@@ -163,8 +163,8 @@ def test_each_ends_after_its_timeout(attached: Lab, tmp_path: Path) -> None:
     assert time.monotonic() - begin < 10
     assert (sent.code, hardworker.code, logger.code) == (0, 0, 0)
     assert 0 < sent.object["messages"] <= 50
-    assert hardworker.object["seconds"] == pytest.approx(1.5, abs=0.5)
-    assert 1.5 <= logger.object["seconds"] < 2.5, "and what TCP had acknowledged by then"
+    for one in (hardworker, logger):
+        assert one.object["seconds"] == pytest.approx(1.5, abs=0.6)
 
 
 def test_summaries_for_people(attached: Lab, tmp_path: Path) -> None:
