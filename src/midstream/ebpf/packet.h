@@ -76,6 +76,7 @@ static __always_inline void set_mac(unsigned char *to, const unsigned char *mac)
 	*(__u32 *)(to + 2) = *(const __u32 *)(mac + 2);
 }
 
+/* A step nearer to 16 bits. */
 static __always_inline __u32 folded(__u32 sum)
 {
 	return (sum & 0xffff) + (sum >> 16);

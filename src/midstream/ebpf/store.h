@@ -3,6 +3,7 @@
 #ifndef MIDSTREAM_STORE_H
 #define MIDSTREAM_STORE_H
 
+#include "checksum.h"
 #include "connection.h"
 #include "copy.h"
 #include "lifecycle.h"

@@ -145,8 +145,7 @@ class Hardworker:
         Where segments and messages do not coincide, the messages are copied together.
         """
         self._need_fixed("read")
-        if self._rest is not None:
-            self._need_no_rest("read")
+        self._need_no_rest("read")
         return self._read()
 
     def _read(self) -> np.ndarray:
@@ -189,7 +188,7 @@ class Hardworker:
             )
         dtype = batch_dtype(self._size, payload)
         while not self._stopped:
-            if self._rest is not None:
+            if self._rest is not None:  # asked here, a turn costs no call more
                 self._need_no_rest("batches")
             turn = self._turn if self._paced is dtype else self._pace(dtype)
             self._committed = False
@@ -374,14 +373,14 @@ class Hardworker:
             )
 
     def _need_no_rest(self, method: str) -> None:
-        """An iteration that was broken off at its last message leaves nothing."""
-        for message in self._rest or ():
-            self._rest = chain((message,), self._rest or ())
-            raise ConfigError(
-                f"{method}() was called after an iteration over messages was broken off: "
-                "take the rest of them with messages() first"
-            )
-        self._rest = None
+        rest, self._rest = self._rest, None
+        if rest is None or (message := next(rest, None)) is None:  # it may have been broken off at its last
+            return
+        self._rest = chain((message,), rest)
+        raise ConfigError(
+            f"{method}() was called after an iteration over messages was broken off: "
+            "take the rest of them with messages() first"
+        )
 
     def _opened_source(self) -> Source:
         if self._source is None or self._stop < 0:

@@ -279,8 +279,13 @@ class Ring:
 
 
 @cache
+def _compiled() -> str:
+    return os.fspath(compiler.compile_library(Path(__file__).with_name("ring.c")))
+
+
+@cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(os.fspath(compiler.compile_library(Path(__file__).with_name("ring.c"))))
+    library = ctypes.CDLL(_compiled())
     reader, number = ctypes.c_void_p, ctypes.c_uint32
     library.midstream_regular.argtypes = [reader, number]
     library.midstream_regular.restype = ctypes.c_uint64
@@ -293,8 +298,8 @@ def _library() -> ctypes.CDLL:
 
 
 def _turns(reader: int) -> Callable[[], int]:
-    """The turns of the reader at this address."""
-    make = ctypes.PyDLL(_library()._name).midstream_turns
+    """The turns of the reader at this address. PyDLL: what makes Python's objects holds Python's lock."""
+    make = ctypes.PyDLL(_compiled()).midstream_turns
     make.argtypes, make.restype = [ctypes.py_object], ctypes.py_object
     turn: Callable[[], int] = make(reader)
     return turn

@@ -162,7 +162,8 @@ class Scene:
         elif wanted.program == "floor":
             self.guest.call("attach_floor", config)
             undo.callback(self.guest.call, "detach_floor", config)
-        wires.steer(self._topology)
+        if wanted.program:  # which has changed the number of queues
+            wires.steer(self._topology)
         if wanted.deferral:
             self.guest.call("defer", wanted.deferral.empty_looks, wanted.deferral.timeout)
             undo.callback(self.guest.call, "defer", OFF.empty_looks, OFF.timeout)
