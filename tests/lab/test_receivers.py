@@ -83,7 +83,8 @@ def run(lab: Lab, receiver: Receiver) -> tuple[dict[str, Any], Any, tuple[int, .
         ]
         plan = Plan(sensors=SENSORS, rate=RATE, size=SIZE, seconds=SECONDS)
         launch = partial(lab.popen, "logger")
-        with Sink(LOGGER, PORT, SIZE, launch=launch) as sink, Load(plan, connections) as load:
+        logger = Sink(LOGGER, PORT, SIZE, joined=receiver.joined, launch=launch)
+        with logger as sink, Load(plan, connections) as load:
             load.start()
             before, window = WINDOW
             for pause, number in ((before, signal.SIGUSR1), (window, signal.SIGUSR2)):

@@ -104,6 +104,30 @@ def test_the_sink_sees_what_is_wrong(port: int) -> None:
     assert not connection["clean"]
 
 
+def test_the_sink_takes_joined_streams_apart(port: int) -> None:
+    def piece(stream: int, data: bytes | bytearray) -> bytes:
+        return struct.pack("<II", stream, len(data)) + data
+
+    def messages(number: int) -> bytes:
+        return b"".join(wire.message(number, sequence, 0, 64) for sequence in range(3))
+
+    first, second = messages(3), bytearray(messages(9))
+    second[130] ^= 1  # in its third message
+    sent = piece(0, first[:70]) + piece(1, second) + piece(0, first[70:]) + piece(0, b"")
+    with Sink(HOST, port, 64, joined=True) as sink, socket.create_connection((HOST, port)) as relay:
+        relay.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(sent), 11):  # heads and bodies come in parts
+            relay.sendall(sent[at : at + 11])
+        deadline = time.monotonic() + 5
+        while sink.received < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)  # for the end
+        arrived = sink.result()
+    assert arrived.messages == 6
+    told = {c["connection"]: (c["messages"], c["bytes"], c["wrong"], c["clean"]) for c in arrived.connections}
+    assert told == {3: (3, 192, 0, True), 9: (3, 192, 1, False)}
+
+
 def test_nobody_there() -> None:
     with socket.socket() as closed:
         closed.bind((HOST, 0))

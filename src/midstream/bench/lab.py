@@ -58,7 +58,8 @@ def _observe(
         traffic: Traffic = stack.enter_context(MiddlewareTraffic(built, receiver, setting, plan, partner))
     else:
         launch = partial(built.popen, "logger")
-        sink = stack.enter_context(Sink(setting.logger, setting.port, setting.size, launch=launch))
+        logger = Sink(setting.logger, setting.port, setting.size, joined=receiver.joined, launch=launch)
+        sink = stack.enter_context(logger)
         program = _program(built, receiver, setting, stack)
         traffic = TcpTraffic(stack.enter_context(_load(built, setting, plan)), sink)
     core = built.host("hardworker").cpus[0]

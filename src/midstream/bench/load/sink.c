@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 /* The logger of a benchmark: takes every connection and verifies every byte of it.
  *
- *   sink ADDRESS PORT SIZE COUNT > summary.json
+ *   sink ADDRESS PORT SIZE COUNT [joined] > summary.json
  *
  * COUNT: a file of one u64, mapped: messages received so far. SIZE: bytes a message. Says "ready" on standard
  * error; ends on SIGTERM. `wrong`: messages that were not what message.h says comes next on their connection.
+ * joined: every connection carries many streams, as joined.h says, and it is of these that the summary tells.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -18,6 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "joined.h"
 #include "message.h"
 
 #define CHUNK (1 << 18)
@@ -30,10 +32,15 @@ struct connection {
 	uint64_t messages, bytes, wrong;
 	uint8_t *message; /* as much of it as has come */
 	uint32_t length;
+	/* Where it carries many: */
+	struct connection **streams;
+	struct piece piece;   /* that comes now, */
+	uint32_t have, taken; /* and how many bytes of its head and of what follows have come */
 };
 
 static struct connection *all;
 static uint32_t size;
+static int joined;
 static uint64_t *received;
 static volatile sig_atomic_t stopped;
 
@@ -83,13 +90,77 @@ static void feed(struct connection *c, const uint8_t *data, size_t length)
 	}
 }
 
+static struct connection *new_connection(struct sockaddr_in peer)
+{
+	struct connection *c = calloc(1, sizeof(*c));
+
+	if (!c || !(c->message = malloc(size)))
+		fail("memory");
+	c->number = -1;
+	c->socket = -1;
+	c->peer = peer;
+	return c;
+}
+
+static void tell_of(struct connection *c)
+{
+	c->next = all;
+	all = c;
+}
+
+static struct connection *stream_of(struct connection *c, uint32_t number)
+{
+	if (number >= CONNECTIONS) {
+		errno = EBADMSG;
+		fail("joined");
+	}
+	if (!c->streams && !(c->streams = calloc(CONNECTIONS, sizeof(*c->streams))))
+		fail("memory");
+	if (!c->streams[number]) {
+		c->streams[number] = new_connection(c->peer);
+		tell_of(c->streams[number]);
+	}
+	return c->streams[number];
+}
+
+/* Give each stream its pieces. */
+static void divide(struct connection *c, const uint8_t *data, size_t length)
+{
+	while (length) {
+		int is_head = c->have < sizeof(c->piece);
+		uint32_t wanted = is_head ? sizeof(c->piece) - c->have : c->piece.length - c->taken;
+		uint32_t part = length < wanted ? length : wanted;
+
+		if (is_head) {
+			memcpy((uint8_t *)&c->piece + c->have, data, part);
+			c->have += part;
+		} else {
+			feed(stream_of(c, c->piece.stream), data, part);
+			c->taken += part;
+		}
+		data += part;
+		length -= part;
+		if (c->have < sizeof(c->piece) || c->taken < c->piece.length)
+			continue;
+		if (!c->piece.length) {
+			struct connection *stream = stream_of(c, c->piece.stream);
+
+			stream->clean = !stream->length;
+		}
+		c->have = c->taken = 0;
+	}
+}
+
 static void receive(struct connection *c)
 {
 	static uint8_t data[CHUNK];
 	ssize_t got = recv(c->socket, data, sizeof(data), MSG_DONTWAIT);
 
 	if (got > 0) {
-		feed(c, data, got);
+		if (joined)
+			divide(c, data, got);
+		else
+			feed(c, data, got);
 	} else if (!got || (errno != EAGAIN && errno != EINTR)) {
 		c->clean = !got && !c->length;
 		close(c->socket);
@@ -99,22 +170,19 @@ static void receive(struct connection *c)
 
 static void accept_one(int listener, int events)
 {
-	struct connection *c = calloc(1, sizeof(*c));
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = c };
-	socklen_t length = sizeof(c->peer);
+	struct sockaddr_in peer = {};
+	socklen_t length = sizeof(peer);
+	int socket = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_CLOEXEC);
+	struct epoll_event event = { .events = EPOLLIN };
+	struct connection *c;
 
-	if (!c || !(c->message = malloc(size)))
-		fail("memory");
-	c->number = -1;
-	c->socket = accept4(listener, (struct sockaddr *)&c->peer, &length, SOCK_CLOEXEC);
-	if (c->socket < 0) {
-		free(c->message);
-		free(c);
+	if (socket < 0)
 		return;
-	}
-	c->next = all;
-	all = c;
-	epoll_ctl(events, EPOLL_CTL_ADD, c->socket, &event);
+	c = event.data.ptr = new_connection(peer);
+	c->socket = socket;
+	if (!joined)
+		tell_of(c);
+	epoll_ctl(events, EPOLL_CTL_ADD, socket, &event);
 }
 
 static void summarize(void)
@@ -144,9 +212,10 @@ int main(int argc, char **argv)
 	int events = epoll_create1(EPOLL_CLOEXEC), one = 1;
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
-	if (argc != 5 || (size = atoi(argv[3])) < HEADER || size > LARGEST) {
+	joined = argc == 6 && !strcmp(argv[5], "joined");
+	if (argc != 5 + joined || (size = atoi(argv[3])) < HEADER || size > LARGEST) {
 		errno = EINVAL;
-		fail("usage: sink ADDRESS PORT SIZE COUNT");
+		fail("usage: sink ADDRESS PORT SIZE COUNT [joined]");
 	}
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);

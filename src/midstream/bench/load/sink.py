@@ -32,10 +32,16 @@ class SinkSummary:
 
 
 class Sink:
-    """Listens on an address while the context lasts; `launch` starts the program (see `Load`)."""
+    """Listens on an address while the context lasts; `launch` starts the program (see `Load`).
 
-    def __init__(self, address: str, port: int, size: int, *, launch: Launch = subprocess.Popen) -> None:
+    joined: a connection carries many streams, as joined.h says.
+    """
+
+    def __init__(
+        self, address: str, port: int, size: int, *, joined: bool = False, launch: Launch = subprocess.Popen
+    ) -> None:
         self._arguments = (address, str(port), str(size))
+        self._form = ("joined",) if joined else ()
         self._launch = launch
 
     def __enter__(self) -> Self:
@@ -45,7 +51,7 @@ class Sink:
         count.write_bytes(bytes(8))
         with count.open("r+b") as file:
             self._count = np.frombuffer(mmap.mmap(file.fileno(), 0), "<u8")
-        arguments = [os.fspath(program), *self._arguments, os.fspath(count)]
+        arguments = [os.fspath(program), *self._arguments, os.fspath(count), *self._form]
         self._process = self._launch(
             arguments,
             stdin=subprocess.DEVNULL,

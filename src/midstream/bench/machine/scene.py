@@ -145,7 +145,8 @@ class Scene:
             time.sleep(_MEET + _MEET_EACH * setting.sensors)
         else:
             launch = partial(_Beside().popen, "logger")
-            sink = undo.enter_context(Sink(setting.logger, setting.port, setting.size, launch=launch))
+            logger = Sink(setting.logger, setting.port, setting.size, joined=receiver.joined, launch=launch)
+            sink = undo.enter_context(logger)
             self._receive(receiver, setting, undo)
             load = undo.enter_context(Load(plan, self._connections(setting), slow=slow))
             traffic = TcpTraffic(load, sink)

@@ -6,7 +6,7 @@
 #define _GNU_SOURCE
 #include <sys/epoll.h>
 
-#include "sockets.h"
+#include "relay.h"
 
 static void watch(int events, int operation, int socket, uint32_t what, struct relay *relay)
 {

@@ -8,7 +8,7 @@
  * That takes what all connections have, where the card has one queue to receive.
  */
 #define _GNU_SOURCE
-#include "sockets.h"
+#include "relay.h"
 
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
@@ -31,7 +31,6 @@ int main(int argc, char **argv)
 	static struct relay relays[MOST];
 	struct sockaddr_in logger;
 	int tos = 0, count = 0, listener, busy;
-	struct timespec wake;
 	uint64_t period;
 
 	if (argc != 6 && argc != 8) {
@@ -48,10 +47,7 @@ int main(int argc, char **argv)
 	listener = listen_at(argv[1], argv[2]);
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
-		uint64_t next = (now(CLOCK_MONOTONIC) / period + 1) * period;
-
-		wake = (struct timespec){ .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 };
-		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
+		sleep_to_period(period);
 		application.wakeups++;
 		while (!application.measuring && count < MOST &&
 		       accept_relay(listener, argc == 8 ? &logger : NULL, tos, &relays[count]))

@@ -99,6 +99,29 @@ def _handlers() -> Iterator[Receiver]:
             )
 
 
+def _joined() -> Iterator[Receiver]:
+    for name, title, period in (
+        ("c-joined", "C, looks once a period, interrupts deferred, one connection to the logger", PERIOD),
+        (
+            "c-joined-20ms",
+            "C, looks every 20 ms, interrupts deferred, one connection to the logger",
+            LONG_PERIOD,
+        ),
+    ):
+        command = _in_c("joined", Job.RELAY, str(round(period * 1e6)))
+        yield Receiver(
+            f"{name}-relay",
+            title,
+            Family.HANDLER,
+            Job.RELAY,
+            "C",
+            command,
+            attach=_matched(period),
+            joined=True,
+            note="the logger gets all sensors' streams in one connection and has to take them apart",
+        )
+
+
 def _midstream() -> Iterator[Receiver]:
     for form, title, settings in (
         ("epoll", "woken by epoll", {"period": 0.0}),
@@ -134,5 +157,5 @@ def _floors() -> Iterator[Receiver]:
         )
 
 
-RECEIVERS: tuple[Receiver, ...] = (*_floors(), *_midstream(), *_handlers())
+RECEIVERS: tuple[Receiver, ...] = (*_floors(), *_midstream(), *_handlers(), *_joined())
 """All of them."""

@@ -61,49 +61,11 @@ static int accept_relay(int listener, const struct sockaddr_in *logger, int tos,
 	return 1;
 }
 
-/* Send what waits. Returns 0 if the logger's TCP does not take it all now. */
-static int send_waiting(struct relay *relay)
+/* Until the clock shows the next multiple of the period. */
+static inline void sleep_to_period(uint64_t period)
 {
-	while (relay->sent < relay->length) {
-		ssize_t sent = send(relay->outer, relay->waiting + relay->sent, relay->length - relay->sent,
-				    MSG_DONTWAIT | MSG_NOSIGNAL);
+	uint64_t next = (now(CLOCK_MONOTONIC) / period + 1) * period;
+	struct timespec wake = { .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 };
 
-		if (sent < 0 && errno == EAGAIN)
-			return 0;
-		if (sent < 0)
-			fail("logger");
-		relay->sent += sent;
-	}
-	relay->sent = relay->length = 0;
-	return 1;
-}
-
-/* Receive once, send on, deliver. Returns the bytes; 0 at the end of the stream, which is passed on; -1: nothing. */
-static ssize_t serve(struct relay *relay)
-{
-	static uint8_t buffer[CHUNK];
-	ssize_t got = recv(relay->inner, buffer, sizeof(buffer), MSG_DONTWAIT);
-
-	if (got < 0 && (errno == EAGAIN || errno == EINTR))
-		return -1;
-	if (got <= 0) {
-		if (relay->outer >= 0) {
-			shutdown(relay->outer, SHUT_WR);
-			close(relay->outer);
-		}
-		close(relay->inner);
-		relay->inner = relay->outer = -1;
-		return 0;
-	}
-	if (relay->outer >= 0) {
-		ssize_t sent = send(relay->outer, buffer, got, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-		if (sent < 0 && errno != EAGAIN)
-			fail("logger");
-		sent = sent < 0 ? 0 : sent;
-		relay->length = got - sent;
-		memcpy(relay->waiting, buffer + sent, relay->length);
-	}
-	feed(&relay->stream, buffer, got);
-	return got;
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
 }
