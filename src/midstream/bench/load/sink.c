@@ -130,6 +130,7 @@ static void divide(struct connection *c, const uint8_t *data, size_t length)
 		int is_head = c->have < sizeof(c->piece);
 		uint32_t wanted = is_head ? sizeof(c->piece) - c->have : c->piece.length - c->taken;
 		uint32_t part = length < wanted ? length : wanted;
+		struct connection *stream;
 
 		if (is_head) {
 			memcpy((uint8_t *)&c->piece + c->have, data, part);
@@ -142,11 +143,8 @@ static void divide(struct connection *c, const uint8_t *data, size_t length)
 		length -= part;
 		if (c->have < sizeof(c->piece) || c->taken < c->piece.length)
 			continue;
-		if (!c->piece.length) {
-			struct connection *stream = stream_of(c, c->piece.stream);
-
-			stream->clean = !stream->length;
-		}
+		stream = stream_of(c, c->piece.stream);
+		stream->clean = !c->piece.length && !stream->length;
 		c->have = c->taken = 0;
 	}
 }

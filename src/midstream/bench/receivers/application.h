@@ -133,6 +133,15 @@ static inline void feed(struct stream *stream, const uint8_t *data, size_t lengt
 	stream->have = length;
 }
 
+/* Until the next multiple of the period, counted from `begun`, by CLOCK_MONOTONIC. */
+static inline void sleep_to_period(uint64_t period, uint64_t begun)
+{
+	uint64_t from = now(CLOCK_MONOTONIC), next = from + period - (from - begun) % period;
+	struct timespec wake = { .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 };
+
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
+}
+
 static int by_size(const void *a, const void *b)
 {
 	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;

@@ -45,19 +45,19 @@ int main(int argc, char **argv)
 			if (!relay) {
 				if (count < MOST && accept_relay(listener, argc == 6 ? &logger : NULL, tos, &relays[count])) {
 					watch(events, EPOLL_CTL_ADD, relays[count].inner, EPOLLIN, &relays[count]);
-					if (relays[count].outer >= 0)
-						watch(events, EPOLL_CTL_ADD, relays[count].outer, 0, &relays[count]);
+					if (relays[count].outer.socket >= 0)
+						watch(events, EPOLL_CTL_ADD, relays[count].outer.socket, 0, &relays[count]);
 					count++;
 				}
-			} else if (relay->length) {
-				if (send_waiting(relay)) {
-					watch(events, EPOLL_CTL_MOD, relay->outer, 0, relay);
+			} else if (relay->outer.length) {
+				if (send_waiting(&relay->outer)) {
+					watch(events, EPOLL_CTL_MOD, relay->outer.socket, 0, relay);
 					watch(events, EPOLL_CTL_MOD, relay->inner, EPOLLIN, relay);
 				}
 			} else if (found[i].events & EPOLLIN) {
 				application.now = now(CLOCK_REALTIME);
-				if (serve(relay) > 0 && relay->length) {
-					watch(events, EPOLL_CTL_MOD, relay->outer, EPOLLOUT, relay);
+				if (serve(relay) > 0 && relay->outer.length) {
+					watch(events, EPOLL_CTL_MOD, relay->outer.socket, EPOLLOUT, relay);
 					watch(events, EPOLL_CTL_MOD, relay->inner, 0, relay);
 				}
 			}

@@ -10,39 +10,7 @@
 
 #define ROOM (8 << 20) /* bytes that wait for the logger at most; no sensor is read while there is less than a CHUNK */
 
-static struct {
-	int socket;
-	size_t sent, length;
-	uint8_t waiting[ROOM];
-} logger = { .socket = -1 };
-
-static void connect_logger(const char *ip, const char *port, int tos)
-{
-	struct sockaddr_in address = address_of(ip, port);
-	int one = 1;
-
-	logger.socket = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	setsockopt(logger.socket, IPPROTO_IP, IP_TOS, &tos, sizeof(tos));
-	setsockopt(logger.socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (connect(logger.socket, (const struct sockaddr *)&address, sizeof(address)))
-		fail("logger");
-}
-
-/* What the logger's TCP does not take now waits for the next period. */
-static void send_on(void)
-{
-	while (logger.sent < logger.length) {
-		ssize_t sent = send(logger.socket, logger.waiting + logger.sent, logger.length - logger.sent,
-				    MSG_DONTWAIT | MSG_NOSIGNAL);
-
-		if (sent < 0 && errno == EAGAIN)
-			return;
-		if (sent < 0)
-			fail("logger");
-		logger.sent += sent;
-	}
-	logger.sent = logger.length = 0;
-}
+static struct outgoing logger; /* what its TCP does not take now waits for the next period */
 
 /* Receive once, to where it is sent from, and deliver. Returns 1 if there may be more. */
 static int take(struct relay *relay, uint32_t stream)
@@ -71,6 +39,7 @@ static int take(struct relay *relay, uint32_t stream)
 int main(int argc, char **argv)
 {
 	static struct relay relays[MOST];
+	struct sockaddr_in address;
 	int count = 0, listener;
 	uint64_t period;
 
@@ -78,22 +47,24 @@ int main(int argc, char **argv)
 		errno = EINVAL;
 		fail("usage: joined ADDRESS PORT SIZE PERIOD_US LOGGER TOS");
 	}
+	address = address_of(argv[5], argv[2]);
 	period = strtoull(argv[4], NULL, 10) * 1000;
 	start_application(atoi(argv[3]));
-	memset(logger.waiting, 1, ROOM); /* no page is first touched in the window */
 	listener = listen_at(argv[1], argv[2]);
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
-		sleep_to_period(period);
+		sleep_to_period(period, 0);
 		application.wakeups++;
 		while (!application.measuring && count < MOST && accept_relay(listener, NULL, 0, &relays[count]))
-			if (!count++)
-				connect_logger(argv[5], argv[2], atoi(argv[6]));
+			if (!count++) {
+				logger = connect_logger(&address, atoi(argv[6]), ROOM);
+				memset(logger.waiting, 1, ROOM); /* no page is first touched in the window */
+			}
 		application.now = now(CLOCK_REALTIME);
 		for (int i = 0; i < count; i++)
 			while (relays[i].inner >= 0 && take(&relays[i], i))
 				;
-		send_on();
+		send_waiting(&logger);
 	}
 	finish_application();
 }

@@ -47,7 +47,7 @@ int main(int argc, char **argv)
 	listener = listen_at(argv[1], argv[2]);
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
-		sleep_to_period(period);
+		sleep_to_period(period, 0);
 		application.wakeups++;
 		while (!application.measuring && count < MOST &&
 		       accept_relay(listener, argc == 8 ? &logger : NULL, tos, &relays[count]))
@@ -55,9 +55,9 @@ int main(int argc, char **argv)
 				poll_the_card(relays[0].inner, busy);
 		application.now = now(CLOCK_REALTIME);
 		for (int i = 0; i < count; i++) {
-			if (relays[i].inner < 0 || (relays[i].length && !send_waiting(&relays[i])))
+			if (relays[i].inner < 0 || (relays[i].outer.length && !send_waiting(&relays[i].outer)))
 				continue;
-			while (serve(&relays[i]) == CHUNK && !relays[i].length)
+			while (serve(&relays[i]) == CHUNK && !relays[i].outer.length)
 				;
 		}
 	}

@@ -16,6 +16,12 @@ PERIOD = 0.01
 LONG_PERIOD = 0.02
 """Seconds, of the receivers that show what is saved by looking half as often."""
 
+_DEFERRED = (
+    ("", "looks once a period, interrupts deferred", PERIOD),
+    ("-20ms", "looks every 20 ms, interrupts deferred", LONG_PERIOD),
+)
+"""For the name, the title, and the period."""
+
 _TOS = "104"
 _BUSY_POLL = 50  # microseconds
 
@@ -75,19 +81,11 @@ def _handlers() -> Iterator[Receiver]:
     kind = Family.HANDLER
     for job in (Job.RECEIVE, Job.RELAY):
         yield Receiver(f"c-epoll-{job}", "C, epoll", kind, job, "C", _in_c("epoll", job))
-        for name, title, arrangement, period, busy in (
-            ("c-tuned", "C, looks once a period, interrupts deferred", _matched(PERIOD), PERIOD, 0),
-            (
-                "c-tuned-20ms",
-                "C, looks every 20 ms, interrupts deferred",
-                _matched(LONG_PERIOD),
-                LONG_PERIOD,
-                0,
-            ),
-            ("c-busy", "C, polls the card once a period", polled, PERIOD, _BUSY_POLL),
-        ):
-            command = _in_c("polling", job, str(round(period * 1e6)), str(busy))
-            yield Receiver(f"{name}-{job}", title, kind, job, "C", command, attach=arrangement)
+        tuned = [(f"c-tuned{suffix}", how, _matched(period), period, 0) for suffix, how, period in _DEFERRED]
+        busy = ("c-busy", "polls the card once a period", polled, PERIOD, _BUSY_POLL)
+        for name, how, arrangement, period, poll in (*tuned, busy):
+            command = _in_c("polling", job, str(round(period * 1e6)), str(poll))
+            yield Receiver(f"{name}-{job}", f"C, {how}", kind, job, "C", command, attach=arrangement)
         for name, title, module in (
             ("python", "Python, blocking sockets", "threads"),
             ("asyncio", "Python, asyncio streams", "streams"),
@@ -100,22 +98,14 @@ def _handlers() -> Iterator[Receiver]:
 
 
 def _joined() -> Iterator[Receiver]:
-    for name, title, period in (
-        ("c-joined", "C, looks once a period, interrupts deferred, one connection to the logger", PERIOD),
-        (
-            "c-joined-20ms",
-            "C, looks every 20 ms, interrupts deferred, one connection to the logger",
-            LONG_PERIOD,
-        ),
-    ):
-        command = _in_c("joined", Job.RELAY, str(round(period * 1e6)))
+    for suffix, how, period in _DEFERRED:
         yield Receiver(
-            f"{name}-relay",
-            title,
+            f"c-joined{suffix}-{Job.RELAY}",
+            f"C, {how}, one connection to the logger",
             Family.HANDLER,
             Job.RELAY,
             "C",
-            command,
+            _in_c("joined", Job.RELAY, str(round(period * 1e6))),
             attach=_matched(period),
             joined=True,
             note="the logger gets all sensors' streams in one connection and has to take them apart",
@@ -126,8 +116,7 @@ def _midstream() -> Iterator[Receiver]:
     for form, title, settings in (
         ("epoll", "woken by epoll", {"period": 0.0}),
         ("period", "looks once a period", {"period": PERIOD, "defer": False}),
-        ("deferred", "looks once a period, interrupts deferred", {"period": PERIOD, "defer": True}),
-        ("deferred-20ms", "looks every 20 ms, interrupts deferred", {"period": LONG_PERIOD, "defer": True}),
+        *((f"deferred{suffix}", how, {"period": period, "defer": True}) for suffix, how, period in _DEFERRED),
     ):
         for name, language, command in (
             ("c", "C", _consumer),

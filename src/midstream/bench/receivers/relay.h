@@ -3,48 +3,32 @@
 #pragma once
 #include "sockets.h"
 
-/* Send what waits. Returns 0 if the logger's TCP does not take it all now. */
-static int send_waiting(struct relay *relay)
-{
-	while (relay->sent < relay->length) {
-		ssize_t sent = send(relay->outer, relay->waiting + relay->sent, relay->length - relay->sent,
-				    MSG_DONTWAIT | MSG_NOSIGNAL);
-
-		if (sent < 0 && errno == EAGAIN)
-			return 0;
-		if (sent < 0)
-			fail("logger");
-		relay->sent += sent;
-	}
-	relay->sent = relay->length = 0;
-	return 1;
-}
-
 /* Receive once, send on, deliver. Returns the bytes; 0 at the end of the stream, which is passed on; -1: nothing. */
 static ssize_t serve(struct relay *relay)
 {
 	static uint8_t buffer[CHUNK];
+	struct outgoing *out = &relay->outer;
 	ssize_t got = recv(relay->inner, buffer, sizeof(buffer), MSG_DONTWAIT);
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return -1;
 	if (got <= 0) {
-		if (relay->outer >= 0) {
-			shutdown(relay->outer, SHUT_WR);
-			close(relay->outer);
+		if (out->socket >= 0) {
+			shutdown(out->socket, SHUT_WR);
+			close(out->socket);
 		}
 		close(relay->inner);
-		relay->inner = relay->outer = -1;
+		relay->inner = out->socket = -1;
 		return 0;
 	}
-	if (relay->outer >= 0) {
-		ssize_t sent = send(relay->outer, buffer, got, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (out->socket >= 0) {
+		ssize_t sent = send(out->socket, buffer, got, MSG_DONTWAIT | MSG_NOSIGNAL);
 
 		if (sent < 0 && errno != EAGAIN)
 			fail("logger");
 		sent = sent < 0 ? 0 : sent;
-		relay->length = got - sent;
-		memcpy(relay->waiting, buffer + sent, relay->length);
+		out->length = got - sent;
+		memcpy(out->waiting, buffer + sent, out->length);
 	}
 	feed(&relay->stream, buffer, got);
 	return got;

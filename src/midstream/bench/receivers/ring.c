@@ -141,7 +141,7 @@ int main(int argc, char **argv)
 {
 	struct epoll_event event = { .events = EPOLLIN };
 	int events = epoll_create1(EPOLL_CLOEXEC), ring;
-	uint64_t period, phase;
+	uint64_t period;
 
 	if (argc != 5) {
 		errno = EINVAL;
@@ -154,17 +154,10 @@ int main(int argc, char **argv)
 		fail("epoll");
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
-		if (period) {
-			uint64_t from = now(CLOCK_MONOTONIC), next;
-			struct timespec wake;
-
-			phase = atoi(argv[4]) && newest ? newest - period / 32 : 0;
-			next = from + period - (from - phase) % period;
-			wake = (struct timespec){ .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 };
-			clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
-		} else {
+		if (period)
+			sleep_to_period(period, atoi(argv[4]) && newest ? newest - period / 32 : 0);
+		else
 			epoll_wait(events, &event, 1, -1);
-		}
 		application.wakeups++;
 		consume();
 	}

@@ -12,11 +12,18 @@
 #define MOST 4096	/* connections */
 #define CHUNK (1 << 18) /* bytes read at once */
 
-struct relay {
-	int inner, outer; /* sockets towards the sensor and, -1 if only received, the logger */
-	struct stream stream;
-	uint8_t *waiting; /* what the logger's TCP has not taken; nothing more is read meanwhile */
+/* A connection to the logger, and what its TCP has not taken yet. */
+struct outgoing {
+	int socket; /* -1: there is none */
+	uint8_t *waiting;
 	size_t sent, length;
+};
+
+/* A sensor's connection. Nothing more is read from it while `outer` has something waiting. */
+struct relay {
+	int inner;
+	struct outgoing outer; /* where this one is continued */
+	struct stream stream;
 };
 
 static struct sockaddr_in address_of(const char *ip, const char *port)
@@ -41,31 +48,46 @@ static int listen_at(const char *ip, const char *port)
 	return listener;
 }
 
-/* Accept one connection; where there is a logger, continue it there. Returns 0 if there is none to accept. */
-static int accept_relay(int listener, const struct sockaddr_in *logger, int tos, struct relay *relay)
+/* With room for so many bytes to wait. */
+static struct outgoing connect_logger(const struct sockaddr_in *logger, int tos, size_t room)
 {
-	int one = 1, inner = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	struct outgoing out = { .socket = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), .waiting = malloc(room) };
+	int one = 1;
 
-	if (inner < 0)
-		return 0;
-	*relay = (struct relay){ .inner = inner, .outer = -1 };
-	open_stream(&relay->stream);
-	if (logger) {
-		relay->outer = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-		setsockopt(relay->outer, IPPROTO_IP, IP_TOS, &tos, sizeof(tos));
-		setsockopt(relay->outer, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-		relay->waiting = malloc(CHUNK);
-		if (!relay->waiting || connect(relay->outer, (const struct sockaddr *)logger, sizeof(*logger)))
+	setsockopt(out.socket, IPPROTO_IP, IP_TOS, &tos, sizeof(tos));
+	setsockopt(out.socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (!out.waiting || connect(out.socket, (const struct sockaddr *)logger, sizeof(*logger)))
+		fail("logger");
+	return out;
+}
+
+/* Send what waits. Returns 0 if the logger's TCP does not take it all now. */
+static int send_waiting(struct outgoing *out)
+{
+	while (out->sent < out->length) {
+		ssize_t sent = send(out->socket, out->waiting + out->sent, out->length - out->sent,
+				    MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (sent < 0 && errno == EAGAIN)
+			return 0;
+		if (sent < 0)
 			fail("logger");
+		out->sent += sent;
 	}
+	out->sent = out->length = 0;
 	return 1;
 }
 
-/* Until the clock shows the next multiple of the period. */
-static inline void sleep_to_period(uint64_t period)
+/* Accept one connection; where there is a logger, continue it there. Returns 0 if there is none to accept. */
+static int accept_relay(int listener, const struct sockaddr_in *logger, int tos, struct relay *relay)
 {
-	uint64_t next = (now(CLOCK_MONOTONIC) / period + 1) * period;
-	struct timespec wake = { .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 };
+	int inner = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
-	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
+	if (inner < 0)
+		return 0;
+	*relay = (struct relay){ .inner = inner, .outer.socket = -1 };
+	open_stream(&relay->stream);
+	if (logger)
+		relay->outer = connect_logger(logger, tos, CHUNK);
+	return 1;
 }
