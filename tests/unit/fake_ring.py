@@ -4,13 +4,15 @@ import contextlib
 import mmap
 import os
 import weakref
+from typing import Any
 
 import numpy as np
 
 from midstream.ebpf.records import RECORD, journal_size
+from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.journal import Journal
 from midstream.hardworker.ring import _POSITION, Ring
-from midstream.hardworker.source import Segment
+from midstream.hardworker.source import Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 
@@ -112,9 +114,14 @@ class RingSource(Ring):
         self._tell(self.ring.consumer)
         return done
 
-    def turn(self) -> np.ndarray | None:
-        self._tell(self._state[_POSITION])  # up to which it commits first
-        return super().turn()
+    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
+        turn = super().pace(form, pace, streams)
+
+        def told() -> Any:
+            self._tell(self._state[_POSITION])  # up to which it commits first
+            return turn()
+
+        return told
 
     def _tell(self, consumer: int) -> None:
         with contextlib.suppress(BlockingIOError):

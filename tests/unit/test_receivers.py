@@ -11,10 +11,9 @@ from tests.unit.fake_ring import FakeRing
 
 from midstream.bench.load.message import message
 from midstream.bench.receiver import Job
-from midstream.bench.receivers import RECEIVERS
+from midstream.bench.receivers import RECEIVERS, python
 from midstream.bench.receivers.application import Application, Stream, summarize
-from midstream.bench.receivers.python import Batches
-from midstream.hardworker.messages import batch_dtype
+from midstream.hardworker import forms
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream as Ordered
 from midstream.hardworker.streams import Streams
@@ -71,7 +70,8 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
     reader = ring.reader()
     for number in (1, 2):
         streams.open(number, Ordered())
-    batches = Batches(application)
+    callback = python.Columns(application)
+    form = forms.Columns(SIZE, callback.payload, python.COLUMNS)
 
     def deliver(*rows: tuple[int, int], said: int | None = None) -> int:
         before = application.errors
@@ -79,8 +79,10 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
             data = message(number, sequence if said is None else said, 0, SIZE)
             ring.put(Segment(number, 0, 1, sequence * SIZE, 5, 0, data))
         reader.look()
-        batch = reader.regular(SIZE, streams).view(batch_dtype(SIZE, batches.payload))
-        batches.deliver(batch, len(batch))
+        batch = reader.regular(SIZE, streams)
+        callback.deliver(len(batch), form.of(batch))
+        if not application.measuring:
+            callback.verify(batch)
         reader.commit(streams)
         return application.errors - before
 

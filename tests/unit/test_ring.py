@@ -3,7 +3,7 @@
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from midstream.config import load
 from midstream.ebpf.records import FIN, OPEN, RECORD, RESET
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker, batch_dtype
+from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream, Streams
@@ -213,7 +214,7 @@ class Impatient(Hardworker):
     def wait(self, timeout: float | None = None) -> bool:
         raise IdleError
 
-    def _pace(self, dtype: np.dtype) -> Callable[[], np.ndarray | None]:
+    def _pace(self, form: Form) -> Turn:
         raise IdleError
 
 

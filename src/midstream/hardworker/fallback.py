@@ -13,6 +13,7 @@ import numpy as np
 
 from midstream.ebpf.records import MODE_HANDLER
 from midstream.errors import KernelError, NetworkError
+from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Pace, Segment
@@ -35,7 +36,6 @@ class RingOrStack:
         self._both: select.epoll | None = None
         self._told = _map(control)
         ring.heed(self._told)
-        self.turn = ring.turn
         if self._told[0]:
             self._follow()
 
@@ -47,8 +47,11 @@ class RingOrStack:
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return self._ring.regular(size, streams)
 
-    def pace(self, pace: Pace, streams: Streams) -> None:
-        self._ring.pace(pace, streams)
+    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
+        return self._ring.pace(form, pace, streams)
+
+    def found(self) -> np.ndarray | None:
+        return self._ring.found()
 
     @property
     def given(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import NetworkError
+from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.source import Pace, Segment
@@ -109,12 +110,13 @@ class SocketHandler:
         del streams
         return np.empty(0, batch_dtype(size))
 
-    def pace(self, pace: Pace, streams: Streams) -> None:
-        """Nothing to prepare, for there are no turns."""
-        del pace, streams
+    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
+        """A turn that does nothing: a socket is read step by step."""
+        del form, pace, streams
+        return lambda: None
 
-    def turn(self) -> np.ndarray | None:
-        """None: a socket is read step by step."""
+    def found(self) -> np.ndarray | None:
+        """None: no turn finds anything."""
         return None
 
     @property

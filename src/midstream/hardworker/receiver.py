@@ -5,14 +5,14 @@ import os
 import select
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from midstream.config import Config
 from midstream.ebpf import deferral
 from midstream.errors import ConfigError
 from midstream.hardworker.assembly import Assembly, Totals
+from midstream.hardworker.forms import Columns, Form, Rows, Turn
 from midstream.hardworker.handler import SocketHandler
 from midstream.hardworker.history import history
 from midstream.hardworker.messages import Message, batch_dtype
@@ -69,9 +70,10 @@ class Hardworker:
         self._rest: Iterator[Message] | None = None
         self._committed = True
         self._undone = False  # was a message delivered that the application has not committed?
-        self._rows = batch_dtype(self._size, np.dtype((np.void, self._size)))  # its bytes become bytes
-        self._paced: np.dtype | None = None  # of what turns give, once they are prepared,
-        self._turn: Callable[[], np.ndarray | None] = _no_turn  # each by a call of this
+        self._rows = Rows(self._size, np.dtype((np.void, self._size)))  # its bytes become bytes
+        self._paced: object = None  # the form of what turns give, once they are prepared,
+        self._turn: Turn = _no_turn  # each by a call of this
+        self._batch: np.ndarray | None = None  # of this turn, if its messages were put together here
         self._given = 0  # by sources that are closed, as it lay there
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
@@ -105,7 +107,7 @@ class Hardworker:
 
     def close(self) -> None:
         """Let go of the source. What was not committed is delivered again to the next reader."""
-        self._paced, self._turn = None, _no_turn
+        self._paced, self._turn, self._batch = None, _no_turn, None
         if self._source is not None:
             self._given += self._source.given
             self._source.close()
@@ -176,43 +178,77 @@ class Hardworker:
     def batches(self, payload: np.dtype | None = None) -> Iterator[np.ndarray]:
         """At every turn what `wait` and then `read` give, until `stop`: maybe an empty array.
 
-        The cheapest way to receive: a turn in which whole messages came in order is a single step of C. A
-        batch is valid until the next is asked for. payload: as what its field `payload` is seen, a dtype of
-        `message_size` bytes, for example `layout.dtype`, config.toml's fields.
+        A turn in which whole messages came in order is a single step of C. A batch is valid until the next is
+        asked for. payload: as what its field `payload` is seen, a dtype of `message_size` bytes, for example
+        `layout.dtype`, config.toml's fields.
         """
         self._need_fixed("batches")
-        if payload is not None and payload.itemsize != self._size:
+        return self._take_turns("batches", Rows(self._size, self._seen("batches", payload)))
+
+    def columns(self, *names: str, payload: np.dtype | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+        """At each turn an array for each name, with a value of each message, until `stop`; maybe empty ones.
+
+            for sequence, temperature in hardworker.columns("sequence", "temperature"):
+
+        The cheapest way to receive, if an application needs some bytes of every message and not all: they are
+        copied end to end, which NumPy calculates with fastest. names: config.toml's fields, or those of
+        another dtype of `message_size` bytes for the payload; `sequence`, as in Message; and the fields of
+        `batch_dtype`, unless the message has one of that name. Values are as they were sent.
+
+        The arrays are the application's until the next turn, it may write to them. For a number of messages
+        below 256 they are the same ones at every turn. `batch` has the messages whole.
+        """
+        self._need_fixed("columns")
+        if payload is None and self.layout is not None:
+            payload = self.layout.dtype
+        try:
+            form = Columns(self._size, self._seen("columns", payload), names)
+        except KeyError as error:
             raise ConfigError(
-                f"{self.config.path}: a message has {self._size} bytes, and the dtype given to batches() "
-                f"{payload.itemsize}; give one of {self._size} bytes"
-            )
-        dtype = batch_dtype(self._size, payload)
+                f"{self.config.path}: columns() was asked for {error}, which no message has; "
+                "describe it by a [[data.field]] table, or give a dtype for the payload that has it"
+            ) from None
+        return self._take_turns("columns", form)
+
+    @property
+    def batch(self) -> np.ndarray:
+        """The messages of this turn of `columns` or `batches`, as `read` gives them; valid until the next.
+
+        Empty if they were committed.
+        """
+        found = self._opened_source().found() if self._batch is None else self._batch
+        return np.empty(0, batch_dtype(self._size)) if found is None else found
+
+    def _take_turns(self, method: str, form: Form) -> Iterator[Any]:
         while not self._stopped:
             if self._rest is not None:  # asked here, a turn costs no call more
-                self._need_no_rest("batches")
-            turn = self._turn if self._paced is dtype else self._pace(dtype)
+                self._need_no_rest(method)
+            turn = self._turn if self._paced is form else self._pace(form)
             self._committed = False
-            batch = turn()
-            if batch is None:
-                self.wait()
-                batch = self._read().view(dtype)
-            yield batch
+            given = turn()
+            if given is None:
+                self._batch = self._completed()
+                if self._batch is None:
+                    self.wait()
+                    self._batch = self._read()
+                given = form.of(self._batch)
+            yield given
+            self._batch = None
 
-    def _pace(self, dtype: np.dtype) -> Callable[[], np.ndarray | None]:
-        """What commits, waits and reads as a single step; it gives None, with nothing done, if that takes
-        more."""
-        source, plain = self._opened_source(), batch_dtype(self._size)
-
-        def whole(batch: np.ndarray) -> np.ndarray:
-            return self._gathered([batch.view(plain)] if len(batch) else []).view(dtype)
-
+    def _pace(self, form: Form) -> Turn:
+        """What commits, waits and reads as a single step; it gives None if that takes more."""
+        source = self._opened_source()
         if self._turns:
             follow = deferral.follow(self._period) if self._follow and self._period else 0.0
-            times = round(self._period * 1e9), round(follow * 1e9)
-            source.pace(Pace(dtype, self._size, *times, self._stop, whole), self._assembly.streams)
-            self._turn = source.turn
-        self._paced = dtype
+            pace = Pace(self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
+            self._turn = source.pace(form, pace, self._assembly.streams)
+        self._paced = form
         return self._turn
+
+    def _completed(self) -> np.ndarray | None:
+        """The messages of a turn that gave None, with those behind them; None if it did nothing."""
+        found = self._opened_source().found()
+        return None if found is None else self._gathered([found] if len(found) else [])
 
     def fields(self, batch: np.ndarray) -> np.ndarray:
         """The messages of a batch that `read` gave, as rows with config.toml's [[data.field]] by name.
@@ -276,6 +312,8 @@ class Hardworker:
             turn = self._turn if self._paced is self._rows else self._pace(self._rows)
             self._committed = False
             batch = turn()
+            if batch is None and (completed := self._completed()) is not None:
+                batch = self._rows.of(completed)
             if batch is None:
                 self.wait()
             else:
@@ -372,6 +410,17 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
 
+    def _seen(self, method: str, payload: np.dtype | None) -> np.dtype | None:
+        """A dtype as which the payload can be seen."""
+        if payload is not None and payload.itemsize != self._size:
+            raise ConfigError(
+                f"{self.config.path}: a message has {self._size} bytes, and the dtype given to {method}() "
+                f"{payload.itemsize}; give one of {self._size} bytes"
+            )
+        if payload is not None and payload.hasobject:
+            raise ConfigError(f"the dtype given to {method}() has Python objects, which no message holds")
+        return payload
+
     def _need_no_rest(self, method: str) -> None:
         rest, self._rest = self._rest, None
         if rest is None or (message := next(rest, None)) is None:  # it may have been broken off at its last
@@ -400,7 +449,7 @@ class Hardworker:
 
     def _arrived(self) -> Iterator[Message]:
         if self._fixed:
-            yield from self._each(self._read().view(self._rows))
+            yield from self._each(self._rows.of(self._read()))
             return
         source = self._opened_source()
         source.look()

@@ -33,6 +33,20 @@ struct open {
 	uint64_t end;
 };
 
+/* Where the table is now: Python moves it when it grows. */
+struct streams {
+	struct open *table;
+	uint64_t count; /* rows of it */
+};
+
+/* A value of every message, to be copied out of its record. forms.py says the same. */
+struct column {
+	uint64_t offset;  /* in the record, its head included */
+	uint64_t size;	  /* bytes */
+	uint64_t divisor; /* by which it is divided; 0: not at all */
+	uint8_t *values;
+};
+
 /* What the reader has done, in memory that outlives it: a generation, and two copies of which its
  * lowest bit names the valid one. A reader that is killed at any moment leaves a whole one.
  */
@@ -57,23 +71,28 @@ struct reader {
 	uint64_t end;	   /* up to which there is something, as of the last look; LOOK: look first */
 	uint64_t committed;
 	uint64_t newest; /* time of the last record read, as in struct record; 0: none yet */
-	struct open *table;
-	uint64_t count; /* rows of the table */
+	const struct streams *streams;
 	uint64_t given; /* messages that midstream_regular has found */
 	uint8_t *journal;
 	uint64_t copy_size; /* of one of the journal's two */
-	/* For midstream_turn: */
+	/* For turns: */
 	const uint32_t *told; /* 0: nothing but the ring is to be read */
 	uint64_t period;      /* nanoseconds; 0: a turn is when something was stored */
 	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
 	uint64_t stop;	      /* the descriptor that ends a sleep */
 	uint64_t event;	      /* and the ring's */
 	uint64_t size;	      /* bytes a message */
-	uint64_t run;	      /* where in `data` the records begin that the last turn found */
-	uint64_t next;	      /* where they end; behind the mask if they go over it */
 	uint64_t most;	      /* rows of a table for which the journal has room */
 	uint64_t spilled;     /* 1: parts of messages are kept elsewhere */
+	uint64_t start;	      /* position of the first message that the last turn found, */
+	uint64_t found;	      /* and how many; NOTHING: it did nothing, or they are given back */
+	uint64_t phase;	      /* where in `data` the view of rows begins */
+	const struct column *columns;
+	uint64_t columns_count; /* 0: rows are wanted */
+	uint64_t usual;		/* as many messages in a turn have no place in the columns */
 };
+
+#define NOTHING (~0ull)
 
 /* The machine may have no headers for its C library; these are the same in all of them. */
 struct timespec {
@@ -88,9 +107,13 @@ struct pollfd {
 /* Nor may it have Python's; this is in the stable ABI. */
 typedef struct object PyObject;
 
+extern PyObject _Py_NoneStruct;
 PyObject *PyCFunction_NewEx(const void *definition, PyObject *self, PyObject *module);
+PyObject *PyList_GetItem(PyObject *list, long index); /* borrowed */
+PyObject *PySequence_GetSlice(PyObject *sequence, long first, long last);
 void *PyLong_AsVoidPtr(PyObject *number);
-PyObject *PyLong_FromLong(long number);
+void Py_IncRef(PyObject *object);
+int PyErr_CheckSignals(void);
 void *PyEval_SaveThread(void);
 void PyEval_RestoreThread(void *thread);
 
@@ -102,6 +125,12 @@ int ppoll(struct pollfd *fds, unsigned long count, const struct timespec *timeou
 static uint64_t occupied(uint32_t length)
 {
 	return ((length & ~(BUSY | DISCARDED)) + HEADER + 7) & ~7ull;
+}
+
+/* Of a record with a whole message. */
+static uint32_t record_length(uint32_t size)
+{
+	return sizeof(struct record) + ((size + BLOCK - 1) & ~(BLOCK - 1));
 }
 
 static uint32_t length_at(const struct reader *reader, uint64_t position)
@@ -142,9 +171,9 @@ static void look(struct reader *reader)
  */
 uint64_t midstream_regular(struct reader *reader, uint32_t size)
 {
-	uint32_t length = sizeof(struct record) + ((size + BLOCK - 1) & ~(BLOCK - 1));
-	struct open *table = reader->table, *open = table;
-	uint64_t position = reader->position, found = 0;
+	uint32_t length = record_length(size);
+	struct open *table = reader->streams->table, *open = table;
+	uint64_t count = reader->streams->count, position = reader->position, found = 0;
 
 	look(reader);
 	for (; position < reader->end; position += occupied(length)) {
@@ -153,8 +182,8 @@ uint64_t midstream_regular(struct reader *reader, uint32_t size)
 		if (length_at(reader, position) != length || record->length != size || record->flags)
 			break;
 		/* Where sensors take turns, it is the next row. */
-		if (open == table + reader->count || open->connection != record->connection)
-			open = find(table, reader->count, record->connection);
+		if (open == table + count || open->connection != record->connection)
+			open = find(table, count, record->connection);
 		if (!open || open->aligned != 1 || open->next != record->offset)
 			break;
 		open->next += size;
@@ -193,17 +222,18 @@ void midstream_skip(struct reader *reader)
 /* Remember that everything before `position` is done with, and only then give it back. */
 void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t length)
 {
-	uint64_t generation = *(uint64_t *)reader->journal;
+	uint64_t generation = *(uint64_t *)reader->journal, rows = reader->streams->count;
 	struct copy *copy = (struct copy *)(reader->journal + sizeof(generation) + !(generation & 1) * reader->copy_size);
 
 	copy->position = reader->position;
-	copy->count = reader->count;
+	copy->count = rows;
 	copy->pending = length;
-	__builtin_memcpy(copy->table, reader->table, reader->count * sizeof(*copy->table));
-	__builtin_memcpy(copy->table + reader->count, pending, length);
+	__builtin_memcpy(copy->table, reader->streams->table, rows * sizeof(*copy->table));
+	__builtin_memcpy(copy->table + rows, pending, length);
 	__atomic_store_n((uint64_t *)reader->journal, generation + 1, __ATOMIC_RELEASE);
 	__atomic_store_n(reader->consumer, reader->position, __ATOMIC_RELEASE);
 	reader->committed = reader->position;
+	reader->found = NOTHING;
 }
 
 /* Sleep until the period is over, or without one until something is stored: 0 then, more if the reader is to stop, -1
@@ -228,62 +258,132 @@ static int sleep(const struct reader *reader)
 /* Is all that was read whole messages of connections that go on, so that the table says all? */
 static int is_plain(const struct reader *reader)
 {
-	if (reader->spilled || reader->count > reader->most)
+	const struct streams *streams = reader->streams;
+
+	if (reader->spilled || streams->count > reader->most)
 		return 0;
-	for (uint64_t row = 0; row < reader->count; row++)
-		if (reader->table[row].aligned != 1)
+	for (uint64_t row = 0; row < streams->count; row++)
+		if (streams->table[row].aligned != 1)
 			return 0;
 	return 1;
 }
 
-#define MORE 1
-#define MOVED 2
-#define INTERRUPTED (-1)
-#define NOT_PLAIN (-2)
-
-/* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. Returns four
- * times as many as that found, plus MOVED if they do not follow those of the turn before, plus MORE if there is more
- * to be read: other records, or what `told` says. INTERRUPTED: a signal came. NOT_PLAIN: nothing was done, since a
- * commit takes more, or other descriptors have to be waited for. If the reader is to stop nothing is found.
- */
-static int32_t turn(struct reader *reader)
+static inline void copy_values(uint8_t *to, const uint8_t *from, uint64_t stride, uint64_t count, uint64_t size)
 {
-	uint64_t begun, start;
-	int32_t answer = 0;
+	for (; count--; from += stride, to += size)
+		__builtin_memcpy(to, from, size);
+}
+
+static void divide_values(uint64_t *to, const uint8_t *from, uint64_t stride, uint64_t count, uint64_t divisor)
+{
+	for (; count--; from += stride)
+		*to++ = *(const uint64_t *)from / divisor;
+}
+
+/* The values of the messages found, each column's end to end. */
+static void gather(const struct reader *reader)
+{
+	const uint8_t *first = (const uint8_t *)record_at(reader, reader->start);
+	uint64_t stride = occupied(record_length(reader->size)), count = reader->found;
+	const struct column *end = reader->columns + reader->columns_count;
+
+	for (const struct column *column = reader->columns; column < end; column++) {
+		const uint8_t *from = first + column->offset;
+
+		if (column->divisor)
+			divide_values((uint64_t *)column->values, from, stride, count, column->divisor);
+		else if (column->size == 8) /* known, it is two instructions a value */
+			copy_values(column->values, from, stride, count, 8);
+		else if (column->size == 4)
+			copy_values(column->values, from, stride, count, 4);
+		else
+			copy_values(column->values, from, stride, count, column->size);
+	}
+}
+
+#define INTERRUPTED (-1)
+#define WHOLE 0
+#define MORE 1 /* to be read: other records, or what `told` says; or nothing was done, since that takes more */
+
+/* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. If the reader is to stop
+ * nothing is found. INTERRUPTED: a signal came.
+ */
+static int turn(struct reader *reader)
+{
 	int ended;
 
+	reader->found = NOTHING;
 	if (!is_plain(reader) || (!reader->period && *reader->told))
-		return NOT_PLAIN;
+		return MORE;
 	if (reader->position != reader->committed)
 		midstream_commit(reader, (const uint8_t *)"", 0);
 	ended = sleep(reader);
+	if (ended < 0)
+		return INTERRUPTED;
+	reader->start = reader->position;
+	reader->found = 0;
 	if (ended)
-		return ended < 0 ? INTERRUPTED : 0;
+		return WHOLE;
 	if (*reader->told)
 		return MORE;
 	reader->end = LOOK;
-	begun = reader->position;
-	start = begun & reader->mask;
-	answer = 4 * midstream_regular(reader, reader->size);
-	if (answer) {
-		if (start != reader->next)
-			answer |= MOVED;
-		reader->run = start;
-		reader->next = start + (reader->position - begun);
-	}
-	return answer | (reader->position != reader->end ? MORE : 0);
+	reader->found = midstream_regular(reader, reader->size);
+	return reader->position == reader->end ? WHOLE : MORE;
 }
 
-/* A turn for Python, without arguments. Other threads run meanwhile. */
-static PyObject *python_turn(PyObject *address, PyObject *nothing)
+/* The row of the view at which the messages found begin. */
+static uint64_t first_row(const struct reader *reader, uint64_t stride)
 {
-	struct reader *reader = PyLong_AsVoidPtr(address);
-	void *thread = PyEval_SaveThread();
-	int32_t answer = turn(reader);
+	return ((reader->start & reader->mask) - reader->phase) / stride;
+}
+
+/* Was what Python made to give made for as many messages as were found, and for their place? */
+static int is_made(const struct reader *reader)
+{
+	uint64_t stride = occupied(record_length(reader->size)), start = reader->start & reader->mask;
+
+	if (!reader->found)
+		return 1;
+	if (reader->columns_count)
+		return reader->found < reader->usual;
+	return start == reader->phase + first_row(reader, stride) * stride;
+}
+
+/* The messages found: of a list of columns those at their number, of a view of the ring a slice. */
+static PyObject *give(const struct reader *reader, PyObject *made)
+{
+	uint64_t stride = occupied(record_length(reader->size)), first = reader->found ? first_row(reader, stride) : 0;
+	PyObject *columns;
+
+	if (!reader->columns_count)
+		return PySequence_GetSlice(made, first, first + reader->found);
+	gather(reader);
+	columns = PyList_GetItem(made, reader->found);
+	Py_IncRef(columns);
+	return columns;
+}
+
+/* A turn for Python, without arguments; other threads run while it sleeps. `turns`: the reader's address, what was
+ * made to give, and what has to stay in memory. None if Python has to go on.
+ */
+static PyObject *python_turn(PyObject *turns, PyObject *nothing)
+{
+	struct reader *reader = PyLong_AsVoidPtr(PyList_GetItem(turns, 0));
+	int answer;
 
 	(void)nothing;
-	PyEval_RestoreThread(thread);
-	return PyLong_FromLong(answer);
+	do {
+		void *thread = PyEval_SaveThread();
+
+		answer = turn(reader);
+		PyEval_RestoreThread(thread);
+		if (answer == INTERRUPTED && PyErr_CheckSignals())
+			return 0;
+	} while (answer == INTERRUPTED);
+	if (answer == WHOLE && is_made(reader))
+		return give(reader, PyList_GetItem(turns, 1));
+	Py_IncRef(&_Py_NoneStruct);
+	return &_Py_NoneStruct;
 }
 
 #define METH_NOARGS 4
@@ -296,10 +396,10 @@ static const struct {
 	const char *doc;
 } turn_method = { "turn", python_turn, METH_NOARGS, 0 };
 
-/* The turns of the reader at this address, as a function that is built into Python: to call that takes half as
- * long as ctypes. Called with Python's lock held.
+/* Turns, as a function that is built into Python: to call that takes half as long as ctypes. Called with Python's lock
+ * held.
  */
-PyObject *midstream_turns(PyObject *address)
+PyObject *midstream_turns(PyObject *turns)
 {
-	return PyCFunction_NewEx(&turn_method, address, 0);
+	return PyCFunction_NewEx(&turn_method, turns, 0);
 }

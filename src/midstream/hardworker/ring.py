@@ -15,7 +15,9 @@ import numpy as np
 
 from midstream.ebpf import compiler, handover, records
 from midstream.ebpf.hashmap import HashMap
+from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
+from midstream.hardworker.forms import USUAL, Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.source import Pace, Segment
@@ -26,7 +28,7 @@ _HEADER = 8  # before each record: length, busy and discard bits, page offset
 _LOOK = (1 << 64) - 1  # as `end` in ring.c
 _BLOCK = 64  # a record has room for whole blocks of payload
 _VIEWS = 1024  # of the whole ring, kept for turns
-_RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
+_HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
 
 
 # The words of struct reader in ring.c, by their places: Python reads and writes them in one memory, which
@@ -40,8 +42,7 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _END,
     _COMMITTED,
     _NEWEST,
-    _TABLE,
-    _COUNT,
+    _STREAMS,
     _GIVEN,
     _JOURNAL,
     _COPY_SIZE,
@@ -51,13 +52,17 @@ _RECORD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster
     _STOP,
     _EVENT,
     _SIZE,
-    _RUN,
-    _NEXT,
     _MOST,
     _SPILLED,
+    _START,
+    _FOUND,
+    _PHASE,
+    _COLUMNS,
+    _COLUMNS_COUNT,
+    _USUAL,
     _WORDS,
-) = range(24)
-_MORE, _MOVED, _INTERRUPTED = 1, 2, -1  # from turn in ring.c
+) = range(27)
+_NOTHING = (1 << 64) - 1  # found
 
 
 class Ring:
@@ -91,14 +96,18 @@ class Ring:
         self._state = memory.data
         self._library = _library()
         self._regular = self._library.midstream_regular
-        self._turn = _turns(self._reader)
-        self._edition = -1  # of the streams' table that ring.c knows
+        self._rows: np.dtype | None = None  # if turns give these,
+        self._views: dict[int, np.ndarray] = {}  # of which
+        # What a turn gives is the second; while it sleeps, nothing of the others may go.
+        kept = (memory, consumer, pages, journal.memory)
+        self._turns: list[object] = [self._reader, None, kept, None, None]
+        self._turn = _turn(self._turns)
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
         self._snapshot = journal.load()
-        kept = spill.load(self._snapshot)
+        pieces = spill.load(self._snapshot)
         if self._snapshot:
-            self._snapshot = replace(self._snapshot, kept=kept)
+            self._snapshot = replace(self._snapshot, kept=pieces)
         given_back = consumer[:8].view("<u8")
         position = self._snapshot.position if self._snapshot else int(given_back[0])
         given_back[0] = position  # a reader killed in `commit` may have left this undone
@@ -108,6 +117,7 @@ class Ring:
         state[_POSITION] = state[_END] = state[_COMMITTED] = position
         state[_MOST], state[_SPILLED] = journal.connections, spill.in_use
         state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
+        state[_FOUND], state[_USUAL] = _NOTHING, USUAL
         self.heed(np.zeros(1, "<u4"))
 
     @classmethod
@@ -140,53 +150,59 @@ class Ring:
 
     def heed(self, told: np.ndarray) -> None:
         """A word in memory: as long as it is not 0, a turn leaves reading to `look` and those after it."""
-        self._told = told
+        self._turns[3] = told
         self._state[_TOLD] = told.ctypes.data
 
-    def pace(self, pace: Pace, streams: Streams) -> None:
-        """What `turn` gives, and how it waits; see Source."""
-        self._dtype, self._whole, self._streams = pace.dtype, pace.whole, streams
-        self._stride = _HEADER + pace.dtype.itemsize + -pace.size % _BLOCK
-        self._views: dict[int, np.ndarray] = {}
+    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
+        """A turn, which is a single call of ring.c; see Source."""
         state = self._state
-        state[_SIZE], state[_PERIOD], state[_FOLLOW] = pace.size, pace.period, pace.follow
-        state[_STOP], state[_EVENT] = pace.stop, self._event
-        state[_NEXT] = 0
-        self._run, self._first = self._view(0), 0
+        state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = pace
+        state[_EVENT], state[_FOUND] = self._event, _NOTHING
+        self._share(streams)
+        self._turns[4] = form, streams
+        if isinstance(form, Columns):
+            state[_COLUMNS], state[_COLUMNS_COUNT] = form.plan.ctypes.data, len(form.plan)
+            self._turns[1], self._rows = form.usual, None
+        else:
+            state[_COLUMNS_COUNT] = 0
+            self._rows, self._views = form.dtype, {}
+            self._show(0, form.dtype)
+        return self._turn
 
-    def turn(self) -> np.ndarray | None:
-        """One call of ring.c, and a slice of a view that was made before; see Source."""
-        if self._streams.edition != self._edition:
-            self._share(self._streams)
-        while (answer := self._turn()) < 0:
-            if answer != _INTERRUPTED:
-                return None
-            # Python runs the handler of the signal here
-        if answer & _MOVED:
-            self._first, phase = divmod(self._state[_RUN], self._stride)
-            view = self._views.get(phase)
-            self._run = self._view(phase) if view is None else view
-        first = self._first
-        self._first = last = first + (answer >> 2)
-        batch = self._run[first:last]
-        return self._whole(batch) if answer & _MORE else batch
+    def found(self) -> np.ndarray | None:
+        """What the last turn found; see Source."""
+        state = self._state
+        count = state[_FOUND]
+        if count == _NOTHING:
+            return None
+        if self._rows:
+            self._show(state[_START] & state[_MASK], self._rows)
+        return self._messages(state[_START], count, batch_dtype(state[_SIZE]))
 
     @property
     def given(self) -> int:
         """How many messages ring.c has found; see Source."""
         return self._state[_GIVEN]
 
-    def _view(self, phase: int) -> np.ndarray:
-        """Both copies of the data as messages, each a record, of which the first begins at `phase`.
+    def _show(self, start: int, dtype: np.dtype) -> None:
+        """Let turns give slices of a view of the whole data, in which a row begins at `start`.
 
-        Records of one size keep their phase until the ring has gone round.
+        Records of one size keep their places until the ring has gone round.
         """
-        if len(self._views) == _VIEWS:
-            self._views.clear()
-        start = mmap.PAGESIZE + phase + _HEADER
-        count = max(0, (len(self._pages) - start - self._dtype.itemsize) // self._stride + 1)
-        view = self._views[phase] = np.ndarray(count, self._dtype, self._pages, start, (self._stride,))
-        return view
+        stride = _stride(dtype)
+        phase = start % stride
+        view = self._views.get(phase)
+        if view is None:
+            if len(self._views) == _VIEWS:
+                self._views.clear()
+            count = (len(self._pages) - mmap.PAGESIZE - phase - _HEADER - dtype.itemsize) // stride + 1
+            view = self._views[phase] = self._messages(phase, max(0, count), dtype)
+        self._state[_PHASE], self._turns[1] = phase, view
+
+    def _messages(self, position: int, count: int, dtype: np.dtype) -> np.ndarray:
+        """A view of so many records from a position on."""
+        start = mmap.PAGESIZE + (position & (self.size - 1)) + _HEADER
+        return np.ndarray(count, dtype, self._pages, start, (_stride(dtype),))
 
     def look(self) -> None:
         """What has been stored until now is what `regular` and `next` give, until the next look."""
@@ -195,16 +211,10 @@ class Ring:
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """The messages of `size` bytes that come next, one a record and in order: a view of the ring, valid
         until it is released."""
-        dtype = batch_dtype(size)
-        stride = _HEADER + dtype.itemsize + -size % _BLOCK
-        state = self._state
-        position = state[_POSITION]
+        position = self._state[_POSITION]
         self._share(streams)
         count = self._regular(self._reader, size)
-        if not count:
-            return np.empty(0, dtype)
-        start = mmap.PAGESIZE + (position & (self.size - 1)) + _HEADER
-        return np.ndarray(count, dtype, self._pages, start, (stride,))
+        return self._messages(position, count, batch_dtype(size)) if count else np.empty(0, batch_dtype(size))
 
     def next(self) -> Segment | None:
         """The next record, copied; None if there is none yet."""
@@ -213,16 +223,15 @@ class Ring:
             return None
         position = state[_POSITION]
         start = mmap.PAGESIZE + (position & (self.size - 1)) + _HEADER
-        offset, time, connection, length, sensor, port, flags, _ = _RECORD.unpack_from(self._bytes, start)
-        payload = start + _RECORD.size
+        offset, time, connection, length, sensor, port, flags, _ = _HEAD.unpack_from(self._bytes, start)
+        payload = start + _HEAD.size
         self._library.midstream_skip(self._reader)
         data = bytes(self._bytes[payload : payload + length])
         return Segment(connection, sensor, port, offset, time, flags, data)
 
     def _share(self, streams: Streams) -> None:
-        """Tell ring.c where the table of the open connections is, and how many rows it has."""
-        self._edition = streams.edition
-        self._state[_TABLE], self._state[_COUNT] = streams.address, streams.count
+        """Tell ring.c which connections are open."""
+        self._state[_STREAMS] = streams.address
 
     def restore(self) -> Snapshot | None:
         """What an earlier reader committed."""
@@ -297,9 +306,14 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _turns(reader: int) -> Callable[[], int]:
-    """The turns of the reader at this address. PyDLL: what makes Python's objects holds Python's lock."""
+def _turn(turns: list[object]) -> Turn:
+    """A turn of ring.c. PyDLL: what makes Python's objects holds Python's lock."""
     make = ctypes.PyDLL(_compiled()).midstream_turns
     make.argtypes, make.restype = [ctypes.py_object], ctypes.py_object
-    turn: Callable[[], int] = make(reader)
+    turn: Turn = make(turns)
     return turn
+
+
+def _stride(dtype: np.dtype) -> int:
+    """From a record with a message of this dtype to the next: it has room for whole blocks of payload."""
+    return _HEADER + dtype.itemsize + -(dtype.itemsize - RECORD.itemsize) % _BLOCK

@@ -1,10 +1,10 @@
 """Where the hardworker's bytes come from: the ring of the eBPF program, or ordinary sockets."""
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.streams import Streams
 
@@ -25,20 +25,16 @@ class Segment(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """What a turn gives, and how it waits.
+    """How a turn waits for messages of `size` bytes.
 
-    dtype: of its rows, a `batch_dtype` for messages of `size` bytes. period: nanoseconds, begun `follow`
-    nanoseconds after `newest` or, if that is 0, with the clock; 0: until something arrives. stop: a
-    descriptor that ends a turn when it is readable. whole: makes a whole batch of the rows of a turn behind
-    which `next` may have more, after another look.
+    period: nanoseconds, begun `follow` nanoseconds after `newest` or, if that is 0, with the clock; 0: until
+    something arrives. stop: a descriptor that ends a turn when it is readable.
     """
 
-    dtype: np.dtype
     size: int
     period: int
     follow: int
     stop: int
-    whole: Callable[[np.ndarray], np.ndarray]
 
 
 class Source(Protocol):
@@ -58,18 +54,21 @@ class Source(Protocol):
         """The next segment; None if there is none yet."""
         ...
 
-    def pace(self, pace: Pace, streams: Streams) -> None:
-        """Prepare `turn`."""
+    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
+        """A turn: commit, wait as `pace` says, look, and give what `regular` would, in this form.
+
+        It gives None if that takes more than one step: see `found`.
+        """
         ...
 
-    def turn(self) -> np.ndarray | None:
-        """Commit, wait, look, and give what `regular` would, as `pace` says. None, and nothing done, if that
-        takes more than one step."""
+    def found(self) -> np.ndarray | None:
+        """The messages that the last turn found, as `regular` gives them; another look may find more behind
+        them. None if it did nothing, or what it found has been committed."""
         ...
 
     @property
     def given(self) -> int:
-        """How many messages `regular` and `turn` have given: who takes them need not count them."""
+        """How many messages `regular` and turns have given: who takes them need not count them."""
         ...
 
     def restore(self) -> Snapshot | None:

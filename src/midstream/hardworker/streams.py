@@ -142,9 +142,10 @@ class Streams:
         self._streams: dict[int, Stream] = {}
         self._unaligned: dict[int, Stream] = {}
         self.table = np.zeros(64, OPEN_STREAM)
-        self.address = self.table.ctypes.data  # asked for at every read, and slow to get
         self.count = 0
-        self.edition = 0  # another one has another address or count
+        self._shared = np.zeros(2, "<u8")  # struct streams of ring.c: where the table is now, its rows
+        self.address = self._shared.ctypes.data
+        self._share()
 
     @classmethod
     def restore(
@@ -211,12 +212,11 @@ class Streams:
         """Add a connection. Its number is new."""
         if self.count == len(self.table):
             self.table = np.concatenate([self.table, np.zeros(self.count, OPEN_STREAM)])
-            self.address = self.table.ctypes.data
         row = self._row(connection)
         self.table[row + 1 : self.count + 1] = self.table[row : self.count].copy()
         self._streams[connection] = stream
         self.count += 1
-        self.edition += 1
+        self._share()
         self.table[row]["connection"] = connection
         self.checkin(connection, stream)
 
@@ -251,7 +251,10 @@ class Streams:
         row = self._row(connection)
         self.table[row : self.count - 1] = self.table[row + 1 : self.count].copy()
         self.count -= 1
-        self.edition += 1
+        self._share()
+
+    def _share(self) -> None:
+        self._shared[:] = self.table.ctypes.data, self.count
 
     def _row(self, connection: int) -> int:
         return int(np.searchsorted(self.table["connection"][: self.count], connection))

@@ -1,6 +1,6 @@
-"""midstream's application in Python: a loop over messages, or NumPy on whole batches.
+"""midstream's application in Python: a loop over messages, or NumPy on the columns of a turn.
 
-python -m midstream.bench.receivers.python CONFIG messages|batches
+python -m midstream.bench.receivers.python CONFIG messages|columns
 """
 
 import sys
@@ -12,61 +12,63 @@ from midstream import Hardworker
 from midstream.bench.load.message import HEADER, find_connection
 from midstream.bench.receivers.application import LATENCIES, Application, Stream, is_right
 
-_USUAL = 128  # messages a batch has fewer
-_multiply, _subtract = np.multiply, np.subtract  # to find them in NumPy takes a tenth of what they do
+COLUMNS = "sequence", "number", "sent"
+_subtract = np.subtract  # to find it in NumPy takes a tenth of what it does
 
 
 class _Room:
-    """Arrays for what is calculated of so many messages: less work than to make them anew.
+    """What is calculated of these columns, and views of them.
 
     The views let Python compare and copy what is in them, which takes less than to ask NumPy for it.
     """
 
-    __slots__ = ("latency", "latency_view", "offset", "offset_view", "place", "place_view")
+    __slots__ = ("latency", "latency_view", "number_view", "sent", "sequence", "sequence_view")
 
-    def __init__(self, count: int) -> None:
-        self.place, self.offset = np.empty((2, count), "<u8")
-        self.latency = np.empty(count, np.int64)
-        self.place_view, self.offset_view = self.place.data, self.offset.data
+    def __init__(self, sequence: np.ndarray, number: np.ndarray, sent: np.ndarray) -> None:
+        self.sequence, self.sent = sequence, sent
+        self.latency = np.empty(len(sent), np.int64)
+        self.sequence_view, self.number_view = sequence.data, number.data
         self.latency_view = self.latency.data
 
 
-class Batches:
-    """The callback for a whole batch."""
+class Columns:
+    """The callback for all messages of a turn."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
         self.payload = np.dtype(
-            [("sequence", "<u8"), ("sent", "<i8"), ("filler", "V", application.size - HEADER)]
+            [("number", "<u8"), ("sent", "<i8"), ("filler", "V", application.size - HEADER)]
         )
-        # NumPy calculates with arrays of no dimension at once; a Python number it has to look at first.
-        self._size, self._now = np.array(application.size, "<u8"), np.array(0)
+        self._now = np.array(0)  # NumPy calculates with an array at once; a Python number it has to look at
         self._now_view = self._now.data
-        self._rooms = [_Room(count) for count in range(_USUAL)]
+        self._rooms: dict[int, _Room] = {}
         self._latencies = np.frombuffer(application.latencies, np.int64).data
         self._number: dict[int, int] = {}
 
-    def deliver(self, batch: np.ndarray, count: int) -> None:
-        """`count` messages of any connections, those of each in order, with `payload` as their payload.
+    def deliver(self, count: int, columns: tuple[np.ndarray, ...]) -> None:
+        """`count` messages of any connections, those of each in order.
 
-        Each number is compared with the message's place in its connection's stream, which the library tells.
+        The number in each is compared with its place in its connection's stream, which the library tells.
         """
-        app, payload = self._app, batch["payload"]
-        room = self._rooms[count] if count < _USUAL else _Room(count)
-        _multiply(payload["sequence"], self._size, room.place)
-        room.offset[...] = batch["offset"]
-        if room.place_view != room.offset_view:
-            app.errors += int(np.count_nonzero(room.place != room.offset))
+        app = self._app
+        room = self._rooms.get(count)
+        if room is None or room.sequence is not columns[0]:
+            room = self._rooms[count] = _Room(*columns)
+        if room.number_view != room.sequence_view:
+            app.errors += int(np.count_nonzero(np.not_equal(*columns[:2])))
         app.messages += count
         if app.measuring:
             self._now_view[()] = app.now
-            _subtract(self._now, payload["sent"], room.latency)
+            _subtract(self._now, room.sent, room.latency)
             first = app.window % (LATENCIES - count)
             self._latencies[first : first + count] = room.latency_view
             app.window += count
-        else:
-            verifying = (row for row in batch if app.is_verifying(int(row["offset"]) // app.size))
-            app.errors += sum(not self._is_right(row) for row in verifying)
+
+    def verify(self, batch: np.ndarray) -> None:
+        """The same messages whole, outside the window."""
+        app = self._app
+        verifying = (row for row in batch if app.is_verifying(int(row["offset"]) // app.size))
+        app.errors += sum(not self._is_right(row) for row in verifying)
 
     def _is_right(self, row: np.void) -> bool:
         message, connection = row["payload"].tobytes(), int(row["connection"])
@@ -76,15 +78,17 @@ class Batches:
         return is_right(message, self._number[connection])
 
 
-def batches(hardworker: Hardworker, application: Application) -> None:
+def columns(hardworker: Hardworker, application: Application) -> None:
     """Once a turn, all that has arrived."""
-    callback = Batches(application)
+    callback = Columns(application)
     deliver = callback.deliver
-    for batch in hardworker.batches(callback.payload):
+    for values in hardworker.columns(*COLUMNS, payload=callback.payload):
         application.wakeups += 1
-        if count := len(batch):
+        if count := len(values[0]):
             application.now = time.time_ns()
-            deliver(batch, count)
+            deliver(count, values)
+            if not application.measuring:
+                callback.verify(hardworker.batch)
     application.bytes = application.messages * application.size  # they are all whole
 
 
@@ -105,7 +109,7 @@ def main(config: str, form: str) -> None:
     with Hardworker(config) as hardworker:
         application = Application(hardworker.message_size, hardworker.stop)
         application.ready()
-        {"messages": messages, "batches": batches}[form](hardworker, application)
+        {"messages": messages, "columns": columns}[form](hardworker, application)
         application.connections = hardworker.totals.opened
         application.finish()
 

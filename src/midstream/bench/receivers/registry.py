@@ -120,7 +120,7 @@ def _midstream() -> Iterator[Receiver]:
     ):
         for name, language, command in (
             ("c", "C", _consumer),
-            ("numpy", "Python", _application("batches")),
+            ("numpy", "Python", _application("columns")),
             ("python", "Python", _application("messages")),
         ):
             application = {"c": "C", "numpy": "NumPy", "python": "a Python loop"}[name]

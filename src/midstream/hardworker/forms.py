@@ -1,0 +1,80 @@
+"""What a turn gives the application: rows of a batch, or columns."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from midstream.ebpf.records import RECORD
+from midstream.hardworker.messages import batch_dtype
+
+USUAL = 256  # ring.c gathers the columns of a turn with fewer messages
+
+
+class Rows:
+    """A structured array, whose payload is seen as a dtype of `size` bytes."""
+
+    def __init__(self, size: int, payload: np.dtype | None = None) -> None:
+        self.dtype = batch_dtype(size, payload)
+
+    def of(self, batch: np.ndarray) -> np.ndarray:
+        """The messages of a batch, as `Hardworker.read` gives it."""
+        return batch.view(self.dtype)
+
+
+class Columns:
+    """An array for each name, with a value for each message end to end.
+
+    names: `sequence`; others are fields of the payload and, where it has no such field, of `batch_dtype`.
+    ring.c copies the values of up to USUAL - 1 messages into the same memory at every turn, as `plan` says,
+    and gives what is at the number of messages in `usual`: whoever gets them can prepare what is calculated
+    of them. Raises KeyError for a name that there is not.
+    """
+
+    def __init__(self, size: int, payload: np.dtype | None, names: Sequence[str]) -> None:
+        self.dtype = batch_dtype(size, payload)
+        self._size, self._names = size, names
+        self._inner = _places(self.dtype["payload"], RECORD.itemsize)
+        self._outer = _places(self.dtype)
+        places = [self._place(name) for name in names]
+        self._memory = [np.zeros(USUAL, place.dtype) for place in places]
+        self.usual = [tuple(array[:count] for array in self._memory) for count in range(USUAL)]
+        self.plan = np.array(
+            [
+                (place.offset, place.dtype.itemsize, place.divisor, array.ctypes.data)
+                for place, array in zip(places, self._memory, strict=True)
+            ],
+            "<u8",
+        )
+
+    def of(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The messages of a batch, as `Hardworker.read` gives it."""
+        rows = batch.view(self.dtype)
+        return tuple(self._column(rows, name) for name in self._names)
+
+    def _column(self, rows: np.ndarray, name: str) -> np.ndarray:
+        if name in self._inner:
+            return rows["payload"][name].copy()
+        return rows["offset"] // self._size if name == "sequence" else rows[name].copy()
+
+    def _place(self, name: str) -> "_Place":
+        if name == "sequence" and name not in self._inner:
+            return self._outer["offset"]._replace(divisor=self._size)
+        return self._inner[name] if name in self._inner else self._outer[name]
+
+
+Form = Rows | Columns
+Turn = Callable[[], Any]
+"""Gives the messages of a turn in one of these forms; None if that takes more."""
+
+
+class _Place(NamedTuple):
+    """Where in a record a value lies. divisor: by which it has to be divided; 0: it is copied."""
+
+    dtype: np.dtype
+    offset: int
+    divisor: int = 0
+
+
+def _places(dtype: np.dtype, start: int = 0) -> Mapping[str, _Place]:
+    return {name: _Place(field[0], start + field[1]) for name, field in (dtype.fields or {}).items()}
