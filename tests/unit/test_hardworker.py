@@ -1,6 +1,7 @@
 """Hardworker, as an application uses it: reading, waiting, stopping, joining late, and what goes wrong."""
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -82,6 +83,11 @@ def later(action: Callable[[], object], seconds: float = 0.05) -> Iterator[None]
     finally:
         timer.cancel()
         timer.join()
+
+
+def interrupt() -> None:
+    """A signal for the test's own thread."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
 def test_whole_messages_are_read_without_a_copy(site: Site) -> None:
@@ -552,6 +558,152 @@ def test_batches_go_on_with_what_was_read_otherwise(site: Site) -> None:
         assert next(hardworker.batches())["offset"].tolist() == [9 * SIZE]
 
 
+SEEN = np.dtype([("head", "<u2"), ("pair", "<u4", (2,)), ("odd", "u1"), ("rest", "V13")])
+
+
+def check(names: tuple[str, ...], columns: tuple[np.ndarray, ...], numbers: range) -> None:
+    """These columns are of messages with these numbers, stored by `numbered`."""
+    rows = np.frombuffer(b"".join(map(payload, numbers)), SEEN)
+    expected = {name: rows[name] for name in SEEN.names or ()} | {
+        "payload": rows,
+        "sequence": np.array(numbers, "<u8") // 2,
+        "connection": np.array(numbers, "<u4") % 2 + 1,
+    }
+    for name, column in zip(names, columns, strict=True):
+        assert (column.dtype, column.shape) == (expected[name].dtype, expected[name].shape)
+        assert column.tobytes() == expected[name].tobytes()
+        assert column.flags.c_contiguous and column.flags.writeable
+
+
+def numbered(site: Site, numbers: range) -> None:
+    for number in numbers:
+        site.put(1 + number % 2, number // 2 * SIZE, payload(number), sensor=number % 2, time=number)
+
+
+def test_columns_give_the_values_of_a_turn_end_to_end(site: Site) -> None:
+    names = ("sequence", "head", "connection", "pair", "odd", "payload")
+    with site.hardworker(period=0.002) as hardworker:
+        site.open(1, 2)
+        turns = hardworker.columns(*names, payload=SEEN)
+        assert [len(column) for column in next(turns)] == [0] * len(names)
+        usual: dict[int, tuple[np.ndarray, ...]] = {}
+        next_number = 0
+        for turn in range(400):  # the ring goes round more than once
+            numbers = range(next_number, next_number := next_number + turn % 9)
+            numbered(site, numbers)
+            taken = site.ring.producer
+            columns = next(turns)
+            check(names, columns, numbers)
+            assert hardworker.batch["offset"].tolist() == [n // 2 * SIZE for n in numbers]
+            assert hardworker.batch["payload"].tobytes() == b"".join(map(payload, numbers))
+            assert not len(numbers) or np.shares_memory(hardworker.batch, site.ring.data)
+            if turn > 8:
+                assert usual[len(numbers)] is columns
+            usual[len(numbers)] = columns
+            next(turns)
+            assert site.ring.consumer == taken, "what a turn gave is given back by the next"
+        assert hardworker.totals.messages == next_number == 400 // 9 * 36 + 6
+        hardworker.commit()
+        assert not len(hardworker.batch)
+
+
+@pytest.mark.parametrize("count", [255, 256, 300])
+def test_columns_of_many_messages(site: Site, count: int) -> None:
+    names = ("sequence", "head", "pair", "payload")
+    with site.hardworker(period=0.0) as hardworker:
+        site.open(1, 2)
+        turns = hardworker.columns(*names, payload=SEEN)
+        next(turns)
+        for start in (0, count, 2 * count):
+            numbers = range(start, start + count)
+            numbered(site, numbers)
+            check(names, next(turns), numbers)
+            assert len(hardworker.batch) == count
+
+
+@pytest.mark.parametrize("period", [0.0, 0.002])
+def test_columns_put_together_what_is_no_message(site: Site, period: float) -> None:
+    with site.hardworker(period=period) as hardworker:
+        site.open(1)
+        turns = hardworker.columns("sequence", "time", "port", "head", payload=SEEN)
+        next(turns)
+        site.put(1, 0, payload(0), time=3)
+        site.put(1, SIZE, payload(1) + payload(2) + payload(3)[:5], time=4)
+        columns = [column.tolist() for column in next(turns)]
+        assert columns == [[0, 1, 2], [3, 4, 4], [40000] * 3, [0, 1, 2]]
+        assert hardworker.batch["payload"].tobytes() == b"".join(map(payload, range(3)))
+        site.put(1, 3 * SIZE + 5, payload(3)[5:], time=5)
+        assert [column.tolist() for column in next(turns)] == [[3], [5], [40000], [3]]
+        site.put(1, 4 * SIZE, payload(4), time=6)
+        assert [column.tolist() for column in next(turns)] == [[4], [6], [40000], [4]]
+        assert np.shares_memory(hardworker.batch, site.ring.data), "in one step again"
+
+
+def test_columns_go_on_with_what_was_read_otherwise(site: Site) -> None:
+    with site.hardworker(period=0.002) as hardworker:
+        site.open(1)
+        columns, batches = hardworker.columns("sequence"), hardworker.batches()
+        received = []
+        for number in range(0, 60, 4):
+            site.put(1, number * SIZE, payload(number))
+            received += next(columns)[0].tolist()
+            site.put(1, (number + 1) * SIZE, payload(number + 1))
+            received += (next(batches)["offset"] // SIZE).tolist()
+            site.put(1, (number + 2) * SIZE, payload(number + 2))
+            received += [message.sequence for message in hardworker.messages()]
+            site.put(1, (number + 3) * SIZE, payload(number + 3))
+            received += (hardworker.read()["offset"] // SIZE).tolist()
+            assert not len(hardworker.batch), "a turn's messages are not valid any more"
+        assert received == list(range(60))
+
+
+def test_columns_without_autocommit_are_given_again(site: Site) -> None:
+    path = configure(site.folder, period=0.002)
+    site.open(1)
+    site.put(1, 0, payload(0))
+    with Hardworker(path, source=site.source, autocommit=False) as first:
+        turns = first.columns("sequence")
+        assert next(turns)[0].tolist() == [0]
+        site.put(1, SIZE, payload(1))
+        assert next(turns)[0].tolist() == [1]
+    with Hardworker(path, source=RingSource(site.ring), autocommit=False) as second:
+        assert next(second.columns("sequence"))[0].tolist() == [0, 1]
+
+
+def test_columns_have_the_names_of_the_fields_and_then_of_the_record(site: Site) -> None:
+    with site.hardworker() as hardworker:
+        site.open(1)
+        site.put(1, 0, payload(7), time=9)
+        layout = np.dtype([("time", "<u8"), ("rest", "V16")])  # hides the record's
+        assert next(hardworker.columns("time", payload=layout))[0].tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("names", "payload", "words"),
+    [
+        (
+            ["speed"],
+            None,
+            r"config\.toml: columns\(\) was asked for 'speed', which no message has",
+        ),
+        (["time", "head"], np.dtype([("odd", "V24")]), "asked for 'head'"),
+        ([], None, "asked for nothing; name at least one field"),
+        (["time"], np.dtype("<f8"), r"a message has 24 bytes, and the dtype given to columns\(\) 8"),
+        (["a"], np.dtype([("a", "O", 3)]), "has Python objects, which no message holds"),
+    ],
+)
+def test_columns_that_no_message_has(
+    site: Site, names: list[str], payload: np.dtype | None, words: str
+) -> None:
+    with site.hardworker() as hardworker, pytest.raises(ConfigError, match=words):
+        hardworker.columns(*names, payload=payload)
+
+
+def test_columns_need_messages_of_one_size(site: Site) -> None:
+    with site.hardworker(framing="line") as other, pytest.raises(ConfigError, match=r"columns\(\) gives"):
+        other.columns("time")
+
+
 def test_totals_are_told_while_another_thread_reads(site: Site) -> None:
     with site.hardworker(period=0.0) as hardworker:
         site.open(1)
@@ -612,8 +764,41 @@ def test_a_signal_is_handled_in_a_turn(site: Site, paced: bool) -> None:
     with site.hardworker(period=unhurried() if paced else 0.0) as hardworker:
         old = signal.signal(signal.SIGUSR1, lambda *_: hardworker.stop())
         try:
-            with later(lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)):
+            with later(interrupt):
                 assert [len(batch) for batch in hardworker.batches()] == [0]
+        finally:
+            signal.signal(signal.SIGUSR1, old)
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_an_exception_ends_a_turn(site: Site, paced: bool) -> None:
+    def give_up(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with site.hardworker(period=unhurried() if paced else 0.0) as hardworker:
+        old = signal.signal(signal.SIGUSR1, give_up)
+        try:
+            with later(interrupt), pytest.raises(KeyboardInterrupt):
+                next(hardworker.columns("sequence"))
+        finally:
+            signal.signal(signal.SIGUSR1, old)
+
+
+@pytest.mark.parametrize("period", [0.0, 0.1])
+def test_a_signal_may_close_what_has_its_turn(site: Site, period: float) -> None:
+    def close(*_: object) -> None:
+        hardworker.close()
+        gc.collect()
+
+    with site.hardworker(period=period) as hardworker:
+        site.source = RingSource(site.ring)  # the hardworker has the only reference to its own
+        old = signal.signal(signal.SIGUSR1, close)
+        try:
+            with later(interrupt):
+                turns = hardworker.columns("sequence")
+                assert not len(next(turns)[0])
+            with pytest.raises(ConfigError, match="closed"):
+                next(turns)
         finally:
             signal.signal(signal.SIGUSR1, old)
 

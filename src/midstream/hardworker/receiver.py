@@ -137,6 +137,8 @@ class Hardworker:
         self._undone = False
         if self._rest is None and not self._committed:
             self._committed = source.commit(self._assembly.streams)
+            if self._committed:
+                self._batch = None
         return self._committed
 
     def read(self) -> np.ndarray:
@@ -199,6 +201,8 @@ class Hardworker:
         below 256 they are the same ones at every turn. `batch` has the messages whole.
         """
         self._need_fixed("columns")
+        if not names:
+            raise ConfigError("columns() was asked for nothing; name at least one field of a message")
         if payload is None and self.layout is not None:
             payload = self.layout.dtype
         try:
