@@ -144,35 +144,42 @@ def test_from_the_ring_to_the_stack_and_back(application: Hardworker, topology: 
     assert (application.totals.opened, application.totals.finished) == (1, 1)
 
 
-def test_turns_of_a_fixed_rate_follow_the_daemon(told: Told, topology: Topology, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["batches", "columns"])
+def test_turns_of_a_fixed_rate_follow_the_daemon(
+    told: Told, topology: Topology, tmp_path: Path, form: str
+) -> None:
     network.write(tmp_path / "const.toml", topology, "a test")
     (tmp_path / "config.toml").write_text("[hardworker]\nperiod = 0.002\n")
     ring = FakeRing()
     source = RingOrStack(ring.reader(), told.fd, topology)
     with Hardworker(tmp_path / "config.toml", source=source) as application:
-        turns = application.batches()
+        payloads = (
+            (batch["payload"] for batch in application.batches())
+            if form == "batches"
+            else (columns[0] for columns in application.columns("payload"))
+        )
 
         def received(count: int) -> list[int]:
             found: list[int] = []
             while len(found) < count:
-                found += next(turns)["payload"][:, 0].tolist()
+                found += next(payloads)[:, 0].tolist()
             return found
 
         ring.put(Segment(1, 0, 1, 0, 5, OPEN, b""))
         ring.put(Segment(1, 0, 1, 0, 5, 0, b"\1" * SIZE))
         assert received(1) == [1]
         told.mode(MODE_HANDLER)
-        next(turns)
+        next(payloads)
         with connect(topology) as client:
             client.sendall(b"\2" * SIZE)
             assert received(1) == [2]
             told.mode(MODE_FAST)
-            next(turns)
+            next(payloads)
             client.sendall(b"\3" * SIZE)
             ring.put(Segment(1, 0, 1, SIZE, 5, 0, b"\4" * SIZE))
             assert sorted(received(2)) == [3, 4]
         while application.connections > 1:
-            next(turns)
+            next(payloads)
         ring.put(Segment(1, 0, 1, 2 * SIZE, 5, 0, b"\5" * SIZE))
         assert received(1) == [5]
 
