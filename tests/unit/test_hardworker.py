@@ -6,21 +6,26 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from tests.unit.fake_ring import FakeRing, RingSource
+from tests.unit.fake_ring import HEADER, FakeRing, RingSource, blocks
 from tests.unit.hosts import SENSORS, configure
 
-from midstream.ebpf.records import FIN, OPEN, RESET
+from midstream.ebpf.records import FIN, OPEN, RECORD, RESET
 from midstream.errors import ConfigError
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker, Message
-from midstream.hardworker.source import Segment
+from midstream.hardworker.forms import Form, Turn
+from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.streams import Streams
 
 SIZE = 24
 
@@ -476,6 +481,33 @@ def test_batches_give_a_turn_at_a_time_and_take_no_copy(site: Site) -> None:
     assert (hardworker.totals.messages, hardworker.totals.bytes) == (3000, 3000 * SIZE), "also once closed"
 
 
+@pytest.mark.parametrize("size", [24, 64, 100, 300, 600, 850, 1000, 5000])
+@pytest.mark.parametrize("form", ["batches", "iteration", "columns"])
+def test_a_message_a_turn_all_round_the_ring(site: Site, size: int, form: str) -> None:
+    with site.hardworker(size=size) as hardworker:
+        site.open(1)
+        sequences = {
+            "batches": (n // size for batch in hardworker.batches() for n in batch["offset"]),
+            "iteration": (message.sequence for message in hardworker),
+            "columns": (n for columns in hardworker.columns("sequence") for n in columns[0]),
+        }[form]
+        for number in range(3 * site.ring.size // (HEADER + RECORD.itemsize + blocks(size))):
+            site.put(1, number * size, payload(number, size))
+            assert next(sequences) == number
+        assert hardworker.totals.messages == number + 1
+
+
+def test_the_batch_is_that_of_the_last_turn_whoever_took_it(site: Site) -> None:
+    with site.hardworker() as hardworker:
+        site.open(1)
+        site.put(1, 0, payload(0))
+        site.put(1, SIZE, payload(1) + payload(2))  # put together, and broken off
+        assert len(next(hardworker.batches())) == 3
+        site.put(1, 3 * SIZE, payload(3))
+        assert next(hardworker.columns("offset"))[0].tolist() == [3 * SIZE]
+        assert hardworker.batch["offset"].tolist() == [3 * SIZE]
+
+
 @pytest.mark.parametrize("period", [0.0, 0.002])
 def test_iterating_takes_turns_and_what_is_left_early_comes_next(site: Site, period: float) -> None:
     with site.hardworker(period=period) as hardworker:
@@ -674,8 +706,10 @@ def test_columns_have_the_names_of_the_fields_and_then_of_the_record(site: Site)
     with site.hardworker() as hardworker:
         site.open(1)
         site.put(1, 0, payload(7), time=9)
-        layout = np.dtype([("time", "<u8"), ("rest", "V16")])  # hides the record's
-        assert next(hardworker.columns("time", payload=layout))[0].tolist() == [7]
+        assert next(hardworker.columns("time", payload="<u8,<u8,<u8"))[0].tolist() == [9]
+        site.put(1, SIZE, payload(8))
+        layout = [("time", "<u8"), ("rest", "V16")]  # hides the record's
+        assert next(hardworker.columns("time", payload=layout))[0].tolist() == [8]
 
 
 @pytest.mark.parametrize(
@@ -688,15 +722,31 @@ def test_columns_have_the_names_of_the_fields_and_then_of_the_record(site: Site)
         ),
         (["time", "head"], np.dtype([("odd", "V24")]), "asked for 'head'"),
         ([], None, "asked for nothing; name at least one field"),
-        (["time"], np.dtype("<f8"), r"a message has 24 bytes, and the dtype given to columns\(\) 8"),
+        (["time"], "<f8", r"a message has 24 bytes, and the dtype given to columns\(\) 8"),
         (["a"], np.dtype([("a", "O", 3)]), "has Python objects, which no message holds"),
     ],
 )
 def test_columns_that_no_message_has(
-    site: Site, names: list[str], payload: np.dtype | None, words: str
+    site: Site, names: list[str], payload: npt.DTypeLike | None, words: str
 ) -> None:
     with site.hardworker() as hardworker, pytest.raises(ConfigError, match=words):
         hardworker.columns(*names, payload=payload)
+
+
+def test_columns_of_messages_that_are_larger_than_records(site: Site) -> None:
+    size = 1 << 20
+    with site.hardworker(size=size) as hardworker:
+        site.open(1)
+        tracemalloc.start()
+        turns = hardworker.columns("sequence", "payload")
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 2 * size
+        for number in range(2):
+            for start in range(0, size, 1 << 14):
+                site.put(1, number * size + start, bytes([number + 1]) * (1 << 14))
+                sequence, payloads = next(turns)
+            assert (sequence.tolist(), payloads.tobytes()) == ([number], bytes([number + 1]) * size)
 
 
 def test_columns_need_messages_of_one_size(site: Site) -> None:
@@ -770,6 +820,104 @@ def test_a_signal_is_handled_in_a_turn(site: Site, paced: bool) -> None:
             signal.signal(signal.SIGUSR1, old)
 
 
+class InterruptedSource(RingSource):
+    """Something raises KeyboardInterrupt, if it is to, once a turn or a step has read."""
+
+    due = False
+
+    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
+        turn = super().pace(form, pace, streams)
+
+        def interrupted() -> Any:
+            given = turn()
+            if given is not None:
+                self._interrupt()
+            return given
+
+        return interrupted
+
+    def resume(self) -> np.ndarray | None:
+        found = super().resume()
+        if found is not None and len(found):
+            self._interrupt()
+        return found
+
+    def regular(self, size: int, streams: Streams) -> np.ndarray:
+        found = super().regular(size, streams)
+        if len(found):
+            self._interrupt()
+        return found
+
+    def next(self) -> Segment | None:
+        segment = super().next()
+        if segment is not None and segment.data:
+            self._interrupt()
+        return segment
+
+    def _interrupt(self) -> None:
+        if self.due:
+            self.due = False
+            raise KeyboardInterrupt
+
+
+WAYS: dict[str, Callable[[Hardworker], object]] = {
+    "batches": lambda hardworker: next(hardworker.batches()),
+    "columns": lambda hardworker: next(hardworker.columns("sequence")),
+    "read": lambda hardworker: hardworker.read(),
+    "messages": lambda hardworker: next(hardworker.messages()),
+    "iteration": lambda hardworker: next(iter(hardworker)),
+    "latest": lambda hardworker: hardworker.latest(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pieces", [[SIZE, SIZE], [SIZE + 5, SIZE - 5]])
+def test_what_was_read_when_a_handler_raised_is_given_to_the_next(
+    site: Site, way: str, pieces: list[int]
+) -> None:
+    path = configure(site.folder)
+    site.open(1)
+    with Hardworker(path, source=RingSource(site.ring)) as first:
+        first.read()
+    source = InterruptedSource(site.ring)
+    with Hardworker(path, source=source) as hardworker:  # it ends without an error, and commits nothing
+        stored = 0
+        for length in pieces:
+            site.put(1, stored, (payload(0) + payload(1))[stored : stored + length])
+            stored += length
+        source.due = True
+        with pytest.raises(KeyboardInterrupt):
+            WAYS[way](hardworker)
+        assert not hardworker.commit()
+        for other in WAYS.values():
+            with pytest.raises(ConfigError, match="came in the midst of reading: close this Hardworker"):
+                other(hardworker)
+    with Hardworker(path, source=RingSource(site.ring)) as last:
+        assert last.read()["payload"].tobytes() == payload(0) + payload(1)
+
+
+@pytest.mark.parametrize("way", ["batches", "columns", "iteration"])
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_what_raises_while_nothing_is_read_does_no_harm(site: Site, way: str, autocommit: bool) -> None:
+    def give_up(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = configure(site.folder, period=unhurried())
+    site.open(1)
+    with Hardworker(path, source=site.source, autocommit=autocommit) as hardworker:
+        site.put(1, 0, payload(0))
+        assert len(hardworker.read()) == 1
+        old = signal.signal(signal.SIGUSR1, give_up)
+        try:
+            with later(interrupt), pytest.raises(KeyboardInterrupt):
+                WAYS[way](hardworker)
+        finally:
+            signal.signal(signal.SIGUSR1, old)
+        site.put(1, SIZE, payload(1))
+        assert hardworker.read()["offset"].tolist() == [SIZE]
+        assert hardworker.commit()
+
+
 @pytest.mark.parametrize("paced", [False, True])
 def test_an_exception_ends_a_turn(site: Site, paced: bool) -> None:
     def give_up(*_: object) -> None:
@@ -784,23 +932,44 @@ def test_an_exception_ends_a_turn(site: Site, paced: bool) -> None:
             signal.signal(signal.SIGUSR1, old)
 
 
-@pytest.mark.parametrize("period", [0.0, 0.1])
-def test_a_signal_may_close_what_has_its_turn(site: Site, period: float) -> None:
+@pytest.mark.parametrize("paced", [False, True])
+def test_a_signal_may_close_what_has_its_turn(site: Site, paced: bool) -> None:
     def close(*_: object) -> None:
         hardworker.close()
         gc.collect()
+        descriptors.extend(os.pipe())  # they get the numbers that are free now
 
-    with site.hardworker(period=period) as hardworker:
+    descriptors: list[int] = []
+    with site.hardworker(period=unhurried() if paced else 0.0) as hardworker:
         site.source = RingSource(site.ring)  # the hardworker has the only reference to its own
         old = signal.signal(signal.SIGUSR1, close)
         try:
-            with later(interrupt):
-                turns = hardworker.columns("sequence")
-                assert not len(next(turns)[0])
-            with pytest.raises(ConfigError, match="closed"):
-                next(turns)
+            with later(interrupt), pytest.raises(ConfigError, match="closed; use it inside"):
+                next(hardworker.columns("sequence"))
         finally:
             signal.signal(signal.SIGUSR1, old)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def test_a_signal_may_take_a_turn_of_another_form(site: Site) -> None:
+    def take(*_: object) -> None:
+        site.put(1, 0, payload(0))
+        columns.append(next(hardworker.columns("sequence"))[0].tolist())
+        site.put(1, SIZE, payload(1))
+
+    columns: list[list[int]] = []
+    with site.hardworker() as hardworker:
+        site.open(1)
+        hardworker.read()
+        os.eventfd_read(site.ring.event)
+        old = signal.signal(signal.SIGUSR1, take)
+        try:
+            with later(interrupt):
+                assert next(hardworker.batches())["offset"].tolist() == [SIZE]
+        finally:
+            signal.signal(signal.SIGUSR1, old)
+    assert columns == [[0]]
 
 
 def test_batches_of_a_hardworker_that_is_closed_meanwhile(site: Site) -> None:

@@ -50,6 +50,9 @@ class RingOrStack:
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         return self._ring.pace(form, pace, streams)
 
+    def resume(self) -> np.ndarray | None:
+        return self._ring.resume()
+
     def found(self) -> np.ndarray | None:
         return self._ring.found()
 
@@ -67,6 +70,10 @@ class RingOrStack:
         if snapshot is None:
             return None
         return replace(snapshot, table=snapshot.table[snapshot.table["connection"] < FIRST])
+
+    @property
+    def has_uncommitted(self) -> bool:
+        return self._ring.has_uncommitted
 
     def commit(self, streams: Streams) -> bool:
         return self._ring.commit(streams)

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from midstream.ebpf.records import RECORD
+from midstream.ebpf.records import LARGEST_RECORD, RECORD
 from midstream.hardworker.messages import batch_dtype
 
-USUAL = 256  # ring.c gathers the columns of a turn with fewer messages
+USUAL = 256
+"""ring.c gathers the columns of a turn with fewer messages."""
 
 
 class Rows:
@@ -26,9 +27,9 @@ class Columns:
     """An array for each name, with a value for each message end to end.
 
     names: `sequence`; others are fields of the payload and, where it has no such field, of `batch_dtype`.
-    ring.c copies the values of up to USUAL - 1 messages into the same memory at every turn, as `plan` says,
-    and gives what is at the number of messages in `usual`: whoever gets them can prepare what is calculated
-    of them. Raises KeyError for a name that there is not.
+    ring.c copies the values into the same memory at every turn, as `plan` says, and gives usual[n] for n
+    messages; for more than `usual` has, and for messages that no record holds, `of` makes arrays. Raises
+    KeyError for a name that there is not.
     """
 
     def __init__(self, size: int, payload: np.dtype | None, names: Sequence[str]) -> None:
@@ -37,8 +38,9 @@ class Columns:
         self._inner = _places(self.dtype["payload"], RECORD.itemsize)
         self._outer = _places(self.dtype)
         places = [self._place(name) for name in names]
-        self._memory = [np.zeros(USUAL, place.dtype) for place in places]
-        self.usual = [tuple(array[:count] for array in self._memory) for count in range(USUAL)]
+        most = USUAL if RECORD.itemsize + size <= LARGEST_RECORD else 1
+        self._memory = [np.zeros(most, place.dtype) for place in places]
+        self.usual = [tuple(array[:count] for array in self._memory) for count in range(most)]
         self.plan = np.array(
             [
                 (place.offset, place.dtype.itemsize, place.divisor, array.ctypes.data)

@@ -115,8 +115,12 @@ class SocketHandler:
         del form, pace, streams
         return lambda: None
 
+    def resume(self) -> np.ndarray | None:
+        """None: a turn does nothing."""
+        return None
+
     def found(self) -> np.ndarray | None:
-        """None: no turn finds anything."""
+        """None: a turn finds nothing."""
         return None
 
     @property
@@ -140,6 +144,11 @@ class SocketHandler:
     def restore(self) -> Snapshot | None:
         """None: a socket's bytes are gone with the process that read them."""
         return None
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """False: nothing is given again."""
+        return False
 
     def commit(self, streams: Streams) -> bool:
         """Nothing to give back: what was read is the application's own."""

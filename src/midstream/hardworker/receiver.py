@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from midstream import config as configuration
 from midstream import fields, network
 from midstream.config import Config
 from midstream.ebpf import deferral
-from midstream.errors import ConfigError
+from midstream.errors import ConfigError, MidstreamError
 from midstream.hardworker.assembly import Assembly, Totals
 from midstream.hardworker.forms import Columns, Form, Rows, Turn
 from midstream.hardworker.handler import SocketHandler
@@ -40,14 +41,16 @@ class Hardworker:
                 ...
 
     Iterating waits for messages: until there are some, or, with `[hardworker] period`, until the period is
-    over. `async for` does the same in an event loop. `batches` gives arrays instead, one at each turn; `read`
-    takes everything that has arrived as one array without waiting, and `latest` the newest message. Where the
-    messages come from is config.toml's `[hardworker] receiver`: the eBPF program's ring, or the user-mode
-    handler.
+    over. `async for` does the same in an event loop. `batches` gives arrays instead, one at each turn, and
+    `columns` one of each value that is needed; `read` takes everything that has arrived as one array without
+    waiting, and `latest` the newest message. Where the messages come from is config.toml's `[hardworker]
+    receiver`: the eBPF program's ring, or the user-mode handler.
 
     A message is delivered when it has been handed out, and done when that is committed. By default a batch is
     committed when the next one is asked for, so an application that is killed gets its last batch again, with
-    the same connection and sequence numbers, when it is started anew; everything before never again.
+    the same connection and sequence numbers, when it is started anew; everything before never again. So it
+    does after an exception that the handler of a signal raises in the midst of reading: this Hardworker then
+    raises ConfigError and commits nothing more.
 
     Entering raises ConfigError, KernelError (nothing attached, or made from other files) or NetworkError.
     """
@@ -69,6 +72,7 @@ class Hardworker:
         self._turns = self._fixed and autocommit
         self._rest: Iterator[Message] | None = None
         self._committed = True
+        self._reading = False  # maybe, that is, in the midst of it
         self._undone = False  # was a message delivered that the application has not committed?
         self._rows = Rows(self._size, np.dtype((np.void, self._size)))  # its bytes become bytes
         self._paced: object = None  # the form of what turns give, once they are prepared,
@@ -127,7 +131,7 @@ class Hardworker:
     def commit(self) -> bool:
         """All messages delivered so far have been acted upon: never deliver them again, give their room back.
 
-        Called at the start of `read`, `messages` and `wait`, at each turn of `batches`, and when the `with`
+        Called at the start of `read`, `messages` and `wait`, at each turn, and when the `with`
         block ends without an error; with `autocommit=False` only if no message was delivered since the
         application did. False if it has to wait: for the rest of a batch that is being iterated over (done
         then, unless more was delivered), or for more of a large message. Raises KernelError if there is no
@@ -138,7 +142,7 @@ class Hardworker:
         if self._rest is None and not self._committed:
             self._committed = source.commit(self._assembly.streams)
             if self._committed:
-                self._batch = None
+                self._batch, self._reading = None, False
         return self._committed
 
     def read(self) -> np.ndarray:
@@ -150,7 +154,11 @@ class Hardworker:
         """
         self._need_fixed("read")
         self._need_no_rest("read")
-        return self._read()
+        try:
+            return self._read()
+        except BaseException as error:
+            self._interrupt(error)
+            raise
 
     def _read(self) -> np.ndarray:
         self._opened_source()
@@ -161,6 +169,7 @@ class Hardworker:
     def _gathered(self, pieces: list[np.ndarray]) -> np.ndarray:
         """These messages, and those that have arrived after them."""
         source = self._opened_source()
+        self._reading = True
         source.look()
         while True:
             run = source.regular(self._size, self._assembly.streams)
@@ -177,7 +186,7 @@ class Hardworker:
             return np.empty(0, batch_dtype(self._size))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def batches(self, payload: np.dtype | None = None) -> Iterator[np.ndarray]:
+    def batches(self, payload: npt.DTypeLike | None = None) -> Iterator[np.ndarray]:
         """At every turn what `wait` and then `read` give, until `stop`: maybe an empty array.
 
         A turn in which whole messages came in order is a single step of C. A batch is valid until the next is
@@ -187,18 +196,18 @@ class Hardworker:
         self._need_fixed("batches")
         return self._take_turns("batches", Rows(self._size, self._seen("batches", payload)))
 
-    def columns(self, *names: str, payload: np.dtype | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+    def columns(self, *names: str, payload: npt.DTypeLike | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """At each turn an array for each name, with a value of each message, until `stop`; maybe empty ones.
 
             for sequence, temperature in hardworker.columns("sequence", "temperature"):
 
-        The cheapest way to receive, if an application needs some bytes of every message and not all: they are
-        copied end to end, which NumPy calculates with fastest. names: config.toml's fields, or those of
-        another dtype of `message_size` bytes for the payload; `sequence`, as in Message; and the fields of
-        `batch_dtype`, unless the message has one of that name. Values are as they were sent.
+        From the ring the cheapest way to receive, if an application needs some bytes of every message and not
+        all: a step of C copies them end to end. names: config.toml's fields, or those of another dtype of
+        `message_size` bytes for the payload; `sequence`, as in Message; and the fields of `batch_dtype`,
+        unless the message has one of that name. Values are as they were sent.
 
-        The arrays are the application's until the next turn, it may write to them. For a number of messages
-        below 256 they are the same ones at every turn. `batch` has the messages whole.
+        Until the next turn the values are the application's, which may change them. The arrays are not: for a
+        number of messages below 256 the same ones come at every turn. `batch` has the messages whole.
         """
         self._need_fixed("columns")
         if not names:
@@ -218,7 +227,7 @@ class Hardworker:
     def batch(self) -> np.ndarray:
         """The messages of this turn of `columns` or `batches`, as `read` gives them; valid until the next.
 
-        Empty if they were committed.
+        Empty if they were committed, and in an iteration over messages.
         """
         found = self._opened_source().found() if self._batch is None else self._batch
         return np.empty(0, batch_dtype(self._size)) if found is None else found
@@ -228,16 +237,40 @@ class Hardworker:
             if self._rest is not None:  # asked here, a turn costs no call more
                 self._need_no_rest(method)
             turn = self._turn if self._paced is form else self._pace(form)
-            self._committed = False
-            given = turn()
-            if given is None:
-                self._batch = self._completed()
-                if self._batch is None:
-                    self.wait()
-                    self._batch = self._read()
-                given = form.of(self._batch)
+            self._committed, self._batch = False, None
+            try:
+                given = turn()
+                if given is None:
+                    given = form.of(self._go_on())
+            except BaseException as error:
+                self._interrupt(error)
+                raise
             yield given
-            self._batch = None
+
+    def _go_on(self) -> np.ndarray:
+        """The messages of a turn that gave None."""
+        self._reading = False
+        batch = self._resume()
+        if batch is None:
+            self.wait()
+            batch = self._read()
+        self._batch = batch
+        return batch
+
+    def _resume(self) -> np.ndarray | None:
+        """What such a turn found, with what is behind it; None if it did nothing."""
+        found = self._opened_source().resume()
+        return None if found is None else self._gathered([found] if len(found) else [])
+
+    def _interrupt(self, error: BaseException) -> None:
+        """The handler of a signal raised this. If something was read that was not given yet, it must not be
+        committed."""
+        source = self._source
+        if source is None or isinstance(error, GeneratorExit | MidstreamError):
+            return
+        found = source.found()
+        if source.has_uncommitted and (self._reading or (found is not None and len(found))):
+            self._rest = _Interrupted()
 
     def _pace(self, form: Form) -> Turn:
         """What commits, waits and reads as a single step; it gives None if that takes more."""
@@ -248,11 +281,6 @@ class Hardworker:
             self._turn = source.pace(form, pace, self._assembly.streams)
         self._paced = form
         return self._turn
-
-    def _completed(self) -> np.ndarray | None:
-        """The messages of a turn that gave None, with those behind them; None if it did nothing."""
-        found = self._opened_source().found()
-        return None if found is None else self._gathered([found] if len(found) else [])
 
     def fields(self, batch: np.ndarray) -> np.ndarray:
         """The messages of a batch that `read` gave, as rows with config.toml's [[data.field]] by name.
@@ -268,17 +296,21 @@ class Hardworker:
     def messages(self) -> Iterator[Message]:
         """The messages that have arrived since the last call, one by one; it does not wait for more.
 
-        A caller that breaks off gets the rest from the next call; nothing is committed before, and `read` and
-        `batches` raise ConfigError.
+        A caller that breaks off gets the rest from the next call; nothing is committed before, and `read`,
+        `batches` and `columns` raise ConfigError.
         """
         if self._rest is None:
             self._settle()
             self._committed = False
             self._rest = self._arrived()
-        while (message := next(self._rest, None)) is not None:
-            self._undone = True
-            yield message
-        self._rest = None
+        try:
+            while (message := next(self._rest, None)) is not None:
+                self._undone = True
+                yield message
+            self._rest = None
+        except BaseException as error:
+            self._interrupt(error)
+            raise
 
     def replay(self, since: datetime | None = None) -> Iterator[Message]:
         """What the logger stored before this ring began and then, without a seam, what arrives.
@@ -314,14 +346,18 @@ class Hardworker:
         while not self._stopped:
             yield from self.messages()
             turn = self._turn if self._paced is self._rows else self._pace(self._rows)
-            self._committed = False
-            batch = turn()
-            if batch is None and (completed := self._completed()) is not None:
-                batch = self._rows.of(completed)
+            self._committed, self._batch, self._reading = False, None, False
+            try:
+                batch = turn()
+                if batch is None and (resumed := self._resume()) is not None:
+                    batch = self._rows.of(resumed)
+                if batch is not None:
+                    self._rest = self._each(batch)
+            except BaseException as error:
+                self._interrupt(error)
+                raise
             if batch is None:
                 self.wait()
-            else:
-                self._rest = self._each(batch)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         loop = asyncio.get_running_loop()
@@ -414,22 +450,27 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
 
-    def _seen(self, method: str, payload: np.dtype | None) -> np.dtype | None:
-        """A dtype as which the payload can be seen."""
-        if payload is not None and payload.itemsize != self._size:
+    def _seen(self, method: str, payload: npt.DTypeLike | None) -> np.dtype | None:
+        """The dtype as which the payload is to be seen."""
+        if payload is None:
+            return None
+        dtype = np.dtype(payload)
+        if dtype.itemsize != self._size:
             raise ConfigError(
                 f"{self.config.path}: a message has {self._size} bytes, and the dtype given to {method}() "
-                f"{payload.itemsize}; give one of {self._size} bytes"
+                f"{dtype.itemsize}; give one of {self._size} bytes"
             )
-        if payload is not None and payload.hasobject:
+        if dtype.hasobject:
             raise ConfigError(f"the dtype given to {method}() has Python objects, which no message holds")
-        return payload
+        return dtype
 
     def _need_no_rest(self, method: str) -> None:
-        rest, self._rest = self._rest, None
-        if rest is None or (message := next(rest, None)) is None:  # it may have been broken off at its last
+        if self._rest is None:
             return
-        self._rest = chain((message,), rest)
+        if (message := next(self._rest, None)) is None:  # it may have been broken off at its last
+            self._rest = None
+            return
+        self._rest = chain((message,), self._rest)
         raise ConfigError(
             f"{method}() was called after an iteration over messages was broken off: "
             "take the rest of them with messages() first"
@@ -456,6 +497,7 @@ class Hardworker:
             yield from self._each(self._rows.of(self._read()))
             return
         source = self._opened_source()
+        self._reading = True
         source.look()
         while segment := source.next():
             yield from self._assembly.messages(segment)
@@ -465,6 +507,16 @@ class Hardworker:
         size, name = self._size, self._assembly.sensor
         for offset, moment, connection, _, sensor, _, _, _, payload in batch.tolist():
             yield Message(name(sensor), connection, offset // size, moment, payload)
+
+
+class _Interrupted(Iterator[Message]):
+    """The rest, where nobody knows what it is."""
+
+    def __next__(self) -> Message:
+        raise ConfigError(
+            "an exception, of a signal's handler maybe, came in the midst of reading: close this Hardworker; "
+            "the next one gives again what was not committed"
+        )
 
 
 def _no_turn() -> None:

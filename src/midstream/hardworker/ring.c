@@ -89,10 +89,12 @@ struct reader {
 	uint64_t phase;	      /* where in `data` the view of rows begins */
 	const struct column *columns;
 	uint64_t columns_count; /* 0: rows are wanted */
-	uint64_t usual;		/* as many messages in a turn have no place in the columns */
+	uint64_t usual;		/* columns have room for fewer messages */
 };
 
 #define NOTHING (~0ull)
+
+_Static_assert(sizeof(void *) == 8 && sizeof(long) == 8, "ring.py writes words of 64 bits");
 
 /* The machine may have no headers for its C library; these are the same in all of them. */
 struct timespec {
@@ -331,57 +333,56 @@ static int turn(struct reader *reader)
 	return reader->position == reader->end ? WHOLE : MORE;
 }
 
-/* The row of the view at which the messages found begin. */
-static uint64_t first_row(const struct reader *reader, uint64_t stride)
+/* Was what Python prepared made for as many messages as were found, and for their place? */
+static int fits(const struct reader *reader, uint64_t start, uint64_t stride)
 {
-	return ((reader->start & reader->mask) - reader->phase) / stride;
-}
-
-/* Was what Python made to give made for as many messages as were found, and for their place? */
-static int is_made(const struct reader *reader)
-{
-	uint64_t stride = occupied(record_length(reader->size)), start = reader->start & reader->mask;
-
 	if (!reader->found)
 		return 1;
 	if (reader->columns_count)
 		return reader->found < reader->usual;
-	return start == reader->phase + first_row(reader, stride) * stride;
+	return start >= reader->phase && !((start - reader->phase) % stride);
 }
 
-/* The messages found: of a list of columns those at their number, of a view of the ring a slice. */
-static PyObject *give(const struct reader *reader, PyObject *made)
+/* The messages found, of what Python prepared: of a list of columns those at their number, of a view of the ring a
+ * slice. None if they do not fit it.
+ */
+static PyObject *give(const struct reader *reader, PyObject *prepared)
 {
-	uint64_t stride = occupied(record_length(reader->size)), first = reader->found ? first_row(reader, stride) : 0;
-	PyObject *columns;
+	uint64_t stride = occupied(record_length(reader->size)), start = reader->start & reader->mask, row = 0;
+	PyObject *columns = &_Py_NoneStruct;
 
-	if (!reader->columns_count)
-		return PySequence_GetSlice(made, first, first + reader->found);
-	gather(reader);
-	columns = PyList_GetItem(made, reader->found);
+	if (fits(reader, start, stride)) {
+		if (!reader->columns_count) {
+			if (reader->found)
+				row = (start - reader->phase) / stride;
+			return PySequence_GetSlice(prepared, row, row + reader->found);
+		}
+		gather(reader);
+		columns = PyList_GetItem(prepared, reader->found);
+	}
 	Py_IncRef(columns);
 	return columns;
 }
 
 /* A turn for Python, without arguments; other threads run while it sleeps. `turns`: the reader's address, what was
- * made to give, and what has to stay in memory. None if Python has to go on.
+ * prepared to be given, and what has to stay in memory. None if Python has to go on, also after the handler of a signal,
+ * which may have closed the reader.
  */
 static PyObject *python_turn(PyObject *turns, PyObject *nothing)
 {
 	struct reader *reader = PyLong_AsVoidPtr(PyList_GetItem(turns, 0));
-	int answer;
+	void *thread = PyEval_SaveThread();
+	int answer = turn(reader);
 
 	(void)nothing;
-	do {
-		void *thread = PyEval_SaveThread();
-
-		answer = turn(reader);
-		PyEval_RestoreThread(thread);
-		if (answer == INTERRUPTED && PyErr_CheckSignals())
-			return 0;
-	} while (answer == INTERRUPTED);
-	if (answer == WHOLE && is_made(reader))
+	PyEval_RestoreThread(thread);
+	if (answer == WHOLE)
 		return give(reader, PyList_GetItem(turns, 1));
+	if (answer == INTERRUPTED) {
+		if (PyErr_CheckSignals())
+			return 0;
+		reader->found = NOTHING; /* whatever the handler read */
+	}
 	Py_IncRef(&_Py_NoneStruct);
 	return &_Py_NoneStruct;
 }

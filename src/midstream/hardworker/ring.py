@@ -17,7 +17,7 @@ from midstream.ebpf import compiler, handover, records
 from midstream.ebpf.hashmap import HashMap
 from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
-from midstream.hardworker.forms import USUAL, Columns, Form, Turn
+from midstream.hardworker.forms import Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.source import Pace, Segment
@@ -117,7 +117,7 @@ class Ring:
         state[_POSITION] = state[_END] = state[_COMMITTED] = position
         state[_MOST], state[_SPILLED] = journal.connections, spill.in_use
         state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
-        state[_FOUND], state[_USUAL] = _NOTHING, USUAL
+        state[_FOUND] = _NOTHING
         self.heed(np.zeros(1, "<u4"))
 
     @classmethod
@@ -156,12 +156,14 @@ class Ring:
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         """A turn, which is a single call of ring.c; see Source."""
         state = self._state
-        state[_SIZE], state[_PERIOD], state[_FOLLOW], state[_STOP] = pace
+        state[_SIZE], state[_STOP] = pace.size, pace.stop
+        state[_PERIOD], state[_FOLLOW] = pace.period, pace.follow
         state[_EVENT], state[_FOUND] = self._event, _NOTHING
         self._share(streams)
         self._turns[4] = form, streams
         if isinstance(form, Columns):
             state[_COLUMNS], state[_COLUMNS_COUNT] = form.plan.ctypes.data, len(form.plan)
+            state[_USUAL] = len(form.usual)
             self._turns[1], self._rows = form.usual, None
         else:
             state[_COLUMNS_COUNT] = 0
@@ -175,9 +177,14 @@ class Ring:
         count = state[_FOUND]
         if count == _NOTHING:
             return None
-        if self._rows:
-            self._show(state[_START] & state[_MASK], self._rows)
         return self._messages(state[_START], count, batch_dtype(state[_SIZE]))
+
+    def resume(self) -> np.ndarray | None:
+        """What the last turn found; where that did not fit the view of rows, the next ones do."""
+        found = self.found()
+        if found is not None and self._rows is not None:
+            self._show(self._state[_START] & self._state[_MASK], self._rows)
+        return found
 
     @property
     def given(self) -> int:
@@ -236,6 +243,11 @@ class Ring:
     def restore(self) -> Snapshot | None:
         """What an earlier reader committed."""
         return self._snapshot
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Has something been read since the last commit?"""
+        return self._state[_POSITION] != self._state[_COMMITTED]
 
     def commit(self, streams: Streams) -> bool:
         """Remember what has been read and give it back to the program; views of it are no longer valid.

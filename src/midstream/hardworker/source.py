@@ -57,13 +57,18 @@ class Source(Protocol):
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         """A turn: commit, wait as `pace` says, look, and give what `regular` would, in this form.
 
-        It gives None if that takes more than one step: see `found`.
+        It gives None if that takes more than one step: then go on with `resume`.
         """
         ...
 
+    def resume(self) -> np.ndarray | None:
+        """What a turn that gave None has found, as `regular` gives it; another look may find more behind it.
+        None if it did nothing."""
+        ...
+
     def found(self) -> np.ndarray | None:
-        """The messages that the last turn found, as `regular` gives them; another look may find more behind
-        them. None if it did nothing, or what it found has been committed."""
+        """The messages that the last turn found, as `regular` gives them; None if it did nothing, or what it
+        found has been committed."""
         ...
 
     @property
@@ -73,6 +78,11 @@ class Source(Protocol):
 
     def restore(self) -> Snapshot | None:
         """What an earlier reader committed, from which this one goes on."""
+        ...
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Has something been read that is not committed, and would be given again?"""
         ...
 
     def commit(self, streams: Streams) -> bool:
