@@ -4,8 +4,7 @@ The program says "ready" on standard error and works until SIGTERM, when it prin
 begins the measured window, SIGUSR2 ends it; outside it every byte of each message is verified, which weighs
 on no figure. For each message every receiver's callback does the same: it reads the sequence number and the
 time at the head, checks that the number continues the sequence of its connection, counts, and puts the
-latency into memory that it has already. (With MIDSTREAM_STAMPED in the environment, which programs in C and
-midstream's with NumPy heed, a latency begins when the kernel of the hardworker got the message.)
+latency into memory that it has already.
 
 The object: messages, bytes, connections, errors (out of sequence, or not what was sent), verified (messages
 whose bytes were), and of the window window_messages, latency_ns (p50, p99, p999, max), cpu_ns, voluntary and

@@ -26,8 +26,6 @@ struct stream {
 static struct {
 	uint32_t size;
 	uint64_t now; /* CLOCK_REALTIME when the application got what it is handed */
-	int stamped;  /* latencies begin when the kernel got a message, */
-	uint64_t arrived; /* which is told here by the same clock, and not when it was sent */
 	uint64_t connections, messages, bytes, errors, verified, window, wakeups, window_wakeups;
 	volatile sig_atomic_t measuring, stopped;
 	struct rusage begin, end;
@@ -65,7 +63,6 @@ static void start_application(uint32_t size)
 		fail("bytes a message");
 	}
 	application.size = size;
-	application.stamped = getenv("MIDSTREAM_STAMPED") != NULL;
 	application.latencies = malloc(LATENCIES * sizeof(uint32_t));
 	if (!application.latencies)
 		fail("memory");
@@ -103,8 +100,6 @@ static inline void deliver(struct stream *stream, const uint8_t *message)
 
 	memcpy(&sequence, message, 8);
 	memcpy(&sent, message + 8, 8);
-	if (application.stamped)
-		sent = application.arrived;
 	if (sequence != stream->next)
 		application.errors++;
 	else if (!application.measuring && !verify(stream, message))

@@ -21,7 +21,7 @@ static int take(struct relay *relay, uint32_t stream)
 
 	if (logger.length + sizeof(piece) + CHUNK > ROOM)
 		return 0;
-	got = receive(relay->inner, data, CHUNK);
+	got = recv(relay->inner, data, CHUNK, MSG_DONTWAIT);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (got > 0) {

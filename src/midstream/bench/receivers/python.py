@@ -3,7 +3,6 @@
 python -m midstream.bench.receivers.python CONFIG messages|columns
 """
 
-import os
 import sys
 import time
 
@@ -14,8 +13,7 @@ from midstream.bench.load.message import HEADER, find_connection
 from midstream.bench.receivers.application import LATENCIES, Application, Stream, is_right
 from midstream.hardworker.forms import USUAL
 
-STAMPED = "MIDSTREAM_STAMPED" in os.environ
-COLUMNS = "sequence", "number", "time" if STAMPED else "sent"
+COLUMNS = "sequence", "number", "sent"
 _subtract = np.subtract  # to find it in NumPy takes a tenth of what it does
 
 
@@ -28,7 +26,7 @@ class _Room:
     __slots__ = ("latency", "latency_view", "number_view", "sent", "sequence", "sequence_view")
 
     def __init__(self, sequence: np.ndarray, number: np.ndarray, sent: np.ndarray) -> None:
-        self.sequence, self.sent = sequence, sent.view("<i8")
+        self.sequence, self.sent = sequence, sent
         self.latency = np.empty(len(sent), np.int64)
         self.sequence_view, self.number_view = sequence.data, number.data
         self.latency_view = self.latency.data
@@ -86,11 +84,11 @@ class Columns:
 def columns(hardworker: Hardworker, application: Application) -> None:
     """Once a turn, all that has arrived."""
     callback = Columns(application)
-    deliver, clock = callback.deliver, time.monotonic_ns if STAMPED else time.time_ns
+    deliver = callback.deliver
     for values in hardworker.columns(*COLUMNS, payload=callback.payload):
         application.wakeups += 1
         if count := len(values[0]):
-            application.now = clock()
+            application.now = time.time_ns()
             deliver(count, values)
             if not application.measuring:
                 callback.verify(hardworker.batch)

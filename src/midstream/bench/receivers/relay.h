@@ -8,7 +8,7 @@ static ssize_t serve(struct relay *relay)
 {
 	static uint8_t buffer[CHUNK];
 	struct outgoing *out = &relay->outer;
-	ssize_t got = receive(relay->inner, buffer, sizeof(buffer));
+	ssize_t got = recv(relay->inner, buffer, sizeof(buffer), MSG_DONTWAIT);
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return -1;

@@ -117,7 +117,7 @@ static void consume(void)
 
 	if (position == end)
 		return;
-	application.now = now(application.stamped ? CLOCK_MONOTONIC : CLOCK_REALTIME);
+	application.now = now(CLOCK_REALTIME);
 	while (position < end) {
 		const struct record *record = (const void *)(data + (position & mask));
 		uint32_t header = __atomic_load_n(&record->header, __ATOMIC_ACQUIRE);
@@ -127,7 +127,7 @@ static void consume(void)
 		position += ((header & ~DISCARDED) + 8 + 7) & ~7ul;
 		if (header & DISCARDED)
 			continue;
-		newest = application.arrived = record->time;
+		newest = record->time;
 		if (record->flags & RECORD_OPEN)
 			open_connection(&connections[record->connection % MOST]);
 		else if (record->length)

@@ -78,30 +78,6 @@ static int send_waiting(struct outgoing *out)
 	return 1;
 }
 
-/* Receive without waiting; with stamps also when the last byte came (SO_TIMESTAMPNS). */
-static ssize_t receive(int socket, void *buffer, size_t size)
-{
-	union {
-		struct cmsghdr head;
-		uint8_t room[CMSG_SPACE(sizeof(struct timespec))];
-	} stamp;
-	struct iovec bytes = { .iov_base = buffer, .iov_len = size };
-	struct msghdr message = {
-		.msg_iov = &bytes, .msg_iovlen = 1, .msg_control = &stamp, .msg_controllen = sizeof(stamp)
-	};
-	struct timespec time;
-	ssize_t got;
-
-	if (!application.stamped)
-		return recv(socket, buffer, size, MSG_DONTWAIT);
-	got = recvmsg(socket, &message, MSG_DONTWAIT);
-	if (got > 0 && CMSG_FIRSTHDR(&message)) {
-		memcpy(&time, CMSG_DATA(&stamp.head), sizeof(time));
-		application.arrived = (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-	}
-	return got;
-}
-
 /* Accept one connection; where there is a logger, continue it there. Returns 0 if there is none to accept. */
 static int accept_relay(int listener, const struct sockaddr_in *logger, int tos, struct relay *relay)
 {
@@ -109,8 +85,6 @@ static int accept_relay(int listener, const struct sockaddr_in *logger, int tos,
 
 	if (inner < 0)
 		return 0;
-	if (application.stamped && setsockopt(inner, SOL_SOCKET, SO_TIMESTAMPNS, &application.stamped, sizeof(int)))
-		fail("time stamps");
 	*relay = (struct relay){ .inner = inner, .outer.socket = -1 };
 	open_stream(&relay->stream);
 	if (logger)
