@@ -15,7 +15,15 @@ from midstream.bench.load import Connection, Load, Plan, Sink
 from midstream.bench.receiver import Receiver, Setting
 from midstream.bench.run import Observation, Run, judge
 from midstream.bench.scenario import Scenario
-from midstream.bench.traffic import STOP_TIMEOUT, MiddlewareTraffic, Program, TcpTraffic, Traffic, wait_for
+from midstream.bench.traffic import (
+    LAST_LOOK,
+    STOP_TIMEOUT,
+    MiddlewareTraffic,
+    Program,
+    TcpTraffic,
+    Traffic,
+    wait_for,
+)
 from midstream.errors import LabError, MidstreamError
 from midstream.lab import Impairment, Lab, Meter
 from midstream.lab.enter import NAMESPACES
@@ -89,6 +97,7 @@ def _observe(
     wait_for(lambda: not traffic.running, VERIFY + STOP_TIMEOUT, traffic.feed)
     total, sending, late = traffic.result()
     logged, wrong = traffic.logged(total)
+    time.sleep(LAST_LOOK)
     received = program.finish() if program else None
     usage = meter.usage()
     return Observation(

@@ -16,6 +16,7 @@ from midstream.lab.cpu import prefer
 DRAIN = 5.0  # seconds for what is under way
 READY_TIMEOUT = 30.0  # seconds to start: middlewares look for each other
 STOP_TIMEOUT = 15.0
+LAST_LOOK = 0.1  # seconds in which who looks once a period looks at what came last
 POLL = 0.05
 
 

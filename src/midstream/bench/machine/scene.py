@@ -21,7 +21,7 @@ from midstream.bench.machine.verdict import TOO_MUCH, Seen, behind, judge
 from midstream.bench.receiver import Receiver, Setting
 from midstream.bench.receivers.arrangement import Arrangement
 from midstream.bench.scenario import Scenario
-from midstream.bench.traffic import MiddlewareTraffic, Program, TcpTraffic, Traffic, wait_for
+from midstream.bench.traffic import LAST_LOOK, MiddlewareTraffic, Program, TcpTraffic, Traffic, wait_for
 from midstream.ebpf import deferral
 from midstream.errors import LabError, MidstreamError
 from midstream.lab import enter
@@ -40,7 +40,6 @@ _CALLS = 1.0  # of this machine's: what asking the guest takes in between
 _MEET, _MEET_EACH = 2.0, 0.25  # of this machine's: until the guest's side of a middleware knows every sensor
 _REST = 6.0  # what a boot leaves to be done later has been done then
 _SEED = 1  # of what is lost: the same for all
-_LAST_LOOK = 0.1  # of this machine's: who looks once a period has looked at what came last
 _END = 30.0  # seconds of this machine's: until all have heard all
 
 
@@ -128,7 +127,7 @@ class Scene:
             wait_for(lambda: not traffic.running, (seconds + _VERIFY) * slow + _END, traffic.feed)
             total, *_ = traffic.result()
             logged, wrong = traffic.logged(total)
-            time.sleep(_LAST_LOOK)
+            time.sleep(LAST_LOOK)
             told = self.guest.call("finish") if receiver.command else None
         seen = Seen(slow, taken, sent, total, logged, wrong, told)
         return judge(receiver, scenario, seconds, seen, self._background)
