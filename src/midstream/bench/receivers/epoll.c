@@ -55,8 +55,13 @@ int main(int argc, char **argv)
 					watch(events, EPOLL_CTL_MOD, relay->inner, EPOLLIN, relay);
 				}
 			} else if (found[i].events & EPOLLIN) {
+				ssize_t got = receive(relay);
+
+				if (got <= 0)
+					continue;
 				application.now = now(CLOCK_REALTIME);
-				if (serve(relay) > 0 && relay->outer.length) {
+				pass(relay, got);
+				if (relay->outer.length) {
 					watch(events, EPOLL_CTL_MOD, relay->outer.socket, EPOLLOUT, relay);
 					watch(events, EPOLL_CTL_MOD, relay->inner, 0, relay);
 				}

@@ -32,6 +32,7 @@ int main(int argc, char **argv)
 	struct sockaddr_in logger;
 	int tos = 0, count = 0, listener, busy;
 	uint64_t period;
+	ssize_t got;
 
 	if (argc != 6 && argc != 8) {
 		errno = EINVAL;
@@ -57,8 +58,11 @@ int main(int argc, char **argv)
 		for (int i = 0; i < count; i++) {
 			if (relays[i].inner < 0 || (relays[i].outer.length && !send_waiting(&relays[i].outer)))
 				continue;
-			while (serve(&relays[i]) == CHUNK && !relays[i].outer.length)
-				;
+			do {
+				got = receive(&relays[i]);
+				if (got > 0)
+					pass(&relays[i], got);
+			} while (got == CHUNK && !relays[i].outer.length);
 		}
 	}
 	finish_application();

@@ -34,11 +34,11 @@ class Inner(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._application.woken()
+        self._stream.feed(data)
         if self._outer is not None:
             self._outer.write(data)
         elif self._early is not None:
             self._early.append(data)
-        self._stream.feed(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         del error

@@ -26,11 +26,11 @@ async def serve(address: str, port: str, size: str, logger: str = "", tos: str =
             while True:
                 message = await reader.readexactly(application.size)
                 application.woken()
+                application.bytes += len(message)
+                stream.deliver(message)
                 if outer:
                     outer.write(message)
                     await outer.drain()
-                application.bytes += len(message)
-                stream.deliver(message)
         except asyncio.IncompleteReadError:
             writer.close()
             if outer:

@@ -36,9 +36,9 @@ def main(address: str, port: str, size: str, logger: str = "", tos: str = "0") -
         while data := inner.recv(CHUNK):
             application.now = time.time_ns()
             application.wakeups += 1
+            stream.feed(data)
             if outer:
                 outer.sendall(data)
-            stream.feed(data)
         inner.close()
         if outer:
             outer.close()
