@@ -95,6 +95,20 @@ def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
+@contextmanager
+def handled(handler: Callable[..., object]) -> Iterator[None]:
+    """What `interrupt` sends is handled so."""
+    old = signal.signal(signal.SIGUSR1, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
+def give_up(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_whole_messages_are_read_without_a_copy(site: Site) -> None:
     with site.hardworker() as hardworker:
         site.open(1)
@@ -811,13 +825,9 @@ def test_batches_without_a_period_come_when_something_is_stored(site: Site) -> N
 
 @pytest.mark.parametrize("paced", [False, True])
 def test_a_signal_is_handled_in_a_turn(site: Site, paced: bool) -> None:
-    with site.hardworker(period=unhurried() if paced else 0.0) as hardworker:
-        old = signal.signal(signal.SIGUSR1, lambda *_: hardworker.stop())
-        try:
-            with later(interrupt):
-                assert [len(batch) for batch in hardworker.batches()] == [0]
-        finally:
-            signal.signal(signal.SIGUSR1, old)
+    hardworker = site.hardworker(period=unhurried() if paced else 0.0)
+    with hardworker, handled(lambda *_: hardworker.stop()), later(interrupt):
+        assert [len(batch) for batch in hardworker.batches()] == [0]
 
 
 class InterruptedSource(RingSource):
@@ -899,20 +909,13 @@ def test_what_was_read_when_a_handler_raised_is_given_to_the_next(
 @pytest.mark.parametrize("way", ["batches", "columns", "iteration"])
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_what_raises_while_nothing_is_read_does_no_harm(site: Site, way: str, autocommit: bool) -> None:
-    def give_up(*_: object) -> None:
-        raise KeyboardInterrupt
-
     path = configure(site.folder, period=unhurried())
     site.open(1)
     with Hardworker(path, source=site.source, autocommit=autocommit) as hardworker:
         site.put(1, 0, payload(0))
         assert len(hardworker.read()) == 1
-        old = signal.signal(signal.SIGUSR1, give_up)
-        try:
-            with later(interrupt), pytest.raises(KeyboardInterrupt):
-                WAYS[way](hardworker)
-        finally:
-            signal.signal(signal.SIGUSR1, old)
+        with handled(give_up), later(interrupt), pytest.raises(KeyboardInterrupt):
+            WAYS[way](hardworker)
         site.put(1, SIZE, payload(1))
         assert hardworker.read()["offset"].tolist() == [SIZE]
         assert hardworker.commit()
@@ -920,16 +923,9 @@ def test_what_raises_while_nothing_is_read_does_no_harm(site: Site, way: str, au
 
 @pytest.mark.parametrize("paced", [False, True])
 def test_an_exception_ends_a_turn(site: Site, paced: bool) -> None:
-    def give_up(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with site.hardworker(period=unhurried() if paced else 0.0) as hardworker:
-        old = signal.signal(signal.SIGUSR1, give_up)
-        try:
-            with later(interrupt), pytest.raises(KeyboardInterrupt):
-                next(hardworker.columns("sequence"))
-        finally:
-            signal.signal(signal.SIGUSR1, old)
+    hardworker = site.hardworker(period=unhurried() if paced else 0.0)
+    with hardworker, handled(give_up), later(interrupt), pytest.raises(KeyboardInterrupt):
+        next(hardworker.columns("sequence"))
 
 
 @pytest.mark.parametrize("paced", [False, True])
@@ -942,12 +938,10 @@ def test_a_signal_may_close_what_has_its_turn(site: Site, paced: bool) -> None:
     descriptors: list[int] = []
     with site.hardworker(period=unhurried() if paced else 0.0) as hardworker:
         site.source = RingSource(site.ring)  # the hardworker has the only reference to its own
-        old = signal.signal(signal.SIGUSR1, close)
         try:
-            with later(interrupt), pytest.raises(ConfigError, match="closed; use it inside"):
+            with handled(close), later(interrupt), pytest.raises(ConfigError, match="closed; use it inside"):
                 next(hardworker.columns("sequence"))
         finally:
-            signal.signal(signal.SIGUSR1, old)
             for descriptor in descriptors:
                 os.close(descriptor)
 
@@ -963,12 +957,8 @@ def test_a_signal_may_take_a_turn_of_another_form(site: Site) -> None:
         site.open(1)
         hardworker.read()
         os.eventfd_read(site.ring.event)
-        old = signal.signal(signal.SIGUSR1, take)
-        try:
-            with later(interrupt):
-                assert next(hardworker.batches())["offset"].tolist() == [SIZE]
-        finally:
-            signal.signal(signal.SIGUSR1, old)
+        with handled(take), later(interrupt):
+            assert next(hardworker.batches())["offset"].tolist() == [SIZE]
     assert columns == [[0]]
 
 
