@@ -1,6 +1,7 @@
-"""What holds for every test: no thread is left behind, and root skips nothing."""
+"""What holds for every test: no thread is left behind, root skips nothing, and SIGINT ends what is started."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -11,6 +12,9 @@ import pytest
 HERE = Path(__file__).parent
 NEEDS_ROOT = (HERE / "program", HERE / "lab")
 GRACE = 2.0  # seconds that a thread may take to end after its test
+
+# A shell that is no terminal's starts what it puts in the background with SIGINT ignored, and every program inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
