@@ -1,4 +1,4 @@
-"""What holds for every test: no thread is left behind, root skips nothing, and SIGINT ends what is started."""
+"""What holds for every test: no thread is left behind, root skips nothing, SIGINT ends what is started."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 NEEDS_ROOT = (HERE / "program", HERE / "lab")
 GRACE = 2.0  # seconds that a thread may take to end after its test
 
-# A shell that is no terminal's starts what it puts in the background with SIGINT ignored, and every program inherits that.
+# A shell that is no terminal's starts what it puts in the background with SIGINT ignored, which is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -165,14 +165,14 @@ def test_the_sensor_ends_after_its_timeout(attached: Lab, tmp_path: Path) -> Non
 
 
 def test_the_receivers_end_after_their_timeout(attached: Lab, tmp_path: Path) -> None:
-    """Each by its own clock, which starts when the program does."""
+    """Each by its own clock, which starts when the program does: the time until it is ready counts."""
     begin = time.monotonic()
-    with running(attached, tmp_path, timeout=1.5) as ends:
-        hardworker, logger = ends.hardworker.result(), ends.logger.result()
+    with running(attached, tmp_path, timeout=2) as ends:
+        results = ends.hardworker.result(), ends.logger.result()
     assert time.monotonic() - begin < 10
-    assert (hardworker.code, logger.code) == (0, 0)
-    assert hardworker.object["seconds"] == pytest.approx(1.5, abs=0.5)
-    assert 1.5 <= logger.object["seconds"] < 2.5
+    for result in results:
+        assert result.code == 0, result.err
+        assert 0.5 < result.object["seconds"] < 3
 
 
 def test_summaries_for_people(attached: Lab, tmp_path: Path) -> None:
