@@ -26,7 +26,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
 th { font-weight: 600; white-space: normal; vertical-align: bottom;
      position: sticky; top: 0; background: var(--paper) }
+.scenarios th:nth-child(n+3) { min-width: 5.4rem }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper) }
 tr:hover td { background: var(--soft) } td small { color: var(--quiet) }
 td:first-child::before { content: ""; display: inline-block; width: .6rem; height: .6rem; margin-right: .5rem;
                          border-radius: 2px; background: var(--family) }
@@ -67,7 +69,9 @@ def _page(results: Results) -> Iterator[str]:
     yield f'<p class="legend">{"".join(legend)} bars: dark the NAPI thread, light the application</p>'
     for table in overviews(results):
         yield f"<h2>{escape(table.heading)}</h2>"
+        yield '<div class="scenarios">'
         yield from _plain(table.columns, table.rows)
+        yield "</div>"
     for scenario in results.measured():
         yield f'<h2 id="{scenario.name}">{escape(scenario.title)}</h2>'
         rows = results.rows(scenario)
