@@ -8,7 +8,7 @@ from midstream.bench.receiver import Family, Receiver
 from midstream.bench.report.results import full_title, mark, show
 from midstream.bench.statistics import Cell
 
-WIDTH, LABEL, RIGHT, ROW, TOP, FOOT = 1040, 440, 90, 24, 8, 40
+WIDTH, LABEL, RIGHT, ROW, TOP, FOOT = 1080, 480, 90, 24, 8, 40
 COLOURS = {
     Family.FLOOR: "#7a7f87",
     Family.MIDSTREAM: "#0b7285",
