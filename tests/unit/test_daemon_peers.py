@@ -71,7 +71,7 @@ def test_the_newest_word_counts() -> None:
     assert peers.hear(said(time=2004.0), wall=2004, now=9) == "same"
     assert peers.hear(said(time=2005.0, mac="02:00:00:00:00:12"), wall=2005, now=10) == "changed"
     assert peers.hear(said(time=2004.0), wall=2005, now=10) == "old", "repeated by somebody"
-    assert peers.hear(said(started=1500.0, time=2006.0), wall=2006, now=11) == "changed"
+    assert peers.hear(said(started=1500.0, time=2006.0), wall=2006, now=11) == "new", "it was started anew"
     assert [peer.said.time for peer in peers.all()] == [2006.0]
 
 

@@ -28,8 +28,8 @@ class Peers:
         self.skewed: dict[object, str] = {}
 
     def hear(self, said: Announcement, *, wall: float, now: float) -> str:
-        """Take an authenticated word. Returns "new", "changed" or "same", or why it was not taken: "old" (a
-        repetition of an earlier one), "clock" or "full"."""
+        """Take an authenticated word. Returns "new" (the first of a daemon since it started), "changed" or
+        "same", or why it was not taken: "old" (a repetition of an earlier one), "clock" or "full"."""
         ahead = said.time - wall
         known = self._peers.get(said.ip)
         # A repeated word is old before it is late: what somebody recorded must not read as a wrong clock.
@@ -48,9 +48,9 @@ class Peers:
         if known is None and len(self._peers) >= MAX_PEERS:
             return "full"
         self._peers[said.ip] = Peer(said, now)
-        if known is None:
+        if known is None or said.started != known.said.started:
             return "new"
-        told = {"time", "started"}
+        told = {"time"}
         return "same" if said.model_dump(exclude=told) == known.said.model_dump(exclude=told) else "changed"
 
     def expire(self, now: float) -> list[Announcement]:

@@ -68,6 +68,7 @@ class Service:
         self._changed = asyncio.Event()
         self._discovery: Discovery | None = None
         self._said: Announcement | None = None
+        self._next_word = self._started + INTERVAL
         self._heartbeat: Heartbeat | None = None
         self.ready_after = 0.0
 
@@ -210,6 +211,8 @@ class Service:
         if verdict in ("new", "changed"):
             self._log("heard", host=said, mac=said.mac, what="leaving" if said.leaving else verdict)
             self._changed.set()
+            if verdict == "new":  # it may have begun to listen after this host's last announcement
+                self._next_word = 0.0
         elif verdict == "clock":
             self._reject(self._peers.skewed[said.ip], kind="clock")
         elif verdict != "same":
@@ -226,13 +229,12 @@ class Service:
         return self.role == "logger" and topology is not None and is_listening(topology.port)
 
     async def _beat(self) -> None:
-        """Announce now and then, ask the loggers often, and act on what they answer."""
-        next_word = time.monotonic() + INTERVAL
+        """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
             now = time.monotonic()
-            if now >= next_word and self._discovery and self._said:
-                next_word = now + INTERVAL
+            if now >= self._next_word and self._discovery and self._said:
+                self._next_word = now + INTERVAL
                 await self._discovery.announce(self._said)
             if self._heartbeat and self._heartbeat.watched:
                 self._heartbeat.ask()
