@@ -39,6 +39,7 @@ from midstream.network import Host, Topology
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_VERSION = version("midstream")
 _TICK = 1.0  # seconds after which everything is compared again, whatever was heard
 _PAUSE = 0.02  # seconds between two comparisons: the kernel tells of every neighbour it learns
 _KEPT = 20  # repairs that status remembers
@@ -200,7 +201,7 @@ class Service:
             mac=found.mac,
             mtu=found.mtu,
             port=self._config.daemon.port,
-            version=version("midstream"),
+            version=_VERSION,
             started=self._started_wall,
             standby=self._config.daemon.standby,
             mark=mark,
