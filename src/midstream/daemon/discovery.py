@@ -65,6 +65,11 @@ class Discovery:
         zeroconf.registry.async_update(info)
         zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
 
+    def tell(self, said: Announcement, host: IPv4Address) -> None:
+        """Say it to one host only."""
+        zeroconf = self._zeroconf.zeroconf
+        zeroconf.async_send(zeroconf.generate_service_broadcast(self._info(said), None), str(host))
+
     async def close(self, said: Announcement) -> None:
         """Say goodbye, and end."""
         if self._announced:

@@ -69,7 +69,7 @@ class Service:
         self._changed = asyncio.Event()
         self._discovery: Discovery | None = None
         self._said: Announcement | None = None
-        self._next_word = self._started + INTERVAL
+        self._newcomers: set[IPv4Address] = set()
         self._heartbeat: Heartbeat | None = None
         self.ready_after = 0.0
 
@@ -212,8 +212,8 @@ class Service:
         if verdict in ("new", "changed"):
             self._log("heard", host=said, mac=said.mac, what="leaving" if said.leaving else verdict)
             self._changed.set()
-            if verdict == "new":  # it may have begun to listen after this host's last announcement
-                self._next_word = 0.0
+            if verdict == "new":
+                self._newcomers.add(said.ip)
         elif verdict == "clock":
             self._reject(self._peers.skewed[said.ip], kind="clock")
         elif verdict != "same":
@@ -231,12 +231,17 @@ class Service:
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
+        next_word = time.monotonic() + INTERVAL
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
             now = time.monotonic()
-            if now >= self._next_word and self._discovery and self._said:
-                self._next_word = now + INTERVAL
-                await self._discovery.announce(self._said)
+            if self._discovery and self._said:
+                if now >= next_word:
+                    next_word = now + INTERVAL
+                    await self._discovery.announce(self._said)
+                for host in self._newcomers:  # who may have begun to listen after the last announcement
+                    self._discovery.tell(self._said, host)
+                self._newcomers.clear()
             if self._heartbeat and self._heartbeat.watched:
                 self._heartbeat.ask()
                 wanted = self._wanted_choice(now)
