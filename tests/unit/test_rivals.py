@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from midstream.bench.load import message as wire
 from midstream.bench.receiver import Family, Job, Receiver, Setting
 from midstream.bench.rivals import RIVALS, programs
 from midstream.bench.rivals.work import CONNECTION_SHIFT, Work
+from midstream.bench.traffic import Program
 
 SENSOR, HARDWORKER, LOGGER = "127.0.0.3", "127.0.0.1", "127.0.0.2"
 
@@ -55,6 +57,36 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         "mqtt-1": "not installed: paho-mqtt, mosquitto",
         "dds": "not installed: cyclonedds",
     }
+
+
+class Here:
+    """Programs are started on this host."""
+
+    def popen(
+        self, host: str, argv: Sequence[str | os.PathLike[str]], **kwargs: Any
+    ) -> subprocess.Popen[Any]:
+        del host
+        return subprocess.Popen(argv, **kwargs)
+
+
+def test_a_broker_goes_with_the_program_that_started_it(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    broker = f"sleep 60 & echo $! > {told}; echo ready >&2; wait"
+    with Program(Here(), "logger", ["sh", "-c", broker]):
+        pid = int(told.read_text())
+        os.kill(pid, 0)
+    deadline = time.monotonic() + 5
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """And not only waiting for somebody to take note of its end."""
+    try:
+        return "\nState:\tZ" not in Path("/proc", str(pid), "status").read_text()
+    except OSError:
+        return False
 
 
 def test_the_application_sees_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import select
+import signal
 import subprocess
 import tempfile
 import time
@@ -244,9 +245,9 @@ def finish(process: subprocess.Popen[Any], name: str, timeout: float) -> dict[st
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """See that a helper is gone, and its pipes with it."""
+    """See that a helper is gone, with its process group (a middleware's broker) and its pipes."""
     if process.poll() is None:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
