@@ -20,6 +20,7 @@ from midstream.errors import NetworkError
 
 TYPE = "_midstream._tcp.local."
 INTERVAL = 4.0  # seconds between two announcements of the same
+ANSWER = 0.5  # seconds that lie between two at least, also while hosts keep coming
 
 
 class Discovery:
@@ -56,7 +57,12 @@ class Discovery:
         self._browser = AsyncServiceBrowser(zeroconf, TYPE, handlers=[_ignore])
 
     async def announce(self, said: Announcement, *, urgent: bool = False) -> None:
-        """Say it again, or, if it has changed, say it several times: multicast may be lost."""
+        """Say it again, or, if it has changed, say it several times: multicast may be lost.
+
+        Nothing is said before `start` has said it first.
+        """
+        if not self._announced:
+            return
         info = self._info(said)
         if urgent:
             await self._zeroconf.async_update_service(info)
@@ -64,11 +70,6 @@ class Discovery:
         zeroconf = self._zeroconf.zeroconf
         zeroconf.registry.async_update(info)
         zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-
-    def tell(self, said: Announcement, host: IPv4Address) -> None:
-        """Say it to one host only."""
-        zeroconf = self._zeroconf.zeroconf
-        zeroconf.async_send(zeroconf.generate_service_broadcast(self._info(said), None), str(host))
 
     async def close(self, said: Announcement) -> None:
         """Say goodbye, and end."""

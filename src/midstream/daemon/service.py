@@ -22,7 +22,7 @@ from midstream import network
 from midstream.config import Config
 from midstream.daemon import failover, heartbeat, interface, status
 from midstream.daemon.announcement import Announcement
-from midstream.daemon.discovery import INTERVAL, Discovery
+from midstream.daemon.discovery import ANSWER, INTERVAL, Discovery
 from midstream.daemon.failover import Choice
 from midstream.daemon.heartbeat import Heartbeat, is_listening
 from midstream.daemon.host import ThisHost
@@ -69,7 +69,7 @@ class Service:
         self._changed = asyncio.Event()
         self._discovery: Discovery | None = None
         self._said: Announcement | None = None
-        self._newcomers: set[IPv4Address] = set()
+        self._newcomer = False
         self._heartbeat: Heartbeat | None = None
         self.ready_after = 0.0
 
@@ -212,8 +212,7 @@ class Service:
         if verdict in ("new", "changed"):
             self._log("heard", host=said, mac=said.mac, what="leaving" if said.leaving else verdict)
             self._changed.set()
-            if verdict == "new":
-                self._newcomers.add(said.ip)
+            self._newcomer |= verdict == "new"
         elif verdict == "clock":
             self._reject(self._peers.skewed[said.ip], kind="clock")
         elif verdict != "same":
@@ -231,17 +230,14 @@ class Service:
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
-        next_word = time.monotonic() + INTERVAL
+        said = time.monotonic()
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
             now = time.monotonic()
-            if self._discovery and self._said:
-                if now >= next_word:
-                    next_word = now + INTERVAL
-                    await self._discovery.announce(self._said)
-                for host in self._newcomers:  # who may have begun to listen after the last announcement
-                    self._discovery.tell(self._said, host)
-                self._newcomers.clear()
+            # A newcomer may have begun to listen after the last announcement.
+            if now - said >= (ANSWER if self._newcomer else INTERVAL) and self._discovery and self._said:
+                said, self._newcomer = now, False
+                await self._discovery.announce(self._said)
             if self._heartbeat and self._heartbeat.watched:
                 self._heartbeat.ask()
                 wanted = self._wanted_choice(now)
