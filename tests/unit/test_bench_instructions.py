@@ -82,6 +82,7 @@ def test_an_interrupted_count_is_continued(tmp_path: Path, machine: Machine) -> 
 def test_a_window_says_whether_it_kept_up() -> None:
     assert WINDOW.kept_up
     assert not replace(WINDOW, seconds=1.4).kept_up
+    assert not replace(WINDOW, busy=0.98).kept_up
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from midstream.errors import ConfigError
 KEPT_UP = 0.97
 """The share of its time that the guest's clock has to have gone; with less, too many came together."""
 BUSY = 0.97
-"""The share of its time from which on a guest is busy without a pause, and no slower motion helps it."""
+"""The share of its time from which on a guest is busy without a pause."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Counted:
 
     @property
     def kept_up(self) -> bool:
-        """Whether the guest's clock went as fast as it should."""
-        return self.seconds >= KEPT_UP * self.asked
+        """Whether the guest's clock went as fast as it should, and the guest was idle now and then."""
+        return self.seconds >= KEPT_UP * self.asked and self.busy < BUSY
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

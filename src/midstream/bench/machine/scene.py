@@ -44,7 +44,7 @@ _END = 30.0  # seconds of this machine's: until all have heard all
 
 
 class _FellBehindError(Exception):
-    """The guest's clock goes too slowly; there is no use in a window."""
+    """The guest's clock goes too slowly, or it is never idle; there is no use in a window."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Scene:
             undo.callback(self.guest.call, "kill")
 
     def _settle(self, slow: int, traffic: Traffic) -> None:
-        """Load for a while. Raises _FellBehindError, and LabError if no slow motion would help."""
+        """Load for a while. Raises _FellBehindError."""
         before, executed, began = self.guest.call("sample"), self.guest.instructions, time.monotonic_ns()
         self._wait(_SETTLE * slow, traffic)
         asked, executed = (time.monotonic_ns() - began) / slow, self.guest.instructions - executed
@@ -180,7 +180,7 @@ class Scene:
         if passed < KEPT_UP * asked:
             raise _FellBehindError(behind(passed, asked, slow))
         if executed * NANOSECONDS >= BUSY * passed:
-            raise LabError(TOO_MUCH)
+            raise _FellBehindError(TOO_MUCH)
 
     def window(self, slow: int, traffic: Traffic | None) -> dict[str, float]:
         """What the guest counts while a window lasts."""
