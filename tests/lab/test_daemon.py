@@ -296,9 +296,12 @@ def flush() -> None:
 
 
 def falsify() -> None:
+    """Not the groups' entries: nobody announces anything without."""
     with IPRoute() as netlink:
         (index,) = netlink.link_lookup(ifname="eth0")
         for entry in list(netlink.get_neighbours(ifindex=index, family=2)):
+            if IPv4Address(entry.get("dst")).is_multicast:
+                continue
             netlink.neigh(
                 "replace", dst=entry.get("dst"), lladdr="02:00:00:00:0b:ad", ifindex=index, state="permanent"
             )
