@@ -15,15 +15,7 @@ from midstream.bench.load import Connection, Load, Plan, Sink
 from midstream.bench.receiver import Receiver, Setting
 from midstream.bench.run import Observation, Run, judge
 from midstream.bench.scenario import Scenario
-from midstream.bench.traffic import (
-    LAST_LOOK,
-    STOP_TIMEOUT,
-    MiddlewareTraffic,
-    Program,
-    TcpTraffic,
-    Traffic,
-    wait_for,
-)
+from midstream.bench.traffic import STOP_TIMEOUT, MiddlewareTraffic, Program, TcpTraffic, Traffic, conclude
 from midstream.errors import LabError, MidstreamError
 from midstream.lab import Impairment, Lab, Meter
 from midstream.lab.enter import NAMESPACES
@@ -94,17 +86,14 @@ def _observe(
     foreign = observe.foreign(before_tasks, observe.tasks(core), own)
     memory = observe.memory(program.pid) if program else {}
 
-    wait_for(lambda: not traffic.running, VERIFY + STOP_TIMEOUT, traffic.feed)
-    total, sending, late = traffic.result()
-    logged, wrong = traffic.logged(total)
-    time.sleep(LAST_LOOK)
+    ended = conclude(traffic, VERIFY + STOP_TIMEOUT)
     received = program.finish() if program else None
     usage = meter.usage()
     return Observation(
         seconds=activity.seconds,
-        sent=sent if sent >= 0 else round(total / sending * activity.seconds),
+        sent=sent if sent >= 0 else round(ended.total / ended.seconds * activity.seconds),
         due=round(scenario.sensors * scenario.rate * activity.seconds),
-        total_sent=total,
+        total_sent=ended.total,
         napi_ns=round(usage.napi_us * 1e3),
         application_ns=round(usage.application_us * 1e3),
         busy_ns=activity.busy_ns,
@@ -114,9 +103,9 @@ def _observe(
         forks=activity.forks,
         foreign=foreign,
         received=received,
-        logged=logged,
-        logged_wrong=wrong,
-        late_p99_us=late,
+        logged=ended.logged,
+        logged_wrong=ended.wrong,
+        late_p99_us=ended.late_p99_us,
         memory=memory,
     )
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from midstream.bench.load import Load, Plan, Sink
 from midstream.bench.load.load import await_ready, end, finish
@@ -16,8 +16,9 @@ from midstream.lab.cpu import prefer
 DRAIN = 5.0  # seconds for what is under way
 READY_TIMEOUT = 30.0  # seconds to start: middlewares look for each other
 STOP_TIMEOUT = 15.0
-LAST_LOOK = 0.1  # seconds in which who looks once a period looks at what came last
 POLL = 0.05
+
+_LAST_LOOK = 0.1  # seconds in which who looks once a period looks at what came last
 
 
 class Traffic(Protocol):
@@ -132,7 +133,7 @@ class TcpTraffic:
         return summary.messages, summary.seconds, summary.late_p99_us
 
     def logged(self, wanted: int) -> tuple[int, int]:
-        wait_for(lambda: self._sink.received >= wanted, DRAIN)
+        _wait_for(lambda: self._sink.received >= wanted, DRAIN)
         summary = self._sink.result()
         return summary.messages, summary.wrong
 
@@ -177,7 +178,27 @@ class MiddlewareTraffic:
         return summary["messages"], summary["errors"]
 
 
-def wait_for(condition: Callable[[], bool], timeout: float, work: Callable[[], None] = lambda: None) -> None:
+class Ended(NamedTuple):
+    """How much was sent in all, in how many seconds, and how late (99 %, in µs); how much the logger has, and
+    how much of that is wrong."""
+
+    total: int
+    seconds: float
+    late_p99_us: float
+    logged: int
+    wrong: int
+
+
+def conclude(traffic: Traffic, timeout: float) -> Ended:
+    """Return when all is sent, or after `timeout` seconds, and when logger and receiver had time for it."""
+    _wait_for(lambda: not traffic.running, timeout, traffic.feed)
+    total, seconds, late = traffic.result()
+    logged, wrong = traffic.logged(total)
+    time.sleep(_LAST_LOOK)
+    return Ended(total, seconds, late, logged, wrong)
+
+
+def _wait_for(condition: Callable[[], bool], timeout: float, work: Callable[[], None] = lambda: None) -> None:
     """Return when it is so, or after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:

@@ -21,7 +21,7 @@ from midstream.bench.machine.verdict import TOO_MUCH, Seen, behind, judge
 from midstream.bench.receiver import Receiver, Setting
 from midstream.bench.receivers.arrangement import Arrangement
 from midstream.bench.scenario import Scenario
-from midstream.bench.traffic import LAST_LOOK, MiddlewareTraffic, Program, TcpTraffic, Traffic, wait_for
+from midstream.bench.traffic import MiddlewareTraffic, Program, TcpTraffic, Traffic, conclude
 from midstream.ebpf import deferral
 from midstream.errors import LabError, MidstreamError
 from midstream.lab import enter
@@ -124,12 +124,9 @@ class Scene:
             taken = self.window(slow, traffic)
             sent = traffic.sent - first
             self.guest.slow = 1
-            wait_for(lambda: not traffic.running, (seconds + _VERIFY) * slow + _END, traffic.feed)
-            total, *_ = traffic.result()
-            logged, wrong = traffic.logged(total)
-            time.sleep(LAST_LOOK)
+            ended = conclude(traffic, (seconds + _VERIFY) * slow + _END)
             told = self.guest.call("finish") if receiver.command else None
-        seen = Seen(slow, taken, sent, total, logged, wrong, told)
+        seen = Seen(slow, taken, sent, ended.total, ended.logged, ended.wrong, told)
         return judge(receiver, scenario, seconds, seen, self._background)
 
     def _start(self, receiver: Receiver, setting: Setting, slow: int, undo: ExitStack) -> Traffic:
