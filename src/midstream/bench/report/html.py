@@ -34,7 +34,7 @@ td:first-child::before { content: ""; display: inline-block; width: .6rem; heigh
                          border-radius: 2px; background: var(--family) }
 .candid { background: var(--soft); border-left: 3px solid var(--line); padding: .6rem 1rem; font-size: .9rem }
 .candid ul { margin: .3rem 0; padding-left: 1.1rem }
-svg { width: 100%; max-width: 1080px; height: auto; display: block; margin: .8rem 0 }
+svg { max-width: 100%; height: auto; display: block; margin: .8rem 0 }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .tick { fill: var(--quiet) }
 svg .value { font-weight: 600 } .grid { stroke: var(--line) }
 .whisker { stroke: var(--ink); stroke-width: 1.5 }

@@ -106,5 +106,6 @@ def _rect(x: float, y: float, width: float, height: float, colour: str, opacity:
 def _svg(parts: list[str], rows: int, title: str) -> str:
     height = TOP + rows * ROW + FOOT
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'<svg width="{WIDTH}" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg>"
     )
