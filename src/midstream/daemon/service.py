@@ -230,13 +230,14 @@ class Service:
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
-        said = time.monotonic()
+        last_word = time.monotonic()
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
             now = time.monotonic()
             # A newcomer may have begun to listen after the last announcement.
-            if now - said >= (ANSWER if self._newcomer else INTERVAL) and self._discovery and self._said:
-                said, self._newcomer = now, False
+            due = last_word + (ANSWER if self._newcomer else INTERVAL)
+            if now >= due and self._discovery and self._said:
+                last_word, self._newcomer = now, False
                 await self._discovery.announce(self._said)
             if self._heartbeat and self._heartbeat.watched:
                 self._heartbeat.ask()
