@@ -17,10 +17,10 @@ import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from tests.lab.ends import Ends, running
 from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, started, wait_until
+from tests.unit.announcements import announcement
 
 from midstream import network
 from midstream.daemon import discovery
-from midstream.daemon.announcement import Announcement
 from midstream.daemon.failover import GRACE
 from midstream.daemon.heartbeat import STEADY
 from midstream.daemon.seal import Key
@@ -349,16 +349,7 @@ def impostor(key: bytes) -> None:
     """Announce a logger, with another key."""
 
     async def announce() -> None:
-        said = Announcement(
-            role="logger",
-            name="impostor",
-            ip=IPv4Address("10.83.0.66"),
-            mac="02:00:00:00:00:66",
-            mtu=1500,
-            port=12346,
-            version="1",
-            started=time.time(),
-        )
+        said = announcement(role="logger", name="impostor", ip="10.83.0.66", started=time.time())
         own = discovery.Discovery(
             IPv4Address(SENSOR), Key(key), heard=lambda _: None, rejected=lambda _: None
         )

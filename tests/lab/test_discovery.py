@@ -5,7 +5,8 @@ import time
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from tests.lab.triangle import SENSOR, wait_until
+from tests.lab.triangle import HARDWORKER, SENSOR, wait_until
+from tests.unit.announcements import announcement
 
 from midstream.daemon.announcement import Announcement
 from midstream.daemon.discovery import ANSWER, Discovery
@@ -32,7 +33,7 @@ def told_after(key: Path) -> list[float]:
     async def announce() -> list[float]:
         words: asyncio.Queue[IPv4Address] = asyncio.Queue()
         own = Discovery(
-            IPv4Address("10.83.0.2"),
+            IPv4Address(HARDWORKER),
             Key.load(key),
             heard=lambda said: words.put_nowait(said.ip),
             rejected=lambda _: None,
@@ -55,13 +56,4 @@ def told_after(key: Path) -> list[float]:
 
 
 def newcomer() -> Announcement:
-    return Announcement(
-        role="hardworker",
-        name="newcomer",
-        ip=IPv4Address("10.83.0.2"),
-        mac="02:00:00:00:00:66",
-        mtu=1500,
-        port=12346,
-        version="1",
-        started=time.time(),
-    )
+    return announcement(role="hardworker", ip=HARDWORKER, started=time.time())

@@ -25,7 +25,6 @@ class Site:
         self.ring = FakeRing(1 << 16)
         self.source = RingSource(self.ring)
         self.folder = folder
-        self.seen = b""
 
     def hardworker(
         self, *, framing: Framing = "fixed", size: int = SIZE, period: float = 0, max_size: int = 1 << 20

@@ -2,32 +2,17 @@
 
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.unit.announcements import announcement as said
 
 from midstream import key
-from midstream.daemon.announcement import Announcement, Mark, unseal
+from midstream.daemon.announcement import Mark, unseal
 from midstream.daemon.peers import LIFETIME, MAX_PEERS, Peers
 from midstream.daemon.seal import ForgedError, Key
 from midstream.errors import ConfigError
 
 KEY = Key(b"k" * 32)
-
-
-def said(**fields: Any) -> Announcement:
-    facts: dict[str, Any] = {
-        "role": "sensor",
-        "name": "arm-sensor",
-        "ip": "192.0.2.11",
-        "mac": "02:00:00:00:00:11",
-        "mtu": 1500,
-        "port": 12346,
-        "version": "0.1",
-        "started": 1000.0,
-        "time": 2000.0,
-    }
-    return Announcement(**facts | fields)
 
 
 def test_what_is_sealed_is_read_with_the_same_key_only() -> None:

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+from tests.unit.announcements import announcement
 
 from midstream.config import Config, DaemonSection, DataSection, NetworkSection
 from midstream.daemon.announcement import Announcement, Mark
@@ -34,14 +35,11 @@ def host(role: str, last: int, **fields: Any) -> Announcement:
         "name": f"{role}-{last}",
         "ip": f"192.0.2.{last}",
         "mac": f"02:00:00:00:00:{last:02x}",
-        "mtu": 1500,
-        "port": 12346,
-        "version": "0.1",
         "started": 1.0,
         "time": 1.0,
         "mark": MARK if role == "hardworker" else None,
     }
-    return Announcement(**facts | fields)
+    return announcement(**facts | fields)
 
 
 def heard(*hosts: Announcement) -> Peers:

@@ -1,0 +1,21 @@
+"""What a daemon might announce."""
+
+from typing import Any
+
+from midstream.daemon.announcement import Announcement
+
+
+def announcement(**fields: Any) -> Announcement:
+    """Of a sensor, but for these fields."""
+    facts: dict[str, Any] = {
+        "role": "sensor",
+        "name": "arm-sensor",
+        "ip": "192.0.2.11",
+        "mac": "02:00:00:00:00:11",
+        "mtu": 1500,
+        "port": 12346,
+        "version": "0.1",
+        "started": 1000.0,
+        "time": 2000.0,
+    }
+    return Announcement(**facts | fields)
