@@ -123,8 +123,8 @@ FORGED: dict[str, tuple[str, int, Callable[[Wire], Packet]]] = {
 
 
 def ahead(wire: Wire, **fields: Any) -> Packet:
-    """Numbers that fit, as of data behind a hole."""
-    return wire.frame(seq=wire.live.next + 100_000, payload=LIE, **fields)
+    """Numbers that fit, as of data behind a hole, also when the stream has gone on for up to a second."""
+    return wire.frame(seq=wire.live.next + 500_000, payload=LIE, **fields)
 
 
 def test_some_of_every_kind(triangle: Lab, tmp_path: Path) -> None:
