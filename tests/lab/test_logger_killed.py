@@ -49,15 +49,15 @@ def test_every_message_once(attached: Lab, tmp_path: Path, kills: int, messages:
 
 def kill_worker(logger: Program) -> None:
     """kill -9 the worker that works now, or the next one."""
-    wait_until(lambda: workers(logger))
-    for pid in workers(logger):
+    wait_until(lambda: workers(logger.process.pid))
+    for pid in workers(logger.process.pid):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: pid not in workers(logger))
+    wait_until(lambda: pid not in workers(logger.process.pid))
 
 
-def workers(logger: Program) -> list[int]:
-    """The processes that the logger has started and that live."""
-    pid, living = logger.process.pid, []
+def workers(pid: int) -> list[int]:
+    """The processes that a logger has started and that live."""
+    living = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with suppress(FileNotFoundError, ProcessLookupError):  # it has just been waited for
             if Path(f"/proc/{child}/cmdline").read_bytes():  # empty: dead, and not waited for yet

@@ -1,0 +1,335 @@
+"""The hosts under chaos: programs that are started again when they have ended, and what befalls them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.lab.chaos.judge import Event
+from tests.lab.test_daemon import daemon_pid, falsify, flush, set_port
+from tests.lab.test_logger_killed import workers
+from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command
+
+from midstream.lab import Lab, daemons
+
+HERE = Path(__file__).parent
+RATE = 200  # messages a second of each sensor
+DESCRIPTORS = 64  # that the logger may have
+HOSTS = ("hardworker", "logger", "sensor", "sensor-2")
+FIRST_PORTS = {"sensor": 10_000, "sensor-2": 20_000}  # below those that the kernel chooses
+
+Undo = Callable[[], None]
+
+
+class Survivor:
+    """A program of a host that is started again when it has ended, as systemd does it."""
+
+    def __init__(self, lab: Lab, host: str, folder: Path, argv: Callable[[int], list[str | Path]]) -> None:
+        self._lab, self._host, self._argv = lab, host, argv
+        self._folder = folder
+        self._process: subprocess.Popen[Any] | None = None
+        self.lives = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def revive(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.lives += 1
+        with (self._folder / f"{self.lives}.err").open("w") as errors:
+            self._process = self._lab.popen(
+                self._host, self._argv(self.lives), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def result(self, seconds: float) -> int:
+        """Wait for its end; its exit code."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """What each life has said."""
+        for path in sorted(self._folder.glob("*.err")):
+            yield f"{self._folder.name} {path.stem}", path.read_text(errors="replace")
+
+
+@dataclass
+class Storm:
+    """Everything that runs, and what has happened to it."""
+
+    lab: Lab
+    folder: Path
+    disk: Path
+    random: Random
+    logger: Survivor = field(init=False)
+    application: Survivor = field(init=False)
+    clients: list[Survivor] = field(init=False)
+    events: list[Event] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.logger = self._survivor("logger", "logger", self._logger)
+        self.application = self._survivor("application", "hardworker", self._application)
+        self.clients = [self._survivor(name, name, self._client(name)) for name in FIRST_PORTS]
+
+    @property
+    def rows(self) -> Path:
+        """What the application has written."""
+        return self.folder / "rows"
+
+    @property
+    def stop(self) -> Path:
+        """Exists when the clients are to end."""
+        return self.folder / "stop"
+
+    @property
+    def accounts(self) -> list[Path]:
+        return [self.folder / f"{name}.account" for name in FIRST_PORTS]
+
+    def everything(self) -> list[Survivor]:
+        return [self.logger, self.application, *self.clients]
+
+    def revive(self) -> None:
+        """Start whatever does not run, the daemons too."""
+        self.logger.revive()
+        self.application.revive()
+        for name in HOSTS:
+            if not _runs(name):
+                daemons.launch(self.lab, name, sensors=2)
+
+    def rage(self, seconds: float) -> None:
+        """One or two faults at a time, at random moments, until so many seconds have passed."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            faults = self.random.sample(FAULTS, 2 if self.random.random() < 0.3 else 1)
+            begun = []
+            for fault in faults:
+                name = fault.__name__.replace("_", " ")
+                self.counts[name] = self.counts.get(name, 0) + 1
+                begun.append((time.monotonic(), fault(self)))
+            time.sleep(self.random.uniform(0, 2.5))
+            for since, (what, undo) in begun:
+                undo()
+                self.events.append(Event(what, since - 1, time.monotonic() + 1))
+            self.revive()
+            time.sleep(self.random.uniform(0, 2))
+
+    def _survivor(self, name: str, host: str, argv: Callable[[int], list[str | Path]]) -> Survivor:
+        folder = self.folder / name
+        folder.mkdir()
+        return Survivor(self.lab, host, folder, argv)
+
+    def _logger(self, life: int) -> list[str | Path]:
+        limit = f"--nofile={DESCRIPTORS}"
+        return ["/usr/bin/prlimit", limit, PROGRAM, "logger", "--config", self.lab.config]
+
+    def _application(self, life: int) -> list[str | Path]:
+        return [sys.executable, "-P", HERE / "application.py", self.lab.config, self.rows, str(life)]
+
+    def _client(self, name: str) -> Callable[[int], list[str | Path]]:
+        number, port = list(FIRST_PORTS).index(name), FIRST_PORTS[name]
+        arguments = [str(number), HARDWORKER, str(PORT), str(TOS), str(RATE), str(port)]
+        return lambda life: [
+            sys.executable,
+            "-P",
+            HERE / "client.py",
+            *arguments,
+            self.folder / f"{name}.account",
+            self.stop,
+        ]
+
+
+# Each fault begins, and returns what the judge is to know of it, and how it ends.
+
+Begun = tuple[str, Undo]
+
+
+def application_killed(storm: Storm) -> Begun:
+    storm.application.send(signal.SIGKILL)
+    return "application killed", storm.revive
+
+
+def application_stopped(storm: Storm) -> Begun:
+    storm.application.send(signal.SIGSTOP)
+    return "application stopped", lambda: storm.application.send(signal.SIGCONT)
+
+
+def application_ends(storm: Storm) -> Begun:
+    storm.application.send(signal.SIGTERM)
+    return "application ends", storm.revive
+
+
+def worker_killed(storm: Storm) -> Begun:
+    for pid in _workers(storm):
+        os.kill(pid, signal.SIGKILL)
+    return "worker killed", storm.revive
+
+
+def worker_stopped(storm: Storm) -> Begun:
+    pids = _workers(storm)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+    def go_on() -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    return "worker stopped", go_on
+
+
+def holder_killed(storm: Storm) -> Begun:
+    storm.logger.send(signal.SIGKILL)
+    return "holder killed", storm.revive
+
+
+def holder_and_worker_killed(storm: Storm) -> Begun:
+    worker_killed(storm)
+    return holder_killed(storm)
+
+
+def holder_stopped(storm: Storm) -> Begun:
+    storm.logger.send(signal.SIGSTOP)
+    return "holder stopped", lambda: storm.logger.send(signal.SIGCONT)
+
+
+def daemon_killed(storm: Storm) -> Begun:
+    os.kill(daemon_pid(storm.random.choice(_daemons())), signal.SIGKILL)
+    return "daemon killed", storm.revive
+
+
+def daemon_stopped(storm: Storm) -> Begun:
+    pid = daemon_pid(storm.random.choice(_daemons()))
+    os.kill(pid, signal.SIGSTOP)
+    return "daemon stopped", lambda: os.kill(pid, signal.SIGCONT)
+
+
+def disk_full(storm: Storm) -> Begun:
+    ballast = storm.disk / "ballast"
+    free = os.statvfs(storm.disk)
+    with ballast.open("wb") as file, suppress(OSError):
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    return "disk full", ballast.unlink
+
+
+def cable_out(storm: Storm) -> Begun:
+    host = storm.random.choice(HOSTS)
+    set_port(storm.lab, host, "disabled")
+    return "cable out", lambda: set_port(storm.lab, host, "forwarding")
+
+
+def neighbours_falsified(storm: Storm) -> Begun:
+    storm.lab.call(storm.random.choice(HOSTS), falsify)
+    return "neighbours falsified", storm.revive
+
+
+def neighbours_removed(storm: Storm) -> Begun:
+    storm.lab.call(storm.random.choice(HOSTS), flush)
+    return "neighbours removed", storm.revive
+
+
+def program_detached(storm: Storm) -> Begun:
+    """By a person, beside a running daemon, which attaches it again."""
+    command(storm.lab, "hardworker", "detach", "hardworker", "--config", storm.lab.config)
+    return "program detached", storm.revive
+
+
+def crowd(storm: Storm) -> Begun:
+    """Silent connections, more than the logger has descriptors for."""
+    silent = storm.lab.popen(
+        "sensor-2",
+        [sys.executable, "-c", _CROWD, HARDWORKER, str(PORT), str(TOS)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+    def disperse() -> None:
+        silent.kill()
+        silent.wait()
+
+    return "crowd", disperse
+
+
+_CROWD = """
+import socket, sys, time
+host, port, tos = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+silent = []
+for number in range(80):
+    one = socket.socket()
+    one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+    one.settimeout(0.2)
+    try:
+        one.bind(("", 0))
+        one.connect((host, port))
+    except OSError:
+        pass
+    silent.append(one)
+time.sleep(60)
+"""
+
+FAULTS: list[Callable[[Storm], Begun]] = [
+    application_killed,
+    application_stopped,
+    application_ends,
+    worker_killed,
+    worker_stopped,
+    holder_killed,
+    holder_and_worker_killed,
+    holder_stopped,
+    daemon_killed,
+    daemon_stopped,
+    disk_full,
+    cable_out,
+    neighbours_falsified,
+    neighbours_removed,
+    program_detached,
+    crowd,
+]
+
+
+def _workers(storm: Storm) -> list[int]:
+    with suppress(FileNotFoundError):
+        return workers(storm.logger.pid)
+    return []
+
+
+def _runs(name: str) -> bool:
+    try:
+        daemon_pid(name)
+    except AssertionError:
+        return False
+    return True
+
+
+def _daemons() -> list[str]:
+    return [name for name in HOSTS if _runs(name)]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, so that it can be filled."""
+    folder.mkdir()
+    subprocess.run(["/usr/bin/mount", "-t", "tmpfs", "-o", f"size={size}", "chaos", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["/usr/bin/umount", "--lazy", folder], check=True)
