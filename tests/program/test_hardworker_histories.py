@@ -1,9 +1,10 @@
-"""Random histories of a connection against a plain model of what is held.
+"""Random histories of a connection against plain models of what is held, here and in the logger's kernel.
 
 The model keeps the bytes in a dictionary and the rules in words; the program keeps ranges. Every transmission
 of a segment has other bytes, so it shows which one was stored.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,6 +16,7 @@ from tests.program.ring import Record
 
 from midstream import packet
 from midstream.ebpf import records
+from midstream.hardworker.streams import Stream
 from midstream.packet import Flags
 
 WINDOW = 1 << 20
@@ -59,12 +61,14 @@ class Model:
 
         new_start = max(start, first_missing)
         new = payload[new_start - start :]
+        if new_start > first_missing and any(position in self.held for position in range(new_start, end)):
+            return "too_early"
         if all(position in self.held for position in range(new_start, end)):
             if not tells_end:
                 return "known"
             self.end = end
             return "stored" if end == first_missing else "early"
-        held = dict(zip(range(new_start, end), new, strict=True)) | self.held  # the first write wins
+        held = self.held | dict(zip(range(new_start, end), new, strict=True))  # what fills the hole wins
         if new_start > first_missing and self._ranges(held, first_missing) > RANGES:
             return "too_early"
         self.held = held
@@ -159,8 +163,84 @@ def played(sensor: Sensor, model: Model, history: list[Segment]) -> Iterator[tup
 
 
 def deliver(stored: list[Record], base: int, delivered: dict[int, int]) -> None:
-    """As a reader does: what it has already, it takes from no other record."""
+    """As a reader does: what is in order it takes once, and then even if other bytes wait behind the hole."""
     for record in stored:
-        for position, value in enumerate(record.payload, start=record.offset - base):
-            if position >= 0:
-                delivered.setdefault(position, value)
+        start = record.offset - base
+        following = next(position for position in count() if position not in delivered)
+        for position, value in enumerate(record.payload, start):
+            if position >= following:
+                assert start <= following or position not in delivered
+                delivered[position] = value
+
+
+@dataclass
+class Kernel:
+    """What the logger's Linux makes of what reaches it (tcp_data_queue and tcp_data_queue_ofo). Behind a hole
+    it keeps segments as they came, and joins neighbours if it can: `joins`."""
+
+    joins: bool
+    data: bytearray = field(default_factory=bytearray)
+    early: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def receive(self, start: int, payload: bytes) -> None:
+        following, end = len(self.data), start + len(payload)
+        if end <= following:
+            return
+        if start > following:
+            self._keep(start, payload)
+            return
+        self.data += payload[following - start :]
+        while self.early and self.early[0][0] <= len(self.data):
+            start, payload = self.early.pop(0)
+            self.data += payload[len(self.data) - start :]
+
+    def _keep(self, start: int, payload: bytes) -> None:
+        early = self.early
+        place = bisect_right(early, start, key=lambda segment: segment[0])
+        if place:
+            before, held = early[place - 1]
+            if start + len(payload) <= before + len(held):
+                return  # all of it is there
+            if start == before or (self.joins and start == before + len(held)):
+                place -= 1
+                del early[place]
+                start, payload = (start, payload) if start == before else (before, held + payload)
+        early.insert(place, (start, payload))
+        covered = place + 1
+        while covered < len(early) and early[covered][0] + len(early[covered][1]) <= start + len(payload):
+            covered += 1
+        del early[place + 1 : covered]
+
+
+@settings(max_examples=100, deadline=None)
+@given(history=segments() | in_steps(), isn=places, joins=st.booleans())
+def test_the_application_has_the_bytes_that_the_logger_has(
+    session_bench: Bench, history: list[Segment], isn: int, joins: bool
+) -> None:
+    """Each transmission of a segment has other bytes, as a faulty sensor sends them, and nothing is lost
+    between hardworker and logger: what was acknowledged is the same at both."""
+    bench = session_bench
+    sensor = Sensor(bench, isn=isn)
+    sensor.open()
+    kernel, reader, delivered = Kernel(joins), Stream(), bytearray()
+    whole = [Segment(start, 5, False) for start in range(0, SPAN + 120, 5)]  # in the end every hole is filled
+    for frame, _, record in played(sensor, Model(0), history + whole):
+        if bench.run(frame)[0] == XDP_TX:
+            kernel.receive(record.offset, record.payload)
+        for stored in bench.ring.take():
+            delivered += reader.push(stored.offset, stored.payload)
+        assert delivered == kernel.data
+
+
+def test_a_segment_upon_another_behind_a_hole(bench: Bench) -> None:
+    """A and then B around it with other bytes, then the hole."""
+    sensor = Sensor(bench)
+    sensor.open()
+    kernel, reader, delivered = Kernel(joins=True), Stream(), bytearray()
+    for start, end, value in ((1500, 2000, b"A"), (1000, 2300, b"B"), (0, 1000, b"C"), (1000, 2300, b"B")):
+        payload = value * (end - start)
+        if bench.run(sensor.frame(Flags.ACK, start, payload))[0] == XDP_TX:
+            kernel.receive(start, payload)
+        for stored in bench.ring.take():
+            delivered += reader.push(stored.offset, stored.payload)
+    assert delivered == kernel.data == b"C" * 1000 + b"B" * 1300

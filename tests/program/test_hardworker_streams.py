@@ -54,24 +54,29 @@ HISTORIES = {
     ),
     "a hole, filled with all there is": "early 100:200, stored 0:300 other, stored 300:310",
     "a hole, filled with old and new": ("stored 0:50, early 100:200, stored 20:120, stored 200:210"),
-    "early data again": "early 100:200, known 100:200, known 120:180, known 100:101 other, stored 0:100",
+    "early data again": (
+        "early 100:200, too_early 100:200, too_early 120:180, too_early 100:101 other, "
+        "stored 0:100, known 100:200"
+    ),
     "early data, overlapping in front": (
-        "early 100:200, early 50:150 other, known 50:200, stored 0:50, stored 200:210"
+        "early 100:200, too_early 50:150 other, early 50:100, stored 0:50, known 50:150 other, stored 200:210"
     ),
     "early data, overlapping behind": (
-        "early 100:200, early 150:250 other, known 100:250, stored 0:100, stored 250:260"
+        "early 100:200, too_early 150:250 other, stored 0:100, stored 150:250 other, stored 250:260"
     ),
     "early data, overlapping on both sides": (
-        "early 100:200, early 50:250 other, known 50:250, stored 0:50, stored 250:260"
+        "early 100:200, too_early 50:250 other, too_early 99:201, stored 0:50, "
+        "stored 50:250 other, stored 250:260"
     ),
     "early data that touches": (
-        "early 100:200, early 200:300, early 50:100, known 50:300, stored 0:50, stored 300:301"
+        "early 100:200, early 200:300, early 50:100, too_early 50:300, stored 0:50, known 50:300, "
+        "stored 300:301"
     ),
     "early data that joins two ranges": (
-        "early 100:200, early 300:400, early 200:300, known 100:400, stored 0:100, stored 400:401"
+        "early 100:200, early 300:400, early 200:300, too_early 100:400, stored 0:100, stored 400:401"
     ),
     "early data that covers all ranges": (
-        f"{FULL}, early 5:170 other, early 200:210, stored 0:5, stored 170:200, stored 210:211"
+        f"{FULL}, too_early 5:170 other, too_early 200:210, stored 0:165 other, early 200:210, stored 165:200"
     ),
     "two holes, the first filled first": (
         "early 10:20, early 30:40, stored 0:10, stored 20:30, stored 40:50"
@@ -94,13 +99,13 @@ HISTORIES = {
         f"{FULL}, too_early 170:180, stored 0:10, early 170:180, stored 20:30"
     ),
     "most ranges, one grows": (
-        f"{FULL}, early 160:170, early 5:10, early 22:30, known 5:20, stored 0:5, stored 20:22"
+        f"{FULL}, early 160:170, early 5:10, early 22:30, too_early 5:20, stored 0:5, stored 20:22"
     ),
     "most ranges, two joined make room for one": (
         f"{FULL}, early 20:30, early 170:180, too_early 190:200, stored 0:10"
     ),
     "most ranges, in reverse": f"{REVERSED}, too_early 170:180, stored 0:10, early 170:180",
-    "just within the window": f"early {WINDOW - 10}:{WINDOW}, stored 0:1, known {WINDOW - 10}:{WINDOW}",
+    "just within the window": f"early {WINDOW - 10}:{WINDOW}, stored 0:1, too_early {WINDOW - 10}:{WINDOW}",
     "a byte beyond the window": (
         f"too_early {WINDOW - 9}:{WINDOW + 1}, stored 0:1, early {WINDOW - 9}:{WINDOW + 1}"
     ),
@@ -117,9 +122,11 @@ HISTORIES = {
     "FIN with data, partly known": "stored 0:60, stored 30:100 fin other, known 0:100 fin",
     "FIN with known data": "stored 0:100, stored 40:100 fin, known 40:100 fin",
     "FIN early, alone": "early 100 fin, known 100 fin, stored 0:100, known 100 fin",
-    "FIN early, with data": "early 50:100 fin, known 50:100 fin, stored 0:50, known 0:100 fin",
-    "FIN early, its data then alone": "early 50:100 fin, known 50:100, stored 0:50",
-    "FIN early, its data known already": ("early 50:100, early 50:100 fin, known 50:100 fin, stored 0:50"),
+    "FIN early, with data": "early 50:100 fin, too_early 50:100 fin, stored 0:50, known 0:100 fin",
+    "FIN early, its data then alone": "early 50:100 fin, too_early 50:100, stored 0:50",
+    "FIN early, its data known already": (
+        "early 50:100, too_early 50:100 fin, stored 0:50, stored 50:100 fin, known 50:100 fin"
+    ),
     "FIN early, then the last data with FIN": "early 100 fin, early 50:100 fin, stored 0:50, known 0:50",
     "FIN early, then everything with FIN": "early 100 fin, stored 0:100 fin, known 0:100 fin",
     "FIN, one range too many": f"{FULL}, too_early 170:180 fin, stored 0:200 fin",
@@ -246,7 +253,8 @@ def test_state_does_not_move_with_what_is_refused(bench: Bench) -> None:
     assert before is not None
     for flags, position, payload, outcome in (
         (ACK, 0, b"HELD", "known"),
-        (ACK, 11, b"ARL", "known"),
+        (ACK, 11, b"ARL", "too_early"),
+        (ACK, 8, b"behind", "too_early"),
         (ACK, WINDOW, b"far behind", "too_early"),
         (ACK | FIN, 2, b"", "beyond_fin"),
         (ACK | FIN, 4, b"12345678", "beyond_fin"),

@@ -315,14 +315,18 @@ class History:
     def store(
         self, connection: Connection, start: int, length: int, *, flags: int = 0, fate: int = 2
     ) -> None:
-        """Store a segment; where an earlier record has its bytes already, they differ from the true ones."""
+        """Store a segment. Where an earlier record has its bytes already, they differ from the true ones, but
+        for those that it brings in order while they wait behind the hole."""
         end = min(start + length, len(connection.stream))
         if connection.end is not None:
             end = min(end, connection.end)
         if start >= end and not flags:
             return
-        claimed = connection.claimed
-        data = bytes(connection.stream[at] ^ 0x5A * claimed[at] for at in range(start, end))
+        claimed, following = connection.claimed, connection.next
+        in_order = following if start <= following else end
+        data = bytes(
+            connection.stream[at] ^ 0x5A * (claimed[at] and at < in_order) for at in range(start, end)
+        )
         port = 40000 + connection.number
         self.write(
             connection, Segment(connection.number, connection.sensor, port, start, 7, flags, data), fate

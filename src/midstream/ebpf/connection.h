@@ -72,6 +72,10 @@ enum claim { CLAIM_STORED, CLAIM_EARLY, CLAIM_KNOWN, CLAIM_TOO_EARLY, CLAIM_BEYO
  * it and over every range that it reaches. Stored ranges neither overlap nor touch one another,
  * so one pass absorbs all that the new one meets.
  *
+ * Behind the hole no byte is taken, or sent on, twice: which of two versions Linux keeps there depends
+ * on where its segments begin and end. An honest sensor fills the hole first, and then the rest is in order or
+ * known. What fills the hole replaces what lies behind it, in the logger's kernel and in the reader.
+ *
  * The growing range lives in the map: the verifier forgets what it knew of a value in memory, and
  * so need not follow every combination of eight comparisons.
  */
@@ -79,9 +83,9 @@ static __always_inline enum claim claim_with_holes(struct connection *c, __u64 s
 {
 	volatile struct range *grown = &c->grown;
 
-	for (int i = 0; i < EARLY_RANGES; i++)
-		if (c->early[i].end && c->early[i].start <= start && end <= c->early[i].end)
-			return CLAIM_KNOWN;
+	for (int i = 0; start > c->next && i < EARLY_RANGES; i++)
+		if (c->early[i].start < end && start < c->early[i].end)
+			return CLAIM_TOO_EARLY;
 
 	grown->start = start;
 	grown->end = end;
@@ -129,7 +133,7 @@ static __always_inline bool contradicts_fin(const struct connection *c, __s64 en
 
 /* Decide on a segment that holds the bytes [start, end), and the end of the stream if `fin`, and
  * take what is new of it. Called with the connection's lock held. A byte that is known may be
- * stored again beside one that is new; the reader cuts, and the first write wins.
+ * stored again beside one that is new; the reader cuts: of a byte in order the first version stays.
  */
 static __always_inline enum claim claim(struct connection *c, __s64 start, __s64 end, bool fin)
 {

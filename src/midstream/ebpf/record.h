@@ -44,7 +44,7 @@ struct counters {
 	/* dropped; an honest sensor sends it again */
 	__u64 ring_full;
 	__u64 table_full;   /* no room for another connection */
-	__u64 too_early;    /* too far behind a hole, or too many holes */
+	__u64 too_early;    /* too far behind a hole, behind too many, or upon what is held there */
 	__u64 beyond_fin;   /* data after the end of the stream */
 	__u64 bad_checksum; /* of the IP header or of TCP: the logger would not take it either */
 	__u64 no_ack;	    /* data without the ACK flag */

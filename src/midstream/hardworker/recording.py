@@ -85,9 +85,10 @@ class Recording:
         if size < self._dtype.itemsize:
             return
         messages = np.memmap(self._path, self._dtype, "r")["message"]
-        for connection in np.unique(messages["connection"]):
-            of_connection = messages["connection"] == connection
-            self._written[int(connection)] = int(messages["offset"][of_connection].max())
+        connections, places = np.unique(messages["connection"], return_inverse=True)
+        last = np.zeros(len(connections), np.uint64)
+        np.maximum.at(last, places, messages["offset"])
+        self._written.update(zip(connections.tolist(), last.tolist(), strict=True))
 
     def _unwritten(self, batch: np.ndarray) -> np.ndarray:
         """Without what is in the file; only the first batch of a process has such messages."""

@@ -9,6 +9,7 @@ that was killed before is removed by the next.
 import struct
 from collections import defaultdict
 from collections.abc import MutableMapping
+from heapq import heappop, heappush
 
 from midstream.ebpf import records
 from midstream.errors import KernelError
@@ -25,7 +26,8 @@ class Spill:
     def __init__(self, memory: MutableMapping[bytes, bytes]) -> None:
         self._memory = memory
         self._written = 0
-        self._entries: defaultdict[int, list[tuple[bytes, int]]] = defaultdict(list)  # key, end of its bytes
+        # Of each connection a heap, the end of an entry's bytes and its key: the first to go comes first.
+        self._entries: defaultdict[int, list[tuple[int, bytes]]] = defaultdict(list)
 
     @property
     def in_use(self) -> bool:
@@ -48,7 +50,7 @@ class Spill:
             if snapshot is None or position > snapshot.position or start is None or offset + length <= start:
                 del self._memory[key]
                 continue
-            self._entries[connection].append((key, offset + length))
+            heappush(self._entries[connection], (offset + length, key))
             self._written = max(self._written, *_KEY.unpack(key))
             found.append((connection, offset, value[_ENTRY.size : _ENTRY.size + length]))
         return found
@@ -73,17 +75,14 @@ class Spill:
                     "go on: free memory and start it again, or let the sensors send shorter messages",
                     errno=error.errno,
                 ) from error
-            self._entries[connection].append((key, offset + start + len(part)))
+            heappush(self._entries[connection], (offset + start + len(part), key))
 
     def forget(self, streams: Streams) -> None:
         """Remove the bytes of messages that are whole, and of connections that have ended, once that is
         committed."""
         for connection, entries in list(self._entries.items()):
             start = streams.start(connection)
-            left = [entry for entry in entries if start is not None and entry[1] > start]
-            if len(left) < len(entries):
-                for key, _ in set(entries).difference(left):
-                    del self._memory[key]
-                self._entries[connection] = left
-            if not left:
+            while entries and (start is None or entries[0][0] <= start):
+                del self._memory[heappop(entries)[1]]
+            if not entries:
                 del self._entries[connection]

@@ -1,18 +1,21 @@
 """Byte streams put in order again: the reader's half of what TCP calls reassembly.
 
 The program stores every segment with its offset, also one behind a hole, and it may store a byte twice
-where segments overlap. Here each byte is delivered once and in order; of two versions of a byte the one
-that was stored first is delivered.
+where segments overlap. Here each byte is delivered once and in order. Of two versions of a byte the one is
+delivered that Linux's TCP keeps: the one that came in order, whatever waits behind the hole that it fills.
+All work is linear in what arrives, however small its pieces are.
 """
 
-import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Self
 
 import numpy as np
 
 from midstream.framing import Decoder
+from midstream.hardworker.early import PIECE, Run
 
 OPEN_STREAM = np.dtype(
     [("connection", "<u4"), ("aligned", "<u4"), ("next", "<u8"), ("sequence", "<u8"), ("end", "<u8")]
@@ -20,7 +23,7 @@ OPEN_STREAM = np.dtype(
 """struct open of ring.c: an open connection, as the look at a whole batch and the journal need it."""
 
 _ALIGNED, _BROKEN, _NO_END = 1, 2, (1 << 64) - 1
-_PIECE = struct.Struct("<IIQ")  # connection, length, offset
+_end_of = attrgetter("end")
 
 Piece = tuple[int, int, bytes]
 """Connection, offset in its stream, and bytes that belong to no message delivered."""
@@ -29,11 +32,11 @@ Piece = tuple[int, int, bytes]
 class Stream:
     """One connection's bytes.
 
-    `push` returns what has come in order. Bytes behind a hole wait in `early`: at most as many as the program
-    lets through (EARLY_WINDOW in connection.h, 1 MiB).
+    `push` returns what has come in order. Bytes behind a hole wait in `early`: at most as many, in as many
+    runs, as the program lets through (EARLY_WINDOW and EARLY_RANGES in connection.h, 1 MiB and 8).
     """
 
-    __slots__ = ("_early", "_early_kept", "_kept", "broken", "carry", "decoder", "end", "next", "sequence")
+    __slots__ = ("_early", "_kept", "broken", "carry", "decoder", "end", "next", "sequence")
 
     def __init__(self, start: int = 0, decoder: Decoder | None = None) -> None:
         self.next = start  # the offset of the first byte that has not come in order
@@ -42,9 +45,8 @@ class Stream:
         self.decoder = decoder  # other framings: it keeps that part itself
         self.sequence = 0  # other framings: of the next message
         self.broken = False  # the bytes do not follow the framing
-        self._early: list[tuple[int, bytes]] = []  # sorted, disjoint
-        self._kept = start  # bytes before this offset need not be remembered again,
-        self._early_kept: set[int] = set()  # nor those that wait at these offsets
+        self._early: list[Run] = []  # sorted; they neither overlap nor touch
+        self._kept = start  # bytes before this offset need not be remembered again
 
     @property
     def has_early(self) -> bool:
@@ -70,8 +72,7 @@ class Stream:
     def fresh_size(self) -> int:
         """At most so many bytes do the fresh pieces have, each with its place in the journal."""
         held = self.next - max(self.start, self._kept)
-        early = sum(len(p) + _PIECE.size for offset, p in self._early if offset not in self._early_kept)
-        return early + (held + _PIECE.size if held > 0 else 0)
+        return sum(run.fresh_size for run in self._early) + (held + PIECE.size if held > 0 else 0)
 
     def fresh(self) -> Iterator[tuple[int, bytes]]:
         """The bytes, and their offsets, that belong to no message delivered and were not kept: `push` takes
@@ -80,53 +81,77 @@ class Stream:
         if count > 0:
             held = self.decoder.newest(count) if self.decoder else bytes(self.carry[-count:])
             yield self.next - count, held
-        run, end = bytearray(), 0
-        for offset, piece in self._early:
-            if offset in self._early_kept:
-                continue
-            if run and offset != end:
-                yield end - len(run), bytes(run)
-                run.clear()
-            run += piece
-            end = offset + len(piece)
-        if run:
-            yield end - len(run), bytes(run)
+        for run in self._early:
+            yield from run.fresh_pieces()
 
     def keep(self) -> None:
         """What is fresh now has been kept."""
         self._kept = self.next
-        self._early_kept = {offset for offset, _ in self._early}
+        for run in self._early:
+            run.keep()
 
     def push(self, offset: int, data: bytes) -> bytes:
         """Take a segment; return the bytes that are now next in order, maybe none."""
-        self._keep(offset, data)
-        ready = []
-        while self._early and self._early[0][0] == self.next:
-            _, piece = self._early.pop(0)
-            ready.append(piece)
-            self.next += len(piece)
-        return b"".join(ready)
+        end = offset + len(data)
+        if offset > self.next:
+            for start, stop in self._missing(offset, end):
+                self._wait(Run(start, data[start - offset : stop - offset]))
+            return b""
+        if end <= self.next:
+            return b""
+        ready = data[self.next - offset :]
+        self.next = end
+        return b"".join([ready, *self._reached()])
 
-    def _keep(self, offset: int, data: bytes) -> None:
-        """Keep those bytes of a segment that are neither delivered nor kept already."""
-        start, end = max(offset, self.next), offset + len(data)
-        position = bisect_left(self._early, (start,))
-        if position and self._end_of(position - 1) > start:
-            start = self._end_of(position - 1)
+    def take_back(self, kept: Sequence[tuple[int, bytes]], fresh: Sequence[tuple[int, bytes]]) -> bytes:
+        """What an earlier reader had kept, in the order in which it came, and what was fresh; the bytes that
+        are next in order. Of two versions the later is right: what came in order after what it replaced."""
+        for pieces, is_kept in ((fresh, False), (kept, True)):
+            for offset, data in reversed(pieces):
+                for start, stop in self._missing(max(offset, self.next), offset + len(data)):
+                    run = Run(start, data[start - offset : stop - offset])
+                    if is_kept:
+                        run.keep()
+                    self._wait(run)
+        ready = b"".join(self._reached())
+        self._kept = min([self.next, *(offset for offset, _ in fresh)])
+        return ready
+
+    def _reached(self) -> list[bytes]:
+        """What waited, and is now next in order."""
+        ready: list[bytes] = []
+        reached = 0
+        while reached < len(self._early) and self._early[reached].start <= self.next:
+            run = self._early[reached]
+            ready += run.behind(self.next)
+            self.next = max(self.next, run.end)
+            reached += 1
+        del self._early[:reached]
+        return ready
+
+    def _missing(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of a range, behind the hole, that do not wait already."""
+        gaps = []
+        place = bisect_left(self._early, start, key=_end_of)
         while start < end:
-            following = self._early[position][0] if position < len(self._early) else end
-            stop = min(end, following)
-            if start < stop:
-                self._early.insert(position, (start, data[start - offset : stop - offset]))
-                position += 1
-            if position == len(self._early):
-                return
-            start = max(stop, self._end_of(position))
-            position += 1
+            if place == len(self._early):
+                return [*gaps, (start, end)]
+            run = self._early[place]
+            if start < run.start:
+                gaps.append((start, min(end, run.start)))
+            start = max(start, run.end)
+            place += 1
+        return gaps
 
-    def _end_of(self, position: int) -> int:
-        start, piece = self._early[position]
-        return start + len(piece)
+    def _wait(self, run: Run) -> None:
+        """Put a run between the others, which it does not overlap, and join it with those that it touches."""
+        early = self._early
+        place = bisect_left(early, run.start, key=_end_of)
+        if place < len(early) and early[place].end == run.start:
+            run = early.pop(place).joined(run)
+        if place < len(early) and early[place].start == run.end:
+            run = run.joined(early.pop(place))
+        early.insert(place, run)
 
 
 class Streams:
@@ -163,11 +188,13 @@ class Streams:
             stream.end = None if row["end"] == _NO_END else int(row["end"])
             stream.broken = row["aligned"] == _BROKEN
             streams.open(int(row["connection"]), stream)
-        streams._take_back(kept)
-        for stream in streams._streams.values():
-            stream.keep()
-        streams._take_back(_unpacked(pending))
+        of_kept, of_fresh = _by_connection(kept), _by_connection(_unpacked(pending))
         for connection, stream in streams._streams.items():
+            data = stream.take_back(of_kept[connection], of_fresh[connection])
+            if stream.decoder and not stream.broken:
+                stream.decoder.feed(data)
+            elif not stream.broken:
+                stream.carry += data
             streams.checkin(connection, stream)
         return streams
 
@@ -197,7 +224,7 @@ class Streams:
         if not self._unaligned:
             return b""
         return b"".join(
-            _PIECE.pack(connection, len(piece), offset) + piece for connection, offset, piece in self.fresh()
+            PIECE.pack(connection, len(piece), offset) + piece for connection, offset, piece in self.fresh()
         )
 
     def start(self, connection: int) -> int | None:
@@ -259,23 +286,17 @@ class Streams:
     def _row(self, connection: int) -> int:
         return int(np.searchsorted(self.table["connection"][: self.count], connection))
 
-    def _take_back(self, pieces: Iterable[Piece]) -> None:
-        for connection, offset, piece in pieces:
-            if connection not in self._streams:  # it did not outlive the reader
-                continue
-            stream = self._streams[connection]
-            data = stream.push(offset, piece)
-            if stream.broken:
-                continue
-            if stream.decoder:
-                stream.decoder.feed(data)
-            else:
-                stream.carry += data
+
+def _by_connection(pieces: Iterable[Piece]) -> defaultdict[int, list[tuple[int, bytes]]]:
+    found: defaultdict[int, list[tuple[int, bytes]]] = defaultdict(list)
+    for connection, offset, piece in pieces:
+        found[connection].append((offset, piece))
+    return found
 
 
 def _unpacked(pending: bytes) -> Iterator[Piece]:
     position = 0
     while position < len(pending):
-        connection, length, offset = _PIECE.unpack_from(pending, position)
-        position += _PIECE.size + length
+        connection, length, offset = PIECE.unpack_from(pending, position)
+        position += PIECE.size + length
         yield connection, offset, pending[position - length : position]
