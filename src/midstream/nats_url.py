@@ -7,8 +7,8 @@ from typing import Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 EXPECTED = (
-    "Expected nats://HOST:PORT/STREAM, also with several HOST:PORT separated by commas, with USER:PASSWORD@ in "
-    "front, and with ?replicas=3 for a stream that three servers keep ([logger] database in config.toml)"
+    "Expected nats://HOST:PORT/STREAM, also with several HOST:PORT separated by commas, with USER:PASSWORD@ "
+    "in front, and with ?replicas=3 for a stream that three servers keep ([logger] database in config.toml)"
 )
 QUOTING = "@ : / ? # [ ] and % in a user or password are written %40 %3A %2F %3F %23 %5B %5D and %25"
 _PORT = 4222

@@ -46,8 +46,8 @@ def open_engine(url: str | URL, *, read_only: bool) -> tuple[Engine, str]:
     """The database at a URL, which must be there, and its name without the password. Raises StoreError."""
     if str(url).startswith("nats://"):
         raise StoreError(
-            f"{re.sub('//.*@', '//', str(url))}: only SQL databases are pruned. What to do: set the limits of a "
-            "JetStream with the nats command (nats stream edit), or name a database with --database"
+            f"{re.sub('//.*@', '//', str(url))}: only SQL databases are pruned. What to do: set the limits "
+            "of a JetStream with the nats command (nats stream edit), or name a database with --database"
         )
 
     def make(parsed: URL) -> Engine:
