@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from midstream import values
+from midstream.database_url import check
 from midstream.errors import ConfigError
 from midstream.toml import FaultsError, Location, Section, absolute, parse_toml, read_text, show
 
@@ -313,19 +314,19 @@ class Config(Section):
     def database_url(self) -> str:
         """The database's URL, a relative SQLite path resolved against this file's folder.
 
-        It may hold a password. Raises ConfigError if SQLAlchemy cannot read it.
+        It may hold a password. Raises ConfigError if no database can have it.
         """
+        try:
+            check(self.logger.database)
+        except ValueError as error:
+            shown = show(self.logger.database)
+            raise ConfigError(f"{self._path}: logger.database = {shown}: {error}; correct it") from error
         if not self.logger.database.startswith("sqlite"):
             return self.logger.database
         # Imported here: only the logger needs SQLAlchemy, which loads slowly.
         from sqlalchemy.engine import make_url
-        from sqlalchemy.exc import ArgumentError
 
-        try:
-            url = make_url(self.logger.database)
-        except (ArgumentError, ValueError) as error:
-            shown = show(self.logger.database)
-            raise ConfigError(f"{self._path}: logger.database = {shown}: not a URL; correct it") from error
+        url = make_url(self.logger.database)
         if url.database in (None, "", ":memory:"):
             return self.logger.database
         url = url.set(database=str(self._path.parent / url.database))

@@ -3,6 +3,8 @@
 import mmap
 import re
 
+from midstream.database_url import check_form
+
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MAX_RING = 2**31  # the kernel takes a ring's size as a power of two in 32 bits
 MAX_SOCKET = 107  # bytes of a Unix socket's path (unix(7))
@@ -68,10 +70,7 @@ def pins(value: str) -> str:
 
 
 def database(value: str) -> str:
-    if not re.match(r"[a-z][a-z0-9_]*(\+[a-z0-9_]+)?://", value):
-        raise ValueError("not a URL of the form dialect://…")
-    if re.match(r"sqlite[^:]*://([^/]|/file:)", value):
-        raise ValueError("the path of a SQLite file follows three slashes, without file:")
+    check_form(value)
     return value
 
 

@@ -17,7 +17,7 @@ from tests.database.servers import patient
 from tests.unit.batches import batch_of, end
 from tests.unit.site import SIZE, Serving, Site, Workers, wait_until
 
-from midstream.errors import StoreError
+from midstream.errors import ConfigError, StoreError
 from midstream.log.verify import verify
 from midstream.logger import Logger
 from midstream.logger.jetstream import JetStreamStore
@@ -146,14 +146,14 @@ def test_a_message_longer_than_the_server_takes(store: JetStreamStore) -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("nats://host:4222", "no name of a stream. Expected nats://HOST:PORT/STREAM"),
+        ("nats://host:4222", "config.toml: logger.database = .*no name of a stream; must be .*nats://host"),
         ("nats://user:secret@host:4222/a.b", "no name of a stream"),
         ("nats://host:4222/name?replicas=7", "not 1 to 5 replicas"),
         ("nats://host:4222/name?replica=3", "not an option"),
     ],
 )
 def test_a_wrong_url(tmp_path: Path, url: str, reason: str) -> None:
-    with pytest.raises(StoreError, match=reason) as caught, Logger(Site(tmp_path, url).config):
+    with pytest.raises(ConfigError, match=reason) as caught, Logger(Site(tmp_path, url).config):
         pass
     assert "secret" not in str(caught.value)
 

@@ -1,17 +1,20 @@
 """The replay: what the logger stored, and then the ring, without a seam; and who may ask."""
 
+import resource
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.fake_ring import FakeRing, RingSource
-from tests.unit.site import SIZE, Serving, Site
+from tests.unit.site import SIZE, Serving, Site, wait_until
 
 from midstream.config import load
 from midstream.ebpf.records import OPEN
@@ -19,6 +22,7 @@ from midstream.errors import ConfigError, NetworkError
 from midstream.hardworker import Hardworker, history
 from midstream.hardworker.source import Segment
 from midstream.logger import Logger
+from midstream.logger.admission import Admission, Client
 from midstream.replay import Line
 
 KEY = b"k" * 32
@@ -256,3 +260,129 @@ def test_an_answer_is_not_taken_for_a_question(pair: Pair) -> None:
     with pytest.raises(NetworkError):
         Line(pair.client, KEY, asks=True)
     mirror.join(5)
+
+
+# those who only take up room
+
+
+def silent(port: int, count: int) -> list[socket.socket]:
+    return [socket.create_connection(("127.0.0.1", port), 10) for _ in range(count)]
+
+
+def test_a_client_among_many_silent_ones_gets_its_replay(site: Site) -> None:
+    """With few descriptors, of which each of the silent clients wants one; and again after that."""
+    port = load(site.config).logger.replay_port
+    with few_descriptors(128), Serving(site.config):
+        send(site, range(3))
+        time.sleep(DOWN)
+        for _ in range(2):
+            others = silent(port, 100)
+            with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
+                began = time.monotonic()
+                assert [found.sequence for found in islice(hardworker.replay(), 3)] == [0, 1, 2]
+                assert time.monotonic() - began < 8
+            for one in others:
+                one.close()
+
+
+@contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """For what is started meanwhile; this process itself keeps its limit."""
+    prlimit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    start = subprocess.Popen
+
+    def limited(command: list[str], **options: Any) -> Any:
+        if "midstream.logger.replay" in command:
+            command = ["prlimit", f"--nofile={count}:{count}", *command]
+        return start(command, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("midstream.logger.companion.subprocess.Popen", limited)
+        yield
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == prlimit
+
+
+def test_a_request_has_a_time_limit_as_a_whole() -> None:
+    """However often its client says something."""
+    ours, theirs = socket.socketpair()
+
+    def trickle() -> None:
+        with suppress(OSError):
+            for _ in range(200):
+                theirs.sendall(b"x")
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    began = time.monotonic()
+    with ours, pytest.raises(NetworkError, match="timed out"):
+        Line(ours, KEY, asks=False, until=began + 0.2)
+    assert time.monotonic() - began < 1
+    theirs.close()
+    thread.join()
+
+
+class Admitting(threading.Thread):
+    """An admission on loopback whose clients are known when they say a byte, and go when they say another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = self.listener.getsockname()[1]
+        self.most = 0
+        self._now = 0
+        self._admission = Admission(self.listener, self._serve)
+        self._admission._most = 8
+
+    def __enter__(self) -> "Admitting":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.join()
+        self.listener.close()
+
+    def run(self) -> None:
+        with suppress(OSError):
+            self._admission.run()
+
+    def _serve(self, client: Client) -> None:
+        self.most = max(self.most, len(self._admission._clients))
+        with suppress(OSError):
+            if client.socket.recv(1):
+                client.known = True
+                client.socket.sendall(b"!")
+                client.socket.recv(1)
+
+
+def test_strangers_give_way_and_those_who_are_known_do_not() -> None:
+    with Admitting() as admitting:
+        first = socket.create_connection(("127.0.0.1", admitting.port), 10)
+        first.sendall(b"x")
+        assert first.recv(1) == b"!"
+        others = silent(admitting.port, 40)
+        last = socket.create_connection(("127.0.0.1", admitting.port), 10)
+        last.sendall(b"x")
+        assert last.recv(1) == b"!"
+        first.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            first.recv(1)  # it is still served
+        for one in (first, last, *others):
+            one.close()
+    assert admitting.most <= 8
+
+
+def test_the_process_that_answers_is_replaced(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it was its listener that failed: it ends then, and does not stay without one."""
+    monkeypatch.setattr("midstream.logger.companion.RESTART_DELAY", 0)
+    with Serving(site.config) as serving:
+        assert serving.logger._replay is not None
+        process = serving.logger._replay._process
+        first = process._child
+        first.kill()
+        wait_until(lambda: process._child is not first)
+        send(site, range(3))
+        time.sleep(DOWN)
+        with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
+            assert [found.sequence for found in islice(hardworker.replay(), 3)] == [0, 1, 2]

@@ -13,10 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from midstream import config as configuration
 from midstream import fields, network
 from midstream.cli.options import DEFAULT_CONFIG
+from midstream.database_url import check
+from midstream.errors import ConfigError
 from midstream.log.conditions import condition
 from midstream.log.selection import Selection, moment
 from midstream.logger.databases import open_log
 from midstream.logger.stored import Log
+from midstream.toml import show
 
 Url = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Instead of config.toml's logger.database.")
@@ -55,7 +58,12 @@ def selected(
 
 
 def located(path: Path, url: str | None) -> tuple[configuration.Config, str]:
-    """The configuration, which may be missing where the database is named."""
+    """The configuration, which may be missing where the database is named. Raises ConfigError."""
+    if url is not None:
+        try:
+            check(url)
+        except ValueError as error:
+            raise ConfigError(f"--database {show(url)}: {error}; correct it") from error
     if url is not None and path == DEFAULT_CONFIG and not path.exists():
         return configuration.Config(), url
     config = configuration.load(path)

@@ -1,18 +1,22 @@
 """The interface to the peers, as the kernel tells it."""
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
 from midstream.errors import NetworkError
 
 _LOOPBACK = 0x8  # IFF_LOOPBACK
+_SECONDARY, _DAD_FAILED, _DEPRECATED, _TENTATIVE = 0x01, 0x08, 0x20, 0x40  # IFA_F_* (linux/if_addr.h)
+_GLOBAL, _HOST = 0, 254  # RT_SCOPE_* (linux/rtnetlink.h)
 
 
 @dataclass(frozen=True)
 class Interface:
-    """An interface that is up, and its first IPv4 address. mtu: bytes of an IPv4 packet."""
+    """An interface that is up, and its IPv4 address. mtu: bytes of an IPv4 packet."""
 
     name: str
     index: int
@@ -22,14 +26,15 @@ class Interface:
     mtu: int
 
 
-def read(name: str) -> Interface:
-    """The interface of that name; "": the only one with an IPv4 address. Raises NetworkError."""
+def read(name: str, named: Container[IPv4Address] = ()) -> Interface:
+    """The interface of that name; "": the only one with an IPv4 address. Raises NetworkError.
+
+    Of several addresses it is one of `named`, else the best (see `_rank`), of several the kernel's first. An
+    interface without a name is chosen by its best address, too: one that has only a link-local one is left.
+    """
     with IPRoute() as netlink:
         links = [link for link in netlink.get_links() if not link["flags"] & _LOOPBACK]
-        addresses: dict[int, IPv4Interface] = {}
-        for entry in netlink.get_addr(family=2):
-            address = IPv4Interface(f"{entry.get('local') or entry.get('address')}/{entry['prefixlen']}")
-            addresses.setdefault(entry["index"], address)
+        addresses = _best(netlink.get_addr(family=2), named)
     names = ", ".join(link.get("ifname") for link in links) or "none"
     if name:
         links = [link for link in links if link.get("ifname") == name]
@@ -38,6 +43,8 @@ def read(name: str) -> Interface:
                 f"{name}: no such interface; there are {names}: config.toml: network.interface"
             )
     usable = [link for link in links if link["index"] in addresses and link.get("state") == "up"]
+    best = min((addresses[link["index"]][0] for link in usable), default=None)
+    usable = [link for link in usable if addresses[link["index"]][0] == best]
     if len(usable) != 1:
         which = (
             f"{name} is down or"
@@ -52,7 +59,28 @@ def read(name: str) -> Interface:
             "or name the one to the peers in config.toml: network.interface"
         )
     link = usable[0]
-    address = addresses[link["index"]]
+    address = addresses[link["index"]][1]
     return Interface(
         link.get("ifname"), link["index"], address.ip, address.network, link.get("address"), link.get("mtu")
     )
+
+
+Rank = tuple[bool, ...]
+
+
+def _best(entries: Iterable[Any], named: Container[IPv4Address]) -> dict[int, tuple[Rank, IPv4Interface]]:
+    """The address of each interface, by index, with its rank."""
+    found: dict[int, tuple[Rank, IPv4Interface]] = {}
+    for entry in entries:
+        address = IPv4Interface(f"{entry.get('local') or entry.get('address')}/{entry['prefixlen']}")
+        if entry["scope"] == _HOST or entry["flags"] & (_DAD_FAILED | _TENTATIVE):
+            continue
+        rank = (address.ip not in named, *_rank(address.ip, entry["scope"], entry["flags"]))
+        if entry["index"] not in found or rank < found[entry["index"]][0]:
+            found[entry["index"]] = (rank, address)
+    return found
+
+
+def _rank(ip: IPv4Address, scope: int, flags: int) -> Rank:
+    """The smaller the better: what is known beyond the link, is not about to go, and is no second address."""
+    return (ip.is_link_local or scope != _GLOBAL, bool(flags & _DEPRECATED), bool(flags & _SECONDARY))

@@ -26,6 +26,7 @@ from midstream.daemon.discovery import ANSWER, INTERVAL, Discovery
 from midstream.daemon.failover import Choice
 from midstream.daemon.heartbeat import Heartbeat, is_listening
 from midstream.daemon.host import ThisHost
+from midstream.daemon.interface import Interface
 from midstream.daemon.log import Log, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.peers import Peers
@@ -53,8 +54,8 @@ class Service:
         self._name = config.daemon.name or socket.gethostname()
         self.role = find_role(config, self._name)
         self._key = self._load_key()
-        self._interface = interface.read(config.network.interface)
         self._host = ThisHost(config, self.role, self._name)
+        self._interface = self._read_interface()
         self._peers = Peers(config.daemon.clock)
         self._plan = Plan(None, "nothing has been heard yet", waiting=True)
         self._started, self._started_wall = time.monotonic(), time.time()
@@ -145,6 +146,12 @@ class Service:
         }
 
     # talking
+
+    def _read_interface(self) -> Interface:
+        """A const.toml of the user's says which of several addresses counts."""
+        topology = None if self._config.daemon.explore else self._host.previous()
+        hosts = (*topology.sensors, topology.hardworker, topology.logger) if topology else ()
+        return interface.read(self._config.network.interface, [host.ip for host in hosts])
 
     def _load_key(self) -> Key | None:
         if self._config.daemon.explore:
@@ -276,7 +283,7 @@ class Service:
         if self._host.in_force:
             await self._act_on_loggers(self._host.in_force)
             await self._repair(self._host.in_force)
-        found = await self._in_worker(interface.read, self._config.network.interface)
+        found = await self._in_worker(self._read_interface)
         moved, renumbered = found != self._interface, found.ip != self._interface.ip
         if renumbered:  # what is said and heard is bound to the address
             await self._stop_talking()

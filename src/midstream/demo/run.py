@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from midstream import config as configuration
 from midstream import lab
+from midstream.database_url import check
 from midstream.demo import records
 from midstream.demo.observer import Observer, View
 from midstream.demo.programs import Program
@@ -21,7 +21,7 @@ from midstream.demo.verdict import Verdict, judge
 from midstream.errors import ConfigError, LabError, MidstreamError
 from midstream.lab import Lab, Meter, Usage, daemons, state
 from midstream.lab.programs import attach
-from midstream.toml import absolute
+from midstream.toml import absolute, show
 
 FOLDER = Path("/var/tmp")  # for large files: the records of a million messages need gigabytes
 POLL = 0.1  # seconds between two looks at the programs
@@ -332,11 +332,12 @@ def _absolute(database: str) -> str:
             "PostgreSQL. What to do: name one of these, or run the logger with [logger] database in the lab"
         )
     try:
-        url = make_url(database)
-    except ArgumentError:
+        check(database)
+    except ValueError as error:
         raise ConfigError(
-            f"--database {database!r}: not a URL; expected one such as sqlite:///demo.db"
-        ) from None
+            f"--database {show(database)}: {error}; expected a URL such as sqlite:///demo.db"
+        ) from error
+    url = make_url(database)
     if url.get_backend_name() != "sqlite":
         if url.host:
             raise ConfigError(

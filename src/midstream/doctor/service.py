@@ -1,18 +1,21 @@
 """The logger's service: does it listen, can it reach its database, and is there room?"""
 
 import shutil
+import socket
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sqlalchemy import create_engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from midstream.doctor.finding import Finding, fault, ok, warning
 from midstream.doctor.subject import Subject
 from midstream.errors import ConfigError
+from midstream.nats_url import NatsUrl
 
 _LISTEN = "0A"  # in /proc/net/tcp
 _LITTLE_ROOM = 1 << 30  # bytes, where the rate says nothing
@@ -36,9 +39,13 @@ class Service:
 def read(subject: Subject) -> Service:
     listening = _listening(Path("/proc/net/tcp").read_text())
     try:
-        url = make_url(subject.config.database_url)
-    except (ArgumentError, ConfigError) as error:
+        text = subject.config.database_url
+    except ConfigError as error:
         return Service(listening, "the database", False, str(error), None)
+    if text.startswith("nats://"):
+        servers = NatsUrl.parse(text)
+        return Service(listening, servers.name, True, _nats_problem(servers), None)
+    url = make_url(text)
     name = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
@@ -112,6 +119,20 @@ def _sqlite_problem(path: Path) -> str:
     except sqlite3.Error as error:
         return str(error)
     return ""
+
+
+def _nats_problem(url: NatsUrl) -> str:
+    """Is none of the servers reached?"""
+    problem = ""
+    for server in url.servers:
+        parts = urlsplit(server)
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or 0), timeout=2.0).close()
+        except OSError as error:
+            problem = f"{parts.netloc}: {error.strerror or error}"
+        else:
+            return ""
+    return problem
 
 
 def _server_problem(url: str) -> str:

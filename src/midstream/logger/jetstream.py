@@ -22,8 +22,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from midstream.errors import StoreError
 from midstream.framing import Framing
-from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers
-from midstream.logger.nats_url import NatsUrl
+from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
 from midstream.logger.published import HEADERS_SIZE, PLACE, Item, Published, batches
 from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
 
@@ -38,7 +37,7 @@ class JetStreamStore:
     """The stream that a nats:// URL names; it is made if it is missing."""
 
     def __init__(self, url: str, *, framing: Framing = "fixed", layout: "Layout | None" = None) -> None:
-        self._address = NatsUrl.parse(url)
+        self._address = address(url)
         self._framing = framing
         described = layout.describe() if layout is not None else None
         self._published = Published(self._address.stream, framing, described)

@@ -2,19 +2,19 @@
 
 import asyncio
 import random
+import re
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 
 from midstream.errors import StoreError
-from midstream.logger.nats_url import EXPECTED, NatsUrl
 from midstream.logger.store import Unavailable
+from midstream.nats_url import EXPECTED, NatsUrl
 
 VERSION = 1  # of subjects, headers and JSON; in the stream's metadata
 CONNECT_TIMEOUT = 2.0  # seconds for each server
@@ -22,6 +22,15 @@ API_TIMEOUT = 2.0  # seconds for a question to the stream
 ADVICE = "see that the servers run, most of the stream's replicas among them, and have room"
 
 _Result = TypeVar("_Result")
+
+
+def address(url: str) -> NatsUrl:
+    """The parts of a nats:// URL. Raises StoreError."""
+    try:
+        return NatsUrl.parse(url)
+    except ValueError as error:
+        shown = re.sub("//.*@", "//***@", url)
+        raise StoreError(f"{shown}: {error}. {EXPECTED}") from error
 
 
 class NatsServers:
@@ -82,19 +91,27 @@ class NatsServers:
 
     async def _connect(self) -> Client:
         """No reconnecting in the background: a failure shall be noticed."""
+        login = {"user": self.address.user, "password": self.address.password}
+        if self.address.password is None:
+            login = {"token": self.address.user}
         failures = []
         for server in random.sample(self.address.servers, len(self.address.servers)):
+            client = Client()
             try:
-                return await nats.connect(
+                await client.connect(
                     server,
                     allow_reconnect=False,
                     connect_timeout=CONNECT_TIMEOUT,
                     max_reconnect_attempts=1,  # by default even the first connection is tried for minutes
                     reconnect_time_wait=0.05,
                     error_cb=_ignore,
+                    **login,
                 )
+                return client
             except (NatsError, OSError, TimeoutError) as error:
                 failures.append(error)
+                with suppress(NatsError, OSError):
+                    await client.close()  # a server that refuses leaves a socket behind
         if any("authorization" in str(error).lower() for error in failures):
             raise StoreError(f"{self.address.name}: the servers refuse user or password. {EXPECTED}")
         raise failures[-1]

@@ -13,7 +13,6 @@ from sqlalchemy.pool import StaticPool
 
 from midstream.errors import StoreError
 from midstream.logger import schema
-from midstream.logger.nats_url import NatsUrl
 
 LOCK_TIMEOUT = 5.0  # seconds that SQLite waits for another program's transaction
 
@@ -30,7 +29,7 @@ def open_with(url: str | URL, make: Callable[[URL], Engine]) -> tuple[Engine, st
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:  # the text is not repeated: it may hold a password
+    except (ArgumentError, ValueError) as error:  # the text is not repeated: it may hold a password
         raise StoreError(f"[logger] database is not a URL. {_EXPECTED}") from error
     name = parsed.render_as_string(hide_password=True)
     try:
@@ -47,8 +46,8 @@ def open_engine(url: str | URL, *, read_only: bool) -> tuple[Engine, str]:
     """The database at a URL, which must be there, and its name without the password. Raises StoreError."""
     if str(url).startswith("nats://"):
         raise StoreError(
-            f"{NatsUrl.parse(str(url)).name}: only SQL databases are pruned. What to do: set the limits of a "
-            "JetStream with the nats command (nats stream edit), or name a database with --database"
+            f"{re.sub('//.*@', '//', str(url))}: only SQL databases are pruned. What to do: set the limits "
+            "of a JetStream with the nats command (nats stream edit), or name a database with --database"
         )
 
     def make(parsed: URL) -> Engine:
@@ -129,7 +128,9 @@ def _may_pass(error: Exception) -> bool:
     """
     state = getattr(error, "sqlstate", "")
     if state is None:
-        return not re.search("does not exist|authentication failed|pg_hba|resolve|translate", str(error))
+        return not re.search(
+            "does not exist|authentication failed|pg_hba|resolve|translate|invalid ", str(error)
+        )
     return state[:2] in ("08", "53", "57")
 
 

@@ -1,20 +1,26 @@
 """The replay's process: reads the database for hardworkers that ask, and never writes.
 
 `python -m midstream.logger.replay` with its settings as JSON on standard input, whose end is its own end: so
-it lives as long as the logger. It is another process than the worker, whom it does not hold up.
+it lives as long as the logger. It is another process than the worker, whom it does not hold up. Whoever may
+reach the port may connect, so what a client without the key can have is bounded: a thread and a descriptor
+of a few, and seconds. What ends the process, the logger notices, and starts another.
 """
 
 import json
+import math
+import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from midstream import key
 from midstream.config import Config
 from midstream.errors import NetworkError, StoreError
+from midstream.logger.admission import Admission, Client
 from midstream.logger.databases import open_log
 from midstream.logger.stored import Log, StoredConnection, StoredMessage
 from midstream.replay import Line
@@ -22,6 +28,25 @@ from midstream.replay import Line
 PAGE_BYTES = 1 << 20
 QUIET = 0.3  # seconds without a new row, more than a commit takes, after which all of it is stored
 LONGEST = 10.0  # seconds to wait for that
+REQUEST = 10.0  # seconds for a client's whole request, from its connection to its last byte
+REQUEST_BYTES = 1 << 20  # of a question: it names at most 4096 sensors
+ANSWERS = 4  # at a time: a connection to the database each
+
+
+class Question(NamedTuple):
+    sensors: frozenset[str]
+    since: int
+    until: int
+
+    @classmethod
+    def read(cls, line: Line) -> Self:
+        """The question, after answering what time it is. Raises NetworkError or ValueError."""
+        while "clock" in (asked := line.receive(REQUEST_BYTES)[0]):
+            line.send({"now": time.time_ns()})
+        sensors, since, until = (asked.get(name) for name in ("from", "since", "until"))
+        if not (isinstance(sensors, list) and isinstance(since, int) and isinstance(until, int)):
+            raise ValueError("no question of a replay")
+        return cls(frozenset(map(str, sensors)), since, until)
 
 
 class Replay:
@@ -31,31 +56,30 @@ class Replay:
         self._url = config.database_url
         self._key = key.read(config.key_path)
         self._quiet = max(QUIET, 2 * config.logger.batch_interval)
+        self._answering = threading.Semaphore(ANSWERS)
 
     def serve(self, listener: socket.socket) -> None:
-        while True:
-            accepted, _ = listener.accept()
-            threading.Thread(target=self._answer, args=(accepted,), daemon=True).start()
+        """For ever. What it raises ends the process."""
+        Admission(listener, self._answer).run()
 
-    def _answer(self, accepted: socket.socket) -> None:
-        with accepted:
-            try:
-                line = Line(accepted, self._key, asks=False)
-                while "clock" in (question := line.receive()[0]):
-                    line.send({"now": time.time_ns()})
-                until = question["until"]
-                with open_log(self._url) as log:
-                    self._settle(log, until)
-                    known, last = log.connections(), log.last_sequences()
-                    for connection in known:
-                        wanted = connection.sensor in question["from"] and connection.opened_ns < until
-                        if wanted and connection.id in last:
-                            _send(line, log, connection, last[connection.id], question["since"])
-                line.send({"end": True})
-            except (NetworkError, KeyError, ValueError):
-                return  # it is gone, or was none of ours
-            except StoreError as error:
-                print(f"logger: a replay is broken off: {error}", file=sys.stderr, flush=True)
+    def _answer(self, client: Client) -> None:
+        try:
+            line = Line(client.socket, self._key, asks=False, until=client.since + REQUEST)
+            client.known = True
+            question = Question.read(line)
+            line.until = math.inf
+            with self._answering, open_log(self._url) as log:
+                self._settle(log, question.until)
+                known, last = log.connections(), log.last_sequences()
+                for connection in known:
+                    wanted = connection.sensor in question.sensors and connection.opened_ns < question.until
+                    if wanted and connection.id in last:
+                        _send(line, log, connection, last[connection.id], question.since)
+            line.send({"end": True})
+        except (NetworkError, ValueError):
+            return  # it is gone, or was none of ours
+        except StoreError as error:
+            print(f"logger: a replay is broken off: {error}", file=sys.stderr, flush=True)
 
     def _settle(self, log: Log, until: int) -> None:
         """Return when nothing of those connections is still being stored."""
@@ -91,13 +115,18 @@ def _pages(log: Log, connection: StoredConnection, last: int, since: int) -> Ite
             yield page
 
 
+def _end_with_the_logger() -> None:
+    sys.stdin.read()
+    os._exit(0)  # whatever the threads are doing
+
+
 def main() -> None:
     settings = json.loads(sys.stdin.readline())
     config = Config.from_json(settings["config"], Path(settings["path"]))
     replay = Replay(config)
+    threading.Thread(target=_end_with_the_logger, daemon=True).start()
     with socket.socket(fileno=int(sys.argv[1])) as listener:
-        threading.Thread(target=replay.serve, args=(listener,), daemon=True).start()
-        sys.stdin.read()  # its end is ours: threads are daemons
+        replay.serve(listener)
 
 
 if __name__ == "__main__":

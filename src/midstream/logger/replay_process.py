@@ -8,6 +8,8 @@ from midstream.errors import NetworkError
 from midstream.logger.channel import Message
 from midstream.logger.companion import Companion
 
+BACKLOG = 1024  # connections that wait to be accepted
+
 
 class ReplayProcess:
     """Listens on `[logger] replay_port` of that address. Raises NetworkError or ConfigError.
@@ -19,7 +21,7 @@ class ReplayProcess:
         port = config.logger.replay_port
         key.read(config.key_path)
         try:
-            self._listener = socket.create_server((address, port))
+            self._listener = socket.create_server((address, port), backlog=BACKLOG)
         except OSError as error:
             raise NetworkError(
                 f"cannot listen on {address} port {port} for the replay: {error.strerror}. What to do: "

@@ -19,8 +19,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 
 from midstream.errors import StoreError
-from midstream.logger.nats_servers import API_TIMEOUT, NatsServers
-from midstream.logger.nats_url import NatsUrl
+from midstream.logger.nats_servers import API_TIMEOUT, NatsServers, address
 from midstream.logger.store import Unavailable
 
 PATIENCE = 20.0  # seconds that servers have to answer; a new leader needs 5 to 7
@@ -56,10 +55,10 @@ class Stream:
     """The stream that a nats:// URL names, which must be midstream's. Everything raises StoreError."""
 
     def __init__(self, url: str) -> None:
-        address = NatsUrl.parse(url)
-        self.name, self.stream = address.name, address.stream
+        servers = address(url)
+        self.name, self.stream = servers.name, servers.stream
         self._info = f"STREAM.INFO.{self.stream}"
-        self._servers = NatsServers(address)
+        self._servers = NatsServers(servers)
         try:
             try:
                 self._servers.connect()  # without patience: perhaps the URL is wrong
