@@ -85,9 +85,14 @@ class Machine:
                 stderr=log,
             )
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        wait_until(lambda: bool(children.read_text().split()), BOOT, "its init")
+        wait_until(lambda: bool(self._alive() and children.read_text().split()), BOOT, "its init")
         self._leader = int(children.read_text().split()[0])
         wait_until(lambda: self.run("systemctl", "show", check=False).returncode == 0, BOOT, "systemd")
+
+    def _alive(self) -> bool:
+        console = (self._folder / "console").read_text(errors="replace")
+        assert self._process and self._process.poll() is None, f"{self.name} did not boot:\n{console[-2000:]}"
+        return True
 
     def settle(self) -> None:
         """Wait until systemd has started everything."""

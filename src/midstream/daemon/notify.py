@@ -14,6 +14,7 @@ def notify(*lines: str) -> None:
     """Tell the service manager: "READY=1", "STATUS=…", "WATCHDOG=1", "STOPPING=1". Each becomes one line."""
     if not (address := os.environ.get("NOTIFY_SOCKET")):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
+    # One that does not listen keeps nobody waiting.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender, suppress(OSError):
         sender.connect(f"\0{address[1:]}" if address.startswith("@") else address)
         sender.send("\n".join(line.replace("\n", " ") for line in lines).encode())
