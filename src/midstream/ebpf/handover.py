@@ -32,7 +32,7 @@ _DESCRIPTORS = 5  # of a Ring
 @dataclass(frozen=True)
 class Ring:
     """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what the
-    daemon tells (control.py), and of the lock that keeps others away; the ring's bytes, and where it was had."""
+    daemon tells (control.py), and of the lock that keeps others away; the ring's bytes, and its place."""
 
     ring: int
     journal: int

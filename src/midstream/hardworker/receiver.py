@@ -318,6 +318,8 @@ class Hardworker:
         self.config, self.topology, source = opened
         self._assembly.abandon()
         self._given += old.given
+        if self._attention:
+            self._attention.unregister(old.timer)
         self._begin(source)
         old.close()
 
@@ -467,11 +469,12 @@ class Hardworker:
         if not self._committed:
             self._stop_poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
             return not self._stopped
-        end = None if timeout is None else time.monotonic() + timeout
+        end = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
             self._follow_descriptor()
-            ready = dict(self._poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000))
-            if self._stopped or self._polled in ready or not ready:
+            left = end - time.monotonic()
+            ready = dict(self._poll.poll(None if timeout is None else max(0.0, left) * 1000))
+            if self._stopped or self._polled in ready or left <= 0:
                 return not self._stopped and self._polled in ready
             self._tend()
 
