@@ -15,6 +15,7 @@ from midstream.hardworker.ring import _POSITION, Ring
 from midstream.hardworker.source import Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
+from midstream.hardworker.watch import Watch
 
 BUSY, DISCARDED = 1 << 31, 1 << 30
 HEADER, BLOCK = 8, 64
@@ -104,10 +105,10 @@ class FakeRing:
 class RingSource(Ring):
     """A Source of a FakeRing. Readable is what the kernel calls so: the positions differ."""
 
-    def __init__(self, ring: FakeRing) -> None:
+    def __init__(self, ring: FakeRing, watch: Watch | None = None) -> None:
         self.ring = ring
         self.closed = 0
-        super().__init__(*ring.memory(), self._count_close)
+        super().__init__(*ring.memory(), self._count_close, watch=watch)
 
     def commit(self, streams: Streams) -> bool:
         done = super().commit(streams)

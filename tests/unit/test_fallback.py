@@ -35,10 +35,13 @@ class EmptyRing:
 
     fill = 0.0
     given = 0
+    timer = -1
 
     def heed(self, told: np.ndarray) -> None: ...
 
     def look(self) -> None: ...
+
+    def tend(self) -> None: ...
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return np.empty(0)

@@ -41,7 +41,15 @@ class Open:
 
 def read_mode(folder: Path) -> int:
     """records.MODE_FAST or MODE_HANDLER. Raises KernelError."""
-    return int(_control(folder)["mode"])
+    return int(_control(folder)["mode"]) & ~records.MODE_UNLINKED
+
+
+def tell_unlinked(folder: Path, unlinked: bool) -> None:
+    """Tell an application that may not know whether the program is on no interface. Raises KernelError."""
+    mode = int(_control(folder)["mode"])
+    wanted = mode | records.MODE_UNLINKED if unlinked else mode & ~records.MODE_UNLINKED
+    if wanted != mode:
+        set_mode(folder, wanted)
 
 
 def set_mode(folder: Path, mode: int) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from midstream import modes
-from midstream.ebpf import libbpf, pins
+from midstream.ebpf import control, libbpf, pins
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
@@ -34,7 +34,7 @@ _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start 
 @dataclass(frozen=True)
 class Ring:
     """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what the
-    daemon tells (control.py), and of the lock that keeps others away; the ring's bytes."""
+    daemon tells (control.py), and of the lock that keeps others away; the ring's bytes, and its place."""
 
     ring: int
     journal: int
@@ -42,6 +42,7 @@ class Ring:
     control: int
     lock: int
     size: int
+    place: Path
 
     @property
     def descriptors(self) -> tuple[int, int, int, int, int]:
@@ -59,6 +60,17 @@ class Ring:
                 "holds what arrives; let this user search the pins' folder (network.pins), or run as root"
             ) from error
 
+    @property
+    def is_gone(self) -> bool:
+        """Have the pins been removed, so that nobody finds this ring any more?"""
+        # An application without privileges may ask only this: a removed folder has no links.
+        return os.fstat(self.lock).st_nlink == 0
+
+    @property
+    def is_linked(self) -> bool | None:
+        """Is the ring's program on its interface? None if this user may not know."""
+        return pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
         for descriptor in self.descriptors:
@@ -66,7 +78,8 @@ class Ring:
 
 
 def open_pinned(folder: Path, layout: bytes) -> Ring:
-    """The ring pinned in folder. Raises KernelError: no rights, other pins than expected, another reader."""
+    """The ring pinned in folder. Raises KernelError: nothing attached (ENOENT), no rights, other pins than
+    expected, another reader."""
     try:
         pins.verify(folder, layout=layout)
         with ExitStack() as undo:
@@ -80,7 +93,7 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
             ring, journal, unfinished, control = maps
             size = libbpf.map_info(ring).max_entries
             undo.pop_all()
-            return Ring(ring, journal, unfinished, control, lock, size)
+            return Ring(ring, journal, unfinished, control, lock, size, folder)
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -99,7 +112,8 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
 def request(path: Path, layout: bytes) -> Ring:
     """The ring from the process that serves it at path.
 
-    Raises KernelError: nobody serves, no permission, other pins than expected, another reader.
+    Raises KernelError: nobody serves (ENOENT, as if nothing is attached), no permission, other pins than
+    expected, another reader.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
@@ -114,7 +128,11 @@ def request(path: Path, layout: bytes) -> Ring:
                 ConnectionRefusedError: _UNSERVED,
             }.get(type(error), "is `midstream attach hardworker --serve` running?")
             reason = error.strerror or error
-            raise KernelError(f"{path}: the ring cannot be had there ({reason}); {advice}") from error
+            missing = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            raise KernelError(
+                f"{path}: the ring cannot be had there ({reason}); {advice}",
+                errno=errno.ENOENT if missing else 0,
+            ) from error
     for descriptor in descriptors:  # no program that the application executes shall hold the lock
         os.set_inheritable(descriptor, False)
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
@@ -129,15 +147,16 @@ def request(path: Path, layout: bytes) -> Ring:
     if fault:
         for descriptor in descriptors:
             os.close(descriptor)
-        raise KernelError(f"{path}: {fault}")
+        raise KernelError(f"{path}: {fault}", errno=answer.get("errno", 0))
     ring, journal, unfinished, control, lock = descriptors
-    return Ring(ring, journal, unfinished, control, lock, answer["size"])
+    return Ring(ring, journal, unfinished, control, lock, answer["size"], path)
 
 
 def serve(
     folder: Path, layout: bytes, path: Path, *, mode: int, group: str, stop: Callable[[], bool]
 ) -> None:
-    """Hand the ring pinned in folder to one application at a time, until `stop()`.
+    """Hand the ring pinned in folder to one application at a time, until `stop()`; and tell it when the
+    program is no longer on its interface.
 
     Raises ConfigError (no such group, the socket cannot be made) and KernelError (not our pins).
     """
@@ -148,6 +167,8 @@ def serve(
                 connection, _ = listener.accept()
                 with connection, suppress(OSError):  # it may be gone already
                     _answer(connection, folder, layout)
+            with suppress(KernelError):  # all is gone, which the application sees by itself
+                control.tell_unlinked(folder, pins.is_linked(folder, "hardworker") is False)
 
 
 def _advice(code: int | None) -> str:
@@ -165,7 +186,7 @@ def _answer(connection: socket.socket, folder: Path, layout: bytes) -> None:
     try:
         ring = open_pinned(folder, layout)
     except KernelError as error:
-        connection.send(json.dumps({"error": str(error)}).encode())
+        connection.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
         return
     try:
         answer = json.dumps({"layout": layout.hex(), "size": ring.size}).encode()

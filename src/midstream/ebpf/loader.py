@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import socket
+import time
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,13 +20,16 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import modes, network
 from midstream.config import Config, Role
-from midstream.ebpf import attachment, compiler, deferral, libbpf, pins, quickack, records, selftest
+from midstream.ebpf import attachment, compiler, control, deferral, libbpf, pins, quickack, records, selftest
 from midstream.ebpf.attachment import Attachment, Mode
 from midstream.errors import KernelError
 from midstream.network import Topology
 
 _CLSACT_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress (linux/pkt_sched.h)
 _SENSORS = 64  # the maps have room for so many, or a multiple
+# Connections are counted from the milliseconds since the machine was started: a reader that goes on with the
+# next attachment's ring never sees a number again. The modulus leaves room below those of standin.py.
+_NUMBERS = 1 << 30
 
 
 def attach(
@@ -105,6 +109,7 @@ def detach(role: Role, folder: Path) -> bool:
         for ifindex, point in attachment.tc_filters(folder):
             libbpf.tc_detach(ifindex, point, attachment.TC_HANDLE, attachment.TC_PRIORITY)
             _remove_empty_clsact(ifindex)
+    (folder / "link").unlink(missing_ok=True)  # first: what is in the ring is all that there will be
     shutil.rmtree(folder)
     return True
 
@@ -164,6 +169,9 @@ def _load_and_attach(
     role: Role, interface: str, program: libbpf.Object, folder: Path, topology: Topology, self_test: bool
 ) -> Mode:
     program.load()
+    if role == "hardworker":
+        first = time.monotonic_ns() // 10**6 % _NUMBERS
+        libbpf.update(program.map_fd("last_number"), bytes(4), first.to_bytes(4, "little"))
 
     # The stamp first: whatever happens next, the folder is known to be ours.
     libbpf.pin(program.map_fd(".rodata.settings"), folder / "settings")
@@ -212,6 +220,7 @@ def _replace(role: Role, interface: str, program: libbpf.Object, folder: Path, t
         mode: Mode = "tc"
         if role == "hardworker":
             _move_strangers(program, folder, topology)
+            control.tell_unlinked(folder, False)
         if role == "logger":
             for name, point in attachment.TC_POINTS.items():
                 fd = program.program_fd(name)

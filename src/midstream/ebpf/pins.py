@@ -12,6 +12,7 @@ import ctypes
 import errno
 import hashlib
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def read_marks(folder: Path) -> Marks | None:
 def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = None) -> None:
     """Raise KernelError unless the folder's pins bear the expected stamp, or the expected layout."""
     if not folder.exists() or not any(folder.iterdir()):
-        raise KernelError(f"{folder}: no program is attached; run `midstream attach` on this host first")
+        raise KernelError(
+            f"{folder}: no program is attached; run `midstream attach` on this host first", errno=errno.ENOENT
+        )
     marks = read_marks(folder)
     if marks is None:
         raise KernelError(
@@ -113,6 +116,23 @@ def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = N
             f"config.toml and const.toml give {expected.hex()[:12]}); "
             "run `midstream detach`, then `midstream attach`"
         )
+
+
+def is_linked(folder: Path, role: Role) -> bool | None:
+    """Does the link pinned in folder tie an interface to the program pinned beside it?
+
+    None if this process may not look. For roles with an XDP program.
+    """
+    try:
+        with ExitStack() as opened:
+            link = libbpf.get(folder / "link")
+            opened.callback(os.close, link)
+            program = libbpf.get(folder / f"midstream_{role}")
+            opened.callback(os.close, program)
+            found = libbpf.link_info(link)
+            return found.ifindex != 0 and found.program_id == libbpf.program_id(program)
+    except KernelError as error:
+        return False if error.errno == errno.ENOENT else None
 
 
 def ensure_bpffs(folder: Path) -> None:

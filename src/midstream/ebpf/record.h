@@ -15,7 +15,7 @@
 struct record {
 	__u64 offset;	  /* of the first byte in the connection's stream, which starts at 0 */
 	__u64 time;	  /* CLOCK_MONOTONIC, nanoseconds, when the packet was seen */
-	__u32 connection; /* number, counted from 1 since the maps were made */
+	__u32 connection; /* number, counted up since the maps were made */
 	__u32 length;	  /* bytes of payload that follow; the record may be longer */
 	__u16 sensor;	  /* position in const.toml's list, from 0 */
 	__u16 port;	  /* the sensor's */

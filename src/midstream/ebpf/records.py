@@ -88,6 +88,9 @@ CONTROL = np.dtype([("mode", "<u4"), ("changes", "<u4")])
 MODE_FAST, MODE_HANDLER = 0, 1
 """To the ring and on to the logger, or to the hardworker's own stack because there is no logger."""
 
+MODE_UNLINKED = 2
+"""Beside one of these, from the process that serves the ring: its program is no longer on the interface."""
+
 
 def settings(
     stamp: bytes,

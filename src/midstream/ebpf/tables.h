@@ -115,6 +115,8 @@ struct {
 #define MODE_FAST 0    /* to the ring and on to the logger */
 #define MODE_HANDLER 1 /* there is no logger: to this host's own stack, where the application listens */
 
+#define MODE_UNLINKED 2 /* a bit beside the mode, for the application: this program is on no interface */
+
 /* What the daemon tells the program while it works. The application looks too. */
 struct control {
 	__u32 mode;

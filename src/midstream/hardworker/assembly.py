@@ -60,6 +60,13 @@ class Assembly:
         """Go on from where an earlier reader committed."""
         self.streams = Streams.restore(snapshot.table, snapshot.pending, snapshot.kept, self._decoder)
 
+    def abandon(self) -> None:
+        """The ring is gone: no open connection gets any further, and sensors may have other numbers."""
+        for number in self.streams.table["connection"][: self.streams.count].tolist():
+            if (stream := self.streams.checkout(number)) is not None:
+                self._close(number, stream, reset=True)
+        self._sensors = _addresses(self._topology())
+
     def rows(self, segment: Segment) -> np.ndarray:
         """Take a segment; the messages of fixed size that are now whole, as rows of `batch_dtype`."""
         return self._take(segment, self._split_fixed, self._nothing)

@@ -44,6 +44,13 @@ class RingOrStack:
             self._follow()
         self._ring.look()
 
+    @property
+    def timer(self) -> int:
+        return self._ring.timer
+
+    def tend(self) -> None:
+        self._ring.tend()
+
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         return self._ring.regular(size, streams)
 
@@ -99,7 +106,7 @@ class RingOrStack:
 
     def _follow(self) -> None:
         """Listen while there is no logger; then hand back, and let go when all has ended."""
-        if self._told[0] == MODE_HANDLER:
+        if self._told[0] & MODE_HANDLER:
             if self._stand_in is None:
                 with suppress(
                     NetworkError

@@ -101,9 +101,14 @@ class SocketHandler:
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
 
+    timer = -1  # its sockets are its own
+
     def look(self) -> None:
         """Up to _BATCH bytes may be read until the next look."""
         self._taken = 0
+
+    def tend(self) -> None:
+        """Nothing is ever due."""
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """Always empty: a socket knows no boundaries of messages."""

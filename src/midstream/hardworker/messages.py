@@ -11,8 +11,9 @@ from midstream.ebpf.records import RECORD
 class Message(NamedTuple):
     """One message of a sensor.
 
-    sensor: its IP address. connection: counted from 1 since the program was attached. sequence: the message's
-    index in its connection, from 0. time: when its last byte arrived, CLOCK_MONOTONIC nanoseconds.
+    sensor: its IP address. connection: its number, which no other connection has had since the host was
+    started. sequence: the message's index in its connection, from 0. time: when its last byte arrived,
+    CLOCK_MONOTONIC nanoseconds.
     """
 
     sensor: str

@@ -1,10 +1,14 @@
 """The ring of the attached eBPF program as a source."""
 
+import errno
 from pathlib import Path
 
+from midstream import config as configuration
+from midstream import network
 from midstream.config import Config
 from midstream.ebpf import handover, pins
 from midstream.ebpf.records import LARGEST_RECORD
+from midstream.errors import ConfigError, KernelError
 from midstream.hardworker.fallback import RingOrStack
 from midstream.hardworker.ring import Ring
 from midstream.network import Topology
@@ -22,6 +26,12 @@ def open_ring(config: Config, topology: Topology) -> RingOrStack:
     else:
         held = handover.open_pinned(pins.default_folder("hardworker", config), layout)
     try:
+        if held.is_linked is False:
+            raise KernelError(
+                f"{held.place}: the program pinned there is on no interface; "
+                "run `midstream attach hardworker`",
+                errno=errno.ENOENT,
+            )
         if (
             not path
         ):  # records name a sensor by its place in const.toml: it must be the program's when we start
@@ -31,6 +41,34 @@ def open_ring(config: Config, topology: Topology) -> RingOrStack:
         return RingOrStack(ring, held.control, topology)
     except BaseException:
         held.close()
+        raise
+
+
+def reopen(config: Config, size: int, *, reload: bool) -> tuple[Config, Topology, RingOrStack] | None:
+    """The ring of the program that is attached now, in the place of one that is gone; None: there is none.
+
+    reload: read config.toml anew, which may say another size of the ring, for example. size: bytes a message.
+    Raises KernelError or ConfigError if the application cannot go on with what is attached.
+    """
+    found = configuration.load(config.path) if reload else config
+    topology = network.load(found.const_path)
+    for name, before, now in (
+        ("data", config.data, found.data),
+        ("data.size", size, topology.size),
+        ("hardworker.receiver", config.hardworker.receiver, found.hardworker.receiver),
+        ("hardworker.period", config.hardworker.period, found.hardworker.period),
+        ("hardworker.defer", config.hardworker.defer, found.hardworker.defer),
+    ):
+        if before != now:
+            raise ConfigError(
+                f"{found.path}: {name} has changed since this application was started, so that it cannot "
+                "follow; start it again"
+            )
+    try:
+        return found, topology, open_ring(found, topology)
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
         raise
 
 

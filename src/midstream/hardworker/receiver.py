@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +28,9 @@ from midstream.hardworker.forms import Columns, Form, Rows, Turn
 from midstream.hardworker.handler import SocketHandler
 from midstream.hardworker.history import history
 from midstream.hardworker.messages import Message, batch_dtype
-from midstream.hardworker.pinned import open_ring
+from midstream.hardworker.pinned import open_ring, reopen
 from midstream.hardworker.source import Pace, Source
+from midstream.hardworker.watch import INTERVAL, DetachedError
 
 _PATIENCE = 0.001  # seconds between two looks while something is not committed
 
@@ -52,11 +54,21 @@ class Hardworker:
     does after an exception that the handler of a signal raises in the midst of reading: this Hardworker then
     raises ConfigError and commits nothing more.
 
+    When the program is detached, what is in its ring is delivered to the end, and then whatever was called
+    raises KernelError within a second. With `follow` it waits instead for the program to be attached again,
+    and goes on: numbers of connections do not come twice, those that were open are counted as reset, and what
+    was delivered from the old ring is never delivered again, committed or not.
+
     Entering raises ConfigError, KernelError (nothing attached, or made from other files) or NetworkError.
     """
 
     def __init__(
-        self, config: str | Path | Config, *, source: Source | None = None, autocommit: bool = True
+        self,
+        config: str | Path | Config,
+        *,
+        source: Source | None = None,
+        autocommit: bool = True,
+        follow: bool = False,
     ) -> None:
         self.config = config if isinstance(config, Config) else configuration.load(config)
         self.topology = network.load(self.config.const_path)
@@ -67,6 +79,7 @@ class Hardworker:
         settings = self.config.hardworker
         self._period = settings.period
         self._follow = settings.defer and settings.receiver == "ebpf"
+        self._reopen = partial(reopen, reload=not isinstance(config, Config)) if follow else None
         self._source = source
         self._autocommit = autocommit
         self._turns = self._fixed and autocommit
@@ -82,6 +95,7 @@ class Hardworker:
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
+        self._attention: select.epoll | None = None  # to stop, or when the source's timer expires
         self._running = threading.Lock()  # held until `stop`
         self._running.acquire()
         self._stopped = False
@@ -95,12 +109,22 @@ class Hardworker:
         except BaseException:
             os.close(self._stop)
             raise
+        self._attention = select.epoll()
+        self._attention.register(self._stop, select.EPOLLIN)
         self._stop_poll.register(self._stop, select.POLLIN)
-        self._poll.register(self._stop, select.POLLIN)
-        self._follow_descriptor()
-        if snapshot := self._source.restore():
-            self._assembly.restore(snapshot)
+        self._poll.register(self._attention, select.POLLIN)
+        self._begin(self._source)
         return self
+
+    def _begin(self, source: Source) -> None:
+        """Read from this source from now on, where an earlier reader of it stopped."""
+        self._source = source
+        self._paced, self._turn, self._batch = None, _no_turn, None
+        self._follow_descriptor()
+        if self._attention and source.timer >= 0:
+            self._attention.register(source.timer, select.EPOLLIN)
+        if snapshot := source.restore():
+            self._assembly.restore(snapshot)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -116,6 +140,9 @@ class Hardworker:
             self._given += self._source.given
             self._source.close()
             self._source = None
+        if self._attention:
+            self._attention.close()
+            self._attention = None
         if self._stop >= 0:
             descriptor, self._stop = self._stop, -1
             os.close(descriptor)
@@ -168,9 +195,8 @@ class Hardworker:
 
     def _gathered(self, pieces: list[np.ndarray]) -> np.ndarray:
         """These messages, and those that have arrived after them."""
-        source = self._opened_source()
         self._reading = True
-        source.look()
+        source = self._look(raises=not pieces)
         while True:
             run = source.regular(self._size, self._assembly.streams)
             if len(run):
@@ -253,7 +279,7 @@ class Hardworker:
         batch = self._resume()
         if batch is None:
             self.wait()
-            batch = self._read()
+            batch = np.empty(0, batch_dtype(self._size)) if self._stopped else self._read()
         self._batch = batch
         return batch
 
@@ -261,6 +287,41 @@ class Hardworker:
         """What such a turn found, with what is behind it; None if it did nothing."""
         found = self._opened_source().resume()
         return None if found is None else self._gathered([found] if len(found) else [])
+
+    def _look(self, *, raises: bool = True) -> Source:
+        """The source, after a look at what has arrived. raises: if nothing ever will, which else is found by
+        the next look."""
+        source = self._opened_source()
+        try:
+            source.look()
+        except DetachedError as error:
+            if raises:
+                self._go_over(error)
+        return self._opened_source()
+
+    def _tend(self) -> None:
+        """See whether anything may still come."""
+        try:
+            self._opened_source().tend()
+        except DetachedError as error:
+            self._go_over(error)
+
+    def _go_over(self, error: DetachedError) -> None:
+        """To the ring of the program that was attached after this one's was detached, if there is one."""
+        if self._reopen is None:
+            raise error
+        if not error.gone:  # it may be attached again, with this ring
+            return
+        old = self._opened_source()
+        if (opened := self._reopen(self.config, self._size)) is None:
+            return
+        self.config, self.topology, source = opened
+        self._assembly.abandon()
+        self._given += old.given
+        if self._attention:
+            self._attention.unregister(old.timer)
+        self._begin(source)
+        old.close()
 
     def _interrupt(self, error: BaseException) -> None:
         """The handler of a signal raised this. If something was read that was not given yet, it must not be
@@ -277,7 +338,8 @@ class Hardworker:
         source = self._opened_source()
         if self._turns:
             follow = deferral.follow(self._period) if self._follow and self._period else 0.0
-            pace = Pace(self._size, round(self._period * 1e9), round(follow * 1e9), self._stop)
+            stop = self._attention.fileno() if self._attention else self._stop
+            pace = Pace(self._size, round(self._period * 1e9), round(follow * 1e9), stop)
             self._turn = source.pace(form, pace, self._assembly.streams)
         self._paced = form
         return self._turn
@@ -365,14 +427,19 @@ class Hardworker:
             for message in self.messages():
                 yield message
             if self._period:
-                await asyncio.sleep(self._left())
+                end = time.monotonic() + self._left()
+                while (left := end - time.monotonic()) > INTERVAL and not self._stopped:
+                    await asyncio.sleep(INTERVAL)
+                    self._look()
+                await asyncio.sleep(left)
                 continue
             self._settle()
             if not self._committed:
                 await asyncio.sleep(_PATIENCE)
                 continue
             ready = asyncio.Event()
-            descriptors = (self._opened_source().fileno(), self._stop)
+            source = self._opened_source()
+            descriptors = [fd for fd in (source.fileno(), source.timer, self._stop) if fd >= 0]
             for fd in descriptors:
                 loop.add_reader(fd, ready.set)
             try:
@@ -380,6 +447,7 @@ class Hardworker:
             finally:
                 for fd in descriptors:
                     loop.remove_reader(fd)
+            self._tend()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out or
@@ -396,15 +464,28 @@ class Hardworker:
         if self._period:
             left = self._left()
             late = timeout is not None and timeout < left
-            if self._running.acquire(timeout=max(0.0, timeout) if late and timeout is not None else left):
-                self._running.release()
+            self._sleep(max(0.0, timeout) if late and timeout is not None else left)
             return not self._stopped and not late
         if not self._committed:
             self._stop_poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
             return not self._stopped
-        self._follow_descriptor()
-        ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
-        return self._polled in ready and self._stop not in ready
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            self._follow_descriptor()
+            left = end - time.monotonic()
+            ready = dict(self._poll.poll(None if timeout is None else max(0.0, left) * 1000))
+            if self._stopped or self._polled in ready or left <= 0:
+                return not self._stopped and self._polled in ready
+            self._tend()
+
+    def _sleep(self, seconds: float) -> None:
+        """Until the time is over or `stop` is called."""
+        end = time.monotonic() + seconds
+        while not self._running.acquire(timeout=min(max(0.0, end - time.monotonic()), INTERVAL)):
+            if time.monotonic() >= end:
+                return
+            self._look()
+        self._running.release()
 
     def _follow_descriptor(self) -> None:
         """Poll the source's descriptor, which is another while it stands in for the logger."""
@@ -496,9 +577,8 @@ class Hardworker:
         if self._fixed:
             yield from self._each(self._rows.of(self._read()))
             return
-        source = self._opened_source()
         self._reading = True
-        source.look()
+        source = self._look()
         while segment := source.next():
             yield from self._assembly.messages(segment)
 

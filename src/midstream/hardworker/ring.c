@@ -79,7 +79,7 @@ struct reader {
 	const uint32_t *told; /* 0: nothing but the ring is to be read */
 	uint64_t period;      /* nanoseconds; 0: a turn is when something was stored */
 	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
-	uint64_t stop;	      /* the descriptor that ends a sleep */
+	uint64_t stop;	      /* the descriptor that ends a sleep: to stop, or to see to something */
 	uint64_t event;	      /* and the ring's */
 	uint64_t size;	      /* bytes a message */
 	uint64_t most;	      /* rows of a table for which the journal has room */
@@ -90,6 +90,8 @@ struct reader {
 	const struct column *columns;
 	uint64_t columns_count; /* 0: rows are wanted */
 	uint64_t usual;		/* columns have room for fewer messages */
+	uint64_t timer;		/* the descriptor of watch.py's; `stop` polls readable with it */
+	uint64_t seen;		/* the producer's position when that last expired */
 };
 
 #define NOTHING (~0ull)
@@ -121,6 +123,7 @@ void PyEval_RestoreThread(void *thread);
 
 int clock_gettime(int clock, struct timespec *time);
 int ppoll(struct pollfd *fds, unsigned long count, const struct timespec *timeout, const void *signals);
+long read(int fd, void *bytes, unsigned long size);
 #define CLOCK_MONOTONIC 1
 #define POLLIN 1
 
@@ -238,8 +241,8 @@ void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t le
 	reader->found = NOTHING;
 }
 
-/* Sleep until the period is over, or without one until something is stored: 0 then, more if the reader is to stop, -1
- * for a signal.
+/* Sleep until the period is over, or without one until something is stored: 0 then, more if `stop` ends it, -1 for a
+ * signal.
  */
 static int sleep(const struct reader *reader)
 {
@@ -255,6 +258,17 @@ static int sleep(const struct reader *reader)
 	left = now < begun ? begun - now : reader->period - (now - begun) % reader->period;
 	time = (struct timespec){ .seconds = left / 1000000000, .nanoseconds = left % 1000000000 };
 	return ppoll(descriptors, 1, &time, 0);
+}
+
+/* Did only the timer end a sleep, and was something stored since it last did? Then the ring is in use, and there is
+ * nothing to see to.
+ */
+static int goes_on(struct reader *reader)
+{
+	uint64_t stored = __atomic_load_n(reader->producer, __ATOMIC_ACQUIRE), expired, seen = reader->seen;
+
+	reader->seen = stored;
+	return stored != seen && read(reader->timer, &expired, sizeof(expired)) == sizeof(expired);
 }
 
 /* Is all that was read whole messages of connections that go on, so that the table says all? */
@@ -307,9 +321,7 @@ static void gather(const struct reader *reader)
 #define WHOLE 0
 #define MORE 1 /* to be read: other records, or what `told` says; or nothing was done, since that takes more */
 
-/* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. If the reader is to stop
- * nothing is found. INTERRUPTED: a signal came.
- */
+/* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. INTERRUPTED: a signal came. */
 static int turn(struct reader *reader)
 {
 	int ended;
@@ -319,13 +331,15 @@ static int turn(struct reader *reader)
 		return MORE;
 	if (reader->position != reader->committed)
 		midstream_commit(reader, (const uint8_t *)"", 0);
-	ended = sleep(reader);
+	do
+		ended = sleep(reader);
+	while (ended > 0 && goes_on(reader));
 	if (ended < 0)
 		return INTERRUPTED;
+	if (ended)
+		return MORE;
 	reader->start = reader->position;
 	reader->found = 0;
-	if (ended)
-		return WHOLE;
 	if (*reader->told)
 		return MORE;
 	reader->end = LOOK;

@@ -15,7 +15,7 @@ import numpy as np
 
 from midstream.ebpf import compiler, handover, records
 from midstream.ebpf.hashmap import HashMap
-from midstream.ebpf.records import RECORD
+from midstream.ebpf.records import MODE_UNLINKED, RECORD
 from midstream.errors import KernelError
 from midstream.hardworker.forms import Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
@@ -23,6 +23,7 @@ from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.source import Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
+from midstream.hardworker.watch import Watch
 
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
 _LOOK = (1 << 64) - 1  # as `end` in ring.c
@@ -60,8 +61,10 @@ _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster t
     _COLUMNS,
     _COLUMNS_COUNT,
     _USUAL,
+    _TIMER,
+    _SEEN,
     _WORDS,
-) = range(27)
+) = range(29)
 _NOTHING = (1 << 64) - 1  # found
 
 
@@ -72,7 +75,7 @@ class Ring:
     the kernel maps them, or as a test lays them out. `journal` and `spill` say what the last reader
     committed, and where reading resumes. `event` polls readable when something was stored. `close` lets go.
     `patience`: bytes of the ring that a large unfinished message may hold before it is copied out. `began`
-    tells since when the ring is there.
+    tells since when the ring is there, and `watch` whether it is still in use.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Ring:
         close: Callable[[], None],
         patience: int = 0,
         began: Callable[[], float] = time.time,
+        watch: Watch | None = None,
     ) -> None:
         page = mmap.PAGESIZE
         self.size = (len(pages) - page) // 2
@@ -104,6 +108,8 @@ class Ring:
         self._turn = _turn(self._turns)
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
+        self._watch = watch
+        self.timer = watch.timer if watch else -1
         self._snapshot = journal.load()
         pieces = spill.load(self._snapshot)
         if self._snapshot:
@@ -118,6 +124,7 @@ class Ring:
         state[_MOST], state[_SPILLED] = journal.connections, spill.in_use
         state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
         state[_FOUND] = _NOTHING
+        state[_TIMER], state[_SEEN] = max(self.timer, 0), self._stored
         self.heed(np.zeros(1, "<u4"))
 
     @classmethod
@@ -137,20 +144,27 @@ class Ring:
             raise KernelError(
                 f"the ring cannot be mapped ({error}); is it pinned by this midstream?"
             ) from error
+        watch = Watch(held)
+
+        def close() -> None:
+            watch.close()
+            held.close()
+
         return cls(
             np.frombuffer(consumer, np.uint8),
             np.frombuffer(pages, np.uint8),
             Journal(np.frombuffer(memory, np.uint8, length), connections, records.JOURNAL_PENDING),
             Spill(HashMap(held.unfinished)),
             held.ring,
-            held.close,
+            close,
             patience,
             lambda: held.began,
+            watch,
         )
 
     def heed(self, told: np.ndarray) -> None:
         """A word in memory: as long as it is not 0, a turn leaves reading to `look` and those after it."""
-        self._turns[3] = told
+        self._turns[3] = self._told = told
         self._state[_TOLD] = told.ctypes.data
 
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
@@ -214,6 +228,18 @@ class Ring:
     def look(self) -> None:
         """What has been stored until now is what `regular` and `next` give, until the next look."""
         self._state[_END] = _LOOK
+        if self._watch and time.monotonic() >= self._watch.due:
+            self.tend()
+
+    def tend(self) -> None:
+        """Raise DetachedError if the ring is no longer written, and has been read to its end; see Source."""
+        if not self._watch:
+            return
+        self._watch.rest()
+        state, stored = self._state, self._stored
+        if stored == state[_SEEN] == state[_POSITION]:
+            self._watch.check(stored, unlinked=bool(self._told[0] & MODE_UNLINKED))
+        state[_SEEN] = stored
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """The messages of `size` bytes that come next, one a record and in order: a view of the ring, valid
@@ -281,7 +307,12 @@ class Ring:
     @property
     def used(self) -> int:
         """Bytes in use, from the last commit to the program's newest record."""
-        return int(self._pages[:8].view("<u8")[0]) - self._state[_COMMITTED]
+        return self._stored - self._state[_COMMITTED]
+
+    @property
+    def _stored(self) -> int:
+        """The position of the program's next record."""
+        return int(self._pages[:8].view("<u8")[0])
 
     @property
     def fill(self) -> float:

@@ -28,7 +28,8 @@ class Pace(NamedTuple):
     """How a turn waits for messages of `size` bytes.
 
     period: nanoseconds, begun `follow` nanoseconds after `newest` or, if that is 0, with the clock; 0: until
-    something arrives. stop: a descriptor that ends a turn when it is readable.
+    something arrives. stop: a descriptor that ends a turn when it is readable, as it is with the source's
+    timer.
     """
 
     size: int
@@ -42,7 +43,17 @@ class Source(Protocol):
 
     def look(self) -> None:
         """What has arrived until now is what `regular` and `next` give, until the next look: a reader that
-        is slower than the sensors must give room back before it has read all."""
+        is slower than the sensors must give room back before it has read all. Raises DetachedError
+        (watch.py) if nothing is left, and nothing will come."""
+        ...
+
+    @property
+    def timer(self) -> int:
+        """A descriptor that polls readable when `tend` is due; -1: it never is."""
+        ...
+
+    def tend(self) -> None:
+        """See whether anything may still come: raises as `look` does."""
         ...
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
