@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from midstream.cli import output
 from midstream.errors import MidstreamError
 
 _MODULES = {
@@ -37,14 +38,15 @@ _MODULES = {
 
 def main() -> None:
     """Run the command that the arguments name, and leave with its exit code."""
+    output.prepare()
     try:
-        _app(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
+        try:
+            _app(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
+        finally:
+            sys.stdout.flush()
     except MidstreamError as error:
         print(f"midstream: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output, `head` perhaps, has enough
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def _app(command: str) -> typer.Typer:
