@@ -39,7 +39,7 @@ RUN = """
 import json, os, sys
 import mcap.writer, pyarrow.parquet, sqlalchemy.dialects.sqlite
 from midstream import cli
-cli._app("")
+cli._app(cli._MODULES)
 cases = json.load(sys.stdin)
 for number, (arguments, kind) in enumerate(cases):
     if pid := os.fork():
