@@ -9,9 +9,8 @@ import pytest
 from tests.unit.commands import all_commands
 from tests.unit.test_cli import CONST
 
-from midstream import cli
-from midstream.cli import lab as lab_cli
-from midstream.lab import Lab
+from midstream import cli, lab
+from midstream.lab import Lab, daemons
 from midstream.lab.hosts import LabHost
 
 
@@ -53,9 +52,9 @@ def test_a_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     built = Lab(
         tmp_path, (LabHost("sensor", IPv4Address("10.83.0.11"), "02:00:00:00:00:0b", (0,)),), kept=False
     )
-    monkeypatch.setattr(lab_cli.lab, "up", lambda *_, **__: built)
-    monkeypatch.setattr(lab_cli.lab, "down", lambda: None)
-    monkeypatch.setattr(lab_cli.daemons, "start", lambda _: 1.5)
+    monkeypatch.setattr(lab, "up", lambda *_, **__: built)
+    monkeypatch.setattr(lab, "down", lambda: None)
+    monkeypatch.setattr(daemons, "start", lambda _: 1.5)
     assert said("lab", "up", capsys=capsys, monkeypatch=monkeypatch) == {
         "run_dir": str(tmp_path),
         "kept": False,

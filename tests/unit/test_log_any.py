@@ -305,7 +305,7 @@ def run(log: LogFile, arguments: list[str], encoding: str = "utf-8") -> tuple[in
         with pytest.raises(SystemExit) as ended, contextlib.redirect_stderr(io.StringIO()):
             main()
     out.flush()
-    data: bytes = out.buffer.getvalue()  # type: ignore[attr-defined]  # it is a BytesIO
+    data: bytes = out.buffer.getvalue()
     return int(ended.value.code or 0), data
 
 
