@@ -108,7 +108,8 @@ class Layout:
         if field.type == "?":
             values = np.not_equal(values.view(np.uint8), 0)  # NumPy expects no other bytes than 0 and 1
         elif field.scaled:
-            values = np.multiply(values, field.scale, dtype=np.float64) + field.bias
+            with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then, readers see
+                values = np.multiply(values, field.scale, dtype=np.float64) + field.bias
         return values
 
     def arrays(self, payloads: Iterable[bytes]) -> dict[str, npt.NDArray[Any]]:

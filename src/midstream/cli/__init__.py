@@ -4,8 +4,10 @@ Results go to standard output, with --json as JSON; everything else goes to stan
 midstream is one message without a traceback, and the exit code of its class (see midstream.errors).
 """
 
+import os
 import platform
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated
@@ -13,6 +15,7 @@ from typing import Annotated
 import typer
 
 from midstream import modes
+from midstream.cli import output
 from midstream.errors import MidstreamError
 
 _MODULES = {
@@ -40,18 +43,33 @@ _MODULES = {
 def main() -> None:
     """Run the command that the arguments name, and leave with its exit code."""
     modes.restrain()
+    output.prepare()
     try:
-        _app(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
+        try:
+            _app(_wanted())()
+        finally:
+            sys.stdout.flush()
     except MidstreamError as error:
         print(f"midstream: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output, `head` perhaps, has enough
-        sys.stderr.close()
-        sys.exit(0)
 
 
-def _app(command: str) -> typer.Typer:
-    """The application with that command, or with all if there is none of that name.
+def _wanted() -> list[str]:
+    """The commands that the arguments can mean; all if they name none, so that the error lists them.
+
+    A shell that asks how a line may go on has the line in its environment: what is typed of the last word is
+    where a command may begin.
+    """
+    line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    asked = "_MIDSTREAM_COMPLETE" in os.environ
+    words = [word for word in (line.split()[1:] if asked else sys.argv[1:]) if not word.startswith("-")]
+    if asked and len(words) == 1 and not line[-1].isspace():
+        return [name for name in _MODULES if name.startswith(words[0])]
+    return words[:1] if words and words[0] in _MODULES else list(_MODULES)
+
+
+def _app(wanted: Iterable[str]) -> typer.Typer:
+    """The application with those commands, and those that are in the same modules.
 
     Only what is wanted is imported: each command starts quickly, and `compile` works where there is nothing
     of Linux to import.
@@ -59,12 +77,11 @@ def _app(command: str) -> typer.Typer:
     app = typer.Typer(
         help="Sensor data with the guarantees of TCP, on a control computer that runs no TCP.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_options)
-    for name in dict.fromkeys([_MODULES[command]] if command in _MODULES else _MODULES.values()):
+    for name in dict.fromkeys(_MODULES[command] for command in wanted):
         try:
             commands: typer.Typer = import_module(f"midstream.cli.{name}").app
         except ImportError:

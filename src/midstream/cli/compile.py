@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from midstream import network
-from midstream.cli.options import find_role, say
+from midstream.cli.options import Json, find_role, say, show
 from midstream.ebpf import compiler
 from midstream.errors import ConfigError
 
@@ -20,6 +20,7 @@ def compile_(
     const: Annotated[Path, typer.Option("--const", metavar="FILE", help="The topology.")] = Path(
         "const.toml"
     ),
+    as_json: Json = False,
 ) -> None:
     """Compile a host's eBPF program from const.toml; needs no root, and no Linux."""
     compiled = compiler.compile_program(find_role(role), network.load(const))
@@ -27,4 +28,8 @@ def compile_(
         output.write_bytes(compiled.read_bytes())
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror}); name another file") from error
-    say(f"{output}: {output.stat().st_size} bytes")
+    size = output.stat().st_size
+    if as_json:
+        show({"file": str(output), "bytes": size}, as_json)
+    else:
+        say(f"{output}: {size} bytes")

@@ -101,12 +101,17 @@ def _attached_by_daemon(told: dict[str, Any], folder: Path) -> Attachment:
 
 
 @app.command()
-def detach(role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = None) -> None:
+def detach(
+    role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = None, as_json: Json = False
+) -> None:
     """Detach this host's program and remove its pins; nothing is left behind."""
     config = configuration.load(path)
     chosen = find_role(role or config.role or "")
     folder = pins or default_folder(chosen, config)
-    if loader.detach(chosen, folder):
+    detached = loader.detach(chosen, folder)
+    if as_json:
+        show({"role": chosen, "pins": str(folder), "detached": detached}, as_json)
+    elif detached:
         say(f"{folder}: detached and removed")
     else:
         say(f"{folder}: nothing is pinned there")

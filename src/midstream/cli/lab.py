@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from midstream import lab
-from midstream.cli.options import Json, say
+from midstream.cli.options import Json, say, show
 from midstream.errors import ConfigError
 from midstream.lab import ImpairedLeg, Impairment, daemons, programs
 from midstream.lab.faults import COUNTERS
+from midstream.lab.hosts import LabHost
 from midstream.lab.state import RUN_DIR
 
 app = typer.Typer(help="Three hosts on one machine: sensors, hardworker, logger.", no_args_is_help=True)
@@ -35,6 +36,7 @@ def up(
     attach: Annotated[
         bool, typer.Option("--attach", help="With --no-daemon: compile and attach the programs too.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Build the lab, or keep the one that is up; prints its run directory."""
     settings: dict[str, Any] = {
@@ -46,19 +48,26 @@ def up(
         settings["network"] |= {"tos": tos, "port": port}
     built = lab.up(sensors, run_dir, tos=tos, port=port, mtu=mtu, bare=daemon, **settings)
     say("the lab was up already" if built.kept else "the lab is up")
+    seconds = None
     if daemon:
         seconds = daemons.start(built)
         say(f"{len(built.hosts)} daemons found each other in {seconds:.1f} s")
     elif attach:
         for attached in programs.attach(built):
             say(f"{attached.role}: {attached.mode} on {attached.interface}, pinned in {attached.pins}")
-    print(built.run_dir)
+    if as_json:
+        result = {"run_dir": str(built.run_dir), "kept": built.kept, "daemons_ready_after": seconds}
+        show(result | {"hosts": [_host(host) for host in built.hosts]}, as_json)
+    else:
+        print(built.run_dir)
 
 
 @app.command()
-def down() -> None:
+def down(as_json: Json = False) -> None:
     """Remove the lab: processes, namespaces, pins, programs, run directory."""
     lab.down()
+    if as_json:
+        show({"up": False}, as_json)
 
 
 @app.command()
@@ -66,7 +75,7 @@ def status(as_json: Json = False) -> None:
     """What there is of the lab; exit code 1 if it is not complete."""
     found = lab.status()
     if as_json:
-        hosts = [{"name": host.name, "ip": str(host.ip), "mac": host.mac} for host in found.hosts]
+        hosts = [_host(host) for host in found.hosts]
         processes = [
             {"pid": process.pid, "namespace": process.namespace, "command": process.command}
             for process in found.processes
@@ -141,6 +150,10 @@ def impair(
         print(_described(one))
     if not impaired:
         say("nothing is impaired")
+
+
+def _host(host: LabHost) -> dict[str, str]:
+    return {"name": host.name, "ip": str(host.ip), "mac": host.mac}
 
 
 def _impaired(one: ImpairedLeg) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from midstream.log import export as exporting
 from midstream.log import listing
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
-from midstream.log.decoding import decoded
+from midstream.log.decoding import decoded, printable
 from midstream.log.messages import Reader
 from midstream.log.selection import duration, refuse_unknown_field
 from midstream.logger import retention
@@ -61,7 +61,8 @@ def list_(
     if as_json:
         print(json.dumps(rows))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(listing.table(rows))
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
+    console.print(listing.table(rows))
 
 
 @app.command("show")
@@ -189,7 +190,7 @@ def verify(
         print(json.dumps([listing.verdict_row(verdict) for verdict in verdicts]))
     else:
         for verdict in verdicts:
-            print("\n".join(listing.verdict_lines(verdict)))
+            print("\n".join(map(printable, listing.verdict_lines(verdict))))
     if faults:
         raise StoreError(
             f"{name}: {faults:,} faults, in {damaged:,} of {len(verdicts):,} connections: see above"
@@ -256,7 +257,7 @@ def _print(messages: Iterable[StoredMessage], as_json: bool) -> None:
     piece = list(messages)
     for message, said in zip(piece, decoded(piece), strict=True):
         if as_json:
-            print(json.dumps(exporting.record(message, said), ensure_ascii=False))
+            print(json.dumps(exporting.record(message, said)))
         else:
-            print(listing.line(message, said))
+            print(printable(listing.line(message, said)))
     sys.stdout.flush()

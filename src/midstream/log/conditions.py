@@ -1,9 +1,11 @@
 """Comparisons such as temperature>80, of a field's or a JSON key's value with a constant."""
 
 import json
+import math
 import operator
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +52,21 @@ class Condition:
             return np.fromiter((compare(value.hex(), digits) for value in values.tolist()), bool, len(values))
         if not isinstance(self.constant, int | float):
             return np.zeros(len(values), bool)
-        met: npt.NDArray[np.bool_] = _OPERATORS[self.operator](values, self.constant)
+        if values.dtype.kind == "b":
+            values = values.astype(np.uint8)  # beside which NumPy takes any integer
+        with np.errstate(over="ignore"):  # beyond what 32 bits hold, the constant is infinite
+            met: npt.NDArray[np.bool_] = _OPERATORS[self.operator](values, self.constant)
         return met
 
 
 def condition(text: str) -> Condition:
-    """A comparison as it is written: KEY, one of == != < <= > >=, and a JSON value or any other text."""
-    match = re.fullmatch(r"\s*([^=!<>\s]+)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", text)
+    """A comparison as it is written: KEY, one of == != < <= > >=, and a JSON value or any other text.
+
+    A key in quotes is a JSON string, so that it may be any text.
+    """
+    match = re.fullmatch(
+        r'\s*("(?:[^"\\]|\\.)*"|[^=!<>\s]+)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*', text, re.DOTALL
+    )
     if not match:
         raise ConfigError(
             f"--where {text}: must be a field or JSON key, one of == != < <= > >=, and a value, such as "
@@ -64,11 +74,19 @@ def condition(text: str) -> Condition:
         )
     try:
         constant = json.loads(match[3])
-    except ValueError:
+        if isinstance(constant, int):
+            float(constant)
+    except OverflowError:  # beyond any value
+        constant = math.inf if constant > 0 else -math.inf
+    except (ValueError, RecursionError):
         constant = match[3]
     if isinstance(constant, list | dict):
         raise ConfigError(f"--where {text}: compares with one value, and this is a list or an object")
-    return Condition(match[1], match[2], constant, match[3])
+    key = match[1]
+    if key.startswith('"'):
+        with suppress(ValueError):
+            key = str(json.loads(key))
+    return Condition(key, match[2], constant, match[3])
 
 
 def lookup(document: object, key: str) -> object:

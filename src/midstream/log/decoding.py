@@ -1,5 +1,6 @@
 """Payloads to names and values: by their fields, as JSON, as text, or as hexadecimal digits."""
 
+import codecs
 import json
 import math
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from midstream.log.conditions import MISSING, Condition, lookup
 from midstream.logger.stored import StoredConnection, StoredMessage
 
 Decoded = dict[str, Any]
+
+MAX_DEPTH = 100  # lists and objects in one another: some readers of JSON refuse 128
 
 
 def decoded(messages: Sequence[StoredMessage]) -> list[Decoded]:
@@ -35,17 +38,22 @@ def decoded(messages: Sequence[StoredMessage]) -> list[Decoded]:
     return results
 
 
-def columns(connections: Sequence[StoredConnection], payload: bool) -> list[str]:
-    """The columns behind those that every message has: fields by name, and the payload where it is needed."""
+def columns(connections: Sequence[StoredConnection]) -> list[str]:
+    """The columns behind those that every message has: fields by name, and the payload, which says what they
+    do not. No field is called so (values.RESERVED)."""
     names = {
         column.name: None
         for connection in connections
         if connection.layout
         for column in connection.layout.columns
     }
-    if payload or any(connection.layout is None for connection in connections):
-        names["payload"] = None
-    return list(names)
+    return [*names, "payload"]
+
+
+def has_fields(message: StoredMessage) -> bool:
+    """Whether its fields say what is in it: it has their size."""
+    layout = message.connection.layout
+    return layout is not None and len(message.payload) == layout.size
 
 
 def matching(messages: list[StoredMessage], conditions: Sequence[Condition]) -> list[StoredMessage]:
@@ -95,15 +103,22 @@ def readable(array: np.ndarray) -> list[Any]:
 
 
 def parse(payload: bytes) -> object:
-    """The JSON document that a payload is; MISSING if it is none, as with NaN in it (RFC 8259, section 6)."""
+    """The object or list that a payload is as I-JSON (RFC 7493), which all readers of JSON read alike; else
+    MISSING. A byte order mark and blanks around it are no part of it.
+
+    I-JSON is UTF-8 without NaN, names that are there twice, halves of a surrogate pair, and numbers that a
+    double cannot hold. What is nested deeper than MAX_DEPTH is MISSING too.
+    """
+    text = payload.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS)
+    if text[:1] not in (b"{", b"["):
+        return MISSING
     try:
-        return json.loads(payload, parse_constant=_refuse)
+        document = _DECODER.decode(text.decode())
+        if b"\\u" in text:
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return MISSING
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
+    return MISSING if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _is_deep(document) else document
 
 
 def text_of(payload: bytes) -> str | None:
@@ -115,6 +130,55 @@ def text_of(payload: bytes) -> str | None:
     return text if text.replace("\t", " ").replace("\n", " ").rstrip("\r").isprintable() else None
 
 
+def printable(text: str) -> str:
+    """The text with an escape for each character that would not be seen: a terminal obeys none of them."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MANY_DIGITS:
+        _finite(text)
+    return int(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("a name is there twice")
+    return document
+
+
+_BLANKS = b" \t\n\r"
+_MANY_DIGITS = 308  # an integer with no more of them is a finite double
+_DECODER = json.JSONDecoder(
+    parse_float=_finite, parse_int=_integer, parse_constant=_refuse, object_pairs_hook=_unique
+)
+
+
+def _is_deep(document: object) -> bool:
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [
+            below
+            for each in level
+            if isinstance(each, dict | list)
+            for below in (each.values() if isinstance(each, dict) else each)
+        ]
+    return any(isinstance(each, dict | list) for each in level)
+
+
 def _by_connection(
     messages: Sequence[StoredMessage],
 ) -> list[tuple[StoredConnection, list[int]]]:
@@ -122,16 +186,15 @@ def _by_connection(
     groups: dict[int, tuple[StoredConnection, list[int]]] = {}
     for index, message in enumerate(messages):
         connection = message.connection
-        if connection.layout is None or len(message.payload) == connection.layout.size:
+        if connection.layout is None or has_fields(message):
             groups.setdefault(connection.id, (connection, []))[1].append(index)
     return list(groups.values())
 
 
 def _whole(payload: bytes) -> Decoded:
-    if payload[:1] in (b"{", b"["):
-        document = parse(payload)
-        if document is not MISSING:
-            return {"json": document}
+    document = parse(payload)
+    if document is not MISSING:
+        return {"json": document}
     text = text_of(payload)
     return {"hex": payload.hex()} if text is None else {"text": text}
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, Literal, Protocol
 
 from midstream.errors import ConfigError
-from midstream.log.decoding import columns, decoded
+from midstream.log.decoding import columns, decoded, text_of
 from midstream.log.messages import Reader, nobody
 from midstream.logger.stored import StoredConnection, StoredMessage
 
@@ -44,6 +44,8 @@ def export(
     """
     new_writer = _writer(kind)  # first of all: a missing package makes no file
     if path == Path("-"):
+        if kind in ("parquet", "mcap") and sys.stdout.isatty():
+            raise ConfigError(f"--output -: a terminal cannot show {kind}; redirect it, or name a file")
         return _copy(reader, new_writer(sys.stdout.buffer, reader.connections, payload), looked_at)
     part = path.with_name(f"{path.name}.part")
     if path.exists():
@@ -122,8 +124,10 @@ class _TextWriter:
         self._text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
 
     def __exit__(self, *_: object) -> None:
-        self._text.flush()
-        self._text.detach()
+        try:
+            self._text.flush()
+        finally:
+            self._text.detach()  # else it would close the stream when it is forgotten
 
 
 class JsonLinesWriter(_TextWriter):
@@ -141,16 +145,17 @@ class JsonLinesWriter(_TextWriter):
         for message, said in zip(messages, decoded(messages), strict=True):
             if self._payload:
                 said["hex"] = message.payload.hex()
-            lines.append(json.dumps(record(message, said), ensure_ascii=False) + "\n")
+            lines.append(json.dumps(record(message, said)) + "\n")
         self._text.write("".join(lines))
 
 
 class CsvWriter(_TextWriter):
-    """RFC 4180, with a header. A payload is text where it can be, else hexadecimal digits."""
+    """RFC 4180, with a header. A payload is text where it can be, else hexadecimal digits; with `payload`
+    always digits, so that each cell says exactly which bytes the message had."""
 
     def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
         super().__init__(stream)
-        self._columns = columns(connections, payload)
+        self._columns = columns(connections)
         self._rows = csv.writer(self._text)
         self._rows.writerow(["sensor", "port", "connection", "sequence", "received", *self._columns])
         self._payload = payload
@@ -162,12 +167,12 @@ class CsvWriter(_TextWriter):
         rows = []
         for message, said in zip(messages, decoded(messages), strict=True):
             values = said.get("fields", {})
-            if "json" in said:
-                values["payload"] = message.payload.decode(errors="replace")
+            if self._payload:
+                values["payload"] = message.payload.hex()
+            elif "json" in said:
+                values["payload"] = text_of(message.payload) or json.dumps(said["json"])
             elif "fields" not in said:
                 values["payload"] = said.get("text", said.get("hex"))
-            elif self._payload:
-                values["payload"] = message.payload.hex()
             rows.append(
                 [
                     message.connection.sensor,

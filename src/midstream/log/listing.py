@@ -63,9 +63,10 @@ def line(message: StoredMessage, said: Decoded) -> str:
         units = {column.name: column.unit for column in layout.columns} if layout else {}
         return " ".join([head, *(_value(name, value, units[name]) for name, value in said["fields"].items())])
     if "json" in said:
-        return f"{head} {text_of(message.payload) or json.dumps(said['json'])}"
+        text = text_of(message.payload)
+        said["text"] = json.dumps(said["json"]) if text is None or "\n" in text else text
     if "text" in said:
-        return f"{head} {said['text']}"
+        return f"{head} {said['text']}".rstrip("\r")
     return f"{head} 0x{said['hex']}"
 
 

@@ -7,16 +7,17 @@ log time is when the logger received it.
 import base64
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Self
 
 from mcap.writer import Writer
 
 from midstream.fields import Layout
-from midstream.log.conditions import MISSING
-from midstream.log.decoding import parse, readable, text_of
+from midstream.log.decoding import has_fields, parse, readable, text_of
 from midstream.logger.stored import StoredConnection, StoredMessage
 
+_OWN_CHANNELS = 60_000  # connections; MCAP knows 65,535 channels, so those behind them share one a sensor
 _LIBRARY = "midstream"
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "V": "string"}
 
@@ -25,11 +26,11 @@ class McapWriter:
     """Arrays of fields stay arrays; bytes are base64, as Foxglove expects them."""
 
     def __init__(self, stream: BinaryIO, _: Sequence[StoredConnection], payload: bool) -> None:
-        self._writer = Writer(stream)
+        self._writer = Writer(_Positioned(stream))  # type: ignore[arg-type]  # all that it needs
         self._writer.start(library=_LIBRARY)
         self._payload = payload
         self._schemas: dict[str, int] = {}
-        self._channels: dict[int, int] = {}
+        self._channels: dict[int | tuple[str, int], int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -38,29 +39,24 @@ class McapWriter:
         self._writer.finish()  # type: ignore[no-untyped-call]
 
     def write(self, messages: Sequence[StoredMessage]) -> None:
-        documents: dict[int, list[dict[str, Any]]] = {}
-        groups: dict[int, list[StoredMessage]] = {}
-        for message in messages:
-            groups.setdefault(message.connection.id, []).append(message)
-        for key, group in groups.items():
-            documents[key] = self._documents(group)
-        position = dict.fromkeys(groups, 0)
-        for message in messages:  # in order of time, whatever their connections
-            key = message.connection.id
-            document = documents[key][position[key]]
-            position[key] += 1
+        groups: dict[tuple[int, bool], list[StoredMessage]] = {}
+        keys = [(message.connection.id, has_fields(message)) for message in messages]
+        for key, message in zip(keys, messages, strict=True):
+            groups.setdefault(key, []).append(message)
+        documents = {key: iter(self._documents(group, key[1])) for key, group in groups.items()}
+        for key, message in zip(keys, messages, strict=True):  # in order of time, whatever their connections
             self._writer.add_message(
                 self._channel(message.connection),
                 log_time=message.received_ns,
                 publish_time=message.received_ns,
                 sequence=message.sequence & 0xFFFFFFFF,
-                data=json.dumps(document, ensure_ascii=False).encode(),
+                data=json.dumps(next(documents[key])).encode(),
             )
 
-    def _documents(self, group: list[StoredMessage]) -> list[dict[str, Any]]:
+    def _documents(self, group: list[StoredMessage], fits: bool) -> list[dict[str, Any]]:
         layout = group[0].connection.layout
         payloads = [message.payload for message in group]
-        if layout is None or any(len(payload) != layout.size for payload in payloads):
+        if layout is None or not fits:
             documents = [_whole(payload) for payload in payloads]
         else:
             joined = b"".join(payloads)
@@ -69,22 +65,22 @@ class McapWriter:
             documents = [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
         if self._payload:
             for document, payload in zip(documents, payloads, strict=True):
-                document["payload"] = base64.b64encode(payload).decode()
+                document[_free(document)] = base64.b64encode(payload).decode()
         return documents
 
     def _channel(self, connection: StoredConnection) -> int:
-        if connection.id not in self._channels:
-            self._channels[connection.id] = self._writer.register_channel(
+        key: int | tuple[str, int] = connection.id
+        if key not in self._channels and len(self._channels) >= _OWN_CHANNELS:
+            key = (connection.sensor, self._schema(connection))
+        if key not in self._channels:
+            of_one = {"port": str(connection.port), "connection": str(connection.id)}
+            self._channels[key] = self._writer.register_channel(
                 topic=f"/{connection.sensor}",
                 message_encoding="json",
                 schema_id=self._schema(connection),
-                metadata={
-                    "sensor": connection.sensor,
-                    "port": str(connection.port),
-                    "connection": str(connection.id),
-                },
+                metadata={"sensor": connection.sensor, **(of_one if key == connection.id else {})},
             )
-        return self._channels[connection.id]
+        return self._channels[key]
 
     def _schema(self, connection: StoredConnection) -> int:
         layout = connection.layout
@@ -119,8 +115,30 @@ def _properties(layout: Layout) -> dict[str, Any]:
     return properties
 
 
+class _Positioned:
+    """A stream that knows how far it is, also where it is a pipe: MCAP's index says where everything lies."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def write(self, data: bytes) -> int:
+        self._stream.write(data)
+        self._position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._position
+
+
+def _free(document: dict[str, Any]) -> str:
+    """What the bytes of a message are called: payload, with more _ behind it than any key of its own has."""
+    taken = [key for key in document if re.fullmatch("payload_*", key)]
+    return f"{max(taken, key=len)}_" if taken else "payload"
+
+
 def _whole(payload: bytes) -> dict[str, Any]:
-    document = parse(payload) if payload[:1] == b"{" else MISSING
+    document = parse(payload)
     if isinstance(document, dict):
         return document
     text = text_of(payload)

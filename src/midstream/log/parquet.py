@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from midstream.errors import ConfigError
-from midstream.log.decoding import columns
+from midstream.log.decoding import has_fields
 from midstream.logger.stored import StoredConnection, StoredMessage
 
 _ROWS = 1 << 16  # of a row group, and the bytes at which one is written before it has so many
@@ -27,9 +27,7 @@ class ParquetWriter:
     """Numbers keep the type that they have in the message; a scaled one is a double."""
 
     def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
-        names = columns(connections, payload)
-        self._payload = "payload" in names
-        self._always = payload
+        self._payload = payload
         types = _types(connections)
         units = {
             column.name: column.unit
@@ -43,8 +41,7 @@ class ParquetWriter:
             pa.field(name, _arrow(dtype), metadata={"unit": units[name]} if name in units else None)
             for name, dtype in types.items()
         ]
-        body = [*self._fields, pa.field("payload", pa.binary())] if self._payload else self._fields
-        self._schema = pa.schema([*_HEAD, *body])
+        self._schema = pa.schema([*_HEAD, *self._fields, pa.field("payload", pa.binary())])
         self._file = pyarrow.parquet.ParquetWriter(stream, self._schema, compression="zstd")
         self._batches: list[Any] = []
         self._rows = self._bytes = 0
@@ -58,15 +55,15 @@ class ParquetWriter:
 
     def write(self, messages: Sequence[StoredMessage]) -> None:
         ordered = sorted(messages, key=lambda message: message.connection.id)  # one layout after the other
-        groups: dict[int, list[StoredMessage]] = {}
+        groups: dict[tuple[int, bool], list[StoredMessage]] = {}
         for message in ordered:
-            groups.setdefault(message.connection.id, []).append(message)
-        for group in groups.values():
-            self._add(group)
+            groups.setdefault((message.connection.id, has_fields(message)), []).append(message)
+        for (_, fits), group in groups.items():
+            self._add(group, fits)
         if self._rows >= _ROWS or self._bytes >= _BYTES:
             self._flush()
 
-    def _add(self, group: list[StoredMessage]) -> None:
+    def _add(self, group: list[StoredMessage], fits: bool) -> None:
         connection, count = group[0].connection, len(group)
         sensor = pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), [connection.sensor])
         arrays = [
@@ -78,16 +75,14 @@ class ParquetWriter:
         ]
         payloads = [message.payload for message in group]
         layout = connection.layout
-        fits = layout is not None and all(len(payload) == layout.size for payload in payloads)
         values = layout.arrays(payloads) if layout and fits else {}
         for name, dtype in self._types.items():
             if name in values:
                 arrays.append(_column(values[name], dtype))
             else:
                 arrays.append(pa.nulls(count, _arrow(dtype)))
-        if self._payload:
-            shown = self._always or not fits
-            arrays.append(pa.array(payloads, pa.binary()) if shown else pa.nulls(count, pa.binary()))
+        shown = self._payload or not fits
+        arrays.append(pa.array(payloads, pa.binary()) if shown else pa.nulls(count, pa.binary()))
         self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
         self._rows += count
         self._bytes += sum(map(len, payloads))
@@ -109,12 +104,15 @@ def _types(connections: Sequence[StoredConnection]) -> dict[str, np.dtype[Any]]:
                 array.dtype.newbyteorder("="),
                 types.setdefault(name, array.dtype.newbyteorder("=")),
             )
-            if "V" in (mine.kind, theirs.kind) and mine != theirs:
+            both = np.result_type(mine, theirs) if "V" not in (mine.kind, theirs.kind) else None
+            # Of the integers with 64 bits, a double holds only some.
+            wide = any(each.kind in "iu" and each.itemsize == 8 for each in (mine, theirs))
+            if mine != theirs and (both is None or (both.kind == "f" and wide)):
                 raise ConfigError(
                     f"field {name}: of type {theirs} in one connection and {mine} in another: no column can "
                     "hold both; export them one by one (--connection)"
                 )
-            types[name] = np.result_type(mine, theirs)
+            types[name] = mine if both is None else both
     return types
 
 

@@ -3,6 +3,7 @@
 A picture has at most POINTS pieces of time, so that a million messages need no more memory than thousands.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from midstream.errors import ConfigError
-from midstream.log.decoding import numbers
+from midstream.log.decoding import numbers, printable
 from midstream.log.export import optional
 from midstream.log.messages import Reader, nobody
 
 POINTS = 2000
+MAX_KEYS = 100  # pictures below one another
+LARGEST = 1e300
 KINDS = (".png", ".svg")
 
 
@@ -23,7 +26,7 @@ class Series:
 
     def __init__(self) -> None:
         self.count = np.zeros(POINTS, np.int64)
-        self.sum = np.zeros(POINTS)
+        self.sum = np.zeros(POINTS, np.longdouble)  # of which a double holds the mean, if not the sum
         self.least = np.full(POINTS, np.inf)
         self.greatest = np.full(POINTS, -np.inf)
 
@@ -49,7 +52,9 @@ def plot(
     """
     if path.suffix not in KINDS:
         raise ConfigError(f"--output {path}: must end in {' or '.join(KINDS)}")
-    pyplot = optional("matplotlib.pyplot", "plot")
+    if len(keys) > MAX_KEYS:
+        raise ConfigError(f"FIELD: {len(keys)} of them, and a picture has room for {MAX_KEYS}; name fewer")
+    figures = optional("matplotlib.figure", "plot")
     start, end = span
     width = max(1, -(-(end - start) // POINTS))
     series: dict[tuple[str, str], Series] = {}
@@ -73,34 +78,42 @@ def plot(
         if connection.layout
         for column in connection.layout.columns
     }
-    figure, axes = pyplot.subplots(
-        len(keys), 1, sharex=True, squeeze=False, figsize=(10, 1.2 + 2.6 * len(keys)), layout="constrained"
-    )
+    figure = figures.Figure(figsize=(10, 1.2 + 2.6 * len(keys)), layout="constrained")
+    axes = figure.subplots(len(keys), 1, sharex=True, squeeze=False)
     middle = (np.arange(POINTS) + 0.5) * width + start
     for axis, key in zip(axes[:, 0], keys, strict=True):
         for (named, sensor), each in sorted(series.items()):
             if named == key:
                 there = each.count > 0
                 when = (middle[there] / 1000).astype("datetime64[us]")
-                (line,) = axis.plot(when, each.sum[there] / each.count[there], linewidth=1, label=sensor)
+                mean = _drawable(each.sum[there] / each.count[there])
+                (line,) = axis.plot(when, mean, linewidth=1, label=printable(sensor))
                 axis.fill_between(
                     when,
-                    each.least[there],
-                    each.greatest[there],
+                    _drawable(each.least[there]),
+                    _drawable(each.greatest[there]),
                     alpha=0.25,
                     color=line.get_color(),
                     linewidth=0,
                 )
-        axis.set_ylabel(f"{key} [{units[key]}]" if units.get(key) else key)
+        label = printable(f"{key} [{units[key]}]" if units.get(key) else key)
+        axis.set_ylabel(label, parse_math=False)  # what is between two $ is no formula
         axis.grid(alpha=0.3)
-        axis.legend(loc="best", fontsize="small")
+        if axis.lines:
+            axis.legend(loc="best", fontsize="small")
     axes[-1, 0].set_xlabel(f"received, UTC, {datetime.fromtimestamp(start // 10**9, UTC):%Y-%m-%d}")
     try:
-        figure.savefig(path, dpi=120)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # of a unit: a box stands for it
+            figure.savefig(path, dpi=120)
     except OSError as error:
         raise ConfigError(
             f"--output {path}: cannot be written ({error.strerror}); name another file"
         ) from error
-    finally:
-        pyplot.close(figure)
     return count
+
+
+def _drawable(values: np.ndarray) -> np.ndarray:
+    """Values between which a picture can still count: matplotlib multiplies what it measures."""
+    drawable: np.ndarray = np.clip(values, -LARGEST, LARGEST).astype(np.float64)
+    return drawable

@@ -1,0 +1,125 @@
+"""What is built for others: its version, its metadata, what it says of where it comes from."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatch_build import address, described
+from packaging.metadata import Metadata
+
+ROOT = Path(__file__).parents[2]
+FILES = [".git_archival.txt", ".gitattributes", "LICENSE", "README.md", "hatch_build.py", "pyproject.toml"]
+RELATIVE = re.compile(r"\]\((?!https://|#)")
+BUILD = "from hatchling.build import build_sdist, build_wheel; build_sdist('dist'); build_wheel('dist')"
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A repository with this tree as its only commit, without tags, without a remote."""
+    folder = tmp_path / "clone"
+    for name in ("src/midstream", "LICENSES"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+    git(folder.parent, "init", "--quiet", str(folder))
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "one")
+    return folder
+
+
+def version(folder: Path) -> str:
+    run = subprocess.run(
+        [sys.executable, "-m", "hatchling", "version"], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return run.stdout.strip()
+
+
+def metadata(wheel: Path) -> Metadata:
+    """Checked as an index checks it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return Metadata.from_email(archive.read(name), validate=True)
+
+
+def test_the_version_is_that_of_git(clone: Path) -> None:
+    assert re.fullmatch(r"0\.1\.0\.dev1\+g[0-9a-f]+", version(clone))
+    git(clone, "tag", "v0.3.0")
+    assert version(clone) == "0.3.0"
+    git(clone, "commit", "--allow-empty", "--message", "two")
+    assert re.fullmatch(r"0\.3\.1\.dev1\+g[0-9a-f]+", version(clone))
+
+
+def test_the_version_of_an_archive(clone: Path, tmp_path: Path) -> None:
+    """Of git archive, as the sites offer it for download: with a tag, without one, and of a mere copy."""
+    for tag, expected in (("", "0.1.0.dev0"), ("v0.3.0", "0.3.0")):
+        folder = tmp_path / f"archive{tag}"
+        folder.mkdir()
+        if tag:
+            git(clone, "tag", tag)
+        git(clone, "archive", "--output", str(folder / "all.tar"), "HEAD")
+        with tarfile.open(folder / "all.tar") as archive:
+            archive.extractall(folder, filter="data")
+        assert version(folder) == expected
+    (folder / ".git_archival.txt").unlink()
+    assert version(folder) == "0.1.0.dev0"
+
+
+def test_what_is_built(clone: Path, tmp_path: Path) -> None:
+    """A wheel of the clone and one of its sdist are alike, and no link of theirs leads nowhere."""
+    git(clone, "tag", "v0.3.0")
+    git(clone, "remote", "add", "origin", "git@git.example:robots/midstream.git")
+    subprocess.run([sys.executable, "-c", BUILD], cwd=clone, check=True, capture_output=True)
+    with tarfile.open(clone / "dist/midstream-0.3.0.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / "midstream-0.3.0"
+    subprocess.run([sys.executable, "-c", BUILD], cwd=unpacked, check=True, capture_output=True)
+    wheels = [folder / "dist/midstream-0.3.0-py3-none-any.whl" for folder in (clone, unpacked)]
+    told, again = map(metadata, wheels)
+    assert told.as_rfc822().as_bytes() == again.as_rfc822().as_bytes()
+    assert told.project_urls == {
+        "Repository": "https://git.example/robots/midstream",
+        "Documentation": "https://git.example/robots/midstream/blob/HEAD/docs",
+        "Changelog": "https://git.example/robots/midstream/blob/HEAD/CHANGELOG.md",
+        "Issues": "https://git.example/robots/midstream/issues",
+    }
+    assert told.description_content_type == "text/markdown"
+    assert told.description
+    assert "](https://git.example/robots/midstream/blob/HEAD/docs/guarantees.md)" in told.description
+    assert not RELATIVE.search(told.description)
+    with zipfile.ZipFile(wheels[1]) as archive:
+        names = set(archive.namelist())
+    assert {"midstream/py.typed", "midstream/ebpf/hardworker.bpf.c", "midstream/hardworker/ring.c"} <= names
+
+
+def test_a_readme_without_a_home_has_no_link_that_leads_nowhere() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert RELATIVE.search(readme)
+    said = described(readme, "")
+    assert not RELATIVE.search(said)
+    assert "docs/guarantees.md says exactly what holds" in said
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    [
+        ("https://git.example/a/b.git", "https://git.example/a/b"),
+        ("https://user:secret@git.example:8443/a/b/", "https://git.example:8443/a/b"),
+        ("ssh://git@git.example:22/a/b.git", "https://git.example/a/b"),
+        ("git@git.example:a/b.git", "https://git.example/a/b"),
+        ("/srv/git/b.git", ""),
+        ("../b", ""),
+        ("file:///srv/b", ""),
+    ],
+)
+def test_where_a_browser_finds_a_remote(remote: str, url: str) -> None:
+    assert address(remote) == url
