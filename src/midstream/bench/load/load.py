@@ -50,14 +50,17 @@ class Connection:
 class LoadSummary:
     """What was sent. late: how long after its time a message was handed to TCP, microseconds (3 % exact).
 
-    planned: messages that were due, 0 for a flood. unsent: due while their connection was lost. lost: how
-    often one was. clean: each peer acknowledged everything and closed its side. counts: messages of each
-    connection. rate: messages a second, of all connections, from the first to the last.
+    planned: messages that were due, 0 for a flood. messages: those that TCP has taken. unsent: due while
+    their connection was lost, or not taken by the end because the peer took nothing. unacknowledged: bytes
+    that TCP had taken and the peer did not acknowledge. lost: how often a connection was. clean: each peer
+    acknowledged everything and closed its side. counts: messages of each connection. rate: messages a second,
+    of all connections, from the first to the last.
     """
 
     planned: int
     messages: int
     unsent: int
+    unacknowledged: int
     lost: int
     clean: bool
     seconds: float
