@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from midstream.bench.load import Connection, Load, LoadSummary, Plan, Sink
+from midstream.bench.load import load as helper
 from midstream.bench.load import message as wire
-from midstream.errors import NetworkError
+from midstream.bench.machine import guest
+from midstream.errors import LabError, NetworkError
 
 HOST = "127.0.0.1"
 
@@ -205,3 +207,57 @@ def run_out(load: Load) -> LoadSummary:
 def reset(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+class TestHelpers:
+    """A program that should be ready and is not is ended, whatever it does with its output."""
+
+    @staticmethod
+    def started(script: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+
+    @pytest.mark.parametrize(
+        ("script", "complaint"),
+        [
+            ("echo warning >&2; exec sleep 60", "^warning$"),
+            ("echo warning >&2; sleep 60 & wait", "^warning$"),
+            ("echo one >&2; sleep 0.2; echo two >&2; exit 1", "^one\ntwo$"),
+            ("printf almost >&2; exec sleep 60", "^almost$"),
+            ("exec sleep 60", r"^it: not ready within 0\.5 s$"),
+            ("sleep 3 & exit 3", r"^it: not ready within 0\.5 s$"),
+            ("exit 3", "^it: ended without a word$"),
+        ],
+    )
+    def test_not_ready(self, script: str, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(helper, "_LAST_WORDS", 0.5)
+        process, before = self.started(script), time.monotonic()
+        with pytest.raises(NetworkError, match=complaint):
+            helper.await_ready(process, "it", 0.5)
+        assert time.monotonic() - before < 5
+        assert process.returncode is not None
+
+    @pytest.mark.parametrize("said", ["ready", "ready\nand a warning"])
+    def test_ready(self, said: str) -> None:
+        process = self.started(f"printf '{said}\n' >&2; echo '{{}}'")
+        helper.await_ready(process, "it", 5)
+        assert helper.finish(process, "it", 5) == {}
+
+    def test_one_that_does_not_end_is_ended(self) -> None:
+        process = self.started("trap '' TERM; echo ready >&2; sleep 60")
+        helper.await_ready(process, "it", 5)
+        with pytest.raises(LabError, match=r"did not end within 0\.2 s"):
+            helper.finish(process, "it", 0.2)
+        assert process.returncode is not None
+
+    def test_in_the_guest(self) -> None:
+        """A receiver whose first word is another kept the guest, and its host for 240 s."""
+        before = time.monotonic()
+        with pytest.raises(NetworkError, match="warning"):
+            guest.start(["/bin/sh", "-c", "echo warning >&2; sleep 60 & wait"])
+        assert time.monotonic() - before < 10

@@ -71,7 +71,7 @@ def test_a_column_of_times_is_enough(tmp_path: Path) -> None:
     ("name", "content", "says"),
     [
         ("x.csv", "flow,time\na,soon\n", r"x\.csv: line 2: expected the columns flow and time"),
-        ("x.csv", "a,b\n1,2\n", r"x\.csv: line 2: expected the columns"),
+        ("x.csv", "a,b\n1,2\n", r"x\.csv: line 1: expected the columns"),
         ("x.csv", "flow,time\n", r"x\.csv: no TCP segment with data"),
         ("x.pcap", "no capture at all", r"x\.pcap: no pcap or pcapng file"),
         ("x.pcap", "", r"x\.pcap: no pcap or pcapng file"),

@@ -3,18 +3,21 @@
 import json
 import random
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import wrpcap
+from tests.unit.captures import COOKED, COOKED_2, LOOP, NULL, RAW, Frame, framed, packed, pcap, pcapng
 from typer.testing import CliRunner, Result
 
 from midstream import network, packet
@@ -404,17 +407,116 @@ class TestInspection:
         packet.judge(request[:position] + data, TOPOLOGY)
 
 
-class TestDecodeFrames:
+def _pending(frame: bytes) -> bytes:
+    """The frame with the sum of the pseudo-header alone as its TCP checksum, as it is before the card."""
+    p = Packet.parse(frame, len(frame))
+    length = len(frame) - 14 - p.ip.header_length
+    total = sum(
+        struct.unpack(
+            "!6H", p.ip.source.packed + p.ip.destination.packed + struct.pack("!HH", 6, length % 65536)
+        )
+    )
+    return replace(p, tcp=replace(p.tcp, checksum=(total + length // 65536) % 65535)).pack()
+
+
+def _large(size: int, **changes: int) -> bytes:
+    p = Packet.parse(_with(Flags.PSH | Flags.ACK, bytes(100)))
+    p = replace(p, ip=replace(p.ip, length=20 + 20 + size), payload=bytes(size)).with_checksums()
+    ip = replace(p.ip, **changes)
+    right = ip if "checksum" in changes else replace(ip, checksum=ip.computed_checksum())
+    return replace(p, ip=right).pack()
+
+
+DATA = _with(Flags.PSH | Flags.ACK, bytes(range(100)))
+# name: frame, bytes of it that were captured, what happens, a word of the reason, whether something is wrong
+CAPTURED: dict[str, tuple[bytes, int | None, str, str, bool]] = {
+    "whole": (DATA, None, "relay", "100 bytes of data", False),
+    "checksum pending": (_pending(DATA), None, "relay", "TCP checksum pending", False),
+    "checksum of a SYN pending": (_pending(_with(Flags.SYN)), None, "relay", "checksum pending", False),
+    "wrong checksum": (packet.corrupt(DATA, "tcp"), None, "drop", "TCP checksum is", True),
+    "cut within the data": (DATA, 68, "relay", "captured 68 of 154 bytes", False),
+    "cut, data as on the wire": (DATA, 68, "relay", "100 bytes of data are stored", False),
+    "cut within the options": (
+        packet.craft(TOPOLOGY, 0, Flags.ACK, payload=b"x", tcp_options=b"\x01" * 12),
+        60,
+        "relay",
+        "1 bytes of",
+        False,
+    ),
+    "cut and pending": (_pending(DATA), 68, "relay", "TCP checksum pending", False),
+    "cut, wrong IP checksum": (packet.corrupt(DATA, "ip"), 68, "drop", "IP checksum is", True),
+    "cut, other port": (packet.craft(TOPOLOGY, port=80, payload=bytes(99)), 60, "pass", "port is 80", True),
+    "cut within the headers": (DATA, 40, "unknown", "captured 40 of 154 bytes", False),
+    "cut within Ethernet": (DATA, 9, "unknown", "captured 9 of 154 bytes", False),
+    "cut, IP options": (
+        packet.craft(TOPOLOGY, ip_options=b"\x01" * 40, payload=b"x"),
+        56,
+        "unknown",
+        "TCP header is not whole",
+        False,
+    ),
+    "cut, of another kind": (_request().pack()[:12] + b"\x86\xdd" + bytes(99), 30, "pass", "0x86dd", True),
+    "TSO": (
+        _pending(_large(7000)),
+        None,
+        "relay",
+        "7000 bytes of data in one frame, 5 segments or more",
+        False,
+    ),
+    "TSO, cut": (_pending(_large(7000)), 96, "relay", "7000 bytes of data in one frame", False),
+    "TSO, length 0": (_large(7000, length=0, checksum=0), None, "relay", "7000 bytes of data in one", False),
+    "TSO, more than 64 KiB": (
+        _pending(_large(100, length=0) + bytes(70_000)),
+        None,
+        "relay",
+        "70100 bytes",
+        False,
+    ),
+    "merged for real": (_large(7000), None, "drop", "exceed 1460", True),
+    "contradiction": (_ip(length=46), None, "drop", "lengths contradict", True),
+    "length 0, small": (_large(100, length=0), None, "drop", "lengths contradict", True),
+}
+
+
+class TestCaptured:
+    @pytest.mark.parametrize("name", CAPTURED)
+    def test_verdict(self, name: str) -> None:
+        frame, captured, action, word, is_wrong = CAPTURED[name]
+        verdict = packet.judge(frame[:captured], TOPOLOGY, len(frame))
+        assert verdict.action == action, verdict
+        assert any(word in reason for reason in verdict.reasons), verdict
+        assert bool(packet.check(frame[:captured], TOPOLOGY, len(frame))) is is_wrong
+
+    def test_on_the_wire_nothing_is_forgiven(self) -> None:
+        """What the program sees has no card before it: it is judged by what is there."""
+        assert packet.judge(_pending(DATA), TOPOLOGY).action == "drop"
+        assert packet.judge(DATA[:68], TOPOLOGY).action == "drop"
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.sampled_from([frame for frame, *_ in (*VERDICTS.values(), *CAPTURED.values())]), st.data())
+    def test_cut_anywhere(self, frame: bytes, data: st.DataObject) -> None:
+        """A verdict is that on the whole frame, as far as headers tell, or unknown."""
+        whole = packet.judge(frame, TOPOLOGY, len(frame))
+        end = data.draw(st.integers(0, len(frame)))
+        cut = packet.judge(frame[:end], TOPOLOGY, len(frame))
+        by_checksum = any("checksum is" in reason for reason in whole.reasons)
+        if cut.action != "unknown" and not by_checksum:
+            assert cut.action == whole.action
+        assert cut.action != "unknown" or end < 14 + 60 + 20
+        packet.headline(frame[:end], len(frame))
+
+
+class TestReadFrames:
     @pytest.mark.parametrize("text", ["{0}", "0x{0}\n", "{0}\n\n{0}\n", " \n{0}\n \n{0}"])
     def test_hex(self, text: str) -> None:
         frame = packet.craft(TOPOLOGY)
-        frames = packet.decode_frames(text.format(frame.hex()).encode(), "x")
+        frames = _frames(text.format(frame.hex()).encode(), "x")
         assert set(frames) == {frame}
         assert len(frames) == text.count("{0}")
 
     def test_hex_with_colons_and_line_breaks(self) -> None:
         frame = packet.craft(TOPOLOGY)
-        assert packet.decode_frames(frame.hex(":", 2).replace(":", "\n", 3).encode(), "x") == [frame]
+        assert _frames(frame.hex(":", 2).replace(":", "\n", 3).encode(), "x") == [frame]
 
     @pytest.mark.parametrize("endianness", ["<", ">"])
     @pytest.mark.parametrize("nano", [False, True])
@@ -422,10 +524,10 @@ class TestDecodeFrames:
         frames = [packet.craft(TOPOLOGY, payload=bytes(n), flags=Flags.ACK) for n in (0, 1, 1000)]
         path = tmp_path / "x.pcap"
         wrpcap(str(path), [Ether(frame) for frame in frames], endianness=endianness, nano=nano)
-        assert packet.decode_frames(path.read_bytes(), "x.pcap") == frames
+        assert _frames(path.read_bytes(), "x.pcap") == frames
 
     def test_empty_pcap(self) -> None:
-        assert packet.decode_frames(_pcap(1), "x") == []
+        assert _frames(_pcap(1), "x") == []
 
     @pytest.mark.parametrize(
         ("data", "complaint"),
@@ -434,9 +536,7 @@ class TestDecodeFrames:
             (b"hello", "hexadecimal digits in pairs: 'hello'"),
             (b"abc", "in pairs"),
             (b"\xff\x00", "neither"),
-            (b"\x0a\x0d\x0d\x0a" + bytes(20), "pcapng"),
             (b"\xd4\xc3\xb2\xa1", "within its header"),
-            (struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 113), "link type 113"),
             (struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + bytes(7), "within packet 1"),
             (
                 struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + struct.pack("<IIII", 0, 0, 9, 9),
@@ -446,7 +546,7 @@ class TestDecodeFrames:
     )
     def test_refuses(self, data: bytes, complaint: str) -> None:
         with pytest.raises(ConfigError, match=complaint):
-            packet.decode_frames(data, "x")
+            _frames(data, "x")
 
 
 @pytest.fixture
@@ -529,6 +629,56 @@ class TestCommands:
         path.write_bytes(_pcap(1) + struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame)
         assert _run("check", path, "--const", const).exit_code == 1
 
+    @pytest.mark.parametrize("write", [pcap, pcapng, lambda frames: packed(pcapng(frames, order=">"))])
+    def test_check_every_format(
+        self, const: Path, tmp_path: Path, write: Callable[[list[Frame]], bytes]
+    ) -> None:
+        path = tmp_path / "x"
+        path.write_bytes(write([Frame(DATA), Frame(_pending(DATA)), Frame(DATA[:68], length=len(DATA))]))
+        result = _run("check", path, "--const", const, "--json")
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [(line["action"], line["length"], line["captured"]) for line in lines] == [
+            ("relay", 154, 154),
+            ("relay", 154, 154),
+            ("relay", 154, 68),
+        ]
+        assert result.exit_code == 0
+        said = _run("check", path, "--const", const).stdout
+        assert "TCP checksum pending" in said and "captured 68 of 154 bytes" in said
+
+    @pytest.mark.parametrize("link", [COOKED, COOKED_2, RAW, NULL, LOOP])
+    def test_check_without_mac_addresses(self, const: Path, tmp_path: Path, link: int) -> None:
+        path = tmp_path / "x.pcap"
+        legs = [
+            packet.craft(TOPOLOGY, 0, Flags.ACK, leg=leg) for leg in (Leg.REQUEST, Leg.REPLY, Leg.RESTORED)
+        ]
+        path.write_bytes(pcap([Frame(framed(frame[14:], link)) for frame in legs], link))
+        result = _run("check", path, "--const", const, "--json")
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        assert (lines[0]["action"], lines[0]["leg"]) == ("relay", Leg.REQUEST)
+        assert all(f"link type {link}: supposed to be right" in line["reasons"][-1] for line in lines)
+        if link in (RAW, NULL, LOOP):
+            assert [line["leg"] for line in lines] == [Leg.REQUEST, Leg.REPLY, Leg.RESTORED]
+
+    def test_check_a_forged_cooked_packet(self, const: Path, tmp_path: Path) -> None:
+        path = tmp_path / "x.pcap"
+        path.write_bytes(pcap([Frame(framed(packet.craft(TOPOLOGY, 1)[14:], COOKED))], COOKED))
+        assert "the MAC of sensor 10.83.0.12 is" in _run("check", path, "--const", const).stdout
+
+    def test_check_another_link_type(self, const: Path, tmp_path: Path) -> None:
+        path = tmp_path / "x.pcap"
+        path.write_bytes(pcap([Frame(DATA)], 127))
+        result = _run("check", path, "--const", const)
+        assert isinstance(result.exception, ConfigError)
+        assert "packet 1: link type 127, expected Ethernet" in str(result.exception)
+
+    def test_check_a_damaged_file_as_far_as_it_goes(self, const: Path, tmp_path: Path) -> None:
+        path = tmp_path / "x.pcap"
+        path.write_bytes(pcap([Frame(DATA), Frame(DATA)])[:-5])
+        result = _run("check", path, "--const", const)
+        assert "relay" in result.stdout
+        assert isinstance(result.exception, ConfigError) and "within packet 2" in str(result.exception)
+
     def test_check_neither_file_nor_digits(self, const: Path) -> None:
         result = _run("check", "missing.pcap", "--const", const)
         assert isinstance(result.exception, ConfigError)
@@ -577,6 +727,10 @@ def _turned(frame: bytes) -> bytes:
 
 def _tagged(frame: bytes) -> bytes:
     return frame[:12] + b"\x81\x00\x00\x07" + frame[12:]
+
+
+def _frames(data: bytes, name: str) -> list[bytes]:
+    return [captured.data for captured in packet.read_frames(BytesIO(data), name)]
 
 
 def _pcap(link: int) -> bytes:

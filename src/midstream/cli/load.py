@@ -1,6 +1,7 @@
 """midstream load: simulated sensors."""
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from subprocess import Popen
@@ -13,6 +14,7 @@ from midstream import network
 from midstream.bench.load import Connection, Load, Phase, Plan, Timing, read_timing, write_timing
 from midstream.bench.load.load import Launch
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
+from midstream.errors import NetworkError
 from midstream.lab import find
 from midstream.lab.enter import NAMESPACES
 
@@ -24,14 +26,19 @@ _FED_EVERY = 0.1  # seconds
 @app.command()
 def load(
     path: Config = DEFAULT_CONFIG,
-    sensors: Annotated[int, typer.Option(min=1, help="Connections, each a sensor.")] = 1,
+    sensors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Connections, each a sensor.", show_default="1; a recording's flows"),
+    ] = None,
     rate: Annotated[
         float, typer.Option(min=0, help="Messages a second, a sensor; 0: as many as TCP takes.")
     ] = 1000.0,
     size: Annotated[
         int | None, typer.Option(help="Bytes a message.", show_default="that of const.toml")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="How long.", show_default="10; a recording once")
+    ] = None,
     phase: Annotated[Phase, typer.Option(help="The sensors' periods: apart, or all at once.")] = Phase.SPREAD,
     jitter: Annotated[
         float, typer.Option(metavar="SECONDS", help="Each message comes up to so much later.")
@@ -60,9 +67,15 @@ def load(
 ) -> None:
     """Send numbered, time-stamped messages from many sensors at exact times; report rate and lateness.
 
-    To whom: as `midstream sensor`. One C program with absolute deadlines sends for all sensors.
+    To whom: as `midstream sensor`. One C program with absolute deadlines sends for all sensors. Leaves with 5
+    if a peer did not take everything.
     """
     timing = read_timing(replay, port) if replay else None
+    sensors = sensors or (len(timing.flows) if timing else 1)
+    if seconds is None:
+        seconds = timing.period / 1e9 if timing else 10.0
+    for line in _remarks(timing, sensors, seconds) if timing else ():
+        say(f"load: {replay}: {line}")
     lab = find() if from_lab else None
     if size is not None:  # a mistake is told before files are asked for
         Plan(size=size)
@@ -102,7 +115,33 @@ def load(
             if stop():
                 running.stop()
             time.sleep(_FED_EVERY)
-        summary = running.result().as_json()
+        summary = running.result()
+    shown = summary.as_json()
+    if timing:
+        shown["remarks"] = dict(timing.remarks)
     if not as_json:
-        summary["counts"] = " ".join(map(str, summary["counts"]))
-    show(summary, as_json)
+        shown["counts"] = " ".join(map(str, summary.counts))
+        shown.pop("remarks", None)
+    show(shown, as_json)
+    if not summary.clean or (summary.unsent and not reconnect):
+        raise NetworkError(
+            f"load: {target.ip} did not take everything: {summary.unsent} messages not sent, "
+            f"{summary.unacknowledged} bytes sent and not acknowledged; is its application or logger there? "
+            "See: midstream status"
+        )
+
+
+def _remarks(timing: Timing, sensors: int, seconds: float) -> Iterator[str]:
+    """What a recording holds, and what of it is not replayed as it was."""
+    flows, lasts = len(timing.flows), timing.period / 1e9
+    yield f"{timing.messages} messages of {flows} flows, which last {lasts:.9g} s"
+    for what, number in timing.remarks.items():
+        yield f"{what}: {number}"
+    if sensors < flows:
+        yield f"{flows - sensors} of its flows are left out: --sensors {flows} replays all"
+    elif sensors > flows:
+        yield f"{sensors - flows} sensors more than flows: they repeat them"
+    if round(seconds * 1e9) < timing.period:
+        yield f"its end is left out: --seconds {lasts:.9g} replays all"
+    elif round(seconds * 1e9) > timing.period:
+        yield "it begins anew when it ends"

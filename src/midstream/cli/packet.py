@@ -4,7 +4,10 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +89,10 @@ def show(
 @app.command()
 def check(
     source: Annotated[
-        str, typer.Argument(metavar="FILE|-|HEX", help="A pcap or hex file, - for stdin, or digits.")
+        str,
+        typer.Argument(
+            metavar="FILE|-|HEX", help="A capture (pcap, pcapng) or hex file, - for stdin, or digits."
+        ),
     ],
     const: Const = Path("const.toml"),
     as_json: Json = False,
@@ -98,15 +104,23 @@ def check(
     topology = load(const)
     console = Console(highlight=False, soft_wrap=True)
     faulty = False
-    for number, frame in enumerate(_read_frames(source), start=1):
-        verdict = packet.judge(frame, topology)
+    for number, captured in enumerate(_read_frames(source), start=1):
+        try:
+            frame, length, supposed = packet.as_ethernet(captured, topology)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: packet {number}: {error}") from None
+        verdict = packet.judge(frame, topology, length)
+        if supposed:
+            verdict = replace(verdict, reasons=(*verdict.reasons, supposed))
         faulty |= verdict.action == "drop" or (
-            verdict.leg is not None and bool(packet.check(frame, topology))
+            verdict.leg is not None and bool(packet.check(frame, topology, length))
         )
         if as_json:
-            print(json.dumps({"frame": number, "length": len(frame)} | _verdict_object(verdict)))
+            sizes = {"frame": number, "length": captured.length, "captured": len(captured.data)}
+            print(json.dumps(sizes | _verdict_object(verdict)))
         else:
-            console.print(f"{number}  {len(frame)} B  {escape(packet.headline(frame))}")
+            headline = packet.headline(frame, length)
+            console.print(f"{number}  {captured.length} B  {escape(headline)}")
             console.print(f"   [bold]{verdict.action}[/]{f'  ({verdict.leg})' if verdict.leg else ''}")
             for reason in verdict.reasons:
                 console.print(f"   - {escape(reason)}")
@@ -209,19 +223,22 @@ def _content(
     return flags or Flags.SYN, payload
 
 
-def _read_frames(source: str) -> list[bytes]:
+def _read_frames(source: str) -> Iterator[packet.Captured]:
     if source == "-":
-        return packet.decode_frames(sys.stdin.buffer.read(), "standard input")
+        yield from packet.read_frames(sys.stdin.buffer, "standard input")
+        return
     path = Path(source)
     try:
         # Digits too long for a file name raise an OSError instead of being no file.
         is_file = path.is_file()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte
         is_file = False
     if not is_file:
-        return packet.decode_frames(source.encode(errors="replace"), source)
+        yield from packet.read_frames(BytesIO(source.encode(errors="replace")), source)
+        return
     try:
-        return packet.decode_frames(path.read_bytes(), source)
+        with path.open("rb") as stream:
+            yield from packet.read_frames(stream, source)
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
 
@@ -283,7 +300,7 @@ def _print_comparison(before: bytes, after: bytes, verdict: packet.Verdict) -> N
 
 
 def _print_sighting(sighting: packet.Sighting, topology: Topology, as_json: bool) -> None:
-    findings = packet.check(sighting.frame, topology)
+    findings = packet.check(sighting.frame, topology, len(sighting.frame))
     if sighting.checksum_pending:
         findings = [text for text in findings if not text.startswith("TCP checksum")]
     leg = packet.find_leg(sighting.frame, topology)

@@ -10,15 +10,19 @@ Nothing here is used on the data path. It is the reference in Python: the tests 
 their output with it byte by byte, and `midstream packet` shows it to the user.
 """
 
-from midstream.packet.capture import decode_frames
+from midstream.packet.capture import Captured, read_capture, read_frames
 from midstream.packet.checksum import checksum, update
 from midstream.packet.description import fields, headline
 from midstream.packet.headers import Ethernet, Flags, IPv4, Packet, Tcp
-from midstream.packet.inspection import Verdict, check, find_leg, is_marked, judge
-from midstream.packet.path import Leg, corrupt, craft, restore, rewrite
+from midstream.packet.inspection import Verdict, check, judge
+from midstream.packet.link import EXPECTED, carried
+from midstream.packet.path import Leg, corrupt, craft, find_leg, is_marked, restore, rewrite
+from midstream.packet.supposed import as_ethernet
 from midstream.packet.wire import Listener, Sighting, send
 
 __all__ = [
+    "EXPECTED",
+    "Captured",
     "Ethernet",
     "Flags",
     "IPv4",
@@ -28,16 +32,19 @@ __all__ = [
     "Sighting",
     "Tcp",
     "Verdict",
+    "as_ethernet",
+    "carried",
     "check",
     "checksum",
     "corrupt",
     "craft",
-    "decode_frames",
     "fields",
     "find_leg",
     "headline",
     "is_marked",
     "judge",
+    "read_capture",
+    "read_frames",
     "restore",
     "rewrite",
     "send",

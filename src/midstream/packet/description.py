@@ -6,15 +6,18 @@ from midstream.errors import ConfigError
 from midstream.packet.headers import Flags, Packet
 
 
-def headline(frame: bytes) -> str:
-    """One line: who sends what to whom; the first bytes if `frame` is not TCP over IPv4."""
+def headline(frame: bytes, length: int | None = None) -> str:
+    """One line: who sends what to whom; the first bytes if `frame` is not TCP over IPv4.
+
+    length: of the frame on the wire, if it comes from a capture.
+    """
     try:
-        p = Packet.parse(frame)
+        p = Packet.parse(frame, length)
     except ConfigError:
         return _excerpt(frame)
     ends = f"{p.ip.source}:{p.tcp.source_port} → {p.ip.destination}:{p.tcp.destination_port}"
     numbers = f"seq {p.tcp.sequence}" + (f" ack {p.tcp.acknowledgment}" if Flags.ACK in p.tcp.flags else "")
-    return f"{ends}  {p.tcp.flags}  {numbers}  {len(p.payload)} B of data"
+    return f"{ends}  {p.tcp.flags}  {numbers}  {p.size} B of data"
 
 
 def fields(packet: Packet) -> dict[str, str]:

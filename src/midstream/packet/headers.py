@@ -218,20 +218,40 @@ class Tcp:
         """Whether a receiver accepts the checksum; 0xffff is as good to it as 0x0000."""
         return checksum(_covered(self, ip, payload)) == 0
 
+    def is_pending(self, ip: IPv4, size: int) -> bool:
+        """Whether the checksum is the sum of the pseudo-header alone: the card is to complete it.
+
+        size: bytes of header and data; a card that cuts a large segment may want 0 there.
+        """
+        addresses = ip.source.packed + ip.destination.packed
+        sums = (~checksum(addresses + struct.pack("!HI", ip.protocol, size)) & 0xFFFF for size in (size, 0))
+        return self.checksum in sums
+
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A whole frame. `trailer` is what follows the IP packet: the padding of short Ethernet frames."""
+    """A whole frame. `trailer` is what follows the IP packet: the padding of short Ethernet frames. `cut`:
+    bytes of data that a capture does not hold."""
 
     ethernet: Ethernet
     ip: IPv4
     tcp: Tcp
     payload: bytes = b""
     trailer: bytes = b""
+    cut: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of data on the wire."""
+        return len(self.payload) + self.cut
 
     @classmethod
-    def parse(cls, frame: bytes) -> Self:
-        """The packet in `frame`. Raises ConfigError unless it is a whole TCP segment over IPv4."""
+    def parse(cls, frame: bytes, length: int | None = None) -> Self:
+        """The packet in `frame`. Raises ConfigError unless it is a whole TCP segment over IPv4.
+
+        length: of the frame on the wire, if it comes from a capture. Less may have been captured, and the
+        total length may be 0: then the sender's card was to cut the frame and to write each piece's length.
+        """
         ethernet = Ethernet.parse(frame)
         if ethernet.ethertype in Ethernet.VLAN:
             raise ConfigError(
@@ -240,19 +260,25 @@ class Packet:
         if ethernet.ethertype != Ethernet.IPV4:
             raise ConfigError(f"Ethernet: type 0x{ethernet.ethertype:04x}, expected IPv4 (0x0800)")
         data = frame[Ethernet.LENGTH :]
-        ip = IPv4.parse(data)
-        if ip.length < ip.header_length:
+        there = len(data) if length is None else max(length - Ethernet.LENGTH, len(data))
+        options = min(there - len(data), 40)  # of a header, at most: a capture may lack them
+        ip = IPv4.parse(data.ljust(len(data) + options, b"\0"))
+        total = ip.length if length is None else ip.length or there
+        if total < ip.header_length:
             raise ConfigError(
                 f"IPv4: total length {ip.length} is less than the header's {ip.header_length} bytes"
             )
-        _require(data, ip.length, "IPv4 packet")
+        if total > there:
+            raise ConfigError(f"IPv4 packet: {total} bytes expected, the frame ends after {there}")
         if ip.is_fragment:
             raise ConfigError(f"IPv4: a fragment (offset {ip.fragment_offset * 8}), expected a whole packet")
         if ip.protocol != PROTOCOL_TCP:
             raise ConfigError(f"IPv4: protocol {ip.protocol}, expected TCP ({PROTOCOL_TCP})")
-        segment = data[ip.header_length : ip.length]
-        tcp = Tcp.parse(segment)
-        return cls(ethernet, ip, tcp, segment[tcp.header_length :], data[ip.length :])
+        segment = data[ip.header_length : total]
+        tcp = Tcp.parse(segment.ljust(min(len(segment) + options, total - ip.header_length), b"\0"))
+        payload = segment[tcp.header_length :]
+        cut = total - ip.header_length - tcp.header_length - len(payload)
+        return cls(ethernet, ip, tcp, payload, data[total:], cut)
 
     def pack(self) -> bytes:
         return self.ethernet.pack() + self.ip.pack() + self.tcp.pack() + self.payload + self.trailer
@@ -267,7 +293,7 @@ class Packet:
 def _covered(tcp: Tcp, ip: IPv4, payload: bytes) -> bytes:
     """What TCP's checksum covers: pseudo-header, header and data (RFC 9293, section 3.1)."""
     segment = tcp.pack() + payload
-    return ip.source.packed + ip.destination.packed + struct.pack("!HH", ip.protocol, len(segment)) + segment
+    return ip.source.packed + ip.destination.packed + struct.pack("!HI", ip.protocol, len(segment)) + segment
 
 
 def _require(data: bytes, length: int, what: str) -> None:

@@ -1,5 +1,6 @@
 """A packet's way round the triangle: its legs, a frame for each, and the two rewritings between them."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -8,7 +9,10 @@ from typing import Literal
 from midstream.errors import ConfigError
 from midstream.network import Topology
 from midstream.packet.checksum import update
-from midstream.packet.headers import Ethernet, Flags, IPv4, Packet, Tcp
+from midstream.packet.headers import PROTOCOL_TCP, Ethernet, Flags, IPv4, Packet, Tcp
+
+# Routers set the two low bits of the TOS byte on the way (ECN, RFC 3168): they are no part of the mark.
+TOS_WITHOUT_ECN = 0xFC
 
 
 class Leg(StrEnum):
@@ -126,6 +130,40 @@ def restore(frame: bytes, topology: Topology) -> bytes:
     return _with_address(packet, ip, packet.ip.source, ip.source).pack()
 
 
+def is_marked(frame: bytes, topology: Topology) -> bool:
+    """Whether `frame` is TCP with the topology's port at either end and its TOS (0 = any), also in a VLAN."""
+    ends = _ends(frame)
+    return ends is not None and topology.port in ends.ports and has_tos(ends.ip, topology)
+
+
+def find_leg(frame: bytes, topology: Topology) -> Leg | None:
+    """The leg whose addresses and mark `frame` bears; None if it is not midstream's."""
+    ends = _ends(frame)
+    if ends is None or not is_marked(frame, topology):
+        return None
+    where = Addresses(ends.ethernet.source, ends.ethernet.destination, ends.ip.source, ends.ip.destination)
+    ips = (where.source, where.destination)
+    sensor = next((index for index, host in enumerate(topology.sensors) if host.ip in ips), None)
+    if sensor is None:
+        return None
+    to_service = ends.ports[1] == topology.port
+    legs = (Leg.REQUEST, Leg.RELAYED, Leg.DIRECT) if to_service else (Leg.REPLY, Leg.RESTORED)
+    return next((leg for leg in legs if addresses(leg, topology, sensor) == where), None)
+
+
+def has_tos(ip: IPv4, topology: Topology) -> bool:
+    """Whether `ip` bears the topology's TOS (0 = any)."""
+    return topology.tos in (0, ip.tos & TOS_WITHOUT_ECN)
+
+
+def untagged(frame: bytes, length: int | None) -> tuple[bytes, int | None]:
+    """The frame, and its length on the wire, without VLAN tags."""
+    while int.from_bytes(frame[12:14]) in Ethernet.VLAN:
+        frame = frame[:12] + frame[16:]
+        length = None if length is None else length - 4
+    return frame, length
+
+
 def corrupt(frame: bytes, layer: Literal["ip", "tcp"]) -> bytes:
     """`frame` with a wrong checksum in one header, to see that it is refused."""
     packet = Packet.parse(frame)
@@ -147,3 +185,24 @@ def _fits(name: str, value: int, bits: int) -> int:
     if not 0 <= value < 1 << bits:
         raise ConfigError(f"{name} = {value}: allowed are 0 to {(1 << bits) - 1}")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    ethernet: Ethernet
+    ip: IPv4
+    ports: tuple[int, int]  # source, destination
+
+
+def _ends(frame: bytes) -> _Ends | None:
+    """Who sends to whom; None without the start of a TCP header. Faulty packets too have ends."""
+    frame, _ = untagged(frame, None)
+    data = frame[Ethernet.LENGTH :]
+    with suppress(ConfigError):
+        ethernet, ip = Ethernet.parse(frame), IPv4.parse(data)
+        start = ip.header_length
+        is_tcp = ip.protocol == PROTOCOL_TCP and not ip.fragment_offset and len(data) >= start + Tcp.LENGTH
+        if ethernet.ethertype == Ethernet.IPV4 and is_tcp:
+            source, destination = data[start : start + 2], data[start + 2 : start + 4]
+            return _Ends(ethernet, ip, (int.from_bytes(source), int.from_bytes(destination)))
+    return None

@@ -60,7 +60,7 @@ struct connection {
 	uint8_t *message;
 	uint32_t length, taken;
 	/* For the summary. */
-	uint64_t messages, bytes, unsent, lost;
+	uint64_t messages, bytes, unsent, lost, unacknowledged;
 	int clean;
 };
 
@@ -132,15 +132,26 @@ static void begin(struct connection *c)
 	epoll_ctl(events, EPOLL_CTL_ADD, c->socket, &event);
 }
 
+/* Remember how many bytes TCP has taken that its peer did not acknowledge; a FIN counts as one to the kernel. */
+static void account(struct connection *c)
+{
+	int left = 0;
+
+	if (!ioctl(c->socket, SIOCOUTQ, &left))
+		c->unacknowledged += left - (left && c->state == CLOSING);
+}
+
 static void lose(struct connection *c, const char *why)
 {
 	char peer[INET_ADDRSTRLEN];
 
-	if (c->state != CONNECTING)
+	if (c->state != CONNECTING) {
 		c->lost++;
+		account(c);
+	}
 	close(c->socket);
-	c->unsent += c->waiting;
-	c->waiting = 0;
+	c->unsent += c->waiting + !!c->length;
+	c->waiting = c->length = 0;
 	c->flood_until = 0;
 	c->retry = now(CLOCK_MONOTONIC) + RETRY;
 	if (c->state == CLOSING || c->state == DONE) {
@@ -282,6 +293,7 @@ static void ready(struct connection *c, uint32_t what)
 			return;
 		if (!got && !ioctl(c->socket, SIOCOUTQ, &left))
 			c->clean = !left; /* it closed after it had acknowledged everything */
+		account(c);
 		close(c->socket);
 		c->state = DONE;
 	}

@@ -102,18 +102,22 @@ static void read_connections(const char *path)
 static void summarize(void)
 {
 	double seconds = (last_sent - first_sent) / 1e9;
-	uint64_t messages = 0, unsent = 0, lost = 0;
+	uint64_t messages = 0, unsent = 0, lost = 0, unacknowledged = 0;
 	int clean = 1;
 
 	for (unsigned int i = 0; i < count; i++) {
+		if (all[i].state == OPEN || all[i].state == CLOSING)
+			account(&all[i]); /* its peer took nothing more */
 		messages += all[i].messages;
-		unsent += all[i].unsent;
+		unsent += all[i].unsent + all[i].waiting + !!all[i].length;
+		unacknowledged += all[i].unacknowledged;
 		lost += all[i].lost;
 		clean &= all[i].clean;
 	}
-	printf("{\"messages\": %llu, \"unsent\": %llu, \"lost\": %llu, \"clean\": %s, \"seconds\": %.6f, ",
-	       (unsigned long long)messages, (unsigned long long)unsent, (unsigned long long)lost,
-	       clean ? "true" : "false", seconds);
+	printf("{\"messages\": %llu, \"unsent\": %llu, \"unacknowledged\": %llu, \"lost\": %llu, \"clean\": %s, ",
+	       (unsigned long long)messages, (unsigned long long)unsent, (unsigned long long)unacknowledged,
+	       (unsigned long long)lost, clean ? "true" : "false");
+	printf("\"seconds\": %.6f, ", seconds);
 	printf("\"late_p50_us\": %.3f, \"late_p99_us\": %.3f, \"late_p999_us\": %.3f, \"late_max_us\": %.3f, ",
 	       quantile(.5) / 1e3, quantile(.99) / 1e3, quantile(.999) / 1e3, latest / 1e3);
 	printf("\"connections\": [");

@@ -28,6 +28,7 @@ SOURCE = Path(__file__).with_name("load.c")
 CONNECT_TIMEOUT = 15.0  # seconds for all connections; load.c gives each 10
 CLOSE_TIMEOUT = 25.0  # seconds to send what is due and to close; load.c takes up to 10 for each
 LEAD = 0.1  # seconds between `start` and the first message's time
+_LAST_WORDS = 2.0  # seconds that a helper which is not ready has to say why
 _PIPE = 1 << 20  # bytes of events ahead: tens of thousands of messages
 
 Launch = Callable[..., subprocess.Popen[Any]]
@@ -50,14 +51,17 @@ class Connection:
 class LoadSummary:
     """What was sent. late: how long after its time a message was handed to TCP, microseconds (3 % exact).
 
-    planned: messages that were due, 0 for a flood. unsent: due while their connection was lost. lost: how
-    often one was. clean: each peer acknowledged everything and closed its side. counts: messages of each
-    connection. rate: messages a second, of all connections, from the first to the last.
+    planned: messages that were due, 0 for a flood. messages: those that TCP has taken. unsent: due while
+    their connection was lost, or not taken by the end because the peer took nothing. unacknowledged: bytes
+    that TCP had taken and the peer did not acknowledge. lost: how often a connection was. clean: each peer
+    acknowledged everything and closed its side. counts: messages of each connection. rate: messages a second,
+    of all connections, from the first to the last.
     """
 
     planned: int
     messages: int
     unsent: int
+    unacknowledged: int
     lost: int
     clean: bool
     seconds: float
@@ -220,14 +224,34 @@ class Load:
 
 
 def await_ready(process: subprocess.Popen[Any], name: str, timeout: float) -> None:
-    """Return when a helper has said "ready" on standard error. NetworkError tells what it said instead."""
+    """Return when a helper has said "ready" on standard error. Otherwise it is ended, whatever it does, and
+    NetworkError tells what it said instead."""
+    deadline = time.monotonic() + timeout
+    said = _read(process, deadline, lambda said: b"\n" in said)
+    if said.partition(b"\n")[0].strip() == b"ready":
+        return
+    if b"\n" in said:
+        said += _read(process, time.monotonic() + _LAST_WORDS, lambda _: False)
+    late = not said and time.monotonic() >= deadline
+    end(process)
+    silent = f"not ready within {timeout:g} s" if late else "ended without a word"
+    raise NetworkError(said.decode(errors="replace").strip() or f"{name}: {silent}")
+
+
+def _read(process: subprocess.Popen[Any], deadline: float, enough: Callable[[bytes], bool]) -> bytes:
+    """What a helper says on standard error until that is enough, the end, or the deadline. Never longer: who
+    reads to the end of a pipe waits for everyone that has it."""
     assert process.stderr is not None
-    if not select.select([process.stderr], [], [], timeout)[0]:
-        raise NetworkError(f"{name}: not ready within {timeout:g} s")
-    said = os.read(process.stderr.fileno(), 4096).decode(errors="replace").strip()
-    if said != "ready":
-        process.wait(1)
-        raise NetworkError(said or f"{name}: ended without a word")
+    said = b""
+    while not enough(said):
+        left = max(deadline - time.monotonic(), 0)
+        if not select.select([process.stderr], [], [], left)[0]:
+            break
+        piece = os.read(process.stderr.fileno(), 4096)
+        if not piece:
+            break
+        said += piece
+    return said
 
 
 def finish(process: subprocess.Popen[Any], name: str, timeout: float) -> dict[str, Any]:
@@ -237,6 +261,7 @@ def finish(process: subprocess.Popen[Any], name: str, timeout: float) -> dict[st
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
+        end(process)
         raise LabError(f"{name}: did not end within {timeout:g} s") from None
     if process.returncode:
         raise NetworkError(err.decode(errors="replace").strip() or f"{name}: failed")

@@ -18,6 +18,7 @@ EVENT = np.dtype([("at", "<u8"), ("until", "<u8"), ("connection", "<u4"), ("size
 """struct event of load.c; times in nanoseconds after the start."""
 
 _SECOND = 1_000_000_000
+_FASTEST = 0.01  # messages a nanosecond, of a recording that is repeated
 
 
 class Phase(StrEnum):
@@ -57,6 +58,11 @@ class Plan:
             raise ConfigError(f"rate = {self.rate}: expected messages a second up to 1e6, or 0 for no pause")
         if not 0 < self.seconds <= 1e9:
             raise ConfigError(f"seconds = {self.seconds}: expected more than 0")
+        if self.timing and self.timing.messages / self.timing.period > _FASTEST and self.seconds > 1:
+            raise ConfigError(
+                f"seconds = {self.seconds}: the recording lasts {self.timing.period / _SECOND:g} s, too "
+                "short to begin anew so often; replay it once"
+            )
         if self.burst < 1:
             raise ConfigError(f"burst = {self.burst}: expected 1 (none) or more messages at once")
         if self.jitter and not 0 <= self.jitter <= self.burst / (self.rate or 1):

@@ -1,36 +1,46 @@
 """The timing of real sensors: read from a capture (pcap, pcapng) or a CSV file, replayed by the load.
 
-A message of a capture is what TCP was given at once: the segments up to one with PSH, at the time of the
-first. Retransmissions are no messages. A CSV file has the columns flow and time (seconds), and a heading.
+A CSV file has the columns flow and time (seconds), and a heading. recording.py says what a message of a
+capture is. Times are whole nanoseconds from the file to the plan.
 """
 
+import codecs
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
+from midstream.bench.load.recording import read_recording
 from midstream.errors import ConfigError
 
 _SECOND = 1_000_000_000
-_ETHERNET, _RAW, _LINUX_SLL, _LINUX_SLL2 = 1, 101, 113, 276  # https://www.tcpdump.org/linktypes.html
 
 
 @dataclass(frozen=True)
 class Timing:
-    """For each flow the times of its messages: nanoseconds after the recording's first message, ascending."""
+    """For each flow the times of its messages: nanoseconds after the recording's first message, ascending.
+
+    `remarks`: what was left out of a capture, or is missing in it, and how often.
+    """
 
     flows: Mapping[str, np.ndarray]
+    remarks: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> int:
+        return sum(len(times) for times in self.flows.values())
 
     @cached_property
     def period(self) -> int:
         """Nanoseconds after which it begins anew: its length, and one mean interval of its busiest flow."""
         last = max(int(times[-1]) for times in self.flows.values())
         busiest = max(len(times) for times in self.flows.values())
-        return last + max(1, last // max(1, busiest - 1))
+        return last + max(1, last // max(1, busiest - 1)) if last else _SECOND
 
     @classmethod
     def of(cls, events: Iterable[np.ndarray]) -> Self:
@@ -54,15 +64,27 @@ def read_timing(path: Path, port: int | None = None) -> Timing:
 
     `port`: only flows to this TCP port. Raises ConfigError if the file cannot be read, or has no messages.
     """
+    remarks: Mapping[str, int] = {}
     try:
-        flows = _read_csv(path) if path.suffix == ".csv" else _read_capture(path, port)
+        if path.suffix.lower() == ".csv":
+            flows: Mapping[str, list[int]] = _read_csv(path)
+        else:
+            recording = read_recording(path, port)
+            flows, remarks = recording.flows, recording.remarks
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a capture or a .csv") from error
-    if not flows:
+    if not any(flows.values()):
         where = f" to TCP port {port}" if port else ""
-        raise ConfigError(f"{path}: no TCP segment with data{where} in it; expected a sensor's messages")
+        counted = "".join(f"; {what}: {number}" for what, number in remarks.items())
+        raise ConfigError(
+            f"{path}: no TCP segment with data{where} in it; expected a sensor's messages{counted}"
+        )
     first = min(times[0] for times in flows.values())
-    return Timing({name: np.array(sorted(times), np.int64) - first for name, times in flows.items()})
+    if max(times[-1] for times in flows.values()) - first >= 1 << 62:
+        raise ConfigError(f"{path}: its times are more than 146 years apart")
+    return Timing(
+        {name: np.array([t - first for t in times], np.int64) for name, times in flows.items()}, remarks
+    )
 
 
 def write_timing(path: Path, timing: Timing) -> None:
@@ -72,82 +94,50 @@ def write_timing(path: Path, timing: Timing) -> None:
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["flow", "time"])
-            writer.writerows([name, f"{time / _SECOND:.9f}"] for time, name in sorted(rows))
+            writer.writerows([name, f"{time // _SECOND}.{time % _SECOND:09d}"] for time, name in sorted(rows))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _read_csv(path: Path) -> dict[str, list[int]]:
     flows: dict[str, list[int]] = {}
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
+    reader = csv.reader(_text(path).splitlines(), strict=True)
+    expected = "expected the columns flow and time, time in seconds, ascending for each flow"
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+        if columns.count("time") != 1 or columns.count("flow") != (len(columns) > 1):
+            raise ConfigError(f"{path}: line 1: {expected}; a heading of time alone is one flow")
         for row in reader:
+            if not row:
+                continue
             try:
-                time = round(float(row["time"]) * _SECOND)
-                flows.setdefault(row.get("flow") or "", []).append(time)
-            except (KeyError, TypeError, ValueError, OverflowError):
-                raise ConfigError(
-                    f"{path}: line {reader.line_num}: expected the columns flow and time, time in seconds"
-                ) from None
+                values = dict(zip(columns, row, strict=True))
+                times = flows.setdefault(values.get("flow", ""), [])
+                times.append(_nanoseconds(values["time"]))
+                if times[-2:] != sorted(times[-2:]):
+                    raise ValueError
+            except (ValueError, ArithmeticError):
+                raise ConfigError(f"{path}: line {reader.line_num}: {expected}") from None
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {reader.line_num}: {error}; {expected}") from None
     return flows
 
 
-def _read_capture(path: Path, port: int | None) -> dict[str, list[int]]:
+def _text(path: Path) -> str:
+    """What a spreadsheet writes: UTF-8, with a byte-order mark or without, or UTF-16 with one."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        import dpkt  # type: ignore[import-untyped]
-    except ImportError:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{path}: captures are read with dpkt: pip install 'midstream[bench]', or convert it to .csv"
+            f"{path}: byte {error.start} is not {encoding.removesuffix('-sig').upper()}; save it as UTF-8"
         ) from None
-    flows: dict[str, list[int]] = {}
-    begun: dict[str, int] = {}  # the message of which segments have come, and when it began
-    next_sequence: dict[str, int] = {}
-    with path.open("rb") as file:
-        try:
-            reader = dpkt.pcap.UniversalReader(file)
-            for time, frame in reader:
-                if (segment := _segment(dpkt, reader.datalink(), frame)) is None:
-                    continue
-                ip, tcp = segment
-                length = ip.len - 4 * ip.hl - 4 * tcp.off
-                if length <= 0 or (port is not None and tcp.dport != port):
-                    continue
-                flow = f"{_address(ip.src)}:{tcp.sport}>{_address(ip.dst)}:{tcp.dport}"
-                end = (tcp.seq + length) & 0xFFFFFFFF
-                if flow in next_sequence and _ahead(end, next_sequence[flow]) <= 0:
-                    continue  # a retransmission
-                next_sequence[flow] = end
-                start = begun.setdefault(flow, round(time * _SECOND))
-                if tcp.flags & dpkt.tcp.TH_PUSH:
-                    flows.setdefault(flow, []).append(start)
-                    del begun[flow]
-        except (ValueError, dpkt.Error) as error:
-            raise ConfigError(f"{path}: no pcap or pcapng file that can be read ({error})") from None
-    return flows
 
 
-def _segment(dpkt: Any, link: int, frame: bytes) -> tuple[Any, Any] | None:
-    """IPv4 and TCP header of a frame, if it has them."""
-    kinds = {_ETHERNET: "ethernet.Ethernet", _LINUX_SLL: "sll.SLL", _LINUX_SLL2: "sll2.SLL2", _RAW: "ip.IP"}
-    module, _, name = kinds.get(link, "").partition(".")
-    if not name:
-        raise ConfigError(
-            f"link type {link} of the capture is not known; expected Ethernet, cooked or raw IP"
-        )
-    try:
-        outer = getattr(getattr(dpkt, module), name)(frame)
-    except dpkt.Error:  # cut short
-        return None
-    ip = outer if link == _RAW else outer.data
-    if isinstance(ip, dpkt.ip.IP) and isinstance(ip.data, dpkt.tcp.TCP):
-        return ip, ip.data
-    return None
-
-
-def _address(packed: bytes) -> str:
-    return ".".join(map(str, packed))
-
-
-def _ahead(a: int, b: int) -> int:
-    """How far sequence number a is ahead of b (RFC 9293, section 3.4)."""
-    return ((a - b + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+def _nanoseconds(text: str) -> int:
+    """Seconds in decimal digits. Raises ValueError, ArithmeticError."""
+    exact = Decimal(text) * _SECOND
+    if not abs(exact) < 1 << 62:
+        raise ValueError
+    return round(exact)

@@ -20,12 +20,15 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import config as configuration
 from midstream import network
+from midstream.bench.load import load as helper
 from midstream.bench.receivers import arrangement
 from midstream.ebpf import deferral, loader, pins
 
 INTERFACE = "eth0"
 
-_running: dict[str, "subprocess.Popen[str]"] = {}  # the receiver
+_READY, _FINISHED = 60.0, 60.0  # seconds that a receiver has to be ready, and to end
+
+_running: dict[str, "subprocess.Popen[bytes]"] = {}  # the receiver
 
 
 def connect(address: str, prefix: int, neighbours: Mapping[str, str]) -> None:
@@ -69,14 +72,13 @@ def defer(empty_looks: int, timeout: int) -> None:
 def start(argv: Sequence[str]) -> int:
     """Start a receiver and wait until it is ready."""
     process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,
     )
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    if line.strip() != "ready":
-        rest = process.stderr.read()
-        process.kill()
-        raise RuntimeError(f"{argv[0]}: {line}{rest}")
+    helper.await_ready(process, argv[0], _READY)
     _running["receiver"] = process
     return process.pid
 
@@ -100,18 +102,13 @@ def finish() -> dict[str, Any]:
     """End the receiver; what it says."""
     process = _running.pop("receiver")
     process.terminate()
-    output, errors = process.communicate(timeout=60)
-    if process.returncode:
-        raise RuntimeError(f"the receiver left with {process.returncode}: {errors}")
-    told: dict[str, Any] = json.loads(output)
-    return told
+    return helper.finish(process, "the receiver", _FINISHED)
 
 
 def kill() -> None:
     """End the receiver, if there is one left."""
     if process := _running.pop("receiver", None):
-        process.kill()
-        process.wait()
+        helper.end(process)
 
 
 def sample() -> dict[str, float]:

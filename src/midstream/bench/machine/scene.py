@@ -109,6 +109,7 @@ class Scene:
             str(self._topology.hardworker.ip), self._topology.port, str(self._topology.logger.ip),
             str(self._topology.sensors[0].ip),
         )  # fmt: skip
+        wires.slow_down(self._hosts, slow)
         with ExitStack() as undo:
             undo.callback(setattr, self.guest, "slow", 1)
             if scenario.loss:

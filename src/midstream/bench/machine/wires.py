@@ -23,6 +23,8 @@ from midstream.network import Topology
 
 SWITCH = "msb-switch"
 TAP = "hardworker"  # as the port of a lab's switch
+RTO_MIN = 200
+"""Milliseconds: the smallest time-out of Linux's TCP."""
 IMPAIRED = Path("/sys/fs/bpf/midstream-vm-switch")
 
 # linux/if_tun.h. A queue joins a tap that has the same properties; the program stays when the queue is gone.
@@ -67,6 +69,17 @@ def wired(sensors: int, mtu: int) -> Iterator[tuple[LabHost, ...]]:
             namespaces.call(SWITCH, (), links.unwire)
         namespaces.remove([name for name in names if Path(enter.NAMESPACES, name).exists()])
         shutil.rmtree(IMPAIRED, ignore_errors=True)
+
+
+def slow_down(hosts: Sequence[LabHost], slow: int) -> None:
+    """TCP's timers beside the machine become as slow as its clock, for connections made from now on.
+
+    The smallest time-out is one of them. Others follow it: after how long a pause a receiver acknowledges
+    every segment, and when the tail of what was sent is sent again.
+    """
+    for host in hosts:
+        if host.name != "hardworker":
+            namespaces.call(host.namespace, (), _slow_down, str(host.ip), slow)
 
 
 def impair(hosts: Sequence[LabHost], impairment: Impairment, topology: Topology) -> None:
@@ -120,12 +133,29 @@ def _steer(path: Path) -> None:
         os.close(queue)
 
 
+def _slow_down(address: str, slow: int) -> None:
+    with IPRoute() as ipr:
+        (index,) = ipr.link_lookup(ifname=INTERFACE)
+        # scope and protocol as of the route that the address brought: it is replaced
+        ipr.route(
+            "replace",
+            dst=str(SUBNET),
+            oif=index,
+            prefsrc=address,
+            scope="link",
+            proto="kernel",
+            metrics={"rto_min": RTO_MIN * slow},
+        )
+
+
 def _start_host(host: LabHost, neighbours: Sequence[LabHost]) -> None:
     with IPRoute() as ipr:
         (index,) = ipr.link_lookup(ifname=INTERFACE)
         links.set_offloads(INTERFACE)
         ipr.addr("add", index=index, address=str(host.ip), prefixlen=SUBNET.prefixlen)
         ipr.link("set", index=index, state="up")
+        # No connection begins with what one of another speed has measured.
+        Path("/proc/sys/net/ipv4/tcp_no_metrics_save").write_text("1")
         for other in neighbours:
             if other.name != host.name:
                 ipr.neigh("replace", dst=str(other.ip), lladdr=other.mac, ifindex=index, state="permanent")
