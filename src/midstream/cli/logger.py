@@ -17,6 +17,5 @@ def logger(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     config = configuration.load(path)
     stop = Stop(config.timeout)
     with until_signalled(stop.set), Logger(config) as server:
-        say("logger: listening")
-        summary = server.serve(stop)
+        summary = server.serve(stop, listening=lambda: say("logger: listening"))
     show(asdict(summary), as_json)
