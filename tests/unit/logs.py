@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, insert
 
 from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
-from midstream.logger import schema
+from midstream.logger import readings, schema
 from midstream.logger.store import checksum
 
 SECOND = 10**9
@@ -39,7 +39,7 @@ class LogFile:
             database.exec_driver_sql("PRAGMA journal_mode=WAL")
             schema.prepare(database, self.url)
             columns = [(column.name, column.kind) for column in LAYOUT.columns]
-            self._readings = schema.prepare_readings(database, self.url, columns)
+            self._readings = readings.prepare(database, self.url, columns)
 
     def add(
         self,

@@ -71,13 +71,21 @@ def test_a_reader_does_not_stop_the_writer(store: SqlStore, path: Path) -> None:
     [
         ("midstream.db", "is not a URL. Expected a SQLAlchemy URL such as sqlite:///"),
         ("oracel://user:secret@host/db", "no such kind of database. Expected"),
-        ("sqlite:////nowhere/at/all/log.db", "unable to open.*folder must exist"),
     ],
 )
 def test_a_wrong_url_is_explained(url: str, reason: str) -> None:
     with pytest.raises(StoreError, match=reason) as caught:
         SqlStore(url, batch_size=1)
     assert "secret" not in str(caught.value)
+
+
+def test_a_missing_folder_may_come(tmp_path: Path) -> None:
+    """A disk that is mounted late."""
+    folder = tmp_path / "disk"
+    with pytest.raises(Unavailable, match=r"unable to open.*folder must exist"):
+        SqlStore(f"sqlite:///{folder}/log.db", batch_size=1)
+    folder.mkdir()
+    SqlStore(f"sqlite:///{folder}/log.db", batch_size=1).close()
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ from midstream.cli.log_options import (
 )
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import ConfigError, StoreError
+from midstream.log import continuity, listing
 from midstream.log import export as exporting
-from midstream.log import listing
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
 from midstream.log.decoding import decoded, printable
@@ -54,15 +54,20 @@ def list_(
     selection = selected(sensors, connections, since, until, None)
     with opened(path, url) as database:
         extents = database.extents()
+        everything = database.connections()
+        missing = continuity.holes(database, everything, extents)
         rows = [
-            listing.row(connection, extents.get(connection.id))
-            for connection in selection.choose(database.connections())
+            listing.row(connection, extents.get(connection.id), missing.get(connection.id))
+            for connection in selection.choose(everything)
         ]
     if as_json:
         print(json.dumps(rows))
         return
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
     console.print(listing.table(rows))
+    for hole in missing.values():
+        if hole.connection.id in {row["connection"] for row in rows}:
+            print(hole)
 
 
 @app.command("show")

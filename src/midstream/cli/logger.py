@@ -22,6 +22,5 @@ def logger(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         stop.limit(config.timeout)
         server = patiently(lambda: Logger(config).__enter__(), stop, then="listening")
         opened.push(server)
-        say("logger: listening")
-        summary = server.serve(stop)
+        summary = server.serve(stop, listening=lambda: say("logger: listening"))
     show(asdict(summary), as_json)

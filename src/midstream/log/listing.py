@@ -6,15 +6,18 @@ from typing import Any
 
 from rich.table import Table
 
+from midstream.log.continuity import Hole
 from midstream.log.decoding import Decoded, text_of
 from midstream.log.export import iso
 from midstream.log.verify import Verdict
 from midstream.logger.stored import Extent, StoredConnection, StoredMessage
 
 
-def row(connection: StoredConnection, extent: Extent | None) -> dict[str, Any]:
+def row(connection: StoredConnection, extent: Extent | None, hole: Hole | None = None) -> dict[str, Any]:
     """What there is of a connection. bytes: of the stream, frames included, that is stored; None in databases
-    of version 1 while it is open. missing: messages that are neither there nor were removed to make room."""
+    of version 1 while it is open. missing: messages that are neither there nor were removed to make room.
+    missing_before: messages of the sensor between its connection before and this one, if they are numbered.
+    """
     stored = (
         None if extent is None or extent.start is None or extent.end is None else extent.end - extent.start
     )
@@ -30,6 +33,7 @@ def row(connection: StoredConnection, extent: Extent | None) -> dict[str, Any]:
         "messages": extent.messages if extent else 0,
         "bytes": connection.size if stored is None and extent else stored or 0,
         "missing": missing,
+        "missing_before": hole.messages if hole else 0,
         "removed": connection.pruned,
         "state": connection.state,
         "reason": connection.reason,

@@ -1,17 +1,20 @@
 """Is everything there, once, and as it was stored?
 
 Of each connection: sequences without holes, frames that follow one another in the stream, the checksum of
-each row, the stream's end, its SHA-256 where the logger knows it, and the typed columns. A hole of messages
-that were removed to make room is none.
+each row, the stream's end, its SHA-256 where the logger knows it, the typed columns, and numbers that are
+missing between one connection of a sensor and the next. A hole of messages that were removed to make room is
+none.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from midstream.errors import StoreError
 from midstream.framing import PREFIX
+from midstream.log.continuity import Hole, holes
 from midstream.log.messages import nobody
 from midstream.logger import schema
 from midstream.logger.store import FRAME, checksum
@@ -65,8 +68,14 @@ def verify(
         yield verdict
     if extents is None:
         return
+    missing: dict[int, Hole] = {}
+    with suppress(StoreError):  # which reading the connection tells
+        missing = holes(log, log.connections(), extents)
     for connection in connections:
         verdict = Verdict(connection)
+        if hole := missing.get(connection.id):
+            verdict.gaps += hole.messages
+            verdict.fault(str(hole))
         try:
             _Check(log, verdict, connection, looked_at).run(extents.get(connection.id))
         except StoreError as error:

@@ -37,6 +37,7 @@ def work(holder: socket.socket) -> None:
         frame=FRAME[data.framing],
         batch_interval=config.logger.batch_interval,
         batch_size=config.logger.batch_size,
+        patient=settings["opened"],
     ).run()
 
 

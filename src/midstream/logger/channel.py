@@ -2,7 +2,8 @@
 
 The holder to the worker
 
- settings     what the worker needs to know of the configuration; the first of all messages
+ settings     what the worker needs to know of the configuration; the first of all messages. `opened`: an
+              earlier worker has opened the database
  connections  those that are handed over, each with its socket: who it is, how far it was consumed, and
               whether a worker had it before
  discarded    how many entries of `consume` were carried out
@@ -10,8 +11,8 @@ The holder to the worker
 
 The worker to the holder
 
- ready        it has opened its database, or waits for it
- failed       it cannot: the class of the error and its text
+ ready        it has opened its database
+ failed       it gives up: the class of the error and its text
  consume      [number, offset, sequence, head] of connections: what is stored may leave the kernel
  close        numbers of connections whose end is stored
  count        what to add to the summary
@@ -20,6 +21,7 @@ The worker to the holder
 """
 
 import json
+import os
 import socket
 from array import array
 from typing import Any
@@ -35,6 +37,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+class CutOffError(Exception):
+    """Descriptors came and had no room in this process."""
+
+
 def send(channel: socket.socket, message: Message, sockets: list[socket.socket] | None = None) -> None:
     """Raises BlockingIOError if a non-blocking channel is full, BrokenPipeError if nobody listens."""
     data = json.dumps(message).encode()
@@ -46,10 +52,13 @@ def send(channel: socket.socket, message: Message, sockets: list[socket.socket] 
 
 
 def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
-    """The next message and the descriptors that came with it; None if the other end is gone."""
+    """The next message and the descriptors that came with it; None if the other end is gone.
+
+    Raises CutOffError if not all of the descriptors have come: none is left open then.
+    """
     size = array("i").itemsize * MAX_SOCKETS
     try:
-        data, ancillary, _, _ = channel.recvmsg(MAX_BYTES, socket.CMSG_SPACE(size))
+        data, ancillary, flags, _ = channel.recvmsg(MAX_BYTES, socket.CMSG_SPACE(size))
     except ConnectionResetError:
         return None
     if not data:
@@ -57,5 +66,11 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     descriptors = array("i")
     for _, _, content in ancillary:
         descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    if flags & socket.MSG_CTRUNC:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise CutOffError(
+            "too few descriptors for the connections that were handed over; raise its limit (LimitNOFILE=)"
+        )
     message: Message = json.loads(data)
     return message, list(descriptors)

@@ -26,7 +26,8 @@ def open_store(config: Config, size: int) -> Store:
 
         layout = fields.layout(config, size)
     if config.database_url.startswith("nats://"):
-        return _jetstream(config, layout)
+        longest = size if config.data.framing == "fixed" else config.data.max_size
+        return _jetstream(config, layout, longest)
     return SqlStore(
         config.database_url,
         batch_size=config.logger.batch_size,
@@ -47,10 +48,10 @@ def open_log(url: str, *, framing: str = "fixed", layout: "Layout | None" = None
     return SqlLog(url, framing=framing, layout=layout)
 
 
-def _jetstream(config: Config, layout: "Layout | None") -> Store:
+def _jetstream(config: Config, layout: "Layout | None", longest: int) -> Store:
     with _nats_package():
         from midstream.logger.jetstream import JetStreamStore
-    return JetStreamStore(config.database_url, framing=config.data.framing, layout=layout)
+    return JetStreamStore(config.database_url, framing=config.data.framing, layout=layout, longest=longest)
 
 
 @contextmanager

@@ -3,34 +3,37 @@
 It never looks at a byte. A worker peeks at what the sockets hold and stores it; only when it is committed
 the holder takes it out of the kernel, and remembers how far it came. So what a dead worker has not stored is
 still there for the next one, and what it has stored is known by its place in the stream. TCP does not notice.
+
+The door stays shut until a first worker has opened the database. From then on the holder ends only when it is
+told to: whatever fails is tried again.
 """
 
 import errno
-import logging
-import secrets
 import select
+import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 from midstream import errors
 from midstream.errors import MidstreamError, StoreError
 from midstream.logger import channel
+from midstream.logger.door import Door
+from midstream.logger.held import Held, unread
+from midstream.logger.run import new_name
 from midstream.logger.summary import LoggerSummary
+from midstream.logger.waiting import Waiting
 
 POLL = 0.05  # seconds between two looks at `stop`
-READY_TIMEOUT = 60.0  # seconds for a worker to open its database; servers time out earlier
-ACCEPT_PAUSE = 1.0  # seconds until another try where the process has no descriptor left
+SILENCE = 10.0  # seconds without a word of the first worker after which that is said
+STOP_PATIENCE = (
+    10.0  # seconds after a stop in which nothing gets on; the worker gives up earlier, with a reason
+)
+SEND_PAUSE = 0.1  # seconds until another try where the system has no room for a message
 # Seconds before a worker is started again: the first, doubled as long as it commits nothing.
 FIRST_DELAY, LAST_DELAY = 0.05, 1.0
-
-_DISCARD = bytearray(1 << 20)  # MSG_TRUNC writes nothing into it (tcp(7)), but must be told of a buffer
-
-log = logging.getLogger("midstream.logger")
 
 
 class Child(Protocol):
@@ -41,122 +44,119 @@ class Child(Protocol):
     def kill(self) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
-class _Held:
-    """A connection. consumed, sequence, head: how far it left the kernel, which message is next, and how many
-    bytes of that one left already."""
-
-    number: int
-    token: str
-    sensor: str
-    port: int
-    opened_ns: int
-    socket: socket.socket
-    handed: bool = False
-    consumed: int = 0
-    sequence: int = 0
-    head: int = 0
-
-    def consume(self, offset: int, sequence: int, head: int) -> None:
-        """Take the bytes in front of `offset` out of the kernel."""
-        while self.consumed < offset:
-            size = min(offset - self.consumed, len(_DISCARD))
-            self.consumed += self.socket.recv_into(_DISCARD, size, socket.MSG_TRUNC)
-        self.sequence, self.head = sequence, head
-
-
 class Holder:
-    """`start_worker` starts one that talks over the socket it is given; `settings` is told to each.
-
-    Counts into `summary`.
+    """`start_worker` starts one that talks over the socket it is given, or raises OSError; `settings` is told
+    to each. Counts into `summary`.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        door: Door,
         settings: channel.Message,
         start_worker: Callable[[socket.socket], Child],
         summary: LoggerSummary,
     ) -> None:
-        self._listener = listener
+        self._door = door
         self._settings = settings
         self._start_worker = start_worker
         self._summary = summary
-        self._run = secrets.token_hex(8)
-        self._held: dict[int, _Held] = {}
+        self._run = new_name()
+        self._held: dict[int, Held] = {}
         self._numbers = 0
-        self._new: deque[_Held] = deque()  # to be handed over
+        self._new: deque[Held] = deque()  # to be handed over
         self._outbox: deque[channel.Message] = deque()
         self._channel: socket.socket | None = None
         self._child: Child | None = None
-        self._ready = False
+        self._ready = False  # has this worker opened the database?
         self._committed = False  # by this worker
         self._delay = FIRST_DELAY
         self._restart_at = 0.0
-        self._accept_at = 0.0
-        self._waiting = ""
-        self._started = False
+        self._send_at = 0.0
+        self._waiting = Waiting()
         self._stopping = False
+        self._moved_at = 0.0  # when something was stored last, or the stop came
 
     def start(self) -> None:
-        """Start the first worker, and return when its database is open or waited for. Raises what it fails
-        with: StoreError, ConfigError."""
-        self._start()
-        deadline = time.monotonic() + READY_TIMEOUT
-        while not self._ready:
-            if self._channel is None:
-                raise StoreError(
-                    "the logger's worker ended before it had opened the database; see its words above"
-                )
-            if time.monotonic() > deadline:
-                raise StoreError(f"the database did not open within {READY_TIMEOUT:g} s; see that it runs")
-            self._turn(POLL)
-        self._started = True
+        """Start the first worker, and return when it has opened the database or waits for it.
 
-    def run(self, stop: Callable[[], bool], deadline: float) -> None:
+        Raises what only the user can mend: StoreError, ConfigError, NetworkError.
+        """
+        silent = time.monotonic() + SILENCE
+        while not self._door.is_open and not self._waiting.reason:
+            self._turn(POLL)
+            if time.monotonic() > silent:
+                self._wait(f"the database is not open after {SILENCE:g} s. What to do: see that it runs")
+
+    def run(self, stop: Callable[[], bool], deadline: float, listening: Callable[[], object]) -> None:
         """Hold connections until `stop()` or `deadline`; then have everything stored and end them.
 
-        StoreError if it could not be stored then.
+        Calls `listening` when the door is open. Raises StoreError if not all could be stored at the end, and
+        before the door is open what `start` raises.
         """
+        told = False
         try:
             while time.monotonic() < deadline and not stop():
+                if self._door.is_open and not told:
+                    told = True
+                    listening()
                 self._turn(min(POLL, max(0.0, deadline - time.monotonic())))
         finally:
             self._stop()
 
     def close(self) -> None:
         """End the worker and all sockets, at once."""
-        if self._child is not None:
-            self._child.kill()
-        self._lose_worker()
-        self._listener.close()
+        self._stopping = True
         for held in self._held.values():
             held.socket.close()
         self._held.clear()
+        if self._child is not None:
+            self._child.kill()
+        self._lose_worker()
+        self._door.close()
 
     def _stop(self) -> None:
-        while self._listener.fileno() >= 0 and self._accept():
-            pass  # what waits to be accepted has been acknowledged
-        self._listener.close()
+        """Have all stored that was acknowledged. Who waits to be accepted is acknowledged, too."""
+        if not self._door.is_open:
+            self.close()
+            return
+        self._door.shut()
         self._stopping = True
+        self._moved_at = time.monotonic()
         self._outbox.append({"stop": True})
-        while self._channel is not None or self._held:
+        while self._accept() or self._door.paused or self._held or self._channel is not None:
             self._turn(POLL)
-            if self._waiting and not self._ready:
-                raise StoreError(f"{self._waiting}. What was received last was not stored")
+            if time.monotonic() > self._moved_at + STOP_PATIENCE:
+                self._give_up()
+                break
+        self._door.close()
+
+    def _give_up(self) -> None:
+        """Nothing has moved for long after a stop: StoreError unless everything is stored."""
+        if self._door.paused:
+            raise self._lost(
+                "connections that wait to be accepted cannot be: no descriptor or memory is left"
+            )
+        if self._held:
+            raise self._lost(self._waiting.reason or f"its worker stores nothing for {STOP_PATIENCE:g} s")
+
+    def _lost(self, reason: str) -> StoreError:
+        size = sum(unread(held.socket) for held in self._held.values())
+        return StoreError(
+            f"{reason}. {size} received bytes were not stored, of {len(self._held)} connections"
+        )
 
     def _turn(self, timeout: float) -> None:
         """One look at everything that may happen, at most for so many seconds."""
         now = time.monotonic()
-        if self._channel is None and now >= self._restart_at:
+        if self._channel is None and now >= self._restart_at and (self._held or not self._stopping):
             self._start()
-        self._flush()
+        self._flush(now)
         poll = select.poll()
-        if self._listener.fileno() >= 0 and now >= self._accept_at:
-            poll.register(self._listener, select.POLLIN)
+        if not self._stopping and self._door.lets_in(len(self._held)):
+            poll.register(self._door, select.POLLIN)
         if self._channel is not None:
-            events = select.POLLIN | (select.POLLOUT if self._outbox or self._new else 0)
-            poll.register(self._channel, events)
+            sends = (self._outbox or self._new) and now >= self._send_at
+            poll.register(self._channel, select.POLLIN | (select.POLLOUT if sends else 0))
         for descriptor, events in poll.poll(timeout * 1000):
             if self._channel is not None and descriptor == self._channel.fileno():
                 if events & ~select.POLLOUT:
@@ -165,63 +165,70 @@ class Holder:
                 self._accept()
 
     def _accept(self) -> bool:
-        try:
-            accepted, (sensor, port) = self._listener.accept()
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                log.warning("logger: a connection cannot be accepted: %s; tried again", error.strerror)
-                self._accept_at = time.monotonic() + ACCEPT_PAUSE
-                return False
-            return True  # it was gone again before we came
-        accepted.setblocking(False)
-        self._numbers += 1
-        token = f"{self._run}.{self._numbers}"
-        held = _Held(self._numbers, token, sensor, port, time.time_ns(), accepted)
-        self._held[held.number] = held
-        self._new.append(held)
-        self._summary.connections += 1
-        return True
+        """Take those who wait. True if there was one."""
+        before = self._numbers
+        while accepted := self._door.accept(len(self._held)):
+            sock, (sensor, port) = accepted
+            self._numbers += 1
+            token = f"{self._run}.{self._numbers}"
+            held = Held(self._numbers, token, sensor, port, time.time_ns(), sock)
+            self._held[held.number] = held
+            self._new.append(held)
+            if not self._stopping and not self._door.lets_in(len(self._held)):
+                break
+        self._summary.connections += self._numbers - before
+        return self._numbers > before
 
     def _start(self) -> None:
-        ours, theirs = channel.pair()
+        try:
+            ours, theirs = channel.pair()
+        except OSError as error:
+            self._put_off(error)
+            return
         ours.setblocking(False)
-        with theirs:
-            self._child = self._start_worker(theirs)
+        try:
+            with theirs:
+                self._child = self._start_worker(theirs)
+        except OSError as error:
+            ours.close()
+            self._put_off(error)
+            return
         self._channel, self._ready, self._committed = ours, False, False
         self._new = deque(self._held.values())
-        self._outbox = deque([{"settings": self._settings}])
+        self._outbox = deque([{"settings": {**self._settings, "opened": self._door.is_open}}])
         if self._stopping:
             self._outbox.append({"stop": True})
 
-    def _flush(self) -> None:
+    def _put_off(self, error: OSError) -> None:
+        """No process, memory or descriptor is left for a worker just now."""
+        self._try_later()
+        self._wait(
+            f"its worker cannot be started: {error.strerror}. What to do: see what uses up this host's "
+            "processes, memory or files, or raise the limit (TasksMax=, MemoryMax=, LimitNOFILE= of its unit)"
+        )
+
+    def _flush(self, now: float) -> None:
         """Send what the channel takes: connections first, then what else there is to say."""
-        if self._channel is None:
+        if self._channel is None or now < self._send_at:
             return
-        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+        try:
             while self._outbox or self._new:
                 if (self._outbox and "settings" in self._outbox[0]) or not self._new:
                     channel.send(self._channel, self._outbox[0])
                     self._outbox.popleft()
                     continue
                 some = [self._new[index] for index in range(min(len(self._new), channel.MAX_SOCKETS))]
-                fields = (
-                    "number",
-                    "token",
-                    "sensor",
-                    "port",
-                    "opened_ns",
-                    "handed",
-                    "consumed",
-                    "sequence",
-                    "head",
-                )
-                rows = [{name: getattr(held, name) for name in fields} for held in some]
+                rows = [held.described() for held in some]
                 channel.send(self._channel, {"connections": rows}, [held.socket for held in some])
                 for held in some:
                     held.handed = True
                     self._new.popleft()
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return
+        except OSError as error:  # too many descriptors are on their way (unix(7)), or no memory is left
+            if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            self._send_at = now + SEND_PAUSE
 
     def _hear(self, from_worker: socket.socket) -> None:
         try:
@@ -236,40 +243,42 @@ class Holder:
             match what:
                 case "ready":
                     self._ready = True
+                    if not self._door.is_open:
+                        self._waiting.over()
+                        self._door.open()
                 case "failed":
                     self._fail(*content)
                 case "consume":
                     for number, offset, sequence, head in content:
                         self._held[number].consume(offset, sequence, head)
                     self._committed = True
+                    self._moved_at = time.monotonic()
                     self._outbox.append({"discarded": len(content)})
                 case "close":
                     for number in content:
                         self._held.pop(number).socket.close()
-                    self._accept_at = 0.0
+                    self._moved_at = time.monotonic()
                 case "count":
                     for name, more in content.items():
                         setattr(self._summary, name, getattr(self._summary, name) + more)
                 case "crashed":
-                    log.error("logger: its worker failed, another one is started: %s", content)
+                    self._waiting.say(f"logger: its worker failed, another one is started: {content}")
+                case "waiting" if content:
+                    self._wait(content)
                 case "waiting":
-                    self._say_waiting(content)
+                    self._waiting.over()
 
     def _fail(self, kind: str, text: str) -> None:
-        """The worker gives up. At the start and at the end the caller is told; in between others try."""
-        self._ready = False
-        if not self._started:
-            error: type[MidstreamError] = getattr(errors, kind, StoreError)
-            raise error(text)
-        self._say_waiting(text)
+        """The worker gives up: at the start, because only the user can mend it, or some time after a stop."""
+        if self._stopping:
+            raise self._lost(text)
+        error: type[MidstreamError] = getattr(errors, kind, StoreError)
+        raise error(text)
 
-    def _say_waiting(self, reason: str) -> None:
-        if reason and reason != self._waiting:
-            self._summary.waits += not self._waiting
-            log.warning("logger: waiting: %s. Nothing is lost: the sensors wait too", reason)
-        elif self._waiting and not reason:
-            log.warning("logger: goes on: the database takes everything again")
-        self._waiting = reason
+    def _wait(self, reason: str) -> None:
+        comfort = "Nothing is lost: the sensors wait too" if self._door.is_open else "No sensor is let in"
+        self._waiting.because(reason, comfort)
+        self._summary.waits = self._waiting.times
 
     def _lose_worker(self) -> None:
         """The worker is gone. Unless that was wanted another one starts, sooner if this one got anywhere."""
@@ -277,12 +286,25 @@ class Holder:
             return
         self._channel.close()
         self._channel = None
-        if self._child is not None:
-            self._child.wait()
+        code = self._child.wait() if self._child is not None else 0
         if self._stopping and not self._held:
             return
         if self._committed:
             self._delay = FIRST_DELAY
+            self._waiting.all_well()
+        self._summary.restarts += 1
+        self._try_later()
+        if not self._ready:
+            how = f"it was killed by {_signal(-code)}" if code < 0 else f"exit code {code}"
+            self._wait(f"its worker ended before it had opened the database ({how}), another one is started")
+
+    def _try_later(self) -> None:
         self._restart_at = time.monotonic() + self._delay
         self._delay = min(2 * self._delay, LAST_DELAY)
-        self._summary.restarts += 1
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -25,22 +25,28 @@ from midstream.framing import Framing
 from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
 from midstream.logger.published import HEADERS_SIZE, PLACE, Item, Published, batches
 from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
+from midstream.nats_url import EXPECTED
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
 
 ANSWER_TIMEOUT = 5.0  # seconds for a batch
+_NOT_CLUSTERED, _NO_PEERS = 10074, 10005  # err_code: one server and replicas > 1; servers are missing
 DUPLICATE_WINDOW = 120.0  # seconds in which the server remembers message ids
 
 
 class JetStreamStore:
     """The stream that a nats:// URL names; it is made if it is missing."""
 
-    def __init__(self, url: str, *, framing: Framing = "fixed", layout: "Layout | None" = None) -> None:
+    def __init__(
+        self, url: str, *, framing: Framing = "fixed", layout: "Layout | None" = None, longest: int = 1
+    ) -> None:
+        """`longest`: bytes that a message may have. StoreError if the servers do not take them."""
         self._address = address(url)
         self._framing = framing
         described = layout.describe() if layout is not None else None
         self._published = Published(self._address.stream, framing, described)
+        self._longest = longest
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
         self._servers = NatsServers(self._address)
         try:
@@ -76,13 +82,36 @@ class JetStreamStore:
             except NotFoundError:
                 config = (await manager.add_stream(self._stream())).config
         except APIError as error:
-            raise Unavailable(f"{self._address.name}: {error.description}. What to do: {ADVICE}") from error
+            told = f"{self._address.name}: {error.description}. What to do: "
+            if error.err_code == _NOT_CLUSTERED or (error.code == 400 and error.err_code != _NO_PEERS):
+                raise StoreError(f"{told}name another stream, or other replicas. {EXPECTED}") from error
+            raise Unavailable(f"{told}{ADVICE}") from error
         self._servers.check(config)
         if not config.allow_atomic:
             raise StoreError(
                 f"{self._address.name}: the server has no atomic batches. Install nats-server 2.12.1 or "
                 f"newer, and remove the stream {name}, which an older one has made"
             )
+
+        self._refuse_too_long(config)
+
+    def _refuse_too_long(self, config: StreamConfig) -> None:
+        limits = {"max_payload": self._servers.client.max_payload, "max_msg_size": config.max_msg_size or -1}
+        name, most = min(limits.items(), key=lambda each: each[1] if each[1] > 0 else float("inf"))
+        room = most - HEADERS_SIZE
+        what, needed = "a message ([data] size)", self._longest
+        advice = "choose shorter messages"
+        if self._framing != "fixed":
+            what, advice = "the longest message ([data] max_size)", f"set data.max_size = {room} on all hosts"
+        if self._published.opening_size > room:
+            what, needed = "the description of the fields (data.field)", self._published.opening_size
+            advice = "name fewer fields"
+        if needed > room:
+            raise StoreError(
+                f"{self._address.name}: {what} has {needed} bytes, and {name} of the server or stream leaves "
+                f"room for {room}. What to do: {advice}, or raise {name}"
+            )
+        self._published.piece = room
 
     def _stream(self) -> StreamConfig:
         return StreamConfig(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from midstream.errors import StoreError
 from midstream.logger.store import FRAME
-from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage
+from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
 from midstream.logger.stream import Stream
 from midstream.logger.stream_connections import Known, StreamConnections
 
@@ -52,7 +52,7 @@ class JetStreamLog:
             known for known in self._all.known.values() if known.messages or self._all.has_opening(known)
         ]
         there.sort(key=lambda known: (known.opened_ns, known.id))
-        return [self._connection(known) for known in there]
+        return told_open([self._connection(known) for known in there])
 
     def extents(self) -> dict[int, Extent]:
         self._all.refresh()
@@ -156,6 +156,7 @@ class JetStreamLog:
             framing=framing,
             layout=layout,
             pruned=self._all.pruned(known),
+            token=event.get("token", ""),
         )
 
     def _parsed(self, text: str, known: Known) -> "Layout":

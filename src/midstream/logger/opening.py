@@ -106,7 +106,9 @@ def fault(error: Exception) -> Fault:
             "`sqlite3 FILE .recover` saves what can be read, `midstream log verify` says what is right"
         )
     elif "unable to open" in cause or "readonly" in cause:
-        advice = "its folder must exist, and file and folder be writable for this user"
+        passing, advice = True, "its folder must exist, and file and folder be writable for this user"
+    elif "disk I/O" in cause:
+        passing, advice = True, "see that its disk is there, sound (`dmesg`) and has room"
     elif "full" in cause or "No space" in cause:
         passing, advice = True, "make room on its disk"
     else:
@@ -121,17 +123,18 @@ def failed(name: str, error: SQLAlchemyError) -> StoreError:
 
 
 def _may_pass(error: Exception) -> bool:
-    """What a PostgreSQL driver says of a server that is gone, full or shutting down.
+    """What a PostgreSQL driver says of a server that is gone, full, locked, shutting down or a mere standby.
 
-    By SQLSTATE: classes 08 connection, 53 resources, 57 intervention. None is given when the connection
-    cannot be made; then a wrong name or password is told by the text only.
+    By SQLSTATE: classes 08 connection, 25 read-only, 40 conflict, 53 resources, 55 lock, 57 intervention,
+    58 system. None is given when the connection cannot be made; then a wrong name or password is told by the
+    text only. A host that has no address may get one: at boot the network comes late.
     """
     state = getattr(error, "sqlstate", "")
     if state is None:
         return not re.search(
-            "does not exist|authentication failed|pg_hba|resolve|translate|invalid ", str(error)
+            "does not exist|authentication failed|pg_hba|no password supplied|invalid ", str(error)
         )
-    return state[:2] in ("08", "53", "57")
+    return state[:2] in ("08", "25", "40", "53", "55", "57", "58")
 
 
 def _sqlite(url: URL, name: str, read_only: bool) -> Engine:

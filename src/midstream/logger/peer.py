@@ -5,15 +5,12 @@ and not before; until then it does not look again. The beginning of a message th
 kernel too, unless it is so long that TCP's window might close on it: then it is stored as a fragment.
 """
 
-import array
 import errno
-import fcntl
 import hashlib
 import os
 import select
 import socket
 import struct
-import termios
 import time
 from bisect import bisect_left
 from collections.abc import Callable
@@ -22,13 +19,13 @@ from itertools import accumulate
 
 from midstream.errors import FramingError
 from midstream.framing import Decoder
+from midstream.logger.held import discard, unread
 from midstream.logger.store import Batch, ConnectionRow, Piece, Position
 
 END_OF_STREAM = "end of stream"
 _UNSEEN_RESET = "a reset or a time-out, which a worker saw that was killed"
 _LOST_HEAD = "the database does not hold the beginning of a message any more"
 
-_DISCARD = bytearray(1 << 20)  # MSG_TRUNC writes nothing into it (tcp(7)), but must be told of a buffer
 _MAX_MARKS = 4096  # what has arrived while the database is slow needs no finer times
 _SO_MEMINFO = 55  # asm-generic/socket.h, since Linux 4.12
 _MEMINFO = struct.Struct("=II")  # its first two numbers: receive memory in use, and the most
@@ -106,7 +103,7 @@ class Peer:
         if not self._recorded:
             self._recorded = True
             batch.opened.append(self.row)
-        waiting = _unread(self.socket)
+        waiting = unread(self.socket)
         data = self._peek(min(waiting, limit))
         ended = data == b""
         data = data or b""
@@ -115,7 +112,7 @@ class Peer:
         if self._decoder.error is not None:
             self.broken = True
             over = str(self._decoder.error)
-        elif ended or ((self._finished or self._fault) and _unread(self.socket) == len(data)):
+        elif ended or ((self._finished or self._fault) and unread(self.socket) == len(data)):
             over = self._fault or END_OF_STREAM
         else:
             over = "" if more else last
@@ -152,18 +149,17 @@ class Peer:
         The last bytes of a segment keep all of its memory.
         """
         self.consumed, self._told = self.offset, (self.sequence, self._head_size)
-        self._squeezed = _unread(self.socket) > 0 and self._full()
+        self._squeezed = unread(self.socket) > 0 and self._full()
         return self._squeezed
 
     def discard(self) -> None:
         """Take out of the kernel what was taken: the holder's work, where there is none any more."""
-        while self.consumed < self.offset:
-            size = min(self.offset - self.consumed, len(_DISCARD))
-            self.consumed += self.socket.recv_into(_DISCARD, size, socket.MSG_TRUNC)
+        discard(self.socket, self.offset - self.consumed)
+        self.consumed = self.offset
 
     def look_where_the_kernel_is(self) -> None:
         """The holder was killed, perhaps before it had taken out what was taken."""
-        if self.received - _unread(self.socket) >= self.offset:
+        if self.received - unread(self.socket) >= self.offset:
             self.consumed = self.offset
 
     @property
@@ -273,10 +269,3 @@ class Peer:
         row.unfinished = self._decoder.unfinished
         self.over = True
         batch.closed.append(row)
-
-
-def _unread(sock: socket.socket) -> int:
-    """Bytes that wait in the kernel."""
-    count = array.array("i", [0])
-    fcntl.ioctl(sock, termios.FIONREAD, count)
-    return count[0]

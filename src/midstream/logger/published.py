@@ -15,6 +15,8 @@ BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
 HEADERS_SIZE = 512  # bytes: more than the headers of a message have
 
+_EVENT_SIZE = 512  # bytes: more than what is not known before of an opening or an end
+
 PLACE = "Midstream"  # header of a message: sequence, offset, received_ns; of a fragment: offset
 CHECKSUM = "Midstream-Crc"  # header of a message: store.checksum
 
@@ -28,13 +30,19 @@ class Item:
     headers: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Published:
     """How a logger of this framing and layout publishes in a stream of this name."""
 
     stream: str
     framing: Framing
     layout: str | None  # Layout.describe()
+    piece: int = BATCH_BYTES  # bytes that a message in the stream may have
+
+    @property
+    def opening_size(self) -> int:
+        """Bytes of what is published when a connection opens, or closes with the longest of reasons."""
+        return len(self._event(ConnectionRow("", "", 0, 0), "", {}).payload) + _EVENT_SIZE
 
     def items(self, batch: Batch) -> Iterator[Item]:
         """A batch of the logger's as messages, in the order in which they must be stored."""
@@ -44,10 +52,10 @@ class Published:
         for piece in batch.pieces:
             yield from self._messages(piece)
         for row, offset, data in batch.fragments:
-            yield self._fragment(row, offset, data)
+            yield from self._fragment(row, offset, data)
         for row in batch.closed:
             if row.unfinished and row not in batch.completed:
-                yield self._fragment(row, row.size - len(row.unfinished), row.unfinished)
+                yield from self._fragment(row, row.size - len(row.unfinished), row.unfinished)
             end = {"closed_ns": row.closed_ns, "bytes": row.size, "digest": row.digest}
             end |= {"reset": row.reset, "reason": row.reason, "unfinished": len(row.unfinished)}
             yield self._event(row, "closed", end)
@@ -65,9 +73,11 @@ class Published:
             yield Item(subject, payload, headers)
             offset += len(payload) + piece.frame
 
-    def _fragment(self, row: ConnectionRow, offset: int, data: bytes) -> Item:
-        headers = {"Nats-Msg-Id": f"{row.token}:{offset}:fragment", PLACE: str(offset)}
-        return Item(self.subject("fragments", row), data, headers)
+    def _fragment(self, row: ConnectionRow, start: int, data: bytes) -> Iterator[Item]:
+        for index in range(0, len(data), self.piece):
+            offset = start + index
+            headers = {"Nats-Msg-Id": f"{row.token}:{offset}:fragment", PLACE: str(offset)}
+            yield Item(self.subject("fragments", row), data[index : index + self.piece], headers)
 
     def _event(self, row: ConnectionRow, state: str, more: dict[str, Any]) -> Item:
         known = {"state": state, "token": row.token, "sensor": row.sensor, "port": row.port}

@@ -14,21 +14,14 @@ class Report:
 
     def __init__(self, holder: socket.socket) -> None:
         self.holder: socket.socket | None = holder
-        self._announced = False
-        self._waiting = ""
-
-    @property
-    def announced(self) -> bool:
-        """Has the holder been told that the worker is ready?"""
-        return self._announced
+        self._waiting: str | None = None
 
     def ready(self) -> None:
-        if not self._announced:
-            self._announced = True
-            self._tell({"ready": True})
+        """The database is open."""
+        self._tell({"ready": True})
 
     def waiting(self, reason: str) -> None:
-        """Nothing can be stored; "" when it goes on. Told when it changes."""
+        """Nothing can be stored; "" when it goes on. Told when it changes, and first."""
         if reason != self._waiting:
             self._waiting = reason
             self._tell({"waiting": reason})

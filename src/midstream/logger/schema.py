@@ -16,7 +16,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
-    Double,
     ForeignKey,
     Integer,
     LargeBinary,
@@ -31,19 +30,18 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.schema import CreateColumn
-from sqlalchemy.types import TypeEngine
 
 from midstream.errors import StoreError
 
 VERSION = 2
 
 metadata = MetaData()
-_id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for INTEGER
+key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for INTEGER
 
 connections = Table(
     "connections",
     metadata,
-    Column("id", _id, primary_key=True, autoincrement=True),
+    Column("id", key, primary_key=True, autoincrement=True),
     Column("sensor", String(15), nullable=False),  # IPv4 address
     Column("port", Integer, nullable=False),
     Column("opened_ns", BigInteger, nullable=False),  # since 1970, as all times here
@@ -62,7 +60,7 @@ connections = Table(
 messages = Table(
     "messages",
     metadata,
-    Column("connection_id", _id, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
+    Column("connection_id", key, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("received_ns", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
@@ -73,7 +71,7 @@ messages = Table(
 fragments = Table(
     "fragments",
     metadata,
-    Column("connection_id", _id, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
+    Column("connection_id", key, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
     Column("stream_offset", BigInteger, primary_key=True, autoincrement=False),
     Column("bytes", LargeBinary, nullable=False),
 )
@@ -81,12 +79,6 @@ fragments = Table(
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
 READINGS = "readings"  # connection_id, sequence, and a column for each of Layout.columns
-
-_KINDS: dict[str, type[TypeEngine[Any]]] = {
-    "integer": BigInteger,
-    "real": Double,
-    "bytes": LargeBinary,
-}
 
 _LOG_VIEW = """
 CREATE VIEW log AS
@@ -131,36 +123,9 @@ def prepare(database: Connection, name: str) -> None:
     _refuse_foreign(database, name, metadata.tables.values())
     if "log" not in inspect(database).get_view_names():
         database.execute(text(_LOG_VIEW))
-    if not found:
-        database.execute(insert(schema_version).values(version=VERSION))
-    elif found < VERSION:
-        database.execute(update(schema_version).values(version=VERSION))
-
-
-def prepare_readings(database: Connection, name: str, columns: Iterable[tuple[str, str]]) -> Table:
-    """The table of typed columns, with (name, kind) for each of `columns`; those that are missing are added.
-
-    A column that is there stays, also when it is no longer configured. StoreError if it has another kind.
-    """
-    wanted = Table(
-        READINGS,
-        MetaData(),
-        Column("connection_id", _id, primary_key=True, autoincrement=False),
-        Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-        *(Column(column_name, _KINDS[kind]()) for column_name, kind in columns),
-    )
-    wanted.create(database, checkfirst=True)
-    present = {found["name"]: found["type"] for found in inspect(database).get_columns(READINGS)}
-    for want in wanted.columns:
-        if want.name not in present:
-            _add(database, wanted, want)
-        elif present[want.name]._type_affinity is not want.type._type_affinity:
-            raise StoreError(
-                f"{name}: column {want.name} of its table {READINGS} is {present[want.name]}, and the field "
-                f"of this name needs {want.type}. Rename the field (data.field in config.toml), or name "
-                "another database ([logger] database)"
-            )
-    return wanted
+    # Written each time: a database that can be read and not written is not open.
+    written = update(schema_version) if found else insert(schema_version)
+    database.execute(written.values(version=VERSION))
 
 
 def _version(database: Connection, name: str) -> int:
@@ -187,7 +152,7 @@ def _to_version_2(database: Connection) -> None:
     ):
         for new in names:
             if new not in present[table.name]:
-                _add(database, table, table.c[new])
+                add_column(database, table, table.c[new])
     database.execute(text("CREATE UNIQUE INDEX IF NOT EXISTS connections_token ON connections (token)"))
     if database.execute(select(schema_version.c.version)).first() is None:
         database.execute(insert(schema_version).values(version=1))
@@ -196,7 +161,8 @@ def _to_version_2(database: Connection) -> None:
 _MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2}
 
 
-def _add(database: Connection, table: Table, new: Column[object]) -> None:
+def add_column(database: Connection, table: Table, new: Column[Any]) -> None:
+    """A column that a table does not have yet."""
     plain = Column(new.name, new.type)  # a UNIQUE cannot be added with the column in SQLite
     definition = CreateColumn(plain).compile(dialect=database.dialect)
     database.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))

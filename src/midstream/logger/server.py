@@ -1,13 +1,10 @@
 """The logger: listens, has everything stored until it is stopped, and sums up."""
 
-import errno
-import resource
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,28 +12,24 @@ from typing import Self
 
 from midstream.config import Config
 from midstream.config import load as load_config
+from midstream.descriptors import raise_limit
 from midstream.errors import ConfigError, MidstreamError, NetworkError
 from midstream.logger.companion import Companion
+from midstream.logger.door import Door
 from midstream.logger.holder import Child, Holder
 from midstream.logger.replay_process import ReplayProcess
 from midstream.logger.summary import LoggerSummary
 from midstream.network import load as load_topology
 
-BACKLOG = 4096  # connections that wait to be accepted
-RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
-DELAYED_ACK = 8000  # microseconds for which a single segment may wait; a kernel of 250 Hz admits no less
-
-_TCP_DELACK_MAX_US = 46  # linux/tcp.h, since 6.15
-_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-
 
 class Logger:
     """Receives on the logger's address of const.toml and stores in `[logger] database`.
 
-    `config` is config.toml's path or its content. Entering the context listens (NetworkError), and starts a
-    worker process that opens the database (StoreError): from then on sensors can connect. `serve` does the
-    work. The worker may be killed at any moment: another one takes its place, no connection notices, and
-    every message is stored once.
+    `config` is config.toml's path or its content. Entering the context starts a worker process that opens
+    the database. When it is open the logger listens, and sensors can connect. A database that cannot be
+    opened just now is waited for, also in `serve`. Both raise StoreError or ConfigError if only a person can
+    mend it, and NetworkError if the logger cannot listen. The worker may be killed at any moment: another one
+    takes its place, no connection notices, and every message is stored once.
     """
 
     def __init__(self, config: str | Path | Config) -> None:
@@ -50,13 +43,14 @@ class Logger:
 
     def __enter__(self) -> Self:
         prunes = _prunes(self._config)
-        _allow_many_sockets()
+        raise_limit()
         settings = {
             "config": self._config.model_dump_json(),
             "path": str(self._config.path),
             "size": self._size,
         }
-        holder = Holder(self._listen(), settings, _start_worker, self._summary)
+        door = Door(self._topology, self._config.const_path)
+        holder = Holder(door, settings, _start_worker, self._summary)
         try:
             if self._config.logger.replay_port:
                 self._replay = ReplayProcess(self._config, str(self._topology.logger.ip), settings)
@@ -75,19 +69,25 @@ class Logger:
     ) -> None:
         self.close()
 
-    def serve(self, stop: Callable[[], bool] | None = None, timeout: float = 0.0) -> LoggerSummary:
+    def serve(
+        self,
+        stop: Callable[[], bool] | None = None,
+        timeout: float = 0.0,
+        listening: Callable[[], object] = lambda: None,
+    ) -> LoggerSummary:
         """Receive and store until `stop()` or for `timeout` seconds (0: without end). Once per context.
 
-        Everything received is committed before it returns, also on KeyboardInterrupt; connections still open
-        then are closed, and recorded so. A database that takes nothing makes the sensors wait, however long
-        that lasts; if it takes nothing at the end either, StoreError tells how much is lost.
+        Calls `listening` when sensors can connect. Everything received is committed before it returns, also
+        on KeyboardInterrupt; connections still open then are closed, and recorded so. A database that takes
+        nothing makes the sensors wait, however long that lasts; if it takes nothing at the end either,
+        StoreError tells how much is lost.
         """
         if self._holder is None:
             raise NetworkError("the logger does not listen: call serve once, in a `with` block")
         holder, self._holder = self._holder, None
         started = time.monotonic()
         try:
-            holder.run(lambda: self._asked_to_stop(stop), started + (timeout or float("inf")))
+            holder.run(lambda: self._asked_to_stop(stop), started + (timeout or float("inf")), listening)
         finally:
             holder.close()
             self.close()
@@ -118,35 +118,6 @@ class Logger:
             self._pruning.keep()
         return stop is not None and stop()
 
-    def _listen(self) -> socket.socket:
-        address = (str(self._topology.logger.ip), self._topology.port)
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted connections inherit all of them. The return path knows replies (resets too) by the
-            # mark; without keepalive a sensor that lost its power would leave its connection open for ever.
-            listener.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._topology.tos)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
-            _set_receive_buffer(listener)
-            with suppress(OSError):  # an older kernel, or one with a coarser clock
-                listener.setsockopt(socket.IPPROTO_TCP, _TCP_DELACK_MAX_US, DELAYED_ACK)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
-        except OSError as error:
-            listener.close()
-            if error.errno == errno.EADDRINUSE:
-                advice = f"end the program that uses it (`ss -ltnp sport = :{address[1]}` names it)"
-            else:
-                advice = (
-                    f"this must be the logger of {self._config.const_path}, with that address on an interface"
-                )
-            raise NetworkError(
-                f"cannot listen on {address[0]} port {address[1]}: {error.strerror}. What to do: {advice}"
-            ) from error
-        return listener
-
 
 def _prunes(config: Config) -> bool:
     """Does the logger remove what is too old or too much? ConfigError if it should, and cannot."""
@@ -161,24 +132,8 @@ def _prunes(config: Config) -> bool:
     return wanted
 
 
-def _set_receive_buffer(listener: socket.socket) -> None:
-    """A fixed size: the kernel's own tuning does not see that a worker takes what it only peeks at."""
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
-    except PermissionError:
-        listener.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER
-        )  # as far as net.core.rmem_max
-
-
 def _start_worker(channel: socket.socket) -> Child:
     command = [sys.executable, "-P", "-m", "midstream.logger", str(channel.fileno())]
     return subprocess.Popen(
         command, pass_fds=[channel.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-
-
-def _allow_many_sockets() -> None:
-    """The soft limit on open files is often 1024, fewer than there may be sensors: raise it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -24,7 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from midstream.errors import StoreError
 from midstream.framing import Framing
-from midstream.logger import schema
+from midstream.logger import readings, schema
 from midstream.logger.inserts import inserter
 from midstream.logger.opening import fault, open_with
 from midstream.logger.schema import connections, fragments, messages
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
 CONNECT_TIMEOUT = 5  # seconds for a server
 LOOKUP = 500  # tokens in one query
+
+_OPENING = 0x6D696473747265  # a lock of PostgreSQL's: the number is free to choose
 
 
 class SqlStore:
@@ -61,11 +63,11 @@ class SqlStore:
         self._errors: tuple[type[Exception], ...] = (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
         try:
             with self._engine.begin() as database:
+                if self._engine.dialect.name == "postgresql":  # another logger may make the tables just now
+                    database.execute(select(func.pg_advisory_xact_lock(_OPENING)))
                 schema.prepare(database, self._name)
                 if layout is not None:
-                    columns = [(column.name, column.kind) for column in layout.columns]
-                    readings = schema.prepare_readings(database, self._name, columns)
-                    self._insert_readings = inserter(readings, self._engine.dialect)
+                    self._prepare_readings(database, layout)
         except self._errors as error:
             self._engine.dispose()
             raise self._failed(error) from error
@@ -114,6 +116,12 @@ class SqlStore:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _prepare_readings(self, database: Connection, layout: "Layout") -> None:
+        columns = [(column.name, column.kind) for column in layout.columns]
+        table = readings.prepare(database, self._name, columns)
+        self._insert_readings = inserter(table, self._engine.dialect)
+        readings.refuse_too_long(database, self._name, layout.columns, self._insert_readings, self._errors)
 
     def _insert_opened(self, database: Connection, rows: Iterable[ConnectionRow]) -> None:
         layout = self._layout.describe() if self._layout is not None else None

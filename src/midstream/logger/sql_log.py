@@ -27,12 +27,13 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.sql import quoted_name
 
 from midstream.errors import StoreError
 from midstream.logger import schema
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.store import FRAME
-from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage
+from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -88,7 +89,8 @@ class SqlLog:
             known.c.opened_ns, known.c.id
         )
         with self.transaction() as database:
-            return [self._connection(row) for row in database.execute(query).mappings()]
+            rows = database.execute(query).mappings().all()
+        return told_open([self._connection(row) for row in rows])
 
     def extents(self) -> dict[int, Extent]:
         messages = schema.messages
@@ -206,7 +208,12 @@ class SqlLog:
             return None
         if not self._has_readings:
             return {}
-        stored = table(schema.READINGS, column("connection_id"), column("sequence"), *map(column, names))
+        stored = table(
+            schema.READINGS,
+            column("connection_id"),
+            column("sequence"),
+            *(column(quoted_name(name, True)) for name in names),
+        )
         query = select(stored.c.sequence, *(stored.c[name] for name in names)).where(
             stored.c.connection_id == connection.id, stored.c.sequence.between(first, last)
         )
@@ -245,4 +252,5 @@ class SqlLog:
             framing=framing,
             layout=layout,
             pruned=row["pruned"] or 0,
+            token=row["token"] or "",
         )

@@ -4,9 +4,11 @@ Readers hold nothing there and can change nothing: a reader that is slow, or fol
 logger's way.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+from midstream.logger.run import Run
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -17,8 +19,9 @@ MAX_BYTES = 8 << 20  # of their payload: a message is taken whole, so one that i
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredConnection:
-    """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end; so is
-    `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on purpose."""
+    """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end (then it
+    is `lost`); so is `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on
+    purpose. token: the logger's name for it."""
 
     id: int
     sensor: str
@@ -33,12 +36,38 @@ class StoredConnection:
     framing: str
     layout: "Layout | None"
     pruned: int
+    token: str = ""
+    lost: bool = False
 
     @property
     def state(self) -> str:
         if self.closed_ns is None:
-            return "open"
+            return "lost" if self.lost else "open"
         return "reset" if self.reset else "closed"
+
+
+def told_open(connections: list[StoredConnection]) -> list[StoredConnection]:
+    """The same, the oldest first, those marked as lost that have no end and are not open any more.
+
+    Their logger is known to have ended, by its own machine or by a later boot of it; or the same port of the
+    same sensor has opened another connection since.
+    """
+    ended: dict[str, bool] = {}  # by the name of the run
+    boots: dict[str, str] = {}  # the newest of each machine
+    ports: set[tuple[str, int]] = set()
+    told = []
+    for connection in reversed(connections):
+        name, run = connection.token.partition(".")[0], Run.parse(connection.token)
+        lost = (connection.sensor, connection.port) in ports
+        ports.add((connection.sensor, connection.port))
+        if run is not None:
+            lost = lost or boots.setdefault(run.machine, run.boot) != run.boot
+        if connection.closed_ns is None and not lost and run is not None:
+            if name not in ended:
+                ended[name] = run.ended
+            lost = ended[name]
+        told.append(replace(connection, lost=True) if lost and connection.closed_ns is None else connection)
+    return told[::-1]
 
 
 class StoredMessage(NamedTuple):

@@ -27,6 +27,7 @@ DRAIN_SECONDS = 0.5  # most time after a stop for what the kernel has acknowledg
 QUIET = 0.05  # seconds without a byte after which it is complete
 STOP_PATIENCE = 5.0  # seconds after a stop for a database that takes nothing
 SLOW = 5.0  # seconds after which a commit is called waiting
+HOLD = 0.5  # seconds in which everything is stored again, after which it is said to go on
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds between two tries to open the database
 STOPPED = "the logger was stopped"
 ORPHANED = "the logger was killed"
@@ -35,7 +36,10 @@ _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 
 class Worker:
-    """Talks to the holder over `holder`. `frame`: bytes that a message has besides its payload."""
+    """Talks to the holder over `holder`. `frame`: bytes that a message has besides its payload.
+
+    Not patient: the first time that the database is opened, what only the user can mend ends the worker.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Worker:
         frame: int,
         batch_interval: float,
         batch_size: int,
+        patient: bool,
     ) -> None:
         self._report = Report(holder)
         self._new_store = new_store
@@ -53,6 +58,7 @@ class Worker:
         self._frame = frame
         self._batch_interval = batch_interval
         self._batch_size = batch_size
+        self._patient = patient
         self._store: Store | None = None
         self._usable = False  # is the store open and in order?
         self._writer = Writer()
@@ -70,6 +76,8 @@ class Worker:
         self._unanswered = 0
         self._retry_at = 0.0
         self._retry = FIRST_RETRY
+        self._troubled = True  # it is not known, or not so, that everything can be stored
+        self._good_since = 0.0  # since when it seems so again, 0: it does not
         self._stop_reason = ""
         self._stopped_at = self._moved_at = 0.0
         self._running = True
@@ -108,13 +116,18 @@ class Worker:
             return max(0.0, self._retry_at - now)
         if self._stop_reason:
             return QUIET / 2
-        return max(0.0, self._since + self._batch_interval - now) if self._ready else -1
+        due = [self._since + self._batch_interval] if self._ready else []
+        due += [self._good_since + HOLD] if self._troubled and self._good_since else []
+        return max(0.0, min(due) - now) if due else -1
 
     def _step(self, now: float) -> None:
         """Begin what is due. One thing at a time."""
+        if self._troubled and self._good_since and now >= self._good_since + HOLD:
+            self._troubled, self._retry = False, FIRST_RETRY
+            self._report.waiting("")
         if self._then is not None:
             if now - self._job_since > SLOW:
-                self._report.waiting(f"the database has not answered for {SLOW:g} s")
+                self._trouble(f"the database has not answered for {SLOW:g} s. What to do: see that it runs")
                 self._give_up_if_stopped(now, "it does not answer")
         elif self._consuming:
             pass  # the holder is at it
@@ -144,8 +157,10 @@ class Worker:
         self._do(open_store, self._opened)
 
     def _opened(self, store: Store) -> None:
-        self._store, self._usable = store, True
+        self._store, self._usable, self._patient = store, True, True
         self._report.ready()
+        if not self._peers:
+            self._good()
 
     def _resume(self) -> None:
         """Ask the store how far the strangers came, and go on from there."""
@@ -158,7 +173,6 @@ class Worker:
         )
 
     def _resumed(self, peers: list[Peer], positions: Mapping[str, Position]) -> None:
-        self._goes_on()
         messages = size = 0
         for peer in peers:
             told = peer.sequence_told
@@ -189,9 +203,11 @@ class Worker:
             store = self._store
             assert store is not None
             self._do(lambda: store.write(batch), lambda commits: self._stored(batch, taken, commits))
+        elif not self._ready:
+            self._good()  # nothing waits to be stored
 
     def _stored(self, batch: Batch, taken: list[Peer], commits: int) -> None:
-        self._goes_on()
+        self._good()
         self._report.count(
             messages=batch.messages,
             bytes=sum(peer.offset - peer.consumed for peer in taken),
@@ -298,16 +314,16 @@ class Worker:
         try:
             result = self._writer.result()
         except (Unavailable, MidstreamError) as error:
-            if not self._report.announced and isinstance(error, MidstreamError):
+            if isinstance(error, MidstreamError) and not self._patient:
                 self._give_up(error)
-            self._report.ready()
-            self._fail(str(error))
+            else:
+                self._fail(str(error))
         else:
             then(result)
 
     def _fail(self, reason: str) -> None:
         """Forget the batch; all of it is still in the kernel."""
-        self._report.waiting(reason)
+        self._trouble(reason)
         self._usable = False
         self._strangers = list(self._peers.values())
         now = time.monotonic()
@@ -315,14 +331,17 @@ class Worker:
         self._retry = min(2 * self._retry, LAST_RETRY)
         self._give_up_if_stopped(now, reason)
 
-    def _goes_on(self) -> None:
-        self._retry = FIRST_RETRY
-        self._report.waiting("")
+    def _trouble(self, reason: str) -> None:
+        self._troubled, self._good_since = True, 0.0
+        self._report.waiting(reason)
+
+    def _good(self) -> None:
+        """Something was stored, or nothing had to be."""
+        self._good_since = self._good_since or time.monotonic()
 
     def _give_up_if_stopped(self, now: float, reason: str) -> None:
         if self._stop_reason == STOPPED and now > self._stopped_at + STOP_PATIENCE:
-            size = sum(max(0, peer.received - peer.consumed) for peer in self._peers.values())
-            self._give_up(StoreError(f"{reason}. {size} received bytes were not stored"))
+            self._give_up(StoreError(reason))
 
     def _give_up(self, error: MidstreamError) -> None:
         self._report.failed(error)

@@ -1,0 +1,137 @@
+"""Is something missing between one connection of a sensor and the next?
+
+TCP leaves no hole within a connection. What never came to this log only the messages can tell, if they are
+numbered: those of `midstream sensor` are, and others whose number is an integer called seq, sequence, number,
+counter or index (also frame_seq): a field of config.toml, or a key of a JSON object. A number counts only if
+it grows by one with each message of every connection.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
+
+_NAME = re.compile(r"(^|_)(seq|sequence|number|counter|index)(_|$)", re.IGNORECASE)
+_HEADER = struct.Struct("<QQ")  # of the messages of `midstream sensor`: number and time
+_YEARS = 10 * 365 * 86400 * 10**9  # ns: a clock that is this wrong is none
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Numbers `first` to `last` of a sensor are in none of its connections: they belong before this one."""
+
+    connection: StoredConnection
+    after: StoredConnection
+    name: str
+    first: int
+    last: int
+
+    @property
+    def messages(self) -> int:
+        return self.last + 1 - self.first
+
+    def __str__(self) -> str:
+        return (
+            f"{self.messages:,} messages of {self.connection.sensor} are missing between connections "
+            f"{self.after.id} and {self.connection.id}: {self.name} {self.first} to {self.last}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """The first and last message of a connection, each by the names of its numbers."""
+
+    connection: StoredConnection
+    extent: Extent
+    first: Mapping[str, int]
+    last: Mapping[str, int]
+
+    def counts(self, name: str) -> bool:
+        steps = self.extent.last - self.extent.first
+        return name in self.first and self.last.get(name) == self.first[name] + steps
+
+
+def holes(
+    log: Log, connections: Iterable[StoredConnection], extents: Mapping[int, Extent]
+) -> dict[int, Hole]:
+    """By the id of the connection in front of which something is missing. `connections`: the oldest first."""
+    sensors: dict[str, list[_Numbers]] = {}
+    for connection in connections:
+        if extent := extents.get(connection.id):
+            first = _numbers(log, connection, extent.first)
+            last = _numbers(log, connection, extent.last)
+            sensors.setdefault(connection.sensor, []).append(_Numbers(connection, extent, first, last))
+    found = {}
+    for numbers in sensors.values():
+        for name in _counters(numbers):
+            for index, each in enumerate(numbers):
+                hole = _before(each, numbers, index, name)
+                if hole is not None:
+                    found.setdefault(each.connection.id, hole)
+    return found
+
+
+def _counters(numbers: list[_Numbers]) -> list[str]:
+    """The names of what numbers the messages of a sensor."""
+    long = [each for each in numbers if each.extent.last > each.extent.first]
+    names = {name for each in long for name in each.first}
+    return sorted(name for name in names if all(each.counts(name) for each in long if name in each.first))
+
+
+def _before(each: _Numbers, numbers: list[_Numbers], index: int, name: str) -> Hole | None:
+    """What is missing in front of a connection, as far as those that were opened before it tell."""
+    if each.extent.first > 0 or each.first.get(name, 0) == 0:
+        return None  # its beginning was removed to make room, or the sensor began anew
+    wanted, after = each.first[name] - 1, None
+    for place in range(index - 1, -1, -1):  # the nearest first, which mostly is enough
+        other = numbers[place]
+        if name not in other.first or name not in other.last:
+            continue
+        if other.first[name] <= wanted <= other.last[name]:
+            return None
+        ended = other.extent.last_ns < each.connection.opened_ns  # else it is another program's
+        if ended and other.last[name] < wanted and (after is None or other.last[name] > after.last[name]):
+            after = other
+    if after is None:
+        return None
+    return Hole(each.connection, after.connection, name, after.last[name] + 1, wanted)
+
+
+def _numbers(log: Log, connection: StoredConnection, sequence: int) -> dict[str, int]:
+    """What may number a message, by name."""
+    messages, _ = log.piece(connection, sequence, sequence + 1)
+    if not messages:
+        return {}
+    (message,) = messages
+    return _of_fields(message) | _of_json(message) | _of_sensor(message)
+
+
+def _of_fields(message: StoredMessage) -> dict[str, int]:
+    layout = message.connection.layout
+    if layout is None or len(message.payload) != layout.size:
+        return {}
+    columns = [column for column in layout.columns if column.kind == "integer" and _NAME.search(column.name)]
+    if not columns:
+        return {}
+    arrays = layout.arrays([message.payload])
+    return {column.name: int(arrays[column.name][0]) for column in columns}
+
+
+def _of_json(message: StoredMessage) -> dict[str, int]:
+    if not message.payload.lstrip().startswith(b"{"):
+        return {}
+    try:
+        said = json.loads(message.payload)
+    except (ValueError, RecursionError):
+        return {}
+    return {key: value for key, value in said.items() if type(value) is int and _NAME.search(key)}
+
+
+def _of_sensor(message: StoredMessage) -> dict[str, int]:
+    if len(message.payload) < _HEADER.size:
+        return {}
+    number, sent_ns = _HEADER.unpack_from(message.payload)
+    return {"number": number} if abs(sent_ns - message.received_ns) < _YEARS else {}

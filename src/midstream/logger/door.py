@@ -1,0 +1,169 @@
+"""The door: the listening socket, behind which no more connections come to be than can be accepted.
+
+A kernel that listens completes a connection, and acknowledges its data, long before `accept`. So nobody is
+let in before the database is open. After that the connections that the kernel may complete are counted: no
+more than there are descriptors for. Where none is left, a filter on the listening socket drops what comes:
+nothing is acknowledged, and the sensor's TCP tries again. Connections that exist have sockets of their own.
+"""
+
+import ctypes
+import errno
+import logging
+import socket
+import struct
+import time
+from contextlib import suppress
+
+from midstream import descriptors
+from midstream.errors import NetworkError
+from midstream.network import Topology
+
+BACKLOG = 4096  # connections that wait to be accepted
+RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
+DELAYED_ACK = 8000  # microseconds for which a single segment may wait; a kernel of 250 Hz admits no less
+# Seconds. A sensor that is there and knows nothing of a connection is found in half a minute. One that does
+# not answer is given up after a quarter of an hour, as its own TCP would give up (tcp_retries2 in tcp(7)).
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 30, 30, 30
+OTHERS = 40  # descriptors that holder and worker need for other things than connections
+PAUSE = 1.0  # seconds until another try where the system has no room for a connection
+
+_TCP_DELACK_MAX_US = 46  # linux/tcp.h, since 6.15
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_NOTHING = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0 bytes of the packet
+
+log = logging.getLogger("midstream.logger")
+
+
+class Door:
+    """Bound to the logger's address at once, listening from `open` on. Raises NetworkError."""
+
+    def __init__(self, topology: Topology, const: object) -> None:
+        """`const` is the path of const.toml, for messages."""
+        self._address = (str(topology.logger.ip), topology.port)
+        self._const = const
+        self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
+        self._pause_until = 0.0
+        self._told = False
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            self._prepare(topology.tos)
+            self._listener.bind(self._address)
+        except OSError as error:
+            self._listener.close()
+            raise self._refused(error) from error
+        self._room = descriptors.limit() - max(OTHERS, descriptors.in_use() + OTHERS // 2)
+        if self._room <= 0:
+            self._listener.close()
+            raise NetworkError(
+                f"this process may have {descriptors.limit()} files open, and the logger needs {OTHERS} "
+                "beside one for each connection. What to do: raise the limit (LimitNOFILE= of its unit, "
+                "`ulimit -n`)"
+            )
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    @property
+    def is_open(self) -> bool:
+        """Has it been opened?"""
+        return self._queue is not None
+
+    def open(self) -> None:
+        """Let connections in from now on."""
+        try:
+            self._listener.listen(min(BACKLOG, self._room) - 1)
+        except OSError as error:
+            raise self._refused(error) from error
+        self._queue = min(BACKLOG, self._room)
+
+    def lets_in(self, held: int) -> bool:
+        """May somebody be accepted now, beside so many connections?"""
+        if self._queue is None or time.monotonic() < self._pause_until:
+            return False
+        self._let_wait(self._room - held)
+        if self._queue == 0 and not self._told:
+            self._told = True
+            log.warning(
+                "logger: no more sensors are let in: it has %d connections, and its limit is %d files. "
+                "What to do: raise the limit (LimitNOFILE= of its unit, `ulimit -n`), and start it again",
+                held,
+                descriptors.limit(),
+            )
+        return self._queue > 0
+
+    def accept(self, held: int) -> tuple[socket.socket, tuple[str, int]] | None:
+        """The next connection beside so many; None if none waits, or none can be accepted now."""
+        if self._queue:
+            self._let_wait(self._room - held - 1)  # first: nobody may take its place who has no room
+        while True:
+            try:
+                accepted, address = self._listener.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno in (errno.ECONNABORTED, errno.EPROTO):
+                    continue  # it was gone again before we came
+                if not self._pause_until:
+                    log.warning("logger: a connection cannot be accepted: %s; tried again", error.strerror)
+                self._pause_until = time.monotonic() + PAUSE
+                return None
+            self._pause_until = 0.0
+            accepted.setblocking(False)
+            return accepted, address
+
+    def shut(self) -> None:
+        """Let nobody in any more. Those who wait stay to be accepted."""
+        if self._queue is not None:
+            self._let_wait(0)
+
+    @property
+    def paused(self) -> bool:
+        """Could the last connection not be accepted?"""
+        return time.monotonic() < self._pause_until
+
+    def close(self) -> None:
+        self._queue = None
+        self._listener.close()
+
+    def _let_wait(self, queue: int) -> None:
+        """So many connections may be complete and not accepted."""
+        queue = max(0, min(BACKLOG, queue))
+        if queue == self._queue:
+            return
+        if queue == 0:
+            program = struct.pack("@HP", 1, ctypes.addressof(_NOTHING))
+            self._listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        else:
+            self._listener.listen(queue - 1)  # the kernel lets one more wait
+            if self._queue == 0:
+                self._listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        self._queue = queue
+
+    def _prepare(self, tos: int) -> None:
+        """Accepted connections inherit all of it."""
+        listener = self._listener
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The return path knows replies (resets too) by the mark.
+        listener.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
+        # A fixed size: the kernel's own tuning does not see that a worker takes what it only peeks at.
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        except PermissionError:  # as far as net.core.rmem_max
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        with suppress(OSError):  # an older kernel, or one with a coarser clock
+            listener.setsockopt(socket.IPPROTO_TCP, _TCP_DELACK_MAX_US, DELAYED_ACK)
+
+    def _refused(self, error: OSError) -> NetworkError:
+        host, port = self._address
+        if error.errno == errno.EADDRINUSE:
+            advice = f"end the program that uses it (`ss -ltnp sport = :{port}` names it)"
+        else:
+            advice = f"this must be the logger of {self._const}, with that address on an interface"
+        return NetworkError(f"cannot listen on {host} port {port}: {error.strerror}. What to do: {advice}")
