@@ -11,7 +11,6 @@
 
 /* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
 #define BLOCK 64u
-#define STRIDE 8 /* blocks */
 #define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
 
 /* The payload into the record, and its sum. The last block is cleared first, so that the sum can be
@@ -67,6 +66,7 @@ static __always_inline void copy_word(__u64 *to, __u64 word, struct sums *sums)
 
 static __always_inline void copy_words(void *to, const void *from, const __u32 words, struct sums *sums)
 {
+#pragma clang loop unroll(full)
 	for (__u32 i = 0; i < words; i++)
 		copy_word((__u64 *)to + i, ((const __u64 *)from)[i], sums);
 }
@@ -85,10 +85,12 @@ static __always_inline void copy_rest(void *to, const void *from, const __u32 by
  * summing up take five instructions for eight bytes. A helper that only copies is no faster, so the sum is made
  * whether it is asked for or not.
  */
+#define STRIDE 512u /* bytes between two jumps */
+
 static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
 					 const __u32 length, __u64 *sum)
 {
-	const __u32 whole = length - length % BLOCK, words = length % BLOCK / 8, bytes = length % 8;
+	const __u32 strides = length / STRIDE, words = length % STRIDE / 8, bytes = length % 8;
 	const void *end = (void *)(long)ctx->data_end, *from;
 	__u32 offset = p->payload_offset;
 	void *to = record->payload;
@@ -99,12 +101,21 @@ static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet
 	barrier_var(from); /* one pointer, whose bound the verifier knows, and not another sum of the same two */
 	if (from + length > end)
 		return false;
-#pragma clang loop unroll_count(STRIDE)
-	for (__u32 block = 0; block < whole; block += BLOCK)
-		copy_words(to + block, from + block, BLOCK / 8, &sums);
-	copy_words(to + whole, from + whole, words, &sums);
+#pragma clang loop unroll(disable)
+	for (__u32 left = strides; left; left--) {
+		copy_words(to, from, STRIDE / 8, &sums);
+		/* Both move on. Of an index the compiler makes one that begins below 0, and verifiers from Linux 7.2 on
+		 * refuse a pointer that is out of its bounds between two instructions.
+		 */
+		to += STRIDE;
+		from += STRIDE;
+		barrier_var(to);
+		barrier_var(from);
+		barrier_var(left);
+	}
+	copy_words(to, from, words, &sums);
 	if (bytes)
-		copy_rest(to + whole + 8 * words, from + whole + 8 * words, bytes, &sums);
+		copy_rest(to + 8 * words, from + 8 * words, bytes, &sums);
 	*sum = sums.all - (sums.high << 32) + sums.high;
 	return true;
 }

@@ -1,4 +1,4 @@
-"""A virtual machine that runs Debian's kernel over this machine's own files.
+"""A virtual machine that runs a kernel of Debian's over this machine's own files.
 
 The guest sees the host's whole file system (9p, read-only, with a layer in memory on top, so that it may
 write anything and change nothing) and runs one command as root, in the same working directory, with a BPF
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from midstream.bench.machine.kernel import Kernel, get, required
+from midstream.bench.machine.kernel import OLDEST, Kernel, Release, get, required
 from midstream.errors import LabError
 
 HERE = Path(__file__).parent
@@ -31,7 +31,7 @@ _PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "MIDSTREAM_CA
 class Machine:
     """A machine that boots when its context is entered, and is gone when it is left.
 
-    cache: the folder in which the kernel is kept. extra: more arguments for QEMU (devices; `-icount`).
+    cache: the folder in which kernels are kept. extra: more arguments for QEMU (devices; `-icount`).
     prefix: a program that executes QEMU, for example in a network namespace. output: where the command's
     output goes; None: this process's standard output. Raises LabError.
     """
@@ -41,6 +41,7 @@ class Machine:
         command: Sequence[str],
         *,
         cache: Path,
+        release: Release = OLDEST,
         memory: str = "2G",
         cpus: int = 2,
         cpu: str = "max",
@@ -50,6 +51,7 @@ class Machine:
     ) -> None:
         self._command = command
         self._cache = cache
+        self._release = release
         self._hardware = ["-cpu", cpu, "-smp", str(cpus), "-m", memory]
         self._extra = extra
         self._prefix = prefix
@@ -57,7 +59,7 @@ class Machine:
 
     def __enter__(self) -> Self:
         qemu = required("qemu-system-x86_64", "qemu-system-x86")
-        kernel = get(self._cache)
+        kernel = get(self._cache, self._release)
         self._folder = tempfile.TemporaryDirectory(prefix="midstream-vm-")
         folder = Path(self._folder.name)
         self._log, self._status = folder / "console", folder / "status"
@@ -132,11 +134,7 @@ def _pack_initramfs(archive: Path, kernel: Kernel, command: Sequence[str]) -> Pa
     exports = [f"export {name}={shlex.quote(os.environ[name])}" for name in _PASSED_ON if name in os.environ]
     steps = [*exports, f"cd {shlex.quote(os.getcwd())}", f"exec {shlex.join(command)}"]
     (tree / "command").write_text("\n".join(steps) + "\n")
-    inside = tree / "lib" / "modules" / kernel.version
-    for module in kernel.with_dependencies(_PRELOAD):
-        (inside / module).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(kernel.modules / module, inside / module)
-    shutil.copy(kernel.modules / "modules.dep", inside)
+    kernel.copy_modules(_PRELOAD, tree / "lib" / "modules" / kernel.version)
     names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
     packed = subprocess.run(
         [busybox, "cpio", "-o", "-H", "newc"], cwd=tree, input=names.encode(), capture_output=True, check=True

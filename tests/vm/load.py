@@ -1,0 +1,39 @@
+"""Loads compiled programs into the kernel that this runs on, one after another, and says how each fared.
+
+    python tests/vm/load.py FILE
+
+FILE and what is printed are JSON, a line for each program: {"object": path, "settings": hexadecimal} there, {"seconds": …,
+"refused": the reason, or ""} here. It imports little, because a virtual machine is slow.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from midstream.ebpf import libbpf
+from midstream.errors import KernelError
+
+
+def load(path: Path, settings: bytes) -> str:
+    """The reason why the kernel refuses an object, or nothing."""
+    with libbpf.Object(path) as program:
+        try:
+            if settings:
+                program.set_initial_value(".rodata.settings", settings)
+            program.load()
+        except KernelError as error:
+            return str(error)
+    return ""
+
+
+def main(path: str) -> None:
+    for line in Path(path).read_text().splitlines():
+        asked = json.loads(line)
+        begin = time.monotonic()
+        refused = load(Path(asked["object"]), bytes.fromhex(asked["settings"]))
+        print(json.dumps({"seconds": time.monotonic() - begin, "refused": refused}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
