@@ -41,7 +41,7 @@ LAB = {"data": {"size": SIZE}}
 UNKNOWN = "10.83.0.99"
 SOURCE = 45_000  # the sensor's port, and up: each test has another
 NONE, ONE_SENSOR = -1, 0  # whose counters
-_CONNECTION_SIZE = 208  # struct connection
+_CONNECTION_SIZE = 224  # struct connection
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ CONNECTION = np.dtype(
         ("established", "<u4"),
         ("early", "<u8", (8, 2)),
         ("grown", "<u8", 2),
+        ("asked", "<u8"),
+        ("questions", "<u4"),
+        ("unused", "<u4"),
     ],
     align=True,
 )
@@ -227,6 +230,10 @@ class Sensor:
         if base:
             self.change(next=base)
             self.base = base
+
+    def establish(self) -> None:
+        """Answer the logger's answer."""
+        self.expect(self.frame(Flags.ACK, 0), "bare")
 
     @property
     def state(self) -> np.void:

@@ -137,6 +137,7 @@ def test_full_table(small: Bench) -> None:
     sensors = [Sensor(small, isn=isn) for isn in (10, 20, 30)]
     for sensor in sensors:
         sensor.open()
+        sensor.establish()
     late = Sensor(small)
     for _ in range(3):
         late.expect(late.frame(SYN, -1), "table_full")

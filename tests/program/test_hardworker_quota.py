@@ -29,6 +29,7 @@ def bench() -> Iterator[Bench]:
 def opened(bench: Bench, sensor: int) -> Sensor:
     connected = Sensor(bench, sensor=sensor)
     connected.open()
+    connected.establish()
     return connected
 
 
@@ -178,6 +179,7 @@ def test_a_flood_of_syns(bench: Bench) -> None:
 
     ours[0].expect(ours[0].frame(ACK | FIN, 0), "stored", ours[0].record(0, b"", records.FIN))
     late.open()
+    late.establish()
     Sensor(bench).expect(Sensor(bench).frame(SYN, -1), "quota_full")
     ours[1].expect(ours[1].frame(RST, 0), "reset", ours[1].record(0, b"", records.RESET))
     opened(bench, 0)

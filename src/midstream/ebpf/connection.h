@@ -46,9 +46,12 @@ struct connection {
 	__u16 sensor;
 	__u8 mac[ETH_ALEN];
 	__u32 early_ranges; /* slots in use */
-	__u32 established;  /* `acknowledged` is set */
+	__u32 established;  /* the sensor has answered the logger, so `acknowledged` is set; else nothing is held */
 	struct range early[EARLY_RANGES];
 	struct range grown; /* scratch of claim_with_holes() */
+	__u64 asked;	    /* when its sensor was last asked whether it knows it (reclaim.h); 0: never */
+	__u32 questions;    /* that it has not answered */
+	__u32 unused;
 };
 
 /* A connection whose stream is wholly held: enough to recognise what is sent again. */

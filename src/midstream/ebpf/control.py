@@ -16,7 +16,7 @@ _CONNECTION = np.dtype(
         "names": ["first", "acknowledged", "established"],
         "formats": ["<u4", "<u4", "<u4"],
         "offsets": [32, 36, 60],
-        "itemsize": 208,
+        "itemsize": 224,
     }
 )
 _HEADER = bytes(14)  # the key is behind an Ethernet header

@@ -5,8 +5,8 @@
  * acknowledged, the hardworker holds. Whatever cannot be held is dropped, and the sensor's own TCP
  * sends it again. Traffic that is not marked passes untouched.
  *
- * Here it is decided what a packet is. What happens then: store.h (with connection.h and copy.h), lifecycle.h;
- * where there is no logger: handler.h;
+ * Here it is decided what a packet is. What happens then: opening.h (with reclaim.h), store.h (with connection.h and
+ * copy.h), lifecycle.h; where there is no logger: handler.h;
  * what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h, quota.h.
  */
 #include "bpf.h"
@@ -15,15 +15,14 @@
 #include "handler.h"
 #include "lifecycle.h"
 #include "marked.h"
+#include "opening.h"
 #include "outcome.h"
 #include "packet.h"
 #include "plausible.h"
+#include "reclaim.h"
 #include "sensors.h"
 #include "store.h"
 #include "tables.h"
-
-/* For how long a connection must have been silent before a later SYN from its port is believed. */
-#define SILENCE (10 * 1000000000ULL)
 
 /* Data, the end of the stream, or both. Messages of const.toml's size fit their record exactly. */
 static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct connection *c)
@@ -37,6 +36,10 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 		return XDP_DROP;
 	}
 	p->time = bpf_ktime_get_ns();
+	if (c->other_first && !c->established && !is_answered(p, c)) {
+		COUNT(sensor, stale);
+		return XDP_DROP;
+	}
 	if (belongs_to_other(p, c) && p->time - c->seen > SILENCE) {
 		/* The sensor has forgotten this connection and opened another from the same port. The
 		 * stack's reset makes it open one that is known from its SYN.
@@ -75,12 +78,15 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 	return store(ctx, p, c, BLOCKS(MAX_PAYLOAD), 0);
 }
 
-/* RFC 5961, section 3: only the exact next sequence number resets; the logger challenges others. */
+/* RFC 5961, section 3: only the exact next sequence number resets; the logger challenges others. So does the
+ * number that a sensor was asked with: it has forgotten the connection.
+ */
 static __always_inline int reset(struct xdp_md *ctx, struct packet *p, struct connection *c)
 {
 	__u32 sensor = c->sensor;
 
-	if (p->sequence != c->first + (__u32)c->next || p->length || !verified(ctx, p, 0)) {
+	if ((p->sequence != c->first + (__u32)c->next && !(c->questions && p->sequence == c->first)) || p->length ||
+	    !verified(ctx, p, 0)) {
 		COUNT(sensor, reset_ignored);
 		return forward(p->headers);
 	}
@@ -94,11 +100,15 @@ static __always_inline int reset(struct xdp_md *ctx, struct packet *p, struct co
 /* An acknowledgement alone: it shows what the logger has sent, and that the sensor lives. */
 static __always_inline int acknowledge(struct xdp_md *ctx, struct packet *p, struct connection *c)
 {
-	if (p->sequence == c->first + (__u32)c->next && p->flags & TCP_ACK && !acknowledges_nonsense(p, c) &&
-	    verified(ctx, p, 0)) {
-		c->acknowledged = p->acknowledgement;
-		c->established = 1;
-		c->seen = bpf_ktime_get_ns();
+	if (p->flags & TCP_ACK && !acknowledges_nonsense(p, c) && verified(ctx, p, 0)) {
+		if (c->other_first && !c->established)
+			is_answered(p, c);
+		if (p->sequence == c->first + (__u32)c->next) {
+			c->acknowledged = p->acknowledgement;
+			c->established = 1;
+			c->seen = bpf_ktime_get_ns();
+		}
+		c->questions = 0;
 	}
 	COUNT(c->sensor, bare);
 	return forward(p->headers);
@@ -139,12 +149,9 @@ static __always_inline int on_open_connection(struct xdp_md *ctx, struct packet 
 			COUNT(c->sensor, bad_checksum);
 			return XDP_DROP;
 		}
-		if (p->sequence + 1 == c->first) {
-			COUNT(c->sensor, known);
-		} else {
-			c->other_first = p->sequence + 1;
-			COUNT(c->sensor, syn_ignored);
-		}
+		if (p->sequence + 1 != c->first)
+			return open_again(p, c);
+		COUNT(c->sensor, known);
 		return forward(p->headers);
 	}
 	if (p->flags & TCP_RST)

@@ -47,6 +47,10 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 		c->established = 1;
 		c->timestamp = p->timestamp;
 	}
+	if (verdict == CLAIM_EARLY && !c->established) {
+		c->acknowledged = p->acknowledgement;
+		c->established = 1;
+	}
 	if (verdict <= CLAIM_KNOWN) {
 		c->seen = p->time;
 		c->other_first = 0;
