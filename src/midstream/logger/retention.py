@@ -114,8 +114,8 @@ def _refuse_future(marks: Marks, now: int, name: str) -> None:
     latest = max((mark.received_ns for kept in marks.kept.values() for mark in kept.marks), default=0)
     if latest > now + FUTURE:
         raise StoreError(
-            f"{name}: its newest message is {(latest - now) / 1e9:,.0f} s later than this host's clock: one of "
-            "them is wrong, so no message's age is known. What to do: set the clock; to make room all the "
+            f"{name}: its newest message is {(latest - now) / 1e9:,.0f} s later than this host's clock: one "
+            "of them is wrong, so no message's age is known. What to do: set the clock; to make room all the "
             "same, use --keep-size"
         )
 
