@@ -22,6 +22,7 @@ from tests.unit.announcements import announcement
 from midstream import network
 from midstream.daemon import discovery
 from midstream.daemon.failover import GRACE
+from midstream.daemon.freshness import Voice
 from midstream.daemon.heartbeat import STEADY
 from midstream.daemon.seal import Key
 from midstream.hardworker.recording import recorded_dtype
@@ -176,6 +177,7 @@ def test_data_flows_and_the_topology_is_written(lab: Lab, flow: Flow) -> None:
         assert path.read_text().startswith("# Written by midstream daemon on ")
     told = command(lab, "hardworker", "status", "--config", lab.config, "--json").object
     assert (told["daemon"]["state"], told["daemon"]["mode"]) == ("working", "fast")
+    assert [state(lab, name)["rejected"] for name in HOSTS] == [{}, {}, {}]
     assert told["hardworker"]["counters"][SENSOR]["opened"] == 1
     told_in_words = command(
         lab, "logger", "status", "--config", daemons.folder(lab, "logger") / "config.toml"
@@ -349,9 +351,13 @@ def impostor(key: bytes) -> None:
     """Announce a logger, with another key."""
 
     async def announce() -> None:
-        said = announcement(role="logger", name="impostor", ip="10.83.0.66", started=time.time())
+        said = announcement(role="logger", name="impostor", ip="10.83.0.66")
         own = discovery.Discovery(
-            IPv4Address(SENSOR), Key(key), heard=lambda _: None, rejected=lambda _: None
+            IPv4Address(SENSOR),
+            Key(key),
+            stamp=Voice().stamp,
+            heard=lambda _: None,
+            rejected=lambda _: None,
         )
         await own.start(said)
         for _ in range(10):  # multicast may be lost

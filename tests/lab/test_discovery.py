@@ -13,6 +13,7 @@ from tests.unit.announcements import announcement
 from midstream.daemon import interface
 from midstream.daemon.announcement import Announcement
 from midstream.daemon.discovery import ANSWER, Discovery
+from midstream.daemon.freshness import Ear, Voice
 from midstream.daemon.seal import Key
 from midstream.errors import NetworkError
 from midstream.lab import Lab, daemons
@@ -32,14 +33,15 @@ def test_a_newcomer_is_answered_soon(lab: Lab) -> None:
 
 
 def told_after(key: Path) -> list[float]:
-    """Announce a host that has just started, several times; the seconds until the sensor's next word."""
+    """Announce a host that asks, several times; the seconds until the sensor's next word."""
 
     async def announce() -> list[float]:
         words: asyncio.Queue[IPv4Address] = asyncio.Queue()
         own = Discovery(
             IPv4Address(HARDWORKER),
             Key.load(key),
-            heard=lambda said: words.put_nowait(said.ip),
+            stamp=lambda: Voice().stamp(Ear(1).challenge()),
+            heard=lambda word: words.put_nowait(word.said.ip),
             rejected=lambda _: None,
         )
         await own.start(newcomer())
@@ -60,7 +62,7 @@ def told_after(key: Path) -> list[float]:
 
 
 def newcomer() -> Announcement:
-    return announcement(role="hardworker", ip=HARDWORKER, started=time.time())
+    return announcement(role="hardworker", ip=HARDWORKER)
 
 
 ADDRESSES = {

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from midstream.daemon.announcement import Announcement
+from midstream.daemon.announcement import Announcement, Word
+from midstream.daemon.freshness import Ear, Voice
 
 
 def announcement(**fields: Any) -> Announcement:
@@ -15,7 +16,14 @@ def announcement(**fields: Any) -> Announcement:
         "mtu": 1500,
         "port": 12346,
         "version": "0.1",
-        "started": 1000.0,
         "time": 2000.0,
     }
     return Announcement(**facts | fields)
+
+
+def word(voice: Voice | None = None, ear: Ear | None = None, **fields: Any) -> Word:
+    """What a host says, in answer to what `ear` asks."""
+    voice = voice or Voice()
+    if ear:
+        voice.answer(ear.challenge())
+    return Word(said=announcement(**fields), stamp=voice.stamp())

@@ -177,13 +177,16 @@ def test_an_answer_without_the_key_or_a_repeated_one_is_none() -> None:
     asker, _ = asyncio.run(beat(Heartbeat(Key(b"other" * 8), lambda: True, lambda: None)))
     watched = asker.watched[str(HOME)]
     assert watched.answered == 0
-    answer = KEY.seal("answer", json.dumps({"number": "0" * 16, "serving": True}).encode())
-    asker.take(watched, answer)
+    said = {"from": str(HOME), "to": watched.own, "serving": True}
+    asker.take(watched, KEY.seal("answer", json.dumps(said | {"number": "0" * 16}).encode()))
     assert watched.answered == 0, "nobody asked that"
-    number = next(iter(watched.asked))
-    answer = KEY.seal("answer", json.dumps({"number": number, "serving": True}).encode())
-    asker.take(watched, KEY.seal("question", json.dumps({"number": number, "serving": True}).encode()))
+    said["number"] = next(iter(watched.asked))
+    asker.take(watched, KEY.seal("question", json.dumps(said).encode()))
     assert watched.answered == 0, "a question is no answer"
+    for name in ("from", "to"):
+        asker.take(watched, KEY.seal("answer", json.dumps(said | {name: "127.0.0.9"}).encode()))
+        assert watched.answered == 0, "of another host, or to another"
+    answer = KEY.seal("answer", json.dumps(said).encode())
     asker.take(watched, answer)
     assert watched.answered > 0
     watched.answered = 0.0

@@ -8,8 +8,9 @@ import pytest
 from tests.unit.announcements import announcement
 
 from midstream.config import Config, DaemonSection, DataSection, NetworkSection
-from midstream.daemon.announcement import Announcement, Mark
+from midstream.daemon.announcement import Announcement, Mark, Word
 from midstream.daemon.failover import GRACE, Choice, choose
+from midstream.daemon.freshness import Voice
 from midstream.daemon.heartbeat import SILENCE, STEADY, Watched
 from midstream.daemon.peers import Peers
 from midstream.daemon.plan import decide_mark, make_plan
@@ -35,7 +36,6 @@ def host(role: str, last: int, **fields: Any) -> Announcement:
         "name": f"{role}-{last}",
         "ip": f"192.0.2.{last}",
         "mac": f"02:00:00:00:00:{last:02x}",
-        "started": 1.0,
         "time": 1.0,
         "mark": MARK if role == "hardworker" else None,
     }
@@ -45,7 +45,9 @@ def host(role: str, last: int, **fields: Any) -> Announcement:
 def heard(*hosts: Announcement) -> Peers:
     peers = Peers(10)
     for one in hosts:
-        peers.hear(one, wall=1, now=1)
+        voice = Voice()
+        voice.answer(peers.ear.challenge())
+        peers.hear(Word(said=one, stamp=voice.stamp()), wall=1, now=1)
     return peers
 
 
@@ -105,15 +107,6 @@ def test_a_role_is_missing(peers: list[Announcement], text: str) -> None:
 def test_fewer_sensors_than_are_wanted() -> None:
     plan = make_plan(Config(daemon=DaemonSection(sensors=2)), OWN, heard(LOGGER, SENSOR), None)
     assert plan.reason.startswith("1 of daemon.sensors = 2 sensors have been heard")
-
-
-def test_a_role_is_missing_because_its_clock_is_off() -> None:
-    peers = heard(SENSOR)
-    peers.hear(host("logger", 3, time=100.0), wall=1, now=1)
-    assert (
-        "the clock of logger logger-3 (192.0.2.3) is 99.0 s ahead"
-        in make_plan(Config(), OWN, peers, None).reason
-    )
 
 
 def test_two_claim_one_role() -> None:

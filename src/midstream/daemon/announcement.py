@@ -1,12 +1,12 @@
 """What a daemon tells the others of its host, sealed so that only they can read or say it."""
 
 import json
-import time
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midstream.config import Role
+from midstream.daemon.freshness import Stamp
 from midstream.daemon.seal import ForgedError, Key
 from midstream.network import Ip, Mac
 
@@ -32,8 +32,8 @@ class Mark(_Said):
 
 
 class Announcement(_Said):
-    """A host. port: where its daemon answers heartbeats (UDP). started, time: seconds since 1970, when its
-    daemon was started and when this was said. standby: a logger that waits until another fails."""
+    """A host. port: where its daemon answers heartbeats (UDP). time: seconds since 1970, by its clock.
+    standby: a logger that waits until another fails."""
 
     role: Role
     name: Name
@@ -42,7 +42,6 @@ class Announcement(_Said):
     mtu: int = Field(ge=68, le=65535)
     port: int = Field(ge=1, le=65535)
     version: Name
-    started: float
     time: float = 0.0
     standby: bool = False
     leaving: bool = False
@@ -51,15 +50,21 @@ class Announcement(_Said):
     def __str__(self) -> str:
         return f"{self.role} {self.name} ({self.ip})"
 
+
+class Word(BaseModel):
+    """An announcement, and the proof that it is said now."""
+
+    said: Announcement
+    stamp: Stamp
+
     def sealed(self, key: Key) -> bytes:
-        """The text of a TXT record that says this, now."""
-        said = self.model_copy(update={"time": time.time()})
-        sealed = key.seal(_PURPOSE, said.model_dump_json(exclude_none=True).encode())
+        """The text of a TXT record that says this."""
+        sealed = key.seal(_PURPOSE, self.model_dump_json(exclude_none=True).encode())
         pieces = [sealed[start : start + _STRING] for start in range(0, len(sealed), _STRING)]
         return b"".join(bytes([len(piece)]) + piece for piece in pieces)
 
 
-def unseal(key: Key, text: bytes) -> Announcement:
+def unseal(key: Key, text: bytes) -> Word:
     """What a TXT record says. Raises ForgedError if it was not made with this key, or makes no sense."""
     sealed = bytearray()
     while text:
@@ -69,6 +74,6 @@ def unseal(key: Key, text: bytes) -> Announcement:
         sealed += text[1:end]
         text = text[end:]
     try:
-        return Announcement.model_validate(json.loads(key.open(_PURPOSE, bytes(sealed))))
+        return Word.model_validate(json.loads(key.open(_PURPOSE, bytes(sealed))))
     except ValueError as error:  # ValidationError is one
         raise ForgedError from error

@@ -6,6 +6,7 @@ of zeroconf is bounded (10,000 records), and so is ours (peers.py).
 """
 
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -14,27 +15,29 @@ from zeroconf import IPVersion, RecordUpdate, RecordUpdateListener, ServiceInfo,
 from zeroconf._dns import DNSText
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
-from midstream.daemon.announcement import Announcement, unseal
+from midstream.daemon.announcement import Announcement, Word, unseal
+from midstream.daemon.freshness import Stamp
 from midstream.daemon.seal import ForgedError, Key
 from midstream.errors import NetworkError
 
 TYPE = "_midstream._tcp.local."
 INTERVAL = 4.0  # seconds between two announcements of the same
-ANSWER = 0.5  # seconds that lie between two at least, also while hosts keep coming
+ANSWER = 0.25  # seconds that lie between two at least, also while hosts keep asking
 
 
 class Discovery:
-    """heard(announcement) is called for each authentic word, rejected(why) for every other."""
+    """heard(word) is called for each authentic word, rejected(why) for every other, stamp() for our own."""
 
     def __init__(
         self,
         ip: IPv4Address,
         key: Key,
         *,
-        heard: Callable[[Announcement], None],
+        stamp: Callable[[], Stamp],
+        heard: Callable[[Word], None],
         rejected: Callable[[str], None],
     ) -> None:
-        self._ip, self._key = ip, key
+        self._ip, self._key, self._stamp = ip, key, stamp
         self._name = secrets.token_hex(8)
         try:
             self._zeroconf = AsyncZeroconf(interfaces=[str(ip)], ip_version=IPVersion.V4Only)
@@ -87,7 +90,9 @@ class Discovery:
             TYPE,
             f"{self._name}.{TYPE}",
             port=said.port,
-            properties=said.sealed(self._key),
+            properties=Word(said=said.model_copy(update={"time": time.time()}), stamp=self._stamp()).sealed(
+                self._key
+            ),
             server=f"{self._name}.local.",
             addresses=[self._ip.packed],
         )
@@ -97,7 +102,7 @@ class _Listener(RecordUpdateListener):
     """Takes the TXT records of our type, as they come."""
 
     def __init__(
-        self, own: str, key: Key, heard: Callable[[Announcement], None], rejected: Callable[[str], None]
+        self, own: str, key: Key, heard: Callable[[Word], None], rejected: Callable[[str], None]
     ) -> None:
         super().__init__()
         self._own, self._key, self._heard, self._rejected = f"{own}.{TYPE}".lower(), key, heard, rejected
@@ -112,11 +117,11 @@ class _Listener(RecordUpdateListener):
             if name == self._own or not name.endswith(f".{TYPE}"):
                 continue
             try:
-                said = unseal(self._key, record.text)
+                word = unseal(self._key, record.text)
             except ForgedError:
                 self._rejected(f"{record.name.removesuffix(f'.{TYPE}')[:63]!r} without the key")
             else:
-                self._heard(said)
+                self._heard(word)
 
     def async_update_records_complete(self) -> None:
         """Nothing is left to do."""

@@ -1,8 +1,9 @@
-"""Does a logger live? Asked ten times a second, over UDP, sealed: its daemon answers for host and service.
+"""Does a logger live? Asked ten times a second, by UDP, sealed: its daemon answers for host and service.
 
-A question bears a random number, and its answer the same, so nothing that was recorded answers anything. A
-daemon that is not there while its host is (ICMP: port unreachable) leaves the logger as it was last: it
-serves without its daemon.
+A question names who asks whom, and bears a random number; its answer names both, and the number. So nothing
+that was recorded, or that another host says, answers it. A question that was asked before is not answered:
+who asks answers a challenge first (freshness.py). A daemon that is not there while its host is (ICMP: port
+unreachable) leaves the logger as it was last: it serves without its daemon.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from midstream.daemon.freshness import Ear, Stamp, Voice
 from midstream.daemon.seal import ForgedError, Key
 from midstream.errors import NetworkError
 
@@ -24,6 +26,8 @@ INTERVAL = 0.1  # seconds between two questions
 SILENCE = 0.6  # seconds without an answer after which a logger counts as gone: five answers were missed
 EXCUSE = 1.5  # seconds of silence that are excused after a change of addresses
 STEADY = 0.5  # seconds for which it must have served again before it counts as back
+
+ASKERS = 64  # of whom a daemon knows that they ask now
 
 _QUESTION, _ANSWER = "question", "answer"
 _LISTEN = "0A"  # state of a socket in /proc/net/tcp
@@ -35,7 +39,10 @@ class Watched:
 
     address: tuple[str, int]
     link: socket.socket | None = None
+    own: str = ""  # our address towards it
     asked: dict[str, float] = field(default_factory=dict)
+    voice: Voice = field(default_factory=Voice)
+    challenged: bool = False
     answered: float = 0.0
     refused: float = 0.0  # when its host last said that no daemon is there
     serving_since: float = 0.0  # without a silence; 0: it is not
@@ -66,6 +73,8 @@ class Heartbeat(asyncio.DatagramProtocol):
     def __init__(self, key: Key, serving: Callable[[], bool], changed: Callable[[], None]) -> None:
         self._key, self._serving, self._changed = key, serving, changed
         self._transport: asyncio.DatagramTransport | None = None
+        self._ip = ""
+        self._ear = Ear(ASKERS)
         self.watched: dict[str, Watched] = {}
 
     async def start(self, ip: IPv4Address, port: int) -> None:
@@ -78,7 +87,7 @@ class Heartbeat(asyncio.DatagramProtocol):
                 f"{ip}: UDP port {port} cannot be had ({error.strerror}); does another daemon run here? "
                 "Otherwise name another port in config.toml of all hosts: daemon.port"
             ) from error
-        self._transport = transport
+        self._transport, self._ip = transport, str(ip)
 
     def watch(self, hosts: dict[str, int]) -> None:
         """Ask these hosts, by address and port, and no others."""
@@ -102,23 +111,25 @@ class Heartbeat(asyncio.DatagramProtocol):
         now = time.monotonic()
         for watched in self.watched.values():
             watched.asked = {n: t for n, t in watched.asked.items() if now - t < 1.0}
-            number = secrets.token_hex(8)
-            watched.asked[number] = now
-            if watched.link:
-                try:
-                    watched.link.send(self._sealed(_QUESTION, {"number": number}))
-                except ConnectionRefusedError:  # the answer to the question before
-                    watched.refused = now
-                except OSError:  # no route in this moment
-                    continue
+            watched.challenged = False
+            self._ask(watched, now)
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
-        """Somebody asks: answer who has the key."""
+        """Somebody asks: answer whoever asks this host, from the address that is named, and now."""
         with suppress(ForgedError, ValueError, KeyError, TypeError, OSError):
-            number = json.loads(self._key.open(_QUESTION, data))["number"]
+            asked = json.loads(self._key.open(_QUESTION, data))
+            if asked["to"] != self._ip or asked["from"] != addr[0]:
+                return
+            answer: dict[str, object] = {"number": asked["number"], "from": self._ip, "to": asked["from"]}
+            match self._ear.judge(asked["from"], Stamp.model_validate(asked["stamp"])):
+                case "first" | "fresh":
+                    answer["serving"] = self._serving()
+                case "unproven":
+                    answer["challenge"] = self._ear.challenge()
+                case _:
+                    return
             if self._transport and not self._transport.is_closing():
-                answer = self._sealed(_ANSWER, {"number": number, "serving": self._serving()})
-                self._transport.sendto(answer, addr)
+                self._transport.sendto(self._sealed(_ANSWER, answer), addr)
 
     def close(self) -> None:
         for watched in self.watched.values():
@@ -130,18 +141,40 @@ class Heartbeat(asyncio.DatagramProtocol):
         """An answer has come from there: believe it if it was made with the key, to a question of ours."""
         try:
             answer = json.loads(self._key.open(_ANSWER, data))
-            number, serving = str(answer["number"]), bool(answer["serving"])
-        except (ForgedError, ValueError, KeyError, TypeError):
+            number, names = str(answer["number"]), (answer["from"], answer["to"])
+            challenge = answer.get("challenge")
+            serving = challenge is None and bool(answer["serving"])
+        except (ForgedError, ValueError, KeyError, TypeError, AttributeError):
             return
-        if watched.asked.pop(number, None) is None:
+        if names != (watched.address[0], watched.own) or watched.asked.pop(number, None) is None:
             return
         now = time.monotonic()
+        if challenge is not None:
+            watched.voice.answer(str(challenge))
+            if not watched.challenged:  # once a question
+                watched.challenged = True
+                self._ask(watched, now)
+            return
         was = not watched.reason(now)
         watched.answered = now
         watched.serving_since = (watched.serving_since if was else now) if serving else 0.0
         watched.seen_up |= serving
         if was != serving:
             self._changed()
+
+    def _ask(self, watched: Watched, now: float) -> None:
+        if watched.link is None:
+            return
+        number = secrets.token_hex(8)
+        watched.asked[number] = now
+        names = {"from": watched.own, "to": watched.address[0]}
+        question = {"number": number, **names, "stamp": watched.voice.stamp().model_dump()}
+        try:
+            watched.link.send(self._sealed(_QUESTION, question))
+        except ConnectionRefusedError:  # the answer to the question before
+            watched.refused = now
+        except OSError:  # no route in this moment
+            return
 
     def _sealed(self, purpose: str, said: dict[str, object]) -> bytes:
         return self._key.seal(purpose, json.dumps(said).encode())
@@ -154,7 +187,7 @@ class Heartbeat(asyncio.DatagramProtocol):
         except OSError:  # no route in this moment; the next comparison tries again
             sock.close()
             return
-        watched.link = sock
+        watched.link, watched.own = sock, str(sock.getsockname()[0])
         asyncio.get_running_loop().add_reader(sock, self._receive, watched)
 
     def _receive(self, watched: Watched) -> None:

@@ -55,7 +55,7 @@ def make_plan(
         if len(found) < (config.daemon.sensors if name == "sensor" and own.role != "sensor" else 1)
     ]
     if missing:
-        return Plan(None, _missing(missing, len(sensors), config, peers), waiting=True)
+        return Plan(None, _missing(missing, len(sensors), config), waiting=True)
     hardworker = hardworkers[0]
     mark = hardworker.mark
     if mark is None:
@@ -78,12 +78,10 @@ def make_plan(
 _ROLES: tuple[Role, ...] = ("sensor", "hardworker", "logger")
 
 
-def _missing(missing: list[str], sensors: int, config: Config, peers: Peers) -> str:
+def _missing(missing: list[str], sensors: int, config: Config) -> str:
     text = f"no {' and no '.join(missing)} has been heard"
     if missing == ["sensor"] and sensors:
         text = f"{sensors} of daemon.sensors = {config.daemon.sensors} sensors have been heard"
-    if peers.skewed:
-        return f"{text}; {'; '.join(peers.skewed.values())}"
     return (
         f"{text}; see that `midstream daemon` runs there with the same key, and that the switch passes "
         "multicast (224.0.0.251, UDP port 5353)"

@@ -21,9 +21,10 @@ from typing import Any, ParamSpec, TypeVar
 from midstream import network
 from midstream.config import Config
 from midstream.daemon import failover, heartbeat, interface, status
-from midstream.daemon.announcement import Announcement
+from midstream.daemon.announcement import Announcement, Word
 from midstream.daemon.discovery import ANSWER, INTERVAL, Discovery
 from midstream.daemon.failover import Choice
+from midstream.daemon.freshness import Stamp, Voice
 from midstream.daemon.heartbeat import Heartbeat, is_listening
 from midstream.daemon.host import ThisHost
 from midstream.daemon.interface import Interface
@@ -61,7 +62,7 @@ class Service:
         self._interface = self._read_interface()
         self._peers = Peers(config.daemon.clock)
         self._plan = Plan(None, "nothing has been heard yet", waiting=True)
-        self._started, self._started_wall = time.monotonic(), time.time()
+        self._started = time.monotonic()
         self._choice = Choice("fast", "")
         self._choice_since = self._started
         self._repairs: deque[str] = deque(maxlen=_KEPT)
@@ -73,7 +74,7 @@ class Service:
         self._changed = asyncio.Event()
         self._discovery: Discovery | None = None
         self._said: Announcement | None = None
-        self._newcomer = False
+        self._voice = Voice()
         self._heartbeat: Heartbeat | None = None
         self._expected = self._started + _TURN  # when the comparison in hand has to be done
         self._status = ""
@@ -213,8 +214,9 @@ class Service:
             )
         if daemon.explore and self._key:
             self._discovery = Discovery(
-                self._interface.ip, self._key, heard=self._hear, rejected=self._reject
+                self._interface.ip, self._key, stamp=self._stamp, heard=self._hear, rejected=self._reject
             )
+            self._voice = Voice()  # the one before has said goodbye
             self._said = self._own()
             await self._discovery.start(self._said)
         self._log(
@@ -242,20 +244,28 @@ class Service:
             mtu=found.mtu,
             port=self._config.daemon.port,
             version=_VERSION,
-            started=self._started_wall,
             standby=self._config.daemon.standby,
             mark=mark,
         )
 
-    def _hear(self, said: Announcement) -> None:
-        verdict = self._peers.hear(said, wall=time.time(), now=time.monotonic())
+    def _stamp(self) -> Stamp:
+        ear = self._peers.ear
+        return self._voice.stamp(ear.challenge() if ear.wants else None)
+
+    def _hear(self, word: Word) -> None:
+        said = word.said
+        if word.stamp.run == self._voice.run:
+            self._rejected["old"] += 1  # our own, from somebody else
+            return
+        if word.stamp.asks:
+            self._voice.answer(word.stamp.asks)
+        verdict = self._peers.hear(word, wall=time.time(), now=time.monotonic())
         if verdict in ("new", "changed"):
             self._log("heard", host=said, mac=said.mac, what="leaving" if said.leaving else verdict)
             self._changed.set()
-            self._newcomer |= verdict == "new"
-        elif verdict == "clock":
-            self._reject(self._peers.skewed[said.ip], kind="clock")
-        elif verdict != "same":
+            if skewed := self._peers.skewed.get(said.ip):
+                self._log("clock", level="warning", reason=skewed)
+        elif verdict in ("old", "full"):
             self._rejected[verdict] += 1
 
     def _reject(self, reason: str, *, kind: str = "key") -> None:
@@ -277,10 +287,10 @@ class Service:
             if now >= last_pulse + _PULSE and now < self._expected:
                 last_pulse = now
                 notify("WATCHDOG=1")
-            # A newcomer may have begun to listen after the last announcement.
-            due = last_word + (ANSWER if self._newcomer else INTERVAL)
+            # Whether somebody speaks now is asked and answered at once.
+            due = last_word + (ANSWER if self._voice.owes or self._peers.ear.wants else INTERVAL)
             if now >= due and self._discovery and self._said:
-                last_word, self._newcomer = now, False
+                last_word = now
                 await self._discovery.announce(self._said)
             if self._heartbeat and self._heartbeat.watched:
                 self._heartbeat.ask()
@@ -362,6 +372,8 @@ class Service:
             await self._start_talking()
         for said in self._peers.expire(time.monotonic()):
             self._log("silent", level="warning", host=said)
+        if repeated := self._peers.ear.unanswered():
+            self._rejected["old"] += repeated
         own = self._own()
         self._plan = self._make_plan(own)
         topology = self._plan.topology

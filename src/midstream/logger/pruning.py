@@ -12,29 +12,36 @@ from pathlib import Path
 
 from midstream.config import Config
 from midstream.errors import StoreError
-from midstream.logger.retention import prune
+from midstream.logger.retention import Retention
 
-INTERVAL = 5.0  # seconds between two looks
-SHARE = 20  # times as long as a look took it rests at least
+INTERVAL = 0.5  # seconds between two looks
+SHARE = 4  # times as long as a look took it rests at least, if there was nothing to remove
 
 
 def keep_within(config: Config) -> None:
     """Prune for ever. What hinders it is said once on standard error."""
     logger, said = config.logger, ""
+    retention = Retention(
+        config.database_url,
+        keep_ns=int(logger.keep_age * 1e9),
+        keep_bytes=logger.keep_size,
+        told=lambda what: _say(f"logger: {what}"),
+    )
     while True:
         began = time.monotonic()
+        share = SHARE
         try:
-            prune(
-                config.database_url,
-                keep_ns=int(logger.keep_age * 1e9) or None,
-                keep_bytes=logger.keep_size or None,
-            )
+            share = 0 if retention.look().messages else SHARE
             said = ""
         except StoreError as error:
             if str(error) != said:
                 said = str(error)
-                print(f"logger: nothing is removed just now: {said}", file=sys.stderr, flush=True)
-        time.sleep(max(INTERVAL, SHARE * (time.monotonic() - began)))
+                _say(f"logger: nothing is removed just now: {said}")
+        time.sleep(max(INTERVAL, share * (time.monotonic() - began)))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -5,19 +5,29 @@ shrink: the logger uses the room again.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, column, delete, func, inspect, select, table, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, column, delete, func, inspect, select, table, text, update
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from midstream.errors import StoreError
 from midstream.logger import schema
-from midstream.logger.opening import failed, open_engine, stored_version
-from midstream.logger.store import FRAME
+from midstream.logger.marks import Kept, Mark, Marks
+from midstream.logger.opening import LOCK_TIMEOUT, failed, open_engine, stored_version
+from midstream.logger.passed import KERNEL, Clocks
 
-ROWS = 2000  # that a transaction removes
-SAMPLES = 64  # of a connection, when it is looked for how much must go
-PAUSE = 0.01  # seconds between two transactions, for the logger to have its turn
+ROWS = 2000  # that the first transaction removes; the next ones as many as fit into HOLD
+MOST_ROWS = 50_000
+HOLD = 0.04  # seconds of a transaction
+PAUSE = 0.01  # seconds between two of them at least, and as long as one took: the logger has its turn
+SAVE = 10.0  # seconds after which it is written down how old the messages are
+RETRY = 0.001  # seconds between two tries to begin where another program writes
+BEHIND = 16  # a part of keep_bytes by which it may be exceeded before the logger waits, on a server
+PIECES = 256  # of keep_bytes
+SPANS = 64  # of keep_ns
+FUTURE = 60 * 10**9  # ns by which a message may be later than the clock
 
 
 @dataclass(slots=True)
@@ -30,18 +40,44 @@ class Removed:
     before_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What there is of a connection. `start` and `end`: where in its stream, None if version 1 stored it."""
+class Retention:
+    """Keeps a database within `keep_ns`, by the time that is counted (passed.py), and `keep_bytes`, by a look
+    now and then. 0: all is kept. told() says what a person should know."""
 
-    id: int
-    open: bool
-    frame: int
-    first: int
-    last: int
-    first_ns: int
-    start: int | None
-    end: int | None
+    def __init__(
+        self,
+        url: str,
+        *,
+        keep_ns: int,
+        keep_bytes: int,
+        told: Callable[[str], None],
+        clocks: Clocks = KERNEL,
+    ) -> None:
+        self._url, self._keep_ns, self._keep_bytes, self._told = url, keep_ns, keep_bytes, told
+        endless = 1 << 62
+        self._marks = Marks(clocks, (keep_bytes or endless) // PIECES, (keep_ns or endless) // SPANS)
+        self._save_at = 0.0
+
+    def look(self) -> Removed:
+        """Remove what has to go now. Raises StoreError."""
+        removed = Removed()
+        with _opened(self._url, read_only=False) as eraser:
+            with eraser.engine.connect() as database:
+                now = self._marks.look(database)
+            if told := self._marks.passed.told():
+                self._told(told)
+            if time.monotonic() >= self._save_at:
+                with eraser.writing() as database:
+                    self._marks.save(database)
+                self._save_at = time.monotonic() + SAVE
+            if self._keep_ns:
+                for kept in list(self._marks.kept.values()):
+                    old = [mark for mark in kept.marks if mark.counted_ns <= now - self._keep_ns]
+                    if old:
+                        eraser.remove_piece(self._marks, kept, old[-1], removed)
+            if self._keep_bytes:
+                _remove_oldest(eraser, self._marks, self._keep_bytes, removed)
+        return removed
 
 
 def prune(
@@ -52,154 +88,184 @@ def prune(
     now_ns: int | None = None,
     dry_run: bool = False,
 ) -> Removed:
-    """Remove what is older than `keep_ns`, and then the oldest messages until the streams stored have at most
-    `keep_bytes`. None: keep all. It removes up to a 64th of each connection more than it must.
+    """Remove what is older than `keep_ns` by this host's clock, and then the oldest messages until the stored
+    streams have at most `keep_bytes`. None: keep all. It removes up to a 64th of each connection too much.
 
-    StoreError if the database is not there, is of version 1, or cannot be written.
+    StoreError if the database is not there, is of version 1, or cannot be written, and for `keep_ns` if its
+    messages are from the future.
     """
-    engine, name = open_engine(url, read_only=dry_run)
-    try:
+    removed = Removed()
+    with _opened(url, read_only=dry_run) as eraser:
+        marks = Marks(KERNEL, (keep_bytes or 0) // PIECES, 0)
+        with eraser.engine.connect() as database:
+            marks.look(database)
+        if keep_ns is not None:
+            now = time.time_ns() if now_ns is None else now_ns
+            _refuse_future(marks, now, eraser.name)
+            removed.before_ns = now - keep_ns
+            for kept in list(marks.kept.values()):
+                eraser.remove_before(marks, kept, now - keep_ns, removed)
+        if keep_bytes is not None:
+            _remove_oldest(eraser, marks, keep_bytes, removed)
+    return removed
+
+
+def _refuse_future(marks: Marks, now: int, name: str) -> None:
+    latest = max((mark.received_ns for kept in marks.kept.values() for mark in kept.marks), default=0)
+    if latest > now + FUTURE:
+        raise StoreError(
+            f"{name}: its newest message is {(latest - now) / 1e9:,.0f} s later than this host's clock: one "
+            "of them is wrong, so no message's age is known. What to do: set the clock; to make room all the "
+            "same, use --keep-size"
+        )
+
+
+def _remove_oldest(eraser: "_Eraser", marks: Marks, keep_bytes: int, removed: Removed) -> None:
+    """By when they were first seen, and by the clock where that was at once."""
+    total = sum(kept.size for kept in marks.kept.values())
+    if total <= keep_bytes:
+        return
+    eraser.exclusive = total > keep_bytes + keep_bytes // BEHIND
+    pieces = sorted(
+        (
+            (mark.counted_ns, mark.received_ns, kept.id, mark)
+            for kept in marks.kept.values()
+            for mark in kept.marks
+        ),
+        key=lambda piece: piece[:3],
+    )
+    for _, received, key, mark in pieces:
+        if total <= keep_bytes:
+            break
+        kept = marks.kept[key]
+        total -= mark.end - kept.start
+        removed.before_ns = max(removed.before_ns or 0, received + 1)
+        eraser.remove_piece(marks, kept, mark, removed)
+
+
+class _Eraser:
+    """Removes messages from a database. exclusive: let the logger wait for it, turn by turn, where it would
+    not by itself."""
+
+    def __init__(self, engine: Engine, name: str, dry_run: bool) -> None:
+        self.engine, self.name = engine, name
+        self.exclusive = False
+        self._dry_run = dry_run
+        self._rows = ROWS
         with engine.connect() as database:
             if stored_version(database, name) < schema.VERSION:
                 raise StoreError(
                     f"{name}: its tables have version 1, which cannot note what was removed. "
                     "What to do: start the logger once, which brings them up to date"
                 )
-            readings = schema.READINGS in inspect(database).get_table_names()
-        now = time.time_ns() if now_ns is None else now_ns
-        cutoff = now - keep_ns if keep_ns is not None else None
-        connections = _connections(engine)
-        if keep_bytes is not None:
-            needed = _cutoff_for(engine, connections, keep_bytes, cutoff)
-            cutoff = max((each for each in (cutoff, needed) if each is not None), default=None)
-        removed = Removed(before_ns=cutoff)
-        for connection in connections:
-            if cutoff is not None and connection.first_ns < cutoff:
-                _remove(engine, connection, cutoff, removed, readings, dry_run)
+            self._has_readings = inspect(database).has_table(schema.READINGS)
+        self._touched: set[int] = set()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction. SQLite's own waiting sleeps longer and longer, and would never come between a busy
+        logger's."""
+        with self.engine.connect() as database:
+            if self.engine.dialect.name == "sqlite":
+                database.exec_driver_sql("PRAGMA busy_timeout = 0")
+                database.exec_driver_sql("PRAGMA synchronous = NORMAL")  # the logger's next commit syncs
+                deadline = time.monotonic() + LOCK_TIMEOUT
+                while True:
+                    try:
+                        database.exec_driver_sql("BEGIN IMMEDIATE")
+                        break
+                    except OperationalError as error:
+                        if "locked" not in str(error) or time.monotonic() > deadline:
+                            raise
+                        time.sleep(RETRY)
+            elif self.exclusive and self.engine.dialect.name == "postgresql":
+                database.execute(text("LOCK TABLE messages IN SHARE ROW EXCLUSIVE MODE"))
+            yield database
+            database.commit()
+
+    def remove_piece(self, marks: Marks, kept: Kept, mark: Mark, removed: Removed) -> None:
+        """Everything up to a mark; of an open connection the last message stays: there the logger goes on."""
+        stays = kept.open and mark is kept.marks[-1]
+        self._remove(kept, mark.sequence - stays, removed)
+        marks.removed(kept, mark)
+
+    def remove_before(self, marks: Marks, kept: Kept, cutoff: int, removed: Removed) -> None:
+        """The messages in front of the first that came at the cutoff or later, by the clock."""
+        messages = schema.messages
+        query = select(func.min(messages.c.sequence)).where(
+            messages.c.connection_id == kept.id, messages.c.received_ns >= cutoff
+        )
+        with self.engine.connect() as database:
+            first = database.execute(query).scalar()
+        if first is None:
+            if kept.marks:
+                self.remove_piece(marks, kept, kept.marks[-1], removed)
+            return
+        self._remove(kept, first - 1, removed)
+        for mark in [mark for mark in kept.marks if mark.sequence < first]:
+            marks.removed(kept, mark)
+
+    def _remove(self, kept: Kept, last: int, removed: Removed) -> None:
+        position = kept.first
+        while position <= last:
+            began = time.monotonic()
+            below = min(position + self._rows, last + 1)
+            if self._dry_run:
+                with self.engine.connect() as database:
+                    count, size = self._count(database, kept, below, position)
+            else:
+                with self.writing() as database:
+                    began = time.monotonic()
+                    count, size = self._count(database, kept, below, position)
+                    self._delete(database, kept, below)
+            removed.messages += count
+            removed.bytes += size
+            if count and kept.id not in self._touched:
+                self._touched.add(kept.id)
+                removed.connections += 1
+            position = below
+            took = time.monotonic() - began
+            if not self._dry_run:
+                wanted = int((below - position or self._rows) * HOLD / max(took, 1e-4))
+                self._rows = min(MOST_ROWS, max(ROWS, wanted))
+                time.sleep(max(PAUSE, took))
+
+    def _count(self, database: Connection, kept: Kept, below: int, first: int) -> tuple[int, int]:
+        messages = schema.messages
+        query = select(func.count(), func.coalesce(func.sum(func.length(messages.c.payload)), 0)).where(
+            messages.c.connection_id == kept.id,
+            messages.c.sequence >= first,
+            messages.c.sequence < below,
+        )
+        count, size = database.execute(query).one()
+        return count, int(size)
+
+    def _delete(self, database: Connection, kept: Kept, below: int) -> None:
+        """Note it first: another database may have taken the place of the one that was looked at."""
+        known = schema.connections
+        noted = database.execute(
+            update(known)
+            .where(known.c.id == kept.id, known.c.token.is_not_distinct_from(kept.token))
+            .values(pruned=below)
+        )
+        if noted.rowcount != 1:
+            raise StoreError(
+                f"{self.name}: connection {kept.id} is another one than a moment ago: was the database "
+                "replaced? Nothing of it is removed now"
+            )
+        tables = [schema.messages]
+        if self._has_readings:
+            tables.append(table(schema.READINGS, column("connection_id"), column("sequence")))  # type: ignore[arg-type]
+        for each in tables:
+            database.execute(delete(each).where(each.c.connection_id == kept.id, each.c.sequence < below))
+
+
+@contextmanager
+def _opened(url: str, *, read_only: bool) -> Iterator[_Eraser]:
+    engine, name = open_engine(url, read_only=read_only)
+    try:
+        yield _Eraser(engine, name, read_only)
     except SQLAlchemyError as error:
         raise failed(name, error) from error
     finally:
         engine.dispose()
-    return removed
-
-
-def _connections(engine: Engine) -> list[_Kept]:
-    """Those that have messages, the oldest first. Each is a transaction of its own."""
-    table = schema.connections
-    query = select(table.c.id, table.c.closed_ns, table.c.framing).order_by(table.c.opened_ns, table.c.id)
-    with engine.connect() as database:
-        known = database.execute(query).all()
-    messages = schema.messages
-    found = []
-    for row in known:
-        ends = select(
-            messages.c.sequence,
-            messages.c.received_ns,
-            messages.c.stream_offset,
-            func.length(messages.c.payload).label("size"),
-        ).where(messages.c.connection_id == row.id)
-        with engine.connect() as database:
-            first = database.execute(ends.order_by(messages.c.sequence).limit(1)).first()
-            last = database.execute(ends.order_by(messages.c.sequence.desc()).limit(1)).first()
-        if first is None or last is None:
-            continue
-        frame = FRAME[row.framing or "fixed"]
-        end = None if last.stream_offset is None else last.stream_offset + last.size + frame
-        open_ = row.closed_ns is None
-        kept = (first.sequence, last.sequence, first.received_ns, first.stream_offset, end)
-        found.append(_Kept(row.id, open_, frame, *kept))
-    return found
-
-
-def _remove(
-    engine: Engine,
-    connection: _Kept,
-    cutoff: int,
-    removed: Removed,
-    readings: bool,
-    dry_run: bool,
-) -> None:
-    """The messages of a connection in front of its first that came at the cutoff or later."""
-    messages = schema.messages
-    keep = int(connection.open)  # by its last message the logger knows where to go on
-    position, some = connection.first, False
-    while True:
-        with engine.begin() as database:
-            oldest = database.execute(
-                select(messages.c.sequence, messages.c.received_ns, func.length(messages.c.payload))
-                .where(messages.c.connection_id == connection.id, messages.c.sequence >= position)
-                .order_by(messages.c.sequence)
-                .limit(ROWS + 1)
-            ).all()
-            count = next((index for index, row in enumerate(oldest) if row[1] >= cutoff), len(oldest))
-            count = min(count, ROWS, len(oldest) - keep)
-            if count:
-                position = oldest[count - 1][0] + 1
-                if not dry_run:
-                    _delete(database, connection.id, position, readings)
-        removed.messages += count
-        removed.bytes += sum(row[2] for row in oldest[:count])
-        removed.connections += bool(count) and not some
-        some = some or bool(count)
-        if count < ROWS:
-            return
-        if not dry_run:
-            time.sleep(PAUSE)
-
-
-def _delete(database: Connection, key: int, below: int, readings: bool) -> None:
-    tables = [schema.messages]
-    if readings:
-        tables.append(table(schema.READINGS, column("connection_id"), column("sequence")))  # type: ignore[arg-type]
-    for each in tables:
-        database.execute(delete(each).where(each.c.connection_id == key, each.c.sequence < below))
-    database.execute(update(schema.connections).where(schema.connections.c.id == key).values(pruned=below))
-
-
-def _cutoff_for(engine: Engine, connections: list[_Kept], keep_bytes: int, cutoff: int | None) -> int | None:
-    """The time before which messages must go for the rest to have at most `keep_bytes`; None: nothing must.
-
-    Each connection is looked at in SAMPLES places, where the offset in its stream tells what lies before.
-    """
-    sizes = [each.end - each.start for each in connections if each.start is not None and each.end is not None]
-    if sum(sizes) <= keep_bytes:
-        return None
-    pieces: list[tuple[int, int]] = []  # when the last message of a piece came, and the piece's bytes
-    for connection in connections:
-        if connection.start is None:
-            continue
-        step = max(1, -(-(connection.last + 1 - connection.first) // SAMPLES))
-        offset, latest = connection.start, connection.first_ns
-        for sequence in range(connection.first, connection.last + 1, step):
-            last = min(sequence + step - 1, connection.last)
-            found = _at(engine, connection, last)
-            if found is not None:
-                latest = max(latest, found[0])
-                pieces.append((latest, found[1] - offset))
-                offset = found[1]
-    total = sum(size for _, size in pieces)
-    gone = 0
-    needed = None
-    for received, size in sorted(pieces):
-        aged = cutoff is not None and received < cutoff
-        if not aged and total - gone <= keep_bytes:
-            break
-        gone += size
-        needed = received + 1
-    return needed
-
-
-def _at(engine: Engine, connection: _Kept, sequence: int) -> tuple[int, int] | None:
-    """When the last message up to a sequence came, and where its frame ends in the stream."""
-    messages = schema.messages
-    query = (
-        select(messages.c.received_ns, messages.c.stream_offset, func.length(messages.c.payload))
-        .where(messages.c.connection_id == connection.id, messages.c.sequence <= sequence)
-        .order_by(messages.c.sequence.desc())
-        .limit(1)
-    )
-    with engine.connect() as opened:
-        row = opened.execute(query).first()
-    if row is None or row[1] is None:
-        return None
-    return row[0], row[1] + row[2] + connection.frame
