@@ -376,7 +376,9 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
-        raise KernelError("libbpf.so.1 is missing; on Debian: `apt-get install libbpf1`") from error
+        raise KernelError(
+            "libbpf.so.1 is missing; install libbpf 1.0 or newer (Debian, Ubuntu: `apt-get install libbpf1`)"
+        ) from error
     for name in (
         "bpf_object__open_file",
         "bpf_object__next_map",
