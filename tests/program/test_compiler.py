@@ -118,9 +118,9 @@ def test_a_refusal_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
         .replace(" __attribute__((unused))", "")
     )
     monkeypatch.setattr(compiler, "SOURCES", sources)
-    with libbpf.Object(compiler.compile_program("pass", TOPOLOGY)) as program:
-        with pytest.raises(KernelError) as refused:
-            program.load()
+    refused_object = compiler.compile_program("pass", TOPOLOGY)
+    with libbpf.Object(refused_object) as program, pytest.raises(KernelError) as refused:
+        program.load()
     told = str(refused.value)
     assert "(long)ctx->data)[20];" in told and "r0 = *(u8 *)(r1 +20)" in told, told
     assert "invalid access to packet, off=20 size=1" in told, told

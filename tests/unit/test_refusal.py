@@ -47,7 +47,9 @@ def test_what_is_wrong_is_told(kernel: str, fault: str, log: str) -> None:
     told = explain(log)
     assert any(re.search(WRONG[fault], line) for line in told), told
     assert len(told) <= 10
-    assert not re.search(r"processed \d|Suggestion|Instruction context|failed to load|libbpf", "\n".join(told))
+    assert not re.search(
+        r"processed \d|Suggestion|Instruction context|failed to load|libbpf", "\n".join(told)
+    )
 
 
 def test_each_kernel_has_its_logs() -> None:

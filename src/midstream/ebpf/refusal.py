@@ -1,7 +1,7 @@
 """What the verifier has against a program: a few lines of its log, which is as long as it had to think.
 
-The log repeats each instruction and each line of the source that it came by. What is wrong follows the last of
-them; behind it stand figures and, from Linux 7.3 on, a report with a reason, the place, and advice.
+The log repeats each instruction and each line of the source that it came by. What is wrong follows the last
+of them. Behind it stand figures and, from Linux 7.3 on, a report with a reason, the place, and advice.
 """
 
 import re
@@ -22,7 +22,7 @@ _FIGURES = re.compile(
 
 
 def explain(log: str) -> list[str]:
-    """The line of the source, the instruction and what is wrong with it, from what libbpf says of a refused program.
+    """The line of the source, the instruction, and what is wrong with it, from libbpf's words of a refusal.
 
     Nothing if there is no log of a verifier in it, or one that ends before it says what is wrong.
     """
