@@ -1,6 +1,7 @@
 """An application that is slow, stopped, or not there: the sensor waits, and the logger gets nothing that the
 hardworker does not hold."""
 
+import mmap
 import os
 import signal
 import time
@@ -34,7 +35,10 @@ tiny_ring = pytest.mark.parametrize(
     "lab",
     [
         pytest.param({"hardworker": {"ring_size": f"{size}KiB", **WHOLE}}, id=f"{size} KiB", marks=marks)
-        for size, marks in ((4, [pytest.mark.slow]), (64, []))  # three messages at a time: many time-outs
+        for size, marks in (
+            (mmap.PAGESIZE >> 10, [pytest.mark.slow]),
+            (64, []),
+        )  # three messages at a time: many time-outs
     ],
     indirect=True,
 )

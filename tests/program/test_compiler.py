@@ -1,9 +1,11 @@
 """Every program that can be compiled is one that the kernel takes, whatever const.toml says."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 from tests.program.bench import CONNECTION, SHARE, TOPOLOGY, load
@@ -104,3 +106,22 @@ def test_settings_are_constant() -> None:
         assert libbpf.lookup(fd, bytes(4), records.SETTINGS.itemsize) == settings
         with pytest.raises(KernelError):
             libbpf.update(fd, bytes(4), bytes(records.SETTINGS.itemsize))
+
+
+def test_a_refusal_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of the source, the instruction and the reason, on whatever kernel this is."""
+    sources = shutil.copytree(compiler.SOURCES, tmp_path / "sources", ignore=shutil.ignore_patterns("*.py"))
+    source = sources / "pass.bpf.c"
+    source.write_text(
+        source.read_text()
+        .replace("return XDP_PASS;", "return ((__u8 *)(long)ctx->data)[20];")
+        .replace(" __attribute__((unused))", "")
+    )
+    monkeypatch.setattr(compiler, "SOURCES", sources)
+    refused_object = compiler.compile_program("pass", TOPOLOGY)
+    with libbpf.Object(refused_object) as program, pytest.raises(KernelError) as refused:
+        program.load()
+    told = str(refused.value)
+    assert "(long)ctx->data)[20];" in told and "r0 = *(u8 *)(r1 +20)" in told, told
+    assert "invalid access to packet, off=20 size=1" in told, told
+    assert "processed" not in told and len(told.splitlines()) <= 17

@@ -5,6 +5,7 @@ the application is killed. The real program runs in the kernel, the real reader 
 reference says what must come of it.
 """
 
+import mmap
 import random
 from collections.abc import Iterator
 from contextlib import closing
@@ -34,7 +35,7 @@ def small_bench() -> Iterator[Bench]:
     topology = replace(TOPOLOGY, size=SIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "JOURNAL_PENDING", JOURNAL)
-        with closing(Bench(topology, ring_size=8192, connections=64)) as bench:
+        with closing(Bench(topology, ring_size=2 * mmap.PAGESIZE, connections=64)) as bench:
             yield bench
 
 

@@ -1,6 +1,7 @@
 """While there is no logger sensors' packets go to the stack; what it has then, it keeps afterwards."""
 
 import ctypes
+import mmap
 import os
 import socket
 from collections.abc import Iterator
@@ -120,15 +121,16 @@ def test_the_daemon_breaks_off_a_connection_that_is_silent(bench: Bench) -> None
 
 
 def test_a_full_ring_keeps_the_connection_until_there_is_room() -> None:
-    with closing(Bench(ring_size=4096)) as bench:
+    with closing(Bench(ring_size=mmap.PAGESIZE)) as bench:
         sensor = Sensor(bench)
         sensor.open()
-        for position in range(0, 3000, 1000):
-            sensor.bench.run(sensor.frame(ACK, position, bytes(1000)))
-        while sensor.bench.run(sensor.frame(ACK, int(sensor.state["next"]), b"x"))[0] != XDP_DROP:
-            pass
+        for position in range(0, bench.ring.size, 1000):
+            bench.run(sensor.frame(ACK, position, bytes(1000)))
+        while (other := Sensor(bench)).bench.run(other.frame(SYN, -1))[0] != XDP_DROP:
+            pass  # the record of an opening is the smallest: for that of an end there is no room either
+        opened = bench.open_connections()
         assert break_off(bench, key(sensor)) == XDP_DROP
-        assert bench.open_connections() == 1
+        assert bench.open_connections() == opened
         bench.ring.take()
         assert break_off(bench, key(sensor)) == XDP_PASS
-        assert bench.open_connections() == 0
+        assert bench.open_connections() == opened - 1

@@ -22,7 +22,7 @@ from midstream.packet import Flags
 ACK, FIN, SYN, RST = Flags.ACK, Flags.FIN, Flags.SYN, Flags.RST
 PAGE = mmap.PAGESIZE
 EMPTY = HEAD + records.RECORD.itemsize  # bytes of a record without payload
-FRAME_LIMIT = 3520  # bytes a frame that BPF_PROG_TEST_RUN keeps in one page, as a driver does
+FRAME_LIMIT = PAGE - 576  # bytes a frame that BPF_PROG_TEST_RUN keeps in one page, as a driver does
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ def subject(role: Role, **settings: Any) -> Subject:
 def kernel(**changed: Any) -> Kernel:
     well: dict[str, Any] = {
         "release": "6.1.0-18-amd64",
-        "btf": True,
         "bpffs": True,
         "supports": {"XDP": True, "tc": True, "ring buffers": True},
         "capabilities": (1 << 41) - 1,
@@ -38,6 +37,7 @@ def kernel(**changed: Any) -> Kernel:
         "libbpf": "1.1",
         "compiler": "ziglang 0.13.0",
         "jit": 1,
+        "distribution": ("debian",),
     }
     return Kernel(**well | changed)
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from ipaddress import IPv4Address
@@ -273,6 +273,72 @@ def test_a_library(kept_with_libc: None, tmp_path: Path) -> None:
     source.write_text("int answer(void) { return }\n")
     with pytest.raises(CompileError, match="answer"):
         compiler.compile_library(source)
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "library": compiler.compile_library,
+    "executable": compiler.compile_executable,
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the compiler is asked for; it makes empty files."""
+    commands: list[list[str]] = []
+
+    def run(arguments: Iterable[str], target: Path, **_: object) -> None:
+        commands.append(list(arguments))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+
+    monkeypatch.setattr(compiler, "_run", run)
+    return commands
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_machine_has_its_own(
+    kept: Path, asked: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A cache may be shared by machines of several kinds; without a target the compiler would also use
+    features that only this machine has."""
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 41; }\n")
+    made = set()
+    for name in ("x86_64-linux-gnu", "aarch64-linux-gnu", "arm-linux-gnueabihf"):
+        monkeypatch.setattr(compiler, "architecture", lambda name=name: name)
+        made |= {KINDS[kind](source), KINDS[kind](source)}
+        target = asked[-1][asked[-1].index("-target") + 1]
+        assert target == (name if kind == "library" else name.replace("gnu", "musl"))
+    assert len(made) == len(asked) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_flags_make_another_for_user_space(
+    kept: Path, asked: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 41; }\n")
+    first = KINDS[kind](source)
+    monkeypatch.setattr(compiler, "_USER_FLAGS", (*compiler._USER_FLAGS, "-O3"))
+    second = KINDS[kind](source)
+    monkeypatch.setattr(compiler, "_compiler_version", lambda: "ziglang 99.0")
+    assert len({first, second, KINDS[kind](source)}) == 3
+
+
+def test_a_library_for_another_machine(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 41; }\n")
+    machines = {}
+    for name in ("x86_64-linux-gnu", "aarch64-linux-gnu"):
+        monkeypatch.setattr(compiler, "architecture", lambda name=name: name)
+        machines[name] = int.from_bytes(compiler.compile_library(source).read_bytes()[18:20], "little")
+    assert machines == {"x86_64-linux-gnu": 62, "aarch64-linux-gnu": 183}  # EM_X86_64, EM_AARCH64
+
+
+def test_objects_for_the_kernel_serve_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compiler.key("hardworker", TOPOLOGY)
+    monkeypatch.setattr(compiler, "architecture", lambda: "aarch64-linux-gnu")
+    assert compiler.key("hardworker", TOPOLOGY) == before
 
 
 COMPILE = """

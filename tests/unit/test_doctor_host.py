@@ -1,5 +1,6 @@
 """The doctor's judgement of facts about one host: of each thing that may be wrong, exactly that finding."""
 
+import platform
 import socket
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -38,7 +39,6 @@ def test_a_kernel_that_is_well(role: Role) -> None:
     [
         ({"release": "5.15.0-91-generic"}, "fault", "kernel", "Linux 5.15.0"),
         ({"release": "6.0.12"}, "fault", "kernel", "Linux 6.0.12"),
-        ({"btf": False}, "fault", "eBPF", "lacks BTF"),
         ({"supports": {"XDP": False, "ring buffers": True}}, "fault", "eBPF", "lacks XDP"),
         ({"supports": {"XDP": None}}, "unknown", "eBPF", "only root may ask"),
         ({"bpffs": False}, "fault", "bpffs", "nothing is mounted"),
@@ -63,6 +63,38 @@ def test_a_kernel_that_is_not(changed: dict[str, Any], status: Status, check: st
     assert words in found.found
 
 
+@pytest.mark.parametrize(
+    ("release", "advice"),
+    [
+        ("ID=debian", "apt-get install libbpf1"),
+        ("ID=ubuntu\nID_LIKE=debian", "apt-get install libbpf1"),
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"', "apt-get install libbpf1"),
+        ('ID="fedora"', "install the package of this distribution that has libbpf.so.1"),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"', "install the package of this distribution"),
+        ("NAME=Own", "install the package of this distribution"),
+        (None, "install the package of this distribution"),
+    ],
+)
+@pytest.mark.parametrize("version", ["", "0.8"])
+def test_debians_advice_is_for_debian(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str | None, advice: str, version: str
+) -> None:
+    file = tmp_path / "os-release"
+    if release is not None:
+        file.write_text(release)
+    monkeypatch.setattr(platform, "_os_release_candidates", (str(file),))
+    monkeypatch.setattr(platform, "_os_release_cache", None)
+    facts = patients.kernel(libbpf=version, distribution=kernel.read().distribution)
+    found = only(list(kernel.check(facts, patients.subject("hardworker"))), "fault")
+    assert found.check == "libbpf" and found.fix.startswith(advice)
+
+
+def test_only_what_is_used_is_asked_for() -> None:
+    """The programs bring their own BTF, and none of them asks for the kernel's."""
+    told = [str(finding) for finding in kernel.check(patients.kernel(), patients.subject("hardworker"))]
+    assert not any("BTF" in text for text in told)
+
+
 def test_sys_admin_contains_bpf_and_perfmon() -> None:
     facts = patients.kernel(capabilities=ALL ^ 1 << CAP_BPF ^ 1 << CAP_PERFMON)
     assert well(list(kernel.check(facts, patients.subject("hardworker"))))
@@ -77,7 +109,7 @@ def test_sys_admin_contains_bpf_and_perfmon() -> None:
     ],
 )
 def test_a_host_without_a_program_needs_no_ebpf(role: Role, settings: dict[str, Any]) -> None:
-    bare = patients.kernel(btf=False, bpffs=False, libbpf="", compiler="", supports={}, capabilities=0)
+    bare = patients.kernel(bpffs=False, libbpf="", compiler="", supports={}, capabilities=0)
     assert well(list(kernel.check(bare, patients.subject(role, **settings))))
 
 

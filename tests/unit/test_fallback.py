@@ -1,5 +1,6 @@
 """The ring as a source, and the stack's sockets beside it while the daemon says that there is no logger."""
 
+import mmap
 import os
 import select
 import socket
@@ -69,7 +70,7 @@ class Told:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("control", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, 4096)
+        os.ftruncate(self.fd, mmap.PAGESIZE)
 
     def mode(self, value: int) -> None:
         os.pwrite(self.fd, struct.pack("<II", value, 1), 0)

@@ -1,5 +1,6 @@
 """Unfinished messages that are larger than the journal, or than the ring itself."""
 
+import mmap
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -205,7 +206,7 @@ def test_a_large_message_stays_in_the_ring_as_long_as_there_is_room(tmp_path: Pa
 
 @pytest.mark.parametrize("sensors", [1, 20])
 @pytest.mark.parametrize("quota", [0.001, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("ring_size", [4096, 65536, 4 << 20])
+@pytest.mark.parametrize("ring_size", [mmap.PAGESIZE, 65536, 4 << 20])
 def test_no_sensor_is_refused_while_a_large_message_is_waited_for(
     sensors: int, quota: float, ring_size: int
 ) -> None:

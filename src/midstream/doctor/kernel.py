@@ -25,10 +25,9 @@ _SYS_ADMIN = 21  # contains CAP_BPF and CAP_PERFMON
 class Kernel:
     """supports: feature → whether the kernel has it, None if this process may not ask. lockdown: the mode,
     "" if the kernel has none. libbpf, compiler: their version, "" if missing. jit: net.core.bpf_jit_enable,
-    None where it cannot be read, as in a network namespace."""
+    None where it cannot be read, as in a network namespace. distribution: ID and ID_LIKE of /etc/os-release."""
 
     release: str
-    btf: bool
     bpffs: bool
     supports: dict[str, bool | None]
     capabilities: int
@@ -36,6 +35,7 @@ class Kernel:
     libbpf: str
     compiler: str
     jit: int | None
+    distribution: tuple[str, ...]
 
 
 def read() -> Kernel:
@@ -46,7 +46,6 @@ def read() -> Kernel:
         library, supports = "", {}
     return Kernel(
         release=platform.release(),
-        btf=Path("/sys/kernel/btf/vmlinux").exists(),
         bpffs=pins.is_bpffs(Path("/sys/fs/bpf")),
         supports=supports,
         capabilities=_capabilities(),
@@ -54,6 +53,7 @@ def read() -> Kernel:
         libbpf=library,
         compiler=_compiler(),
         jit=_jit(),
+        distribution=_distribution(),
     )
 
 
@@ -64,7 +64,7 @@ def check(kernel: Kernel, subject: Subject) -> Iterator[Finding]:
     yield _check_features(kernel)
     yield _check_capabilities(kernel.capabilities)
     yield _check_bpffs(kernel.bpffs, subject)
-    yield _check_libbpf(kernel.libbpf)
+    yield _check_libbpf(kernel)
     yield _check_compiler(kernel.compiler)
     if kernel.jit == 0:
         yield warning(
@@ -90,18 +90,16 @@ def _check_release(release: str) -> Finding:
 
 def _check_features(kernel: Kernel) -> Finding:
     missing = [name for name, supported in kernel.supports.items() if supported is False]
-    if not kernel.btf:
-        missing.append("BTF (CONFIG_DEBUG_INFO_BTF)")
     if missing:
         return fault(
             "eBPF",
             f"this kernel lacks {', '.join(missing)}",
-            "XDP, ring buffers and BTF",
+            "XDP, tc and ring buffers",
             "boot a distribution's kernel, or build one with them",
         )
     if not kernel.supports or None in kernel.supports.values():
-        return unknown("eBPF", "BTF; the rest only root may ask", "run as root")
-    return ok("eBPF", f"BTF, {', '.join(kernel.supports)}")
+        return unknown("eBPF", "what this kernel's eBPF has only root may ask", "run as root")
+    return ok("eBPF", ", ".join(kernel.supports))
 
 
 def _check_capabilities(effective: int) -> Finding:
@@ -124,12 +122,16 @@ def _check_bpffs(mounted: bool, subject: Subject) -> Finding:
     return fault("bpffs", "nothing is mounted on /sys/fs/bpf", "a bpffs", "mount -t bpf bpf /sys/fs/bpf")
 
 
-def _check_libbpf(found: str) -> Finding:
-    if not found:
-        return fault("libbpf", "libbpf.so.1 is missing", "1.0 or newer", "apt-get install libbpf1")
-    if _numbers(found) < OLDEST_LIBBPF:
-        return fault("libbpf", found, "1.0 or newer", "apt-get install libbpf1")
-    return ok("libbpf", found)
+def _check_libbpf(kernel: Kernel) -> Finding:
+    found = kernel.libbpf
+    if found and _numbers(found) >= OLDEST_LIBBPF:
+        return ok("libbpf", found)
+    advice = (
+        "apt-get install libbpf1"
+        if "debian" in kernel.distribution
+        else "install the package of this distribution that has libbpf.so.1"
+    )
+    return fault("libbpf", found or "libbpf.so.1 is missing", "1.0 or newer", advice)
 
 
 def _check_compiler(found: str) -> Finding:
@@ -163,6 +165,14 @@ def _lockdown() -> str:
     except OSError:
         return ""
     return found[1] if found else ""
+
+
+def _distribution() -> tuple[str, ...]:
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return ()
+    return (release["ID"], *release.get("ID_LIKE", "").split())
 
 
 def _jit() -> int | None:

@@ -1,9 +1,11 @@
 """Compile a host's eBPF program from const.toml.
 
 The compiler is clang in the shape of the `ziglang` wheel: the same version on every host, no root, no
-kernel headers, any operating system. An object depends on the sources, the constants and the compiler,
-and on nothing else; `key` is the hash of all three, and the name under which an object is kept. So a
-changed const.toml can never be missed, and nothing is compiled twice.
+kernel headers, any operating system. An object depends on the sources, the constants, the compiler and its
+flags, and on nothing else; `key` is the hash of all of them, and the name under which an object is kept. So a
+changed const.toml can never be missed, and nothing is compiled twice. What is made for user space depends
+on the kind of machine as well, and needs no feature that some machines of that kind lack: hosts may share
+a cache.
 """
 
 import hashlib
@@ -11,7 +13,9 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +30,8 @@ from midstream.toml import absolute
 SOURCES = Path(__file__).parent
 
 FLAGS = (
+    "-target",
+    "bpfel-freestanding",
     "-mcpu=v3",  # atomics and 32-bit registers; every kernel from 5.12 on
     "-O2",
     "-g",  # BTF, which maps and spin locks need
@@ -35,6 +41,9 @@ FLAGS = (
     "-fno-asynchronous-unwind-tables",
     "-fno-unwind-tables",
 )
+
+
+_USER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def compile_program(name: str, topology: Topology) -> Path:
@@ -55,44 +64,44 @@ def compile_program(name: str, topology: Topology) -> Path:
         # names stay readable from their own folder: clang puts their lines into the verifier's log.
         nameless = ("-ffile-compilation-dir=.", f"-ffile-prefix-map={headers}=include")
         arguments = (*FLAGS, *nameless, *include, "-c", f"{name}.bpf.c")
-        _run(["-target", "bpfel-freestanding", *arguments], target, folder=SOURCES)
+        _run(arguments, target, folder=SOURCES)
     return target
 
 
 def compile_library(source: Path) -> Path:
-    """The shared library of one C file of user space, for this machine; kept like the objects.
+    """The shared library of one C file of user space, for machines of this kind; kept like the objects.
 
     Raises CompileError if the compiler is missing or refuses.
     """
-    digest = hashlib.sha256(_compiler_version().encode() + source.read_bytes())
-    target = cache_directory() / f"{source.stem}-{digest.hexdigest()[:32]}.so"
+    # Without a C library: the machine may have no headers for one, and the compiler builds one slowly.
+    flags = (*_USER_FLAGS, "-shared", "-fPIC", "-nostdlib", "-target", architecture())
+    target = cache_directory() / f"{source.stem}-{_digest(flags, [source])[:32]}.so"
     if not os.path.isfile(target):
-        # Without a C library: the machine may have no headers for one, and the compiler builds one slowly.
-        flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-nostdlib"]
         _run([*flags, str(source)], target)
     return target
 
 
 def compile_executable(source: Path, *, headers: Path | None = None) -> Path:
-    """The static program of one C file and the headers beside it, for this machine; kept likewise.
+    """The static program of one C file and the headers beside it, for machines of this kind; kept likewise.
 
     headers: another folder whose headers it includes. The first program takes half a minute: the compiler
     builds its C library (musl). Raises CompileError.
     """
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
+    flags = (*_USER_FLAGS, "-static", "-s", "-target", architecture().replace("-gnu", "-musl"))
     folders = [source.parent, *([headers] if headers else [])]
-    digest = hashlib.sha256(f"{_compiler_version()} {flags}".encode())
-    for path in (source, *(header for folder in folders for header in sorted(folder.glob("*.h")))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    target = cache_directory() / f"{source.stem}-{digest.hexdigest()[:32]}"
+    files = [source, *(header for folder in folders for header in sorted(folder.glob("*.h")))]
+    target = cache_directory() / f"{source.stem}-{_digest(flags, files)[:32]}"
     if not os.path.isfile(target):
-        includes = [f"-I{folder}" for folder in folders]
-        _run(
-            ["-target", f"{platform.machine()}-linux-musl", *flags, *includes, str(source)],
-            target,
-            mode=0o755,
-        )
+        _run([*flags, *(f"-I{folder}" for folder in folders), str(source)], target, mode=0o755)
     return target
+
+
+def architecture() -> str:
+    """The kind of machine that this interpreter is made for, as compilers name it, such as aarch64-linux-gnu.
+
+    The kernel may be another's: of 64 bits where the interpreter has 32.
+    """
+    return sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
 
 
 def key(name: str, topology: Topology) -> str:
@@ -102,10 +111,7 @@ def key(name: str, topology: Topology) -> str:
 
 def sources_key(name: str) -> str:
     """The same without the constants: what every network's object of that program has in common."""
-    digest = hashlib.sha256(f"{_compiler_version()} {FLAGS}".encode())
-    for path in (SOURCES / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return _digest(FLAGS, [SOURCES / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
 
 
 def const_header(topology: Topology) -> str:
@@ -136,6 +142,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midstream"
 
 
+def _digest(flags: Iterable[str], files: Iterable[Path]) -> str:
+    digest = hashlib.sha256(f"{_compiler_version()} {tuple(flags)}".encode())
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _mac(host: Host) -> str:
     return "{" + ", ".join(f"{byte:#04x}" for byte in host.mac_bytes) + "}"
 
@@ -155,7 +168,7 @@ def _compiler() -> Path:
     return Path(spec.origin).parent
 
 
-def _run(arguments: list[str], target: Path, folder: Path | None = None, mode: int = 0o644) -> None:
+def _run(arguments: Iterable[str], target: Path, folder: Path | None = None, mode: int = 0o644) -> None:
     """Compile, in the given folder, into a file beside the target, then rename it: no reader meets half an
     object."""
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")

@@ -1,8 +1,8 @@
 """The system's libbpf (1.0 or newer) through ctypes: objects, maps, programs, links, tc filters.
 
 A thin translation: each function calls the libbpf function of its name and turns a failure into a
-KernelError that says what was tried, what the kernel answered and, for a refused program, the end of
-the verifier's log. File descriptors are plain integers that the caller closes.
+KernelError that says what was tried, what the kernel answered and, for a refused program, what the
+verifier has against it. File descriptors are plain integers that the caller closes.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from midstream.ebpf import refusal
 from midstream.errors import KernelError
 
 XDP_FLAGS_SKB_MODE = 1 << 1
@@ -25,7 +26,8 @@ TC_INGRESS, TC_EGRESS = 1, 2
 _BPF_XDP = 37  # enum bpf_attach_type
 _TC_REPLACE = 1  # BPF_TC_F_REPLACE
 _PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP, _MAP_TYPE_RINGBUF = 3, 6, 27  # enums of linux/bpf.h
-_LOG_LINES = 12  # of the verifier's log, in an error
+_LOG_LINES = 16  # of libbpf's warnings, in an error
+_LONGEST_LOG = 1 << 24  # of a verifier, that libbpf asks the kernel for
 
 _log: list[str] = []
 
@@ -374,7 +376,9 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
-        raise KernelError("libbpf.so.1 is missing; on Debian: `apt-get install libbpf1`") from error
+        raise KernelError(
+            "libbpf.so.1 is missing; install libbpf 1.0 or newer (Debian, Ubuntu: `apt-get install libbpf1`)"
+        ) from error
     for name in (
         "bpf_object__open_file",
         "bpf_object__next_map",
@@ -407,10 +411,11 @@ def _print(level: int, template: int, arguments: int) -> int:
     """Keep libbpf's warnings for the error that follows. A va_list is passed as a pointer to it."""
     if level:
         return 0
-    text = ctypes.create_string_buffer(1 << 24)  # the longest log that libbpf asks the kernel for
+    text = ctypes.create_string_buffer(_LONGEST_LOG + 4096)  # with libbpf's own words around it
     libc = ctypes.CDLL(None)
     libc.vsnprintf(text, ctypes.c_size_t(len(text)), ctypes.c_void_p(template), ctypes.c_void_p(arguments))
-    _log.extend(text.value.decode(errors="replace").splitlines())
+    said = text.value.decode(errors="replace")
+    _log.extend(refusal.explain(said) or said.splitlines()[-_LOG_LINES:])
     del _log[:-_LOG_LINES]
     return 0
 
@@ -447,6 +452,8 @@ def _error(what: str, code: int) -> KernelError:
     advice = ""
     if code == errno.EPERM:
         advice = f"; {_permission_advice()}"
+    elif code == errno.E2BIG:
+        advice = "; this kernel's verifier gave up before it had followed every path"
     elif code == errno.EBUSY:
         advice = "; another XDP program is attached there: `ip link show` names it"
     detail = "".join(f"\n  {line}" for line in _log)

@@ -19,7 +19,7 @@ RECORD = np.dtype(
 """The head of a record, before its payload. time: CLOCK_MONOTONIC, nanoseconds."""
 
 LARGEST_RECORD = 4096
-"""More bytes than any record takes: XDP has the whole frame in one memory page."""
+"""More bytes than any record takes, whatever the machine's pages are: const.toml allows no longer packet."""
 
 FORWARDED = (
     "opened",

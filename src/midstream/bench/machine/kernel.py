@@ -45,8 +45,10 @@ class Kernel:
     modules: Path
 
     def with_dependencies(self, names: Sequence[str]) -> list[str]:
-        """Paths (relative to the modules' folder) of the modules and of all that they need. What is built into the
-        kernel is no module."""
+        """Paths (relative to the modules' folder) of the modules and of all that they need.
+
+        What is built into the kernel is no module.
+        """
         needs: dict[str, list[str]] = {}
         for line in (self.modules / "modules.dep").read_text().splitlines():
             path, _, rest = line.partition(":")
@@ -56,7 +58,7 @@ class Kernel:
         return sorted(chosen.union(*(needs[path] for path in chosen)))
 
     def copy_modules(self, names: Sequence[str], folder: Path) -> None:
-        """The modules and all that they need into another folder, unpacked, for a `modprobe` that cannot unpack."""
+        """The modules and all that they need into another folder, for a `modprobe` that cannot unpack them."""
         for module in self.with_dependencies(names):
             content = (self.modules / module).read_bytes()
             target = folder / module.removesuffix(".xz")
@@ -123,7 +125,7 @@ def _fetch(folder: Path, release: Release) -> Kernel:
 
 
 def _apt_settings(folder: Path, release: Release) -> dict[str, str]:
-    """The environment in which apt knows that suite and nothing else, and keeps what it knows in the folder."""
+    """The environment in which apt knows that suite alone, and keeps what it knows in the folder."""
     for below in ("lists/partial", "archives/partial", "sources", "empty"):
         (folder / "apt" / below).mkdir(parents=True)
     source = f"deb [signed-by={_KEYRING}] {_mirror()} {release.suite} main\n"

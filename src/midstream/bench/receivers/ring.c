@@ -19,7 +19,6 @@
 #define BUSY (1u << 31)
 #define DISCARDED (1u << 30)
 #define MOST 4096
-#define FIRST_SIZE 4096
 #define RECORD_OPEN 1 /* ebpf/record.h */
 
 struct record {
@@ -55,6 +54,7 @@ static int open_ring(const char *pins)
 	union bpf_attr attr = { .pathname = (uint64_t)path };
 	struct bpf_map_info info = {};
 	union bpf_attr ask = { .info = { .info_len = sizeof(info), .info = (uint64_t)&info } };
+	const long page = sysconf(_SC_PAGESIZE);
 	int ring;
 	void *pages;
 
@@ -63,12 +63,12 @@ static int open_ring(const char *pins)
 	ask.info.bpf_fd = ring;
 	if (ring < 0 || syscall(SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &ask, sizeof(ask)))
 		fail(path);
-	consumer = mmap(NULL, FIRST_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0);
-	pages = mmap(NULL, FIRST_SIZE + 2ul * info.max_entries, PROT_READ, MAP_SHARED, ring, FIRST_SIZE);
+	consumer = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0);
+	pages = mmap(NULL, page + 2ul * info.max_entries, PROT_READ, MAP_SHARED, ring, page);
 	if (consumer == MAP_FAILED || pages == MAP_FAILED)
 		fail("mmap");
 	producer = pages;
-	data = (const uint8_t *)pages + FIRST_SIZE;
+	data = (const uint8_t *)pages + page;
 	mask = info.max_entries - 1;
 	return ring;
 }
