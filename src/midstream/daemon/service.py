@@ -6,6 +6,7 @@ what should be. So the order of events does not matter, and doing it again chang
 """
 
 import asyncio
+import os
 import socket
 import time
 from collections import Counter, deque
@@ -86,6 +87,10 @@ class Service:
             await self._start_talking()
             while not stop.is_set():
                 self._changed.clear()
+                if server and not await self._in_worker(Path(self._config.daemon.socket).exists):
+                    server.close()
+                    server = await status.serve(Path(self._config.daemon.socket), self.state)
+                    self._note_repair(f"{self._config.daemon.socket}: removed, made again")
                 await self._settle(once)
                 notify("WATCHDOG=1")
                 if beating.done():
@@ -115,6 +120,7 @@ class Service:
         return {
             "role": self.role,
             "name": self._name,
+            "pid": os.getpid(),
             "state": "error" if self._fault else "working" if self.ready_after else "exploring",
             "reason": self._fault or self._plan.reason,
             "seconds": round(now - self._started, 1),
@@ -230,9 +236,12 @@ class Service:
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
-        last_word = time.monotonic()
+        last_word, unlinked = time.monotonic(), False
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
+            before, unlinked = unlinked, self._host.is_unlinked
+            if unlinked and not before:
+                self._changed.set()
             now = time.monotonic()
             # A newcomer may have begun to listen after the last announcement.
             due = last_word + (ANSWER if self._newcomer else INTERVAL)
@@ -310,10 +319,12 @@ class Service:
 
     async def _put_in_force(self, topology: Topology) -> None:
         began = time.monotonic()
-        before = self._host.in_force
+        before, attached = self._host.in_force, self._host.attachment
         if not await self._in_worker(self._host.put_in_force, topology, self._interface):
             return
         attachment = self._host.attachment
+        if attached and before == topology:
+            self._note_repair(f"program on {attached.interface}: gone, attached again")
         if not self.ready_after:
             self.ready_after = time.monotonic() - self._started
             self._choice = Choice(await self._in_worker(self._host.mode), str(topology.logger.ip))
@@ -331,9 +342,12 @@ class Service:
 
     async def _repair(self, topology: Topology) -> None:
         for repair in await self._in_worker(self._host.repair, topology, self._interface):
-            self._repaired += 1
-            self._repairs.append(repair)
-            self._log("repaired", level="warning", what=repair)
+            self._note_repair(repair)
+
+    def _note_repair(self, repair: str) -> None:
+        self._repaired += 1
+        self._repairs.append(repair)
+        self._log("repaired", level="warning", what=repair)
 
     def _wanted_choice(self, now: float) -> Choice:
         watched = self._heartbeat.watched if self._heartbeat else {}
