@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from pyroute2.ethtool.ioctl import IoctlEthtool  # type: ignore[import-untyped]  # likewise
+from tests.lab.interfaces import attach_pass
 from tests.lab.triangle import HARDWORKER, LOGGER, PINS, command, messages_logged, started
 
-from midstream.ebpf import quickack
+from midstream.ebpf import libbpf, quickack
 from midstream.lab import Impairment, Lab, clear, impair
 
 LAB = {"sensors": 1}
@@ -193,6 +194,18 @@ def test_a_pin_that_was_removed(triangle: Lab, host: str, pin: str) -> None:
     assert found["found"].startswith(f"{pin} missing in ")
     type_in(triangle, host, found["fix"])
     assert troubles(examine(triangle, "sensor")) == troubles(examine(triangle, host)) == []
+
+
+@pytest.mark.parametrize(
+    "flags", [libbpf.XDP_FLAGS_SKB_MODE, pytest.param(libbpf.XDP_FLAGS_DRV_MODE, marks=pytest.mark.slow)]
+)
+def test_somebody_elses_program(triangle: Lab, flags: int) -> None:
+    command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
+    triangle.call("hardworker", attach_pass, triangle.const, flags)
+    (found,) = [one for one in troubles(examine(triangle, "hardworker")) if one["check"] == "program"]
+    assert "is not midstream's" in found["found"]
+    type_in(triangle, "hardworker", found["fix"])
+    assert troubles(examine(triangle, "hardworker")) == []
 
 
 def test_acknowledgements_that_are_no_longer_prompt(triangle: Lab) -> None:

@@ -128,11 +128,13 @@ def _check_attached(program: Program, interface: Interface | None, subject: Subj
         )
     if not program.attached:
         if interface and interface.program and subject.role != "logger":
+            # Without the mode's own word the kernel looks for a native one alone, where there may be one.
+            kind = "xdpgeneric" if interface.xdp == "generic" else "xdp"
             return fault(
                 "program",
                 f"program {interface.program} on {interface.name} is not midstream's",
                 "midstream's",
-                f"ip link set dev {quote(interface.name)} xdp off && {attach}",
+                f"ip link set dev {quote(interface.name)} {kind} off && {attach}",
             )
         return fault("program", "not attached", "attached", again if program.pinned else attach)
     if interface and program.attached != interface.name:
