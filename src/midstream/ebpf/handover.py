@@ -159,9 +159,11 @@ def serve(
     Raises ConfigError (no such group, the socket cannot be made) and KernelError (not our pins).
     """
     pins.verify(folder, layout=layout)
-    while not stop():
+    while True:
         with _listening(path, mode, group) as listener:
             _serve(listener, folder, layout, lambda: stop() or not path.exists())
+        if stop():
+            return
 
 
 def _advice(code: int | None) -> str:
