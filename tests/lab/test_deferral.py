@@ -37,6 +37,18 @@ def in_force(lab: Lab) -> Deferral:
     return lab.call("hardworker", deferral.read, "eth0")
 
 
+def test_the_doctor_finds_what_was_taken_back_and_attach_mends_it(lab: Lab) -> None:
+    attach(lab, period=PERIOD)
+    lab.call("hardworker", deferral.write, "eth0", Deferral(0, 0))
+    path = lab.run_dir / "period.toml"
+    examined = command(lab, "hardworker", "doctor", "--json", "--no-probe", "--config", path).object
+    (found,) = [one for one in examined["findings"] if one["check"] == "settings"]
+    assert found["status"] == "warning"
+    assert found["fix"] == f"midstream attach hardworker --config {path}"
+    assert command(lab, "hardworker", *found["fix"].split()[1:]).code == 0
+    assert in_force(lab) == deferral.matched(PERIOD)
+
+
 def test_a_period_is_matched_and_undone(lab: Lab) -> None:
     attach(lab, period=PERIOD)
     assert in_force(lab) == deferral.matched(PERIOD) == Deferral(4, 18_750_000)

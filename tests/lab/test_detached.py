@@ -121,7 +121,8 @@ def test_a_follower_gets_each_message_once_and_in_order(lab: Lab, tmp_path: Path
     larger = variant(lab, "larger.toml", hardworker={"ring_size": "8MiB"})
     own = variant(lab, "own.toml")
     arguments = ("logger", "--config", lab.config)
-    numbers, connections = [], []
+    numbers: list[int] = []
+    connections: list[tuple[int, int]] = []
     with (
         started(lab, "logger", tmp_path, *arguments, ready="listening"),
         Hardworker(own, follow=True) as reader,

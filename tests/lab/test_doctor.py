@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from pyroute2.ethtool.ioctl import IoctlEthtool  # type: ignore[import-untyped]  # likewise
-from tests.lab.triangle import HARDWORKER, LOGGER, command, messages_logged, started
+from tests.lab.interfaces import attach_pass
+from tests.lab.triangle import HARDWORKER, LOGGER, PINS, command, messages_logged, started
 
+from midstream.ebpf import libbpf, quickack
 from midstream.lab import Impairment, Lab, clear, impair
 
 LAB = {"sensors": 1}
@@ -179,6 +181,39 @@ def test_the_hardworkers_program_is_detached(triangle: Lab) -> None:
     assert (found["check"], found["found"]) == ("program", "not attached")
     type_in(triangle, "hardworker", found["fix"])
     assert troubles(examine(triangle, "sensor")) == []
+
+
+@pytest.mark.parametrize("host", ["hardworker", pytest.param("logger", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pin", ["settings", pytest.param("first", marks=pytest.mark.slow)])
+def test_a_pin_that_was_removed(triangle: Lab, host: str, pin: str) -> None:
+    if pin == "first":
+        pin = {"hardworker": "journal", "logger": "midstream_logger_egress"}[host]
+    (PINS / host / pin).unlink()
+    found = the_trouble(triangle, host)
+    assert (found["check"], found["status"]) == ("program", "fault")
+    assert found["found"].startswith(f"{pin} missing in ")
+    type_in(triangle, host, found["fix"])
+    assert troubles(examine(triangle, "sensor")) == troubles(examine(triangle, host)) == []
+
+
+@pytest.mark.parametrize(
+    "flags", [libbpf.XDP_FLAGS_SKB_MODE, pytest.param(libbpf.XDP_FLAGS_DRV_MODE, marks=pytest.mark.slow)]
+)
+def test_somebody_elses_program(triangle: Lab, flags: int) -> None:
+    command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
+    triangle.call("hardworker", attach_pass, triangle.const, flags)
+    (found,) = [one for one in troubles(examine(triangle, "hardworker")) if one["check"] == "program"]
+    assert "is not midstream's" in found["found"]
+    type_in(triangle, "hardworker", found["fix"])
+    assert troubles(examine(triangle, "hardworker")) == []
+
+
+def test_acknowledgements_that_are_no_longer_prompt(triangle: Lab) -> None:
+    triangle.call("logger", quickack.remove)
+    found = the_trouble(triangle, "logger")
+    assert (found["check"], found["status"]) == ("settings", "warning")
+    type_in(triangle, "logger", found["fix"])
+    assert troubles(examine(triangle, "logger")) == []
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def source(bench: Bench) -> Ring:
         os.dup(bench.program.map_fd(name)) for name in ("ring", "journal", "unfinished", "control")
     )
     no_lock = os.open(os.devnull, os.O_RDONLY)
-    held = handover.Ring(ring, journal, unfinished, control, no_lock, bench.ring.size)
+    held = handover.Ring(ring, journal, unfinished, control, no_lock, bench.ring.size, Path(os.devnull))
     return Ring.map(held, bench.connections)
 
 

@@ -66,7 +66,7 @@ def stack(of: Subject, **changed: Any) -> Stack:
         "neighbours": {host.ip: Neighbour(host.mac, "permanent") for host in peers},
         "routes": {host.ip: Route("eth0", "", str(of.host.ip)) for host in peers},
         "rp_filter": 1,
-        "arp_ignore": 0,
+        "arp_ignore": {"all": 0, "eth0": 0},
         "chains": (),
         "iptables": (),
     }

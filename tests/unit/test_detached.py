@@ -249,7 +249,7 @@ class Program:
         ring, self.next = self.next, None
         looker: Any = Watch(Held())  # type: ignore[arg-type]  # all that it needs
         self.opened = RingSource(ring, looker)
-        self.opened.close = looker.close  # type: ignore[method-assign]
+        self.opened.close = looker.close
         return self.opened
 
 

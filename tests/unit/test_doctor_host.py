@@ -166,14 +166,23 @@ def test_another_card_or_address_than_const_toml_says() -> None:
     assert address.found == "eth0 has none" and "192.0.2.2 by const.toml [ip] hardworker" in address.expected
 
 
-def test_generic_xdp_comes_behind_gro() -> None:
+def test_linux_leaves_gro_out_where_a_generic_program_is_attached() -> None:
     facts = patients.interface(xdp="generic", native=False)
-    gro, mode = sorted(
-        (f for f in interface.check(facts, patients.subject("hardworker")) if f.status != "ok"),
-        key=lambda finding: finding.status,
-    )
-    assert (gro.status, gro.fix) == ("fault", "ethtool -K eth0 rx-gro off")
-    assert (mode.status, mode.check) == ("warning", "XDP mode")
+    found = only(list(interface.check(facts, patients.subject("hardworker"))), "warning")
+    assert found.check == "XDP mode"
+
+
+def test_gro_of_a_card_below_a_generic_program_merges() -> None:
+    facts = patients.interface(xdp="generic", native=False, name="eth0.10", merging=("eth0",))
+    found = [f for f in interface.check(facts, patients.subject("hardworker")) if f.status == "fault"]
+    assert [f.fix for f in found] == ["ethtool -K eth0 rx-gro off"]
+    assert found[0].repair
+
+
+def test_offloads_of_tunnels_do_no_harm_on_veth() -> None:
+    names = {"tx-udp_tnl-segmentation", "tx-gre-segmentation", "tx-sctp-segmentation", "tx-gso-list"}
+    facts = patients.interface(driver="veth", offloads=frozenset(names | {"rx-gro", "tx-checksum-sctp"}))
+    assert well(list(interface.check(facts, patients.subject("hardworker"))))
 
 
 def test_generic_where_native_is_possible() -> None:
@@ -276,7 +285,7 @@ def test_the_strict_filter_wants_the_way_back(mode: int, drops: bool) -> None:
         ),
         ({"iptables": ("filter",)}, "unknown", "firewall", "iptables' table filter"),
         ({"chains": None}, "unknown", "firewall", "cannot be listed"),
-        ({"arp_ignore": 8}, "warning", "ARP", "arp_ignore = 8"),
+        ({"arp_ignore": {"all": 8, "eth0": 0}}, "warning", "ARP", "arp_ignore = 8 of all"),
     ],
 )
 def test_what_may_drop(changed: dict[str, Any], status: Status, check: str, words: str) -> None:
@@ -314,6 +323,12 @@ def test_a_program_that_is_well() -> None:
         ),
         ({"current": False}, {}, "made from other files", "midstream detach hardworker"),
         ({"attached": "eth1"}, {}, "attached to eth1", "midstream detach hardworker"),
+        (
+            {"missing": ("journal",)},
+            {},
+            "journal missing in /sys/fs",
+            "rm -r /sys/fs/bpf/midstream/hardworker; ",
+        ),
     ],
 )
 def test_a_program_that_is_not(changed: dict[str, Any], link: dict[str, Any], words: str, fix: str) -> None:
@@ -322,6 +337,12 @@ def test_a_program_that_is_not(changed: dict[str, Any], link: dict[str, Any], wo
     found = only(list(program.check(facts, patients.interface(**link), subject)), "fault")
     assert words in found.found
     assert found.fix.startswith(fix) and f"--config {subject.config.path}" in found.fix
+
+
+def test_what_attach_has_set_and_somebody_has_taken_back() -> None:
+    facts = patients.program(untuned=("interrupts of eth0 are not deferred",))
+    found = only(list(program.check(facts, patients.interface(), patients.subject("hardworker"))), "warning")
+    assert found.fix.startswith("midstream attach hardworker --config ")
 
 
 def test_pins_that_may_not_be_read() -> None:
@@ -371,6 +392,23 @@ def test_a_repair_that_is_refused_names_its_command(repair: Repair) -> None:
 )
 def test_the_clock(facts: Clock, status: Status) -> None:
     assert clock.check(facts).status == status
+
+
+@pytest.mark.parametrize(
+    ("facts", "fix"),
+    [
+        ({"running": "chronyd", "installed": "chronyd", "systemd": True}, "chronyc sources"),
+        ({"running": "systemd-timesyncd", "installed": "chronyd"}, "timedatectl timesync-status"),
+        ({"installed": "systemd-timesyncd", "systemd": True}, "timedatectl set-ntp true"),
+        ({"installed": "chronyd", "systemd": True}, "systemctl enable --now chrony || systemctl enable"),
+        ({"installed": "ntpd"}, "start ntpd: nothing here starts services"),
+        ({"installed": "systemd-timesyncd"}, "start systemd-timesyncd"),
+        ({"systemd": True}, "install chrony"),
+        ({}, "install chrony"),
+    ],
+)
+def test_the_advice_on_the_clock_fits_the_host(facts: dict[str, Any], fix: str) -> None:
+    assert clock.check(Clock(False, 0, **facts)).fix.startswith(fix)
 
 
 def test_the_kernels_word_on_the_clock() -> None:
@@ -490,6 +528,16 @@ def test_what_the_daemon_says(facts: Daemon, status: Status, words: str) -> None
     assert (found.check, found.status) == ("daemon", status)
     assert words in found.found
     assert status == "ok" or found.fix
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_the_daemon_is_started_as_this_host_does_it(unit: bool) -> None:
+    subject = patients.subject("hardworker")
+    stopped, hanging = Daemon(unit=unit), Daemon(problem="no answer", hangs=True, unit=unit)
+    own = f"midstream daemon --config {subject.config.path}"
+    start, restart = "systemctl start midstream-daemon", "systemctl restart midstream-daemon"
+    assert daemon.check(stopped, subject).fix == (start if unit else own)
+    assert daemon.check(hanging, subject).fix == (restart if unit else f"end that process, then: {own}")
 
 
 def test_a_daemon_is_asked_at_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,15 @@ def test_a_place_where_no_socket_can_be(pinned: Path, tmp_path: Path) -> None:
     assert "no socket can be made there" in refused_socket(pinned, tmp_path)
 
 
+def test_a_socket_that_somebody_has_removed_is_made_again(pinned: Path, path: Path) -> None:
+    with serving(pinned, path):
+        path.unlink()
+        deadline = time.monotonic() + 5
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        handover.request(path, STAMP).close()
+
+
 def test_two_servers_do_not_share_a_socket(pinned: Path, path: Path) -> None:
     with serving(pinned, path):
         text = refused_socket(pinned, path)

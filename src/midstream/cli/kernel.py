@@ -1,6 +1,7 @@
 """midstream attach, detach, status: the eBPF programs of this host."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -115,6 +116,19 @@ def detach(
         say(f"{folder}: detached and removed")
     else:
         say(f"{folder}: nothing is pinned there")
+    told = daemon_status.ask(Path(config.daemon.socket))
+    if told and told["role"] == chosen and pins in (None, default_folder(chosen, config)):
+        stop = _stop(told["pid"])
+        say(f"this host's daemon runs, and attaches the program again at once; to stop it: {stop}")
+
+
+def _stop(pid: int) -> str:
+    """The command that ends a daemon."""
+    try:
+        unit = re.search(r"/([^/]+\.service)$", Path(f"/proc/{pid}/cgroup").read_text(), re.MULTILINE)
+    except OSError:
+        unit = None
+    return f"systemctl stop {unit[1]}" if unit and "midstream" in unit[1] else f"kill {pid}"
 
 
 @app.command()

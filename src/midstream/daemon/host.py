@@ -4,6 +4,7 @@ Everything here waits for the kernel or the compiler, and runs in the daemon's o
 """
 
 import errno
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -53,10 +54,11 @@ class ThisHost:
         """
         if topology == self.in_force and self.attachment_holds():
             return False
-        if self._config.daemon.explore:
-            network.write(self._config.const_path, topology, f"midstream daemon on {self._name}")
+        self._write_const(topology)
         self.repair(topology, interface)
         if self.has_program:
+            if self.attachment and self.folder.exists() and pins.missing(self._role, self.folder):
+                shutil.rmtree(self.folder)  # without its stamp it would be taken for somebody else's
             self.attachment = self._attach(topology, interface, again)
         self.in_force = topology
         return True
@@ -75,15 +77,36 @@ class ThisHost:
     def attachment_holds(self) -> bool:
         """Is the program still where it was attached?"""
         return not self.has_program or (
-            self.attachment is not None and attachment.find(self._role, self.folder) is not None
+            self.attachment is not None
+            and attachment.find(self._role, self.folder) is not None
+            and not pins.missing(self._role, self.folder)
         )
 
+    @property
+    def is_unlinked(self) -> bool:
+        """Has an XDP program lost its interface? Cheap, for a host that asks often: nobody tells of it."""
+        linked = self._role != "logger" and self.attachment is not None
+        return linked and pins.is_linked(self.folder, self._role) is False
+
     def repair(self, topology: Topology, interface: Interface) -> list[str]:
-        """Set the neighbours; what was wrong, in words."""
+        """Set the neighbours, and what else is in force; what was wrong, in words."""
         hosts = (topology.hardworker, topology.logger, *topology.sensors)
-        return self._neighbours.ensure(
+        repaired = self._neighbours.ensure(
             interface, {host.ip: host.mac for host in hosts if host.ip != interface.ip}
         )
+        if topology == self.in_force:
+            if self._write_const(topology):
+                repaired.append(f"{self._config.const_path}: removed or changed, written again")
+            if self.attachment and self.attachment_holds():
+                repaired += loader.tune(
+                    self._role, self.attachment.interface, self._config, topology, self.folder
+                )
+        return repaired
+
+    def _write_const(self, topology: Topology) -> bool:
+        """Write const.toml, where it is the daemon's; False if it says the same already."""
+        author = f"midstream daemon on {self._name}"
+        return self._config.daemon.explore and network.write(self._config.const_path, topology, author)
 
     def release(self, interface: Interface) -> None:
         """Take the neighbours and routes away. The program stays: it serves without the daemon."""

@@ -6,6 +6,7 @@ what should be. So the order of events does not matter, and doing it again chang
 """
 
 import asyncio
+import os
 import socket
 import time
 from collections import Counter, deque
@@ -98,6 +99,10 @@ class Service:
             while not stop.is_set():
                 self._changed.clear()
                 self._expect(_TURN)
+                if server and not await self._in_worker(Path(self._config.daemon.socket).exists):
+                    server.close()
+                    server = await status.serve(Path(self._config.daemon.socket), self.state)
+                    self._note_repair(f"{self._config.daemon.socket}: removed, made again")
                 await self._settle(once)
                 self._tell()
                 if beating.done():
@@ -127,6 +132,7 @@ class Service:
         return {
             "role": self.role,
             "name": self._name,
+            "pid": os.getpid(),
             "state": "error" if self._fault else "working" if self.ready_after else "exploring",
             "reason": self._fault or self._reason(),
             "seconds": round(now - self._started, 1),
@@ -281,8 +287,12 @@ class Service:
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
         last_word = last_pulse = time.monotonic()
+        unlinked = False
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
+            before, unlinked = unlinked, self._host.is_unlinked
+            if unlinked and not before:
+                self._changed.set()
             now = time.monotonic()
             if now >= last_pulse + _PULSE and now < self._expected:
                 last_pulse = now
@@ -399,10 +409,12 @@ class Service:
 
     async def _put_in_force(self, topology: Topology) -> None:
         began = time.monotonic()
-        before = self._host.in_force
+        before, attached = self._host.in_force, self._host.attachment
         changed = await self._enforce(topology)
         if not changed and self.ready_after:
             return
+        if changed and attached and before == topology:
+            self._note_repair(f"program on {attached.interface}: gone, attached again")
         if before is None:
             await self._begin(topology)
         if first := not self.ready_after:
@@ -420,9 +432,12 @@ class Service:
 
     async def _repair(self, topology: Topology) -> None:
         for repair in await self._in_worker(self._host.repair, topology, self._interface):
-            self._repaired += 1
-            self._repairs.append(repair)
-            self._log("repaired", level="warning", what=repair)
+            self._note_repair(repair)
+
+    def _note_repair(self, repair: str) -> None:
+        self._repaired += 1
+        self._repairs.append(repair)
+        self._log("repaired", level="warning", what=repair)
 
     def _wanted_choice(self, now: float) -> Choice:
         watched = self._heartbeat.watched if self._heartbeat else {}

@@ -70,6 +70,6 @@ def ask(path: Path) -> dict[str, Any] | None:
             found: dict[str, Any] = json.loads(text)
         except (OSError, ValueError) as error:
             raise NetworkError(
-                f"{path}: the daemon does not answer ({error}); `systemctl restart midstream-daemon` may help"
+                f"{path}: the daemon does not answer ({error}); end its process, and start it again"
             ) from error
         return found

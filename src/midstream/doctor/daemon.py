@@ -10,32 +10,48 @@ from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.subject import Subject
 from midstream.errors import NetworkError
 
+_SYSTEMD, _UNIT = Path("/run/systemd/system"), "midstream-daemon.service"
+_FOLDERS = [
+    Path("/etc/systemd/system"),
+    Path("/usr/local/lib/systemd/system"),
+    Path("/usr/lib/systemd/system"),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """state: what it says of itself (`midstream status`), None if it does not run. problem: why this could
-    not be told. hangs: it is there, and does not answer."""
+    not be told. hangs: it is there, and does not answer. unit: systemd has one for it."""
 
     state: dict[str, Any] | None = None
     problem: str = ""
     hangs: bool = False
+    unit: bool = False
+
+    def command(self, word: str, subject: Subject) -> str:
+        """What starts or restarts it."""
+        if self.unit:
+            return f"systemctl {word} midstream-daemon"
+        start = subject.command("daemon")
+        return start if word == "start" else f"end that process, then: {start}"
 
 
 def read(subject: Subject) -> Daemon:
     path = Path(subject.config.daemon.socket)
+    unit = _SYSTEMD.is_dir() and any((folder / _UNIT).exists() for folder in _FOLDERS)
     try:
         state = status.ask(path)
         barred = state is None and path.exists() and not os.access(path, os.W_OK)
     except PermissionError:  # not even its folder may be looked into
         state, barred = None, True
     except NetworkError as error:
-        return Daemon(problem=str(error), hangs=True)
-    return Daemon(state, f"{path}: this user may not ask" if barred else "")
+        return Daemon(problem=str(error), hangs=True, unit=unit)
+    return Daemon(state, f"{path}: this user may not ask" if barred else "", unit=unit)
 
 
 def check(daemon: Daemon, subject: Subject) -> Finding:
     if daemon.hangs:
-        return fault("daemon", daemon.problem, "an answer", "systemctl restart midstream-daemon")
+        return fault("daemon", daemon.problem, "an answer", daemon.command("restart", subject))
     if daemon.problem:
         return unknown("daemon", daemon.problem, "run as root")
     told = daemon.state
@@ -44,14 +60,14 @@ def check(daemon: Daemon, subject: Subject) -> Finding:
             "daemon",
             "does not run: nothing is repaired, and no logger is watched",
             "running, unless neighbours and programs are set up by hand",
-            f"systemctl start midstream-daemon  # or {subject.command('daemon')}",
+            daemon.command("start", subject),
         )
     if told["state"] == "error":
         return fault(
             "daemon",
             told["reason"],
             "no error",
-            "see to it; `journalctl -u midstream-daemon` tells since when",
+            "see to it" + ("; `journalctl -u midstream-daemon` tells since when" if daemon.unit else ""),
         )
     if told["state"] == "exploring":
         return warning(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from pyroute2 import IPRoute, NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
@@ -23,6 +24,15 @@ _MODES: dict[str | None, XdpMode] = {"xdp": "native", "xdpmulti": "native", "xdp
 _NETDEV_XDP_ACT_BASIC = 1  # linux/netdev.h: pass, drop, transmit
 _NETDEV_CMD_DEV_GET = 1
 
+# Of a TCP segment over IPv4; those of tunnels, SCTP and IPv6 are on on many a healthy host.
+_COMPLETED_BY_A_CARD = {
+    "tx-checksum-ip-generic",
+    "tx-checksum-ipv4",
+    "tx-tcp-segmentation",
+    "tx-tcp-ecn-segmentation",
+    "tx-tcp-mangleid-segmentation",
+}
+
 # What a card counts when packets are lost in front of the kernel, and what it means.
 _COMPLAINTS = {
     "rx_crc_errors": "damaged frames: cable, plug or switch port",
@@ -37,7 +47,8 @@ _COMPLAINTS = {
 class Interface:
     """xdp, program: mode and number of the XDP program attached, "" and 0 without one. native: whether the
     driver can run XDP itself, None if the kernel (before 6.3) does not say. offloads: those that are on and
-    can be switched off, by the kernel's names. errors: the card's counters that are not 0."""
+    can be switched off, by the kernel's names. errors: the card's counters that are not 0. merging:
+    the interfaces below this one on which GRO is on."""
 
     name: str
     up: bool
@@ -51,6 +62,7 @@ class Interface:
     program: int
     offloads: frozenset[str]
     errors: dict[str, int]
+    merging: tuple[str, ...] = ()
 
 
 def read(name: str) -> Interface | None:
@@ -79,6 +91,7 @@ def read(name: str) -> Interface | None:
         program=int(xdp.get_attr("IFLA_XDP_PROG_ID") or 0) if xdp else 0,
         offloads=_offloads(name),
         errors={name: int(statistics[name]) for name in _COMPLAINTS if statistics.get(name)},
+        merging=tuple(below for below in _below(name) if "rx-gro" in _offloads(below)),
     )
 
 
@@ -98,6 +111,7 @@ def check(interface: Interface | None, subject: Subject) -> Iterator[Finding]:
     if subject.has_program and subject.role != "logger":
         yield _check_xdp(interface, subject)
     yield _check_offloads(interface, subject)
+    yield from _check_below(interface, subject)
     for name, count in interface.errors.items():
         yield warning("card", f"{interface.name}: {count:,} {name}", "0", _COMPLAINTS[name])
 
@@ -130,7 +144,8 @@ def _check_address(interface: Interface, subject: Subject) -> Finding:
         "address",
         f"{interface.name} has {', '.join(map(str, interface.addresses)) or 'none'}",
         f"{subject.host.ip} by const.toml [ip] {subject.role}",
-        f"ip address add {subject.host.ip}/PREFIX dev {interface.name}  # with your network's prefix length",
+        f"ip address add {subject.host.ip}/PREFIX dev {quote(interface.name)}  "
+        "# with your network's prefix length",
     )
 
 
@@ -185,24 +200,38 @@ def _check_offloads(interface: Interface, subject: Subject) -> Finding:
     )
 
 
+def _check_below(interface: Interface, subject: Subject) -> Iterator[Finding]:
+    """A generic program is asked before GRO of its own interface, but behind that of a card below a VLAN, a
+    bridge or a bond."""
+    if interface.xdp != "generic" or subject.role != "hardworker" or not subject.has_program:
+        return
+    for name in interface.merging:
+        yield repairable(
+            "offloads",
+            "fault",
+            f"rx-gro on {name}, which is below {interface.name}",
+            "off: it merges segments before the program sees them",
+            SwitchOff(name, ("rx-gro",)),
+        )
+
+
 def harmful_offloads(interface: Interface, subject: Subject) -> list[str]:
     """The offloads of this interface that break the data path."""
     harmful = []
     merges = subject.role == "hardworker" and subject.has_program
-    generic = interface.xdp == "generic"
     for name in sorted(interface.offloads):
         if interface.driver == "veth":
             # Nothing ever fills in what a veth end has left for the card to do.
-            if name.startswith(("tx-checksum-", "tx-gso-")) or name.endswith("-segmentation"):
+            if name in _COMPLETED_BY_A_CARD:
                 harmful.append(name)
-        # Generic XDP comes behind GRO, native XDP before it; the card's own merging is before both.
-        elif merges and (name in ("rx-lro", "rx-gro-hw") or (name == "rx-gro" and generic)):
+        # Linux leaves GRO out where a program is attached, also a generic one; what a card merges it cannot.
+        elif merges and name in ("rx-lro", "rx-gro-hw"):
             harmful.append(name)
     return harmful
 
 
 def _sed(subject: Subject, old: str, new: str) -> str:
-    return f"sed -i 's/{old}/{new}/' {subject.config.const_path}"
+    return f"sed -i 's/{old}/{new}/' {quote(str(subject.config.const_path))}"
 
 
 def _driver(name: str, kind: str | None) -> str:
@@ -213,6 +242,14 @@ def _driver(name: str, kind: str | None) -> str:
         return Path("/sys/class/net", name, "device/driver").resolve(strict=True).name
     except OSError:
         return "unknown driver"
+
+
+def _below(name: str) -> Iterator[str]:
+    """The interfaces that a VLAN, a bridge or a bond consists of, and those below them."""
+    for path in sorted(Path("/sys/class/net", name).glob("lower_*")):
+        below = path.name.removeprefix("lower_")
+        yield below
+        yield from _below(below)
 
 
 def _offloads(name: str) -> frozenset[str]:

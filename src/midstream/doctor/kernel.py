@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
+from midstream.doctor.repair import sysctl
 from midstream.doctor.subject import Subject
 from midstream.ebpf import libbpf, pins
 from midstream.errors import KernelError
@@ -71,7 +72,7 @@ def check(kernel: Kernel, subject: Subject) -> Iterator[Finding]:
             "JIT",
             "off: programs are interpreted, several times slower",
             "on",
-            "sysctl -w net.core.bpf_jit_enable=1",
+            sysctl("net/core/bpf_jit_enable", value=1),
         )
     if kernel.lockdown == "confidentiality":
         yield warning(

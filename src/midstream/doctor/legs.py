@@ -1,6 +1,7 @@
 """What the probes' answers mean: who owns the addresses, and which leg of the triangle is broken."""
 
 from collections.abc import Iterator
+from shlex import quote
 
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.reach import TRIES, Answer, Probes
@@ -48,8 +49,9 @@ def _check_owners(probes: Probes, subject: Subject) -> Iterator[Finding]:
                 "ARP",
                 f"{who} is at {others}",
                 f"{host.mac} by const.toml",
-                f"sed -i 's/{host.mac}/{others}/' {subject.config.const_path}  # on every host, if its card "
-                "was replaced, then detach and attach; otherwise find who pretends to be it",
+                f"sed -i 's/{host.mac}/{others}/' {quote(str(subject.config.const_path))}  "
+                "# on every host, if its card was replaced, then detach and attach; otherwise find who "
+                "pretends to be it",
             )
     if others := ", ".join(sorted(probes.owners.get(subject.host.ip, frozenset()) - {subject.host.mac})):
         yield fault(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from shlex import quote
 
 from pyroute2 import IPRoute, NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
 from pyroute2.netlink.nfnetlink.nftsocket import (  # type: ignore[import-untyped]  # likewise
@@ -14,7 +15,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (  # type: ignore[import-untype
 from pyroute2.nftables.main import NFTables  # type: ignore[import-untyped]  # likewise
 
 from midstream.doctor.finding import Finding, fault, ok, repairable, unknown, warning
-from midstream.doctor.repair import SetNeighbour
+from midstream.doctor.repair import SetNeighbour, sysctl
 from midstream.doctor.subject import Subject
 from midstream.network import Host
 
@@ -61,12 +62,13 @@ class Chain:
 @dataclass(frozen=True, slots=True)
 class Stack:
     """neighbours: those of the interface. routes: None for a peer without one. rp_filter: the greater of
-    `all` and the interface's (ip-sysctl.rst). chains: None if this process may not look."""
+    `all` and the interface's (ip-sysctl.rst), which counts. arp_ignore: of both, by their names. chains: None
+    if this process may not look."""
 
     neighbours: dict[IPv4Address, Neighbour]
     routes: dict[IPv4Address, Route | None]
     rp_filter: int
-    arp_ignore: int
+    arp_ignore: dict[str, int]
     chains: tuple[Chain, ...] | None
     iptables: tuple[str, ...]
 
@@ -86,7 +88,7 @@ def read(subject: Subject) -> Stack:
         neighbours,
         routes,
         rp_filter=max(_setting("all", "rp_filter"), _setting(name, "rp_filter")),
-        arp_ignore=max(_setting("all", "arp_ignore"), _setting(name, "arp_ignore")),
+        arp_ignore={of: _setting(of, "arp_ignore") for of in ("all", name)},
         chains=_chains(),
         iptables=_iptables(),
     )
@@ -96,13 +98,13 @@ def check(stack: Stack, subject: Subject) -> Iterator[Finding]:
     yield from _check_neighbours(stack, subject)
     yield from _check_routes(stack, subject)
     yield _check_rp_filter(stack, subject)
-    if stack.arp_ignore == 8:
+    if silent := [name for name, value in stack.arp_ignore.items() if value == 8]:
         yield warning(
             "ARP",
-            "arp_ignore = 8: this host answers no ARP request, so peers without a permanent entry "
-            "cannot find it",
+            f"arp_ignore = 8 of {' and '.join(silent)}: this host answers no ARP request, so peers without a "
+            "permanent entry cannot find it",
             "0",
-            f"sysctl -w net.ipv4.conf.{subject.interface}.arp_ignore=0",
+            sysctl(*(f"net/ipv4/conf/{name}/arp_ignore" for name in silent), value=0),
         )
     yield _check_firewall(stack)
 
@@ -122,7 +124,7 @@ def _check_neighbours(stack: Stack, subject: Subject) -> Iterator[Finding]:
                 "neighbour",
                 f"{ip} has the MAC address of {owners[entry.mac]}, {entry.mac}",
                 "a MAC address of its own, unless that host has several addresses",
-                f"ip neigh del {ip} dev {subject.interface}",
+                f"ip neigh del {ip} dev {quote(subject.interface)}",
             )
     if right:
         yield ok("neighbour", f"{right} of {len(expected)} peers permanent, as const.toml says")
@@ -148,7 +150,7 @@ def _check_routes(stack: Stack, subject: Subject) -> Iterator[Finding]:
     right = 0
     for name, host in subject.peers.items():
         route = stack.routes.get(host.ip)
-        fix = f"ip route replace {host.ip}/32 dev {subject.interface} src {subject.host.ip}"
+        fix = f"ip route replace {host.ip}/32 dev {quote(subject.interface)} src {subject.host.ip}"
         who = f"{name} ({host.ip})" if str(host.ip) not in name else name
         if route is None:
             yield fault("route", f"{who}: none", f"directly through {subject.interface}", fix)
@@ -174,7 +176,7 @@ def _check_rp_filter(stack: Stack, subject: Subject) -> Finding:
         f"1 (strict), and the route to {', '.join(map(str, elsewhere[:3]))} is not {subject.interface}: "
         "their packets are dropped",
         "2 (loose), or routes through this interface",
-        f"sysctl -w net.ipv4.conf.{subject.interface}.rp_filter=2",
+        sysctl(f"net/ipv4/conf/{subject.interface}/rp_filter", value=2),
     )
 
 

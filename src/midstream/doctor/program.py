@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.interface import Interface
 from midstream.doctor.subject import Subject
-from midstream.ebpf import attachment, loader, pins
+from midstream.ebpf import attachment, deferral, loader, pins, quickack
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import CompileError, KernelError
 
@@ -37,7 +38,8 @@ TROUBLE = {
 class Program:
     """pinned: the folder has pins. attached: the interface, "" if nothing is. current: whether the pins were
     made from these files, None if nothing is pinned. problem: why this could not be told. counters: those of
-    all sensors together, since the program was attached."""
+    all sensors together, since the program was attached. missing: pins that somebody has removed. untuned:
+    what `attach` has set beside the program, and somebody has taken back, in words."""
 
     folder: Path
     pinned: bool = False
@@ -45,6 +47,8 @@ class Program:
     current: bool | None = None
     problem: str = ""
     counters: dict[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    untuned: tuple[str, ...] = ()
 
 
 def read(subject: Subject) -> Program:
@@ -55,24 +59,43 @@ def read(subject: Subject) -> Program:
         attached = attachment.find(role, folder)
         marks = pins.read_marks(folder)
         current = marks is not None and marks.stamp == pins.stamp(role, subject.config, subject.topology)
+        missing = tuple(pins.missing(role, folder))
+        untuned = tuple(_untuned(subject, attached.interface)) if attached else ()
         counters = {}
-        if role == "hardworker" and marks:
+        if role == "hardworker" and marks and "counters" not in missing:
             counters = dict(zip(OUTCOMES, loader.counters(folder).sum(axis=0).tolist(), strict=True))
     except (KernelError, CompileError) as error:
         return Program(folder, problem=str(error))
     except OSError as error:
         return Program(folder, problem=f"{folder}: {error.strerror}")
-    return Program(folder, True, attached.interface if attached else "", current, "", counters)
+    where = attached.interface if attached else ""
+    return Program(folder, True, where, current, "", counters, missing, untuned)
 
 
 def check(program: Program, interface: Interface | None, subject: Subject) -> Iterator[Finding]:
     yield _check_attached(program, interface, subject)
+    for what in program.untuned:
+        yield warning(
+            "settings", what, "as `midstream attach` sets it", subject.command("attach", subject.role)
+        )
     seen = {name: count for name, count in program.counters.items() if count}
     for name, count in seen.items():
         if name in TROUBLE:
             yield warning("counters", f"{name} {count:,}", "0", TROUBLE[name])
     if seen and not TROUBLE.keys() & seen:
         yield ok("counters", ", ".join(f"{name} {count:,}" for name, count in seen.items()))
+
+
+def _untuned(subject: Subject, interface: str) -> Iterator[str]:
+    settings = subject.config.hardworker
+    if subject.role == "hardworker" and settings.period and settings.defer:
+        if deferral.read(interface) != deferral.matched(settings.period):
+            yield f"interrupts of {interface} are not deferred to match hardworker.period"
+    elif subject.role == "logger" and (
+        missing := quickack.missing(host.ip for host in subject.topology.sensors)
+    ):
+        shown = ", ".join(map(str, missing[:3]))
+        yield f"{len(missing)} sensors are not acknowledged at once ({shown}): no route with quickack"
 
 
 def _check_attached(program: Program, interface: Interface | None, subject: Subject) -> Finding:
@@ -89,6 +112,13 @@ def _check_attached(program: Program, interface: Interface | None, subject: Subj
                 subject.command("detach", subject.role),
             )
         return ok("program", "none, and none is needed here")
+    if program.missing:
+        return fault(
+            "program",
+            f"{', '.join(program.missing)} missing in {program.folder}",
+            "all that `midstream attach` has pinned",
+            f"rm -r {quote(str(program.folder))}; {attach}",
+        )
     if program.pinned and program.current is False:
         return fault(
             "program",
@@ -98,11 +128,13 @@ def _check_attached(program: Program, interface: Interface | None, subject: Subj
         )
     if not program.attached:
         if interface and interface.program and subject.role != "logger":
+            # Without the mode's own word the kernel looks for a native one alone, where there may be one.
+            kind = "xdpgeneric" if interface.xdp == "generic" else "xdp"
             return fault(
                 "program",
                 f"program {interface.program} on {interface.name} is not midstream's",
                 "midstream's",
-                f"ip link set dev {interface.name} xdp off && {attach}",
+                f"ip link set dev {quote(interface.name)} {kind} off && {attach}",
             )
         return fault("program", "not attached", "attached", again if program.pinned else attach)
     if interface and program.attached != interface.name:

@@ -8,6 +8,7 @@ import os
 import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from shlex import quote
 from typing import Protocol
 
 from pyroute2 import IPRoute, NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
@@ -33,7 +34,7 @@ class SetUp:
 
     @property
     def command(self) -> str:
-        return f"ip link set dev {self.interface} up"
+        return f"ip link set dev {quote(self.interface)} up"
 
     def apply(self) -> None:
         _link(self.command, self.interface, state="up")
@@ -46,7 +47,7 @@ class SetMtu:
 
     @property
     def command(self) -> str:
-        return f"ip link set dev {self.interface} mtu {self.mtu}"
+        return f"ip link set dev {quote(self.interface)} mtu {self.mtu}"
 
     def apply(self) -> None:
         _link(self.command, self.interface, mtu=self.mtu)
@@ -62,7 +63,7 @@ class SetNeighbour:
 
     @property
     def command(self) -> str:
-        return f"ip neigh replace {self.ip} lladdr {self.mac} dev {self.interface} nud permanent"
+        return f"ip neigh replace {self.ip} lladdr {self.mac} dev {quote(self.interface)} nud permanent"
 
     def apply(self) -> None:
         try:
@@ -82,7 +83,7 @@ class SwitchOff:
 
     @property
     def command(self) -> str:
-        return f"ethtool -K {self.interface} " + " ".join(f"{name} off" for name in self.features)
+        return f"ethtool -K {quote(self.interface)} " + " ".join(f"{name} off" for name in self.features)
 
     def apply(self) -> None:
         try:
@@ -96,6 +97,13 @@ class SwitchOff:
                 ethtool.close()
         except Exception as error:  # pyroute2's ioctl errors have no base class in common
             raise _refused(self.command, error) from error
+
+
+def sysctl(*names: str, value: int) -> str:
+    """The command that sets these files below /proc/sys, whatever an interface is called and whichever
+    sysctl(8) there is."""
+    paths = (quote(f"/proc/sys/{name}") for name in names)
+    return " && ".join(f"echo {value} > {path}" for path in paths)
 
 
 def _link(command: str, interface: str, **change: object) -> None:

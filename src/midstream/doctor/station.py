@@ -3,6 +3,7 @@
 The commands are text made from const.toml: nothing here asks the system, so any system will do.
 """
 
+from shlex import quote
 from typing import Literal, get_args
 
 from midstream.errors import ConfigError
@@ -37,10 +38,11 @@ def _commands(system: System, host: Host, interface: str) -> list[str]:
         ]
     if system == "macos":
         return [
-            f"sudo route -n add -host {host.ip} -interface {interface}",
-            f"sudo arp -s {host.ip} {host.mac} ifscope {interface}",
+            f"sudo route -n add -host {host.ip} -interface {quote(interface)}",
+            f"sudo arp -s {host.ip} {host.mac} ifscope {quote(interface)}",
         ]
+    device = quote(interface)
     return [
-        f"ip route replace {host.ip}/32 dev {interface}",
-        f"ip neigh replace {host.ip} lladdr {host.mac} dev {interface} nud permanent",
+        f"ip route replace {host.ip}/32 dev {device}",
+        f"ip neigh replace {host.ip} lladdr {host.mac} dev {device} nud permanent",
     ]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from shlex import quote
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
@@ -39,7 +40,7 @@ class Subject:
 
     def command(self, *words: str) -> str:
         """A command of midstream with this host's config.toml."""
-        return f"midstream {' '.join(words)} --config {self.config.path}"
+        return f"midstream {' '.join(words)} --config {quote(str(self.config.path))}"
 
 
 def sensor_name(host: Host) -> str:

@@ -73,15 +73,15 @@ def write(interface: str, wanted: Deferral) -> None:
             ) from error
 
 
-def apply(interface: str, period: float, folder: Path) -> None:
+def apply(interface: str, period: float, folder: Path) -> bool:
     """Match the interface to a reader with this period; remember in folder's pins what was there.
 
-    What was matched already stays as it is. Raises KernelError.
+    False, and nothing done, if it was matched already. Raises KernelError.
     """
     before, wanted, ifindex = read(interface), matched(period), socket.if_nametoindex(interface)
     earlier = _saved(folder)
     if earlier is not None and earlier["ifindex"] == ifindex and before == wanted:
-        return
+        return False
     saved = np.array((ifindex, before.empty_looks, before.timeout, wanted.timeout), SAVED)
     fd = pins.open_map(folder, "deferral", value_size=SAVED.itemsize)
     try:
@@ -89,6 +89,7 @@ def apply(interface: str, period: float, folder: Path) -> None:
     finally:
         os.close(fd)
     write(interface, wanted)
+    return True
 
 
 def undo(folder: Path) -> None:

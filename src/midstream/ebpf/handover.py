@@ -161,14 +161,11 @@ def serve(
     Raises ConfigError (no such group, the socket cannot be made) and KernelError (not our pins).
     """
     pins.verify(folder, layout=layout)
-    with _listening(path, mode, group) as listener:
-        while not stop():
-            if select.select([listener], [], [], _POLL)[0]:
-                connection, _ = listener.accept()
-                with connection, suppress(OSError):  # it may be gone already
-                    _answer(connection, folder, layout)
-            with suppress(KernelError):  # all is gone, which the application sees by itself
-                control.tell_unlinked(folder, pins.is_linked(folder, "hardworker") is False)
+    while True:
+        with _listening(path, mode, group) as listener:
+            _serve(listener, folder, layout, lambda: stop() or not path.exists())
+        if stop():
+            return
 
 
 def _advice(code: int | None) -> str:
@@ -179,6 +176,16 @@ def _advice(code: int | None) -> str:
         "; an application without privileges needs hardworker.socket in config.toml, and "
         "`midstream attach hardworker --serve`"
     )
+
+
+def _serve(listener: socket.socket, folder: Path, layout: bytes, stop: Callable[[], bool]) -> None:
+    while not stop():
+        if select.select([listener], [], [], _POLL)[0]:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):  # it may be gone already
+                _answer(connection, folder, layout)
+        with suppress(KernelError):  # all is gone, which the application sees by itself
+            control.tell_unlinked(folder, pins.is_linked(folder, "hardworker") is False)
 
 
 def _answer(connection: socket.socket, folder: Path, layout: bytes) -> None:

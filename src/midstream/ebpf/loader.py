@@ -46,8 +46,9 @@ def attach(
 
     folder: where to pin (default: the role's folder below config.toml's network.pins). interface: default
     from config.toml, else that of the route to the peer. Attaching what is attached already, from the same
-    files, changes nothing. With replace, a program for other addresses or marks takes the place of one that
-    is attached, in one step and on the same maps: connections go on, and so does the reader of the ring.
+    files, only sets right what `tune` does. With replace, a program for other addresses or marks takes the
+    place of one that is attached, in one step and on the same maps: connections go on, and so does the reader
+    of the ring.
     Raises KernelError if the kernel refuses, the self-test fails, or pins made from other files are in the
     way; NetworkError if no interface is found; CompileError.
     """
@@ -61,19 +62,21 @@ def attach(
         else:
             pins.verify(folder, stamp=expected)
         attached, marks = attachment.find(role, folder), pins.read_marks(folder)
-        if attached and marks and marks.stamp == expected:
+        whole = not pins.missing(role, folder)
+        if attached and marks and marks.stamp == expected and whole:
+            tune(role, attached.interface, config, topology, folder)
             return attached
         if not attached and attachment.is_elsewhere(folder):
             raise KernelError(
                 f"{folder}: this program is attached in another network namespace; work there, "
                 "or name another folder in config.toml: network.pins"
             )
-        if replace and (attached or attachment.link_info(folder)):
+        if replace and whole and (attached or attachment.link_info(folder)):
             _check_interface(role, interface, topology)
             with libbpf.Object(compiler.compile_program(role, topology)) as program:
                 _prepare(role, program, config, topology)
                 mode = _replace(role, interface, program, folder, topology)
-            _tune(role, interface, config, topology, folder)
+            tune(role, interface, config, topology, folder)
             return Attachment(role, interface, mode, folder)
         detach(role, folder)  # an attach that was killed half-way
     _check_interface(role, interface, topology)
@@ -83,11 +86,23 @@ def attach(
         with libbpf.Object(compiler.compile_program(role, topology)) as program:
             _prepare(role, program, config, topology)
             mode = _load_and_attach(role, interface, program, folder, topology, self_test)
-        _tune(role, interface, config, topology, folder)
+        tune(role, interface, config, topology, folder)
     except BaseException:
         detach(role, folder)
         raise
     return Attachment(role, interface, mode, folder)
+
+
+def tune(role: Role, interface: str, config: Config, topology: Topology, folder: Path) -> list[str]:
+    """Match the hardworker's interface to the application's period, if it has one; let the logger's kernel
+    acknowledge at once. What was not so, in words. Raises KernelError."""
+    if role == "logger":
+        missing = quickack.ensure(interface, (host.ip for host in topology.sensors))
+        return [f"route {ip} with quickack: missing, set again" for ip in missing]
+    defers = role == "hardworker" and config.hardworker.defer and config.hardworker.period > 0
+    if defers and deferral.apply(interface, config.hardworker.period, folder):
+        return [f"interrupts of {interface}: no longer deferred, set again"]
+    return []
 
 
 def detach(role: Role, folder: Path) -> bool:
@@ -266,16 +281,6 @@ def _move_strangers(program: libbpf.Object, folder: Path, topology: Topology) ->
         old_key, new_key = (n.to_bytes(4, "little") for n in (marks.sensors, new))
         libbpf.update(counters, new_key, libbpf.lookup(counters, old_key, width) or bytes(width))
         libbpf.update(counters, old_key, bytes(width))
-
-
-def _tune(role: Role, interface: str, config: Config, topology: Topology, folder: Path) -> None:
-    """Match the hardworker's interface to the application's period, if it has one; let the logger's kernel
-    acknowledge at once."""
-    if role == "logger":
-        quickack.remove()  # those of sensors that are no more
-        quickack.add(interface, (host.ip for host in topology.sensors))
-    if role == "hardworker" and config.hardworker.period and config.hardworker.defer:
-        deferral.apply(interface, config.hardworker.period, folder)
 
 
 def _quota(whole: int, share: float, topology: Topology) -> int:

@@ -66,6 +66,22 @@ def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
     return fd
 
 
+_NEEDED: dict[Role, frozenset[str]] = {
+    "hardworker": frozenset(
+        {"settings", "ring", "journal", "unfinished", "control", "connections", "counters", "shares"}
+        | {"deferral", "link", "midstream_hardworker", "midstream_break_off"}
+    ),
+    "logger": frozenset({"settings", "midstream_logger_ingress", "midstream_logger_egress"}),
+    "sensor": frozenset({"settings", "link", "midstream_sensor"}),
+}
+"""What is opened by its pin after the program was attached."""
+
+
+def missing(role: Role, folder: Path) -> list[str]:
+    """What somebody has removed of a folder's pins."""
+    return sorted(_NEEDED[role] - {path.name for path in folder.iterdir()})
+
+
 @dataclass(frozen=True)
 class Marks:
     """What a folder's pins say of themselves. sensors: how many the program knows."""

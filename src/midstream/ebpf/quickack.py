@@ -17,12 +17,26 @@ PROTOCOL = 78
 """Who set a route (`ip route show proto 78`): 78 is "N", and nobody's in rt_protos."""
 
 
-def add(interface: str, sensors: Iterable[IPv4Address]) -> None:
-    """Have these sensors answered at once. A host route that is there already stays as it is."""
+def ensure(interface: str, sensors: Iterable[IPv4Address]) -> list[IPv4Address]:
+    """Have these sensors answered at once, and no others; which were not.
+
+    A host route that is there already stays as it is.
+    """
     with IPRoute() as netlink:
         (index,) = netlink.link_lookup(ifname=interface)
-        for ip in sensors:
-            routes.add(netlink, ip, index, PROTOCOL, quickack=1)
+        wanted, found = {(ip, index) for ip in sensors}, set(routes.find(netlink, PROTOCOL))
+        for ip, where in found - wanted:
+            routes.remove(netlink, ip, where, PROTOCOL)
+        return [
+            ip for ip, _ in sorted(wanted - found) if routes.add(netlink, ip, index, PROTOCOL, quickack=1)
+        ]
+
+
+def missing(sensors: Iterable[IPv4Address]) -> list[IPv4Address]:
+    """The sensors that are not answered at once, and have no other host route."""
+    with IPRoute() as netlink:
+        found = {ip for ip, _ in routes.find(netlink)}
+        return [ip for ip in sensors if ip not in found]
 
 
 def remove() -> None:

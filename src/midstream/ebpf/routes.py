@@ -8,7 +8,7 @@ from socket import AF_INET
 
 from pyroute2 import IPRoute, NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
 
-_LINK = 253  # RT_SCOPE_LINK
+_LINK, _MAIN = 253, 254  # RT_SCOPE_LINK, RT_TABLE_MAIN
 
 
 def add(netlink: IPRoute, ip: IPv4Address, index: int, protocol: int, **metrics: int) -> bool:
@@ -30,8 +30,9 @@ def remove(netlink: IPRoute, ip: IPv4Address, index: int, protocol: int) -> None
         netlink.route("del", dst=f"{ip}/32", oif=index, proto=protocol, scope=_LINK)
 
 
-def find(netlink: IPRoute, protocol: int) -> Iterator[tuple[IPv4Address, int]]:
-    """The destinations, and the indices of their interfaces."""
-    for route in netlink.get_routes(family=AF_INET, proto=protocol):
+def find(netlink: IPRoute, protocol: int | None = None) -> Iterator[tuple[IPv4Address, int]]:
+    """The destinations, and the indices of their interfaces; protocol: of who set them, None: anybody."""
+    of = {} if protocol is None else {"proto": protocol}
+    for route in netlink.get_routes(family=AF_INET, table=_MAIN, **of):
         if route["dst_len"] == 32 and (index := route.get("oif")):
             yield IPv4Address(route.get("dst")), index

@@ -19,10 +19,12 @@ from midstream.errors import LabError
 from midstream.lab import namespaces
 from midstream.lab.hosts import INTERFACE
 from midstream.lab.lab import Lab
+from midstream.lab.needs import Progress
 from midstream.lab.state import toml
 
 PATIENCE = 60.0  # seconds until all have found each other
 PATIENCE_EACH = 2.0
+SLOWNESS = 30  # the same, in the time that a daemon takes until it answers: a second, on a quick machine
 _POLL = 0.02
 
 
@@ -36,14 +38,25 @@ def start(lab: Lab, hosts: Collection[str] = (), **daemon: object) -> float:
     began = time.monotonic()
     names = list(hosts) or [host.name for host in reversed(lab.hosts)]
     pids = {name: launch(lab, name, role=_role(name), **daemon) for name in names if state(lab, name) is None}
-    patience = PATIENCE + PATIENCE_EACH * len(lab.hosts)
     for name, pid in pids.items():
+        process = Progress(pid)
+        while state(lab, name) is None:
+            if not process.is_alive:
+                raise LabError(f"{name}: its daemon has ended; {_log(lab, name)}")
+            if process.is_stuck:
+                raise LabError(f"{name}: its daemon, process {pid}, hangs; {_log(lab, name)}")
+            time.sleep(_POLL)
+    answered = time.monotonic()
+    patience = max(PATIENCE + PATIENCE_EACH * len(lab.hosts), SLOWNESS * (answered - began))
+    for name, pid in pids.items():
+        process = Progress(pid)
         while not ((found := state(lab, name)) and found["ready_after"]):
-            late = time.monotonic() - began > patience
-            if late or not Path("/proc", str(pid)).exists():
-                why = "is not ready" if late else "has ended"
+            if not process.is_alive:
+                raise LabError(f"{name}: its daemon has ended; {_log(lab, name)}")
+            if time.monotonic() - answered > patience:
+                reason = found["reason"] if found else "it no longer answers"
                 raise LabError(
-                    f"{name}: its daemon {why}; {folder(lab, name) / 'daemon.log'} says:\n{_log(lab, name)}"
+                    f"{name}: its daemon is not ready after {patience:.0f} s: {reason}; {_log(lab, name)}"
                 )
             time.sleep(_POLL)
     return time.monotonic() - began
@@ -122,8 +135,12 @@ def _spawn(config: Path) -> int:
 
 
 def _log(lab: Lab, name: str) -> str:
+    """What its log says at last, in words."""
+    path = folder(lab, name) / "daemon.log"
     try:
-        lines = (folder(lab, name) / "daemon.log").read_text(errors="replace").splitlines()
-    except OSError:
-        return "nothing"
-    return "\n".join(f"  {line}" for line in lines[-12:])
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if not lines:
+        return f"{path} is empty: it was ended from outside (`dmesg` tells if memory was short)"
+    return f"{path} says:\n" + "\n".join(f"  {line}" for line in lines[-12:])

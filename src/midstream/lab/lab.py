@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from midstream.errors import LabError
-from midstream.lab import enter, namespaces
+from midstream.lab import enter, namespaces, needs
 from midstream.lab.hosts import SWITCH, LabHost, namespace
 
 P = ParamSpec("P")
@@ -88,7 +88,7 @@ class Lab:
         try:
             enter.enter(name)
         except OSError as error:
-            raise LabError(f"{error}; is the lab up, and are you root?") from None
+            raise LabError(needs.explain(error)) from None
         try:
             enter.execute(argv, cpus)
         except OSError as error:

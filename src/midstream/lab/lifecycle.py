@@ -9,7 +9,7 @@ from pathlib import Path
 
 from midstream import network
 from midstream.errors import LabError
-from midstream.lab import cpu, daemons, enter, faults, hosts, links, namespaces, state
+from midstream.lab import cpu, daemons, enter, faults, hosts, links, namespaces, needs, state
 from midstream.lab.faults import ImpairedLeg
 from midstream.lab.hosts import SWITCH, LabHost, namespace
 from midstream.lab.lab import Lab
@@ -54,7 +54,7 @@ def up(
     A lab that is broken or was built with other arguments is rebuilt; the other files in its run directory
     stay. Raises LabError, ConfigError (a setting that is not allowed), CompileError, KernelError.
     """
-    _require_root("up")
+    needs.check("up")
     run_dir = Path(os.path.abspath(run_dir))
     hardworker_cpus, other_cpus = cpu.cores()
     planned = hosts.plan(sensors, hardworker_cpus, other_cpus)
@@ -114,14 +114,14 @@ def down(*, keep: bool = False) -> None:
     files that `up` wrote. Namespaces that are not the lab's are left alone. Raises LabError if a process
     cannot be killed.
     """
-    _require_root("down")
+    needs.check("down")
     with state.locked():
         _tear_down(state.load(), keep=keep)
 
 
 def status() -> LabStatus:
     """What there is of a lab; asks every host. Raises LabError."""
-    _require_root("status")
+    needs.check("status")
     with state.locked():  # half a lab, while it is being built or taken down, is not a broken one
         found = state.load()
         owned, _ = namespaces.ours(hosts.is_ours)
@@ -212,11 +212,6 @@ def _message_size(settings: Mapping[str, object]) -> int:
     return size if isinstance(size, int) else DEFAULT_SIZE
 
 
-def _require_root(command: str) -> None:
-    if os.geteuid() != 0:
-        raise LabError(f"the lab needs root: run `sudo midstream lab {command}`")
-
-
 def _refuse_foreign_namespaces(names: list[str]) -> None:
     wanted = {namespace(name) for name in names}
     _, foreign = namespaces.ours(wanted.__contains__)
@@ -234,5 +229,6 @@ def _mount_bpffs() -> None:
     try:
         enter.mount("bpf", str(BPFFS), "bpf", data="mode=0700")
     except OSError as error:
-        need = "a kernel with CONFIG_BPF_SYSCALL" if error.errno in (errno.ENOENT, errno.ENODEV) else "root"
-        raise LabError(f"{error.strerror}; the lab needs {need}") from None
+        if error.errno == errno.ENODEV:
+            raise LabError(f"{error}; the lab needs a kernel with CONFIG_BPF_SYSCALL") from None
+        raise LabError(needs.explain(error)) from None

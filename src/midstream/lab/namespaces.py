@@ -1,6 +1,7 @@
 """The lab's network namespaces: make and remove them, call a function in one, end the processes in them."""
 
 import contextlib
+import errno
 import os
 import pickle
 import select
@@ -18,7 +19,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 from pyroute2 import IPRoute, netns  # type: ignore[import-untyped]  # pyroute2 ships no types
 
 from midstream.errors import LabError
-from midstream.lab import enter
+from midstream.lab import enter, needs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,7 +84,7 @@ def call(
         try:
             enter.enter(namespace)
         except OSError as error:
-            raise LabError(f"{error}; is the lab up (`midstream lab status`), and are you root?") from None
+            raise LabError(needs.explain(error)) from None
         if cpus:
             os.sched_setaffinity(0, cpus)
         return function(*args, **kwargs)
@@ -130,14 +131,15 @@ def _create(names: tuple[str, ...]) -> None:
         try:
             enter.unshare(enter.CLONE_NEWNET)
         except OSError as error:
-            raise LabError(
-                f"cannot make namespace {name}: {error.strerror}; "
-                "the lab needs root and a kernel with CONFIG_NET_NS"
-            ) from None
+            need = "; the lab needs a kernel with CONFIG_NET_NS" if error.errno == errno.EINVAL else ""
+            raise LabError(f"cannot make namespace {name}: {needs.explain(error)}{need}") from None
         _quiet()
         with IPRoute() as ipr:
             ipr.link("set", index=1, ifalias=MARK, state="up")
-        netns.attach(name, os.getpid())
+        try:
+            netns.attach(name, os.getpid())
+        except OSError as error:
+            raise LabError(f"cannot name namespace {name}: {needs.explain(error)}") from None
 
 
 def _quiet() -> None:
@@ -173,7 +175,12 @@ def _in_child(function: Callable[[], T], what: str) -> T:
             # Python 3.12 warns of every fork of a process with threads, and NumPy alone starts some. What the
             # child does needs no lock of theirs (see `call`).
             warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
+            try:
+                child = os.fork()
+            except OSError as refused:
+                os.close(reader)
+                os.close(writer)
+                raise LabError(f"no process can be started: {needs.explain(refused)}") from None
         if child == 0:
             _forking.release()
             os.close(reader)

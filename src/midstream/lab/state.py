@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from midstream import config, network
 from midstream.errors import LabError
 from midstream.lab.hosts import LabHost
+from midstream.lab.needs import Progress
 from midstream.network import Topology
 
 RUN_DIR = Path("/run/midstream-lab")
@@ -23,7 +24,6 @@ STATE = Path("/run/midstream-lab.json")
 LOCK = Path("/run/midstream-lab.lock")
 AUTHOR = "midstream lab"
 
-_PATIENCE = 60.0  # seconds; `up` takes fewer even with all sensors
 _HEADER = f"# Written by {AUTHOR} up. Yours to change: kept until `{AUTHOR} down`.\n"
 
 
@@ -59,8 +59,8 @@ def load() -> State | None:
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Only one `up` or `down` at a time. Raises LabError after a minute of waiting for the other."""
-    deadline = time.monotonic() + _PATIENCE
+    """Only one `up` or `down` at a time, however slow the machine is. Raises LabError if the other hangs."""
+    holder, pid = Progress(0), ""
     while True:
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -69,11 +69,18 @@ def locked() -> Iterator[None]:
                 break
         except (BlockingIOError, FileNotFoundError):
             pass
+        before, pid = pid, os.read(lock, 20).decode()
         os.close(lock)
-        if time.monotonic() > deadline:
-            raise LabError(f"another `midstream lab` holds {LOCK} for a minute; see `fuser {LOCK}`")
+        if pid != before:
+            holder = Progress(int(pid or 0))
+        if holder.is_stuck:
+            raise LabError(
+                f"another `midstream lab`, process {pid}, holds {LOCK} and does nothing; end it first"
+            )
         time.sleep(0.05)
     try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield
     finally:
         LOCK.unlink()

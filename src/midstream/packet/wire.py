@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from types import TracebackType
 from typing import Literal, Self
 
@@ -127,7 +128,7 @@ def _transmit(raw: socket.socket, interface: str, frame: bytes) -> None:
         if error.errno == errno.EMSGSIZE:
             raise NetworkError(
                 f"{interface}: a frame of {len(frame)} bytes exceeds the interface's MTU; "
-                f"send less data or raise it with: ip link set {interface} mtu BYTES"
+                f"send less data or raise it with: ip link set dev {quote(interface)} mtu BYTES"
             ) from error
         raise _explained(error, interface) from error
 
@@ -160,5 +161,7 @@ def _explained(error: OSError, interface: str) -> MidstreamError:
     if error.errno in (errno.ENODEV, errno.ENXIO):
         return NetworkError(f"{interface}: no such network interface; 'ip link' lists those of this host")
     if error.errno == errno.ENETDOWN:
-        return NetworkError(f"{interface}: the interface is down; raise it with: ip link set {interface} up")
+        return NetworkError(
+            f"{interface}: the interface is down; raise it with: ip link set dev {quote(interface)} up"
+        )
     return NetworkError(f"{interface}: {error.strerror}")
