@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
+from tests.unit import logs
 from tests.unit.logs import SECOND, START, LogFile
 
 from midstream.cli import main
@@ -95,7 +96,7 @@ payloads = st.one_of(
     st.sampled_from(NASTY),
 )
 quick = settings(
-    max_examples=6,
+    max_examples=3,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -112,12 +113,12 @@ def stored(folder: Path, messages: list[bytes], readings: list[bytes]) -> Iterat
     """A log with these messages of any size, and these of LAYOUT."""
     for path in folder.iterdir():
         path.unlink()
-    log = LogFile(folder / "log.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "LAYOUT", LAYOUT)  # whose columns the table of readings has
+        log = LogFile(folder / "log.db")
     try:
-        log.execute("DROP TABLE readings")
         log.add(messages, framing="length")
-        log.add(readings, start_ns=START + SECOND // 2)
-        log.execute(f"UPDATE connections SET layout = '{LAYOUT.describe()}' WHERE id = 2")
+        log.add(readings, start_ns=START + SECOND // 2, layout=LAYOUT)
         yield log
     finally:
         log.close()
@@ -155,12 +156,12 @@ def check_said(said: dict[str, Any], payload: bytes) -> None:
         assert bytes.fromhex(said["hex"]) == payload
 
 
-logs = given(st.lists(payloads, max_size=12), st.lists(st.binary(min_size=46, max_size=46), max_size=6))
+anything = given(st.lists(payloads, max_size=12), st.lists(st.binary(min_size=46, max_size=46), max_size=6))
 
 
 @quick
 @example(NASTY, [bytes(46), b"\xff" * 46])
-@logs
+@anything
 def test_exports_are_read_back(folder: Path, messages: list[bytes], readings: list[bytes]) -> None:
     with stored(folder, messages, readings) as log:
         check_json_lines(log, messages, readings)
@@ -171,7 +172,7 @@ def test_exports_are_read_back(folder: Path, messages: list[bytes], readings: li
 
 @pytest.mark.slow
 @settings(quick, max_examples=300)
-@logs
+@anything
 def test_many_exports_are_read_back(folder: Path, messages: list[bytes], readings: list[bytes]) -> None:
     with stored(folder, messages, readings) as log:
         check_json_lines(log, messages, readings)
@@ -289,9 +290,11 @@ COMMANDS = [
     ["show", "--where", "raw=0000", "--connection", "2"],
     ["show", "--where", "x=" + "[" * 100_000],
     ["show", "--where", '"a b\\"=>"=1'],
-    ["plot", "speed", "f32", "f64", "big", "u64", "x\x1b$a$", "-o", "x.png"],
+    ["plot", "speed", "big", "x\x1b$a$", "-o", "x.png"],
     ["plot", "f64", "-o", "x.svg"],
     *(["export", "-o", "-", "--format", kind] for kind in ("csv", "jsonl", "parquet", "mcap")),
+    ["verify"],
+    ["verify", "--json"],
     ["prune", "--keep-size", "1", "--dry-run"],
 ]
 
@@ -311,7 +314,7 @@ def run(log: LogFile, arguments: list[str], encoding: str = "utf-8") -> tuple[in
 
 @pytest.mark.slow
 @settings(quick, max_examples=50)
-@logs
+@anything
 def test_every_command_ends_well_with_anything(
     folder: Path, messages: list[bytes], readings: list[bytes]
 ) -> None:
@@ -392,7 +395,8 @@ def test_a_field_is_as_large_as_it_is(folder: Path) -> None:
 
 def test_messages_that_do_not_fit_the_fields_are_in_the_export(folder: Path) -> None:
     """Fields of config.toml serve what was stored without; a message of another size is shown whole."""
-    with stored(folder, [], [bytes(46), b"short", bytes(46)]) as log:
+    with stored(folder, [], [bytes(46)] * 3) as log:
+        log.execute("UPDATE messages SET payload = CAST('short' AS BLOB) WHERE sequence = 1")
         assert check_rows(exported(log, "csv", False)) == ["", "short", ""]
         table = pyarrow.parquet.read_table(io.BytesIO(exported(log, "parquet", False)))
         rows = sorted(

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _wanted() -> list[str]:
-    """The commands that the arguments can mean; all if they name none, so that the error lists them.
+    """The commands that the arguments can mean: all if they ask for help or name an unknown one.
 
     A shell that asks how a line may go on has the line in its environment: what is typed of the last word is
     where a command may begin.
@@ -65,6 +65,8 @@ def _wanted() -> list[str]:
     words = [word for word in (line.split()[1:] if asked else sys.argv[1:]) if not word.startswith("-")]
     if asked and len(words) == 1 and not line[-1].isspace():
         return [name for name in _MODULES if name.startswith(words[0])]
+    if not words and {"--version", "--show-completion", "--install-completion"} & set(sys.argv):
+        return []
     return words[:1] if words and words[0] in _MODULES else list(_MODULES)
 
 
