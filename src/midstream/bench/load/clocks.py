@@ -24,7 +24,7 @@ class _Sender:
     ticks: int
 
     def unseen(self, time: int, ticks: int) -> int:
-        """By how many nanoseconds a pause is longer by the capture's clock than by the sender's; 0: by none."""
+        """By how many nanoseconds a pause is longer by the capture's clock than by the sender's."""
         pause, known = time - self.at, self.at - self.began
         if pause < _PAUSE or known < _PAUSE:
             return 0
@@ -36,8 +36,8 @@ class _Sender:
 
 
 class Clocks:
-    """The clocks of a capture's interfaces, beside those of the senders. back: packets that were stamped before
-    the one in front of them, by no more than happens."""
+    """The clocks of a capture's interfaces, beside those of the senders. back: packets that were stamped
+    before the one in front of them, by no more than happens."""
 
     def __init__(self) -> None:
         self.back = 0

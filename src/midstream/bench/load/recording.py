@@ -58,9 +58,10 @@ class _Reader:
         if captured.time is not None and (
             moved := self._clocks.take(captured.interface, captured.time, segment)
         ):
+            way = "back" if moved < 0 else "forward"
             raise self._refusal(
                 number,
-                f"the clock was put {'back' if moved < 0 else 'forward'} by {abs(moved) / _SECOND:g} s, so the "
+                f"the clock was put {way} by {abs(moved) / _SECOND:g} s, so the "
                 "time between messages is not known; replay what is before it: "
                 f"editcap -r {self._path} NEW 1-{number - 1}",
             )

@@ -27,8 +27,8 @@ WRONG = "packets whose lengths contradict each other"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`first`: the sequence number of its first byte of data, after that of a SYN. `size`: of its data. `ticks`:
-    its sender's clock, in units of the sender's (RFC 7323); None if it tells none."""
+    """`first`: the sequence number of its first byte of data, after that of a SYN. `size`: of its data.
+    `ticks`: its sender's clock, in units of the sender's (RFC 7323); None if it tells none."""
 
     source: bytes
     destination: bytes
