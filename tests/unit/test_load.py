@@ -43,6 +43,7 @@ def test_every_byte_arrives_and_is_verified(port: int, size: int) -> None:
         assert sink.received == load.sent == 400
         arrived = sink.result()
     assert (summary.planned, summary.messages, summary.unsent, summary.lost) == (400, 400, 0, 0)
+    assert summary.unacknowledged == 0
     assert summary.clean and summary.counts == (100, 100, 100, 100)
     assert (arrived.messages, arrived.wrong) == (400, 0)
     assert all(c["clean"] and c["bytes"] == 100 * size for c in arrived.connections)
@@ -163,6 +164,18 @@ def test_or_is_made_again(port: int, peer: socket.socket) -> None:
     assert (summary.lost, summary.planned) == (1, 200)
     assert summary.messages + summary.unsent == 200 and summary.unsent > 0
     assert received[:1024] == wire.message(0, 0, int.from_bytes(received[8:16], "little"), 1024)
+
+
+@pytest.mark.slow  # it waits as long as the load does for such a peer
+def test_a_peer_that_takes_nothing(port: int, peer: socket.socket) -> None:
+    """What was due and what arrived is told: nothing is in neither figure."""
+    plan = Plan(rate=200, size=1 << 16, seconds=1)
+    with Load(plan, [Connection(HOST, port)]) as load, peer.accept()[0]:
+        load.start()
+        summary = run_out(load)
+    assert not summary.clean and summary.lost == 0
+    assert summary.planned == 200 == summary.messages + summary.unsent
+    assert summary.unsent > 0 and summary.unacknowledged > 0
 
 
 def test_it_ends_when_it_is_asked(port: int) -> None:

@@ -262,6 +262,43 @@ def test_a_clock_that_is_put_back_is_refused(
         read_timing(written(tmp_path, pcap(frames)))
 
 
+def clocked(times: Sequence[int], ticks: Sequence[int]) -> bytes:
+    """A connection whose sender's clock is in its segments (RFC 7323)."""
+    frames = []
+    for number, (time, tick) in enumerate(zip(times, ticks, strict=True)):
+        packet = bytearray(tcp(1 + 3 * number, b"abc"))
+        packet[40:52] = struct.pack("!BBBBII", 1, 1, 8, 10, tick % 2**32, 0)
+        frames.append(Frame(framed(bytes(packet), ETHERNET), START + time))
+    return pcap(frames)
+
+
+@CHECKED
+@given(
+    st.sampled_from([100, 250, 1000]),
+    st.integers(0, 2**32 - 1),
+    st.integers(3 * SECOND, 60 * 366 * 86400 * SECOND),
+    st.integers(15, 28),
+)
+def test_a_clock_that_is_put_forward_is_refused(
+    tmp_path: Path, rate: int, first: int, step: int, at: int
+) -> None:
+    """As where a host without a battery learns the time: its peers' clocks did not move."""
+    true = [n * SECOND // 10 for n in range(30)]
+    ticks = [first + time * rate // SECOND for time in true]
+    assert read_timing(written(tmp_path, clocked(true, ticks))).messages == 30
+    moved = [time + step * (n >= at) for n, time in enumerate(true)]
+    with pytest.raises(ConfigError, match=rf"packet {at + 1}: the clock was put forward by .* NEW 1-{at}$"):
+        read_timing(written(tmp_path, clocked(moved, ticks)))
+
+
+@CHECKED
+@given(st.sampled_from([1, 100, 1000, 1_000_000]), st.integers(0, 2**32 - 1), st.integers(1, 86400))
+def test_a_pause_is_a_pause(tmp_path: Path, rate: int, first: int, pause: int) -> None:
+    true = [n * SECOND // 10 + (n >= 20) * pause * SECOND for n in range(30)]
+    ticks = [first + time * rate // SECOND for time in true]
+    assert read_timing(written(tmp_path, clocked(true, ticks))).messages == 30
+
+
 @CHECKED
 @given(st.integers(0, 1 << 32), st.data())
 def test_what_the_capture_lost_is_counted(tmp_path: Path, seed: int, draw: st.DataObject) -> None:

@@ -419,12 +419,12 @@ def _pending(frame: bytes) -> bytes:
     return replace(p, tcp=replace(p.tcp, checksum=(total + length // 65536) % 65535)).pack()
 
 
-def _large(size: int, **changes: int) -> bytes:
+def _large(size: int, length: int | None = None, checksum: int | None = None) -> bytes:
     p = Packet.parse(_with(Flags.PSH | Flags.ACK, bytes(100)))
     p = replace(p, ip=replace(p.ip, length=20 + 20 + size), payload=bytes(size)).with_checksums()
-    ip = replace(p.ip, **changes)
-    right = ip if "checksum" in changes else replace(ip, checksum=ip.computed_checksum())
-    return replace(p, ip=right).pack()
+    ip = p.ip if length is None else replace(p.ip, length=length)
+    right = ip.computed_checksum() if checksum is None else checksum
+    return replace(p, ip=replace(ip, checksum=right)).pack()
 
 
 DATA = _with(Flags.PSH | Flags.ACK, bytes(range(100)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from midstream.bench.machine.counted import Counted
-from midstream.bench.machine.measure import MESSAGES, SECONDS, measure
+from midstream.bench.machine.measure import MESSAGES, SECONDS, measure, scene_of
 from midstream.bench.receivers import RECEIVERS
 from midstream.bench.scenario import find
 from midstream.ebpf import compiler
@@ -26,14 +26,22 @@ def count(slow: int) -> dict[str, Counted]:
 
 
 def test_the_figures_do_not_depend_on_the_speed() -> None:
-    quicker, slower = count(8), count(16)
-    for name, one in quicker.items():
-        other = slower[name]
-        assert not one.problems and not other.problems, (one.problems, other.problems)
-        assert (one.slow, other.slow) == (8, 16)
-        assert one.instructions == pytest.approx(other.instructions, rel=0.04)
-        assert other.seconds == pytest.approx(other.asked, rel=0.02), "neither behind nor ahead"
-    assert 2_500 < 3 * quicker["midstream-deferred-c"].instructions < quicker["c-epoll-relay"].instructions
+    """Nor on how busy this machine is, which makes a guest slower: no clock beside it runs at another speed.
+
+    The joined handler is the most delicate. TCP's own 200 ms made the logger acknowledge every segment of it.
+    """
+    names = ("c-joined-20ms-relay", "c-epoll-relay", "midstream-deferred-c")
+    (scenario,) = find(["16x100x1024"])
+    with scene_of(scenario, SECONDS, compiler.cache_directory() / "vm") as scene:
+        receivers = {receiver.name: receiver for receiver in RECEIVERS}
+        counted = {name: [scene.count(receivers[name], slow) for slow in (8, 32)] for name in names}
+    for name, (quicker, slower) in counted.items():
+        assert not quicker.problems and not slower.problems, (name, quicker, slower)
+        assert (quicker.slow, slower.slow) == (8, 32)
+        assert quicker.instructions == pytest.approx(slower.instructions, rel=0.03), name
+        assert slower.seconds == pytest.approx(slower.asked, rel=0.02), "neither behind nor ahead"
+    ours, theirs = (counted[name][0].instructions for name in ("midstream-deferred-c", "c-epoll-relay"))
+    assert 2_500 < 3 * ours < theirs
 
 
 def test_what_falls_behind_is_counted_again_more_slowly() -> None:

@@ -41,7 +41,8 @@ class Job(StrEnum):
 @dataclass(frozen=True)
 class Setting:
     """What the program of a receiver has to know. address, port: where the hardworker listens; logger: its
-    address (the same port); sensor: that of the first sensor."""
+    address (the same port); sensor: that of the first sensor; slow: how many times slower than theirs the
+    hardworker's clock runs."""
 
     config: Path
     const: Path
@@ -52,6 +53,7 @@ class Setting:
     port: int
     logger: str
     sensor: str = ""
+    slow: int = 1
 
 
 @dataclass(frozen=True)

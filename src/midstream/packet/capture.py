@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 from midstream.errors import ConfigError
 from midstream.packet.link import ETHERNET
@@ -65,7 +65,8 @@ def read_capture(stream: Readable, name: str) -> Iterator[Captured]:
         yield from _pcapng(_Reader(stream, name))
     elif start[:2] == _GZIP:
         try:
-            with gzip.GzipFile(fileobj=_Resumed(start, stream), mode="rb") as unpacked:  # type: ignore[arg-type]
+            whole = cast(IO[bytes], _Resumed(start, stream))  # all that is asked of it here is to read
+            with gzip.GzipFile(fileobj=whole, mode="rb") as unpacked:
                 yield from read_capture(unpacked, name)
         except (EOFError, OSError, zlib.error) as error:
             raise ConfigError(f"{name}: its compression (gzip) is damaged or cut short: {error}") from None

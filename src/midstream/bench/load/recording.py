@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
+from midstream.bench.load.clocks import Clocks
 from midstream.bench.load.segment import FIN, PSH, RST, SYN, Segment, find_segment
 from midstream.errors import ConfigError
 from midstream.packet import EXPECTED, Captured, read_capture
@@ -23,9 +24,6 @@ _FARTHEST = 1 << 30
 """Bytes: the largest window of TCP. What is farther from what was seen belongs to another connection."""
 _EARLIER = 1 << 20
 """Bytes before the first that was seen, without a SYN, that still belong to the connection."""
-_BACK, _BACK_OF_ALL = 1_000_000, 10_000_000
-"""Nanoseconds that a packet may be stamped before the one in front of it, of its connection and of its
-interface: cores that capture together do that. More is a clock that was put back."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,24 @@ class _Reader:
     def __init__(self, path: Path, port: int | None) -> None:
         self._path, self._port = path, port
         self._flows: dict[tuple[bytes, bytes, bytes], _Flow] = {}
-        self._clocks: dict[object, int] = {}
+        self._clocks = Clocks()
         self._remarks: Counter[str] = Counter()
 
     def take(self, number: int, captured: Captured) -> None:
         found = find_segment(captured)
         if found is None:
             raise self._refusal(number, f"link type {captured.link}, expected {EXPECTED}")
-        self._check_clock(number, captured, found if isinstance(found, Segment) else None)
+        segment = found if isinstance(found, Segment) else None
+        if captured.time is not None and (
+            moved := self._clocks.take(captured.interface, captured.time, segment)
+        ):
+            way = "back" if moved < 0 else "forward"
+            raise self._refusal(
+                number,
+                f"the clock was put {way} by {abs(moved) / _SECOND:g} s, so the "
+                "time between messages is not known; replay what is before it: "
+                f"editcap -r {self._path} NEW 1-{number - 1}",
+            )
         if isinstance(found, str):
             self._remarks[found] += 1
             return
@@ -72,6 +80,7 @@ class _Reader:
 
     def finish(self) -> Recording:
         flows: dict[str, list[int]] = {}
+        self._remarks["packets stamped before the one in front of them"] = self._clocks.back
         for (source, destination, ports), flow in self._flows.items():
             name = f"{_end(source, ports[:2])}>{_end(destination, ports[2:])}"
             flow.finish(self._remarks)
@@ -83,24 +92,6 @@ class _Reader:
             if flow.times:
                 flows[name] = sorted(flow.times)
         return Recording(flows, +self._remarks)
-
-    def _check_clock(self, number: int, captured: Captured, segment: Segment | None) -> None:
-        """Raises ConfigError if the clock of the capture was put back."""
-        if captured.time is None:
-            return
-        clocks: list[tuple[object, int]] = [(captured.interface, _BACK_OF_ALL)]
-        if segment:
-            clocks.append(((captured.interface, *sorted((segment.flow, segment.back))), _BACK))
-        back = [self._clocks.get(clock, captured.time) - captured.time for clock, _ in clocks]
-        for (clock, most), by in zip(clocks, back, strict=True):
-            if by > most:
-                raise self._refusal(
-                    number,
-                    f"the clock was put back by {by / _SECOND:g} s, so the time between messages is not "
-                    f"known; replay what is before it: editcap -r {self._path} NEW 1-{number - 1}",
-                )
-            self._clocks[clock] = captured.time + max(by, 0)
-        self._remarks["packets stamped before the one in front of them"] += max(back) > 0
 
     def _refusal(self, number: int, why: str) -> ConfigError:
         return ConfigError(f"{self._path}: packet {number}: {why}")

@@ -9,6 +9,7 @@ FIN, SYN, RST, PSH = 1, 2, 4, 8
 
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _TCP, _FRAGMENT = 6, 44
+_PADDING, _TIME_STAMP = 1, 8  # TCP's options
 _OPTIONS = (
     0,
     43,
@@ -26,7 +27,8 @@ WRONG = "packets whose lengths contradict each other"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`first`: the sequence number of its first byte of data, after that of a SYN. `size`: of its data."""
+    """`first`: the sequence number of its first byte of data, after that of a SYN. `size`: of its data.
+    `ticks`: its sender's clock, in units of the sender's (RFC 7323); None if it tells none."""
 
     source: bytes
     destination: bytes
@@ -34,6 +36,7 @@ class Segment:
     first: int
     size: int
     flags: int
+    ticks: int | None = None
 
     @property
     def flow(self) -> tuple[bytes, bytes, bytes]:
@@ -96,4 +99,18 @@ def _segment(
     size = total - before - (offset >> 4) * 4
     if size < 0 or total > there or offset >> 4 < 5:
         return WRONG
-    return Segment(source, destination, tcp[:4], (sequence + bool(flags & SYN)) & 0xFFFFFFFF, size, flags)
+    first = (sequence + bool(flags & SYN)) & 0xFFFFFFFF
+    return Segment(source, destination, tcp[:4], first, size, flags, _ticks(tcp[20 : (offset >> 4) * 4]))
+
+
+def _ticks(options: bytes) -> int | None:
+    """The value of the time-stamp option."""
+    place = 0
+    while place + 1 < len(options) and (kind := options[place]):
+        length = 1 if kind == _PADDING else options[place + 1]
+        if kind == _TIME_STAMP and length == 10 and place + 6 <= len(options):
+            return int.from_bytes(options[place + 2 : place + 6])
+        if length < 1:
+            break
+        place += length
+    return None

@@ -107,7 +107,7 @@ class Scene:
         setting = Setting(
             config, config.with_name("const.toml"), scenario.sensors, scenario.rate, scenario.size,
             str(self._topology.hardworker.ip), self._topology.port, str(self._topology.logger.ip),
-            str(self._topology.sensors[0].ip),
+            str(self._topology.sensors[0].ip), slow,
         )  # fmt: skip
         wires.slow_down(self._hosts, slow)
         with ExitStack() as undo:

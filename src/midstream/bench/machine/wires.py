@@ -29,6 +29,7 @@ IMPAIRED = Path("/sys/fs/bpf/midstream-vm-switch")
 
 # linux/if_tun.h. A queue joins a tap that has the same properties; the program stays when the queue is gone.
 _TUNSETIFF, _TUNSETSTEERINGEBPF = 0x400454CA, 0x800454E0
+_RTAX_RTO_MIN = 13  # linux/rtnetlink.h
 _TAP_QUEUE = 0x0002 | 0x0100 | 0x1000 | 0x4000  # IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR
 
 
@@ -144,7 +145,7 @@ def _slow_down(address: str, slow: int) -> None:
             prefsrc=address,
             scope="link",
             proto="kernel",
-            metrics={"rto_min": RTO_MIN * slow},
+            metrics={"rto_min": RTO_MIN * slow, "lock": 1 << _RTAX_RTO_MIN},  # heeded only if locked
         )
 
 

@@ -64,8 +64,9 @@ def _receiver(
 
 def _side(name: str, side: str) -> Callable[[Setting], list[str]]:
     def command(setting: Setting) -> list[str]:
+        slow = 1 if side == "receive" else setting.slow
         ends = Ends(
-            setting.sensor, setting.address, setting.logger, setting.port, setting.sensors, setting.size
+            setting.sensor, setting.address, setting.logger, setting.port, setting.sensors, setting.size, slow
         )
         return [sys.executable, "-P", "-m", __name__, name, side, json.dumps(asdict(ends))]
 

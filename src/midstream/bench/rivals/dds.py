@@ -32,8 +32,15 @@ _CONFIG = """\
     <MaxAutoParticipantIndex>100</MaxAutoParticipantIndex>
     <Peers>{peers}</Peers>
   </Discovery>
+  <Internal>
+    <HeartbeatInterval minsched="{soon}ms" min="{least}ms" max="{most}ms">{beat}ms</HeartbeatInterval>
+    <AckDelay>{ack}ms</AckDelay>
+    <PreEmptiveAckDelay>{ack}ms</PreEmptiveAckDelay>
+  </Internal>
 </Domain></CycloneDDS>
 """
+# milliseconds: the library's own values
+_TIMERS = {"beat": 100, "soon": 20, "least": 5, "most": 8_000, "ack": 10}
 _NEW = SampleState.NotRead | ViewState.Any | InstanceState.Any
 _MOST = 256  # samples taken at once
 
@@ -94,7 +101,9 @@ class _Sender:
 def _participant(ends: Ends) -> DomainParticipant:
     hosts = (ends.sensor, ends.address, ends.logger)
     peers = "".join(f'<Peer address="{host}"/>' for host in hosts)
-    os.environ["CYCLONEDDS_URI"] = _CONFIG.format(peers=peers)
+    os.environ["CYCLONEDDS_URI"] = _CONFIG.format(
+        peers=peers, **{name: value * ends.slow for name, value in _TIMERS.items()}
+    )
     return DomainParticipant(0)
 
 

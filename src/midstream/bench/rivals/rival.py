@@ -13,7 +13,11 @@ TICK = 0.2  # seconds between two looks at whether to stop
 
 @dataclass(frozen=True)
 class Ends:
-    """The addresses of (first) sensor, hardworker and logger, a port that is free on all, and how many."""
+    """The addresses of (first) sensor, hardworker and logger, a port that is free on all, and how many.
+
+    slow: how many times slower the hardworker's clock runs than that of the program which gets this: the
+    timers of its library have to be as much longer.
+    """
 
     sensor: str
     address: str
@@ -21,6 +25,7 @@ class Ends:
     port: int
     sensors: int
     size: int
+    slow: int = 1
 
 
 class Rival(Protocol):

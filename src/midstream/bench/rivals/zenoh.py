@@ -13,7 +13,8 @@ import zenoh
 from midstream.bench.rivals.rival import PATIENCE, TICK, Ends, Take
 
 _KEY = "midstream"
-_LEASE, _ASK = 600_000, 2_500  # milliseconds: after which a silent peer is given up, and is asked
+# milliseconds: after which a silent peer is given up, and is asked; for which a batch waits for more
+_LEASE, _ASK, _BATCH = 600_000, 2_500, 1
 
 
 class Peers:
@@ -32,7 +33,7 @@ class Peers:
 class _Sender:
     def __init__(self, ends: Ends) -> None:
         hosts = [f"tcp/{address}:{ends.port}" for address in (ends.address, ends.logger)]
-        self._sessions = [zenoh.open(_config(connect=hosts)) for _ in range(ends.sensors)]
+        self._sessions = [zenoh.open(_config(ends.slow, connect=hosts)) for _ in range(ends.sensors)]
         self._publishers = [
             session.declare_publisher(
                 f"{_KEY}/{number}",
@@ -70,21 +71,22 @@ def _subscribe(
     def callback(sample: zenoh.Sample) -> None:
         take(sample.payload.to_bytes())
 
-    with zenoh.open(_config(listen=[f"tcp/{address}:{ends.port}"])) as session:
+    with zenoh.open(_config(ends.slow, listen=[f"tcp/{address}:{ends.port}"])) as session:
         session.declare_subscriber(f"{_KEY}/*", callback)
         ready()
         while not stopped():
             time.sleep(TICK)
 
 
-def _config(**ends: list[str]) -> zenoh.Config:
+def _config(slow: int, **ends: list[str]) -> zenoh.Config:
     config = zenoh.Config()
     config.insert_json5("mode", json.dumps("peer"))
     config.insert_json5("scouting/multicast/enabled", "false")
     config.insert_json5("scouting/gossip/enabled", "false")
     # In slow motion a peer is silent for longer than the usual ten seconds; it is asked as often as ever.
     config.insert_json5("transport/link/tx/lease", str(_LEASE))
-    config.insert_json5("transport/link/tx/keep_alive", str(_LEASE // _ASK))
+    config.insert_json5("transport/link/tx/keep_alive", str(_LEASE // (_ASK * slow)))
+    config.insert_json5("transport/link/tx/queue/batching/time_limit", str(_BATCH * slow))
     for kind in ("listen", "connect"):
         config.insert_json5(f"{kind}/endpoints", json.dumps(ends.get(kind, [])))
     return config
