@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.lab import scripted
 from tests.lab.ends import running
 from tests.lab.triangle import HARDWORKER, PORT, TOS, wait_until
+from tests.program import scripted
 
 from midstream import network
 from midstream.hardworker.recording import recorded_dtype

@@ -275,9 +275,7 @@ def test_a_sensor_that_dies_resets_the_connection_to_the_logger(
     assert pump.flags() == [OPEN, RESET]
 
 
-def test_what_came_before_a_reset_reaches_a_slow_logger(
-    port: int, logger: socket.socket, pump: Pump
-) -> None:
+def test_what_came_before_a_reset_reaches_a_slow_logger(port: int, logger: socket.socket, pump: Pump) -> None:
     logger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
     data = random.Random(4).randbytes(1 << 20)
     sensor = connect(port)

@@ -230,6 +230,8 @@ class SocketHandler:
             if events & select.EPOLLOUT:
                 end.connected = True
                 self._send(end)
+            if end.done and events & (select.EPOLLHUP | select.EPOLLERR):
+                raise ConnectionResetError  # behind the end of its stream, which recv() does not tell
             if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
                 data = end.socket.recv(_CHUNK)
                 end.done = other.last = not data
@@ -242,7 +244,7 @@ class SocketHandler:
         except OSError:
             if not relay.inner.done:  # else the application has the whole stream, and knows it
                 self._tell(relay, RESET)
-            if inward and not relay.outer.last:
+            if inward:
                 self._break_off(relay)
             else:
                 self._end(relay)
@@ -253,7 +255,8 @@ class SocketHandler:
             self._listen_to(relay)
 
     def _break_off(self, relay: _Relay) -> None:
-        """The sensor has reset the connection. So is the logger's, behind what came before the reset."""
+        """The sensor has reset the connection. The logger's goes on until what came before has been sent: then it
+        is reset too, or ends, if the stream had."""
         relay.broken = True
         del self._relays[relay.inner.socket.fileno()]
         self._ignore(relay.inner)
@@ -309,6 +312,7 @@ class SocketHandler:
     def _end(self, relay: _Relay) -> None:
         ends = (relay.inner, relay.outer)
         unfinished = not all(end.done and not end.waiting for end in ends)
+        unfinished = unfinished and not (relay.broken and relay.outer.shut)
         for end in ends:
             if end.socket.fileno() < 0:  # broken off before
                 continue

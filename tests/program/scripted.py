@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
@@ -28,6 +28,14 @@ LENGTH = 400  # bytes of a stream
 _ETH_P_IP = 0x0800
 
 
+class Wire(Protocol):
+    """A packet socket, or what stands for one."""
+
+    def send(self, frame: bytes, /) -> object: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def fileno(self) -> int: ...
+
+
 @dataclass
 class Client:
     """One connection from a sensor. Positions are offsets in `data`, the stream."""
@@ -37,7 +45,7 @@ class Client:
     port: int
     data: bytes
     isn: int
-    wire: socket.socket
+    wire: Wire
     options: Callable[[], bytes] = bytes  # of every segment behind the handshake
     irs: int = 0  # the peer's first number
     acked: int = -1  # up to this position the peer has acknowledged
@@ -49,7 +57,7 @@ class Client:
         self, position: int, length: int = 0, flags: Flags = ACK | PSH, *, urgent: int = 0, **fields: Any
     ) -> None:
         """A segment with so many bytes of the stream, or with `payload`."""
-        payload = fields.pop("payload", self.data[max(0, position) : position + length])
+        payload = fields.pop("payload", self.data[max(0, position) : max(0, position + length)])
         fields = {"tcp_options": self.options(), "ack": self.irs + self.received} | fields
         frame = packet.craft(
             self.topology,
@@ -109,7 +117,7 @@ class Client:
         while select.select([self.wire], [], [], seconds)[0]:
             seconds = 0
             frame = self.wire.recv(4096)
-            if len(frame) < 54 or frame[23] != socket.IPPROTO_TCP or frame[0:6] == frame[6:12]:
+            if len(frame) < 54 or frame[12:14] != b"\x08\0" or frame[23] != socket.IPPROTO_TCP:
                 continue
             parsed = Packet.parse(frame)
             if parsed.tcp.destination_port == self.port and parsed.ip.source == self.topology.hardworker.ip:
@@ -458,8 +466,13 @@ def play(name: str, topology: Topology, sensor: int, port: int) -> bytes:
     """Run a script on this host; the stream of its client."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_IP)) as wire:
         wire.bind(("eth0", _ETH_P_IP))
-        numbers = random.Random(name)
-        client = Client(topology, sensor, port, numbers.randbytes(LENGTH), numbers.randrange(2**32), wire)
-        SCRIPTS[name](client)
-        client.listen(0.02)
-        return client.data
+        return play_on(wire, name, topology, sensor, port)
+
+
+def play_on(wire: Wire, name: str, topology: Topology, sensor: int, port: int) -> bytes:
+    """The same where the frames go another way."""
+    numbers = random.Random(name)
+    client = Client(topology, sensor, port, numbers.randbytes(LENGTH), numbers.randrange(2**32), wire)
+    SCRIPTS[name](client)
+    client.listen(0.02)
+    return client.data
