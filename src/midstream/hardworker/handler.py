@@ -255,8 +255,8 @@ class SocketHandler:
             self._listen_to(relay)
 
     def _break_off(self, relay: _Relay) -> None:
-        """The sensor has reset the connection. The logger's goes on until what came before has been sent: then it
-        is reset too, or ends, if the stream had."""
+        """The sensor has reset the connection. The logger's goes on until what came before has been sent.
+        Then it is reset too, or ends, if the stream had."""
         relay.broken = True
         del self._relays[relay.inner.socket.fileno()]
         self._ignore(relay.inner)
