@@ -58,7 +58,8 @@ class Client:
     ) -> None:
         """A segment with so many bytes of the stream, or with `payload`."""
         payload = fields.pop("payload", self.data[max(0, position) : max(0, position + length)])
-        fields = {"tcp_options": self.options(), "ack": self.irs + self.received} | fields
+        fields.setdefault("tcp_options", self.options())
+        fields.setdefault("ack", self.irs + self.received)
         frame = packet.craft(
             self.topology,
             self.sensor,

@@ -47,11 +47,19 @@ class Stack:
                             "replace", dst=str(other.ip), lladdr=other.mac, ifindex=index, state="permanent"
                         )
             self.listener = socket.socket()
-            if listens:
-                self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as logger/server.py
-                self.listener.bind((str(host.ip), TOPOLOGY.port))
-                self.listener.listen()
-                self.listener.setblocking(False)
+        if listens:
+            self.listen()
+
+    def listen(self) -> None:
+        """Anew, if the listener was closed."""
+        self.listener.close()
+        with self.inside():
+            self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as logger/server.py
+        self.listener.bind((str(self.host.ip), TOPOLOGY.port))
+        self.listener.listen()
+        self.listener.setblocking(False)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -86,8 +94,8 @@ class Stack:
 class Path:
     """The way of a sensor's frames, as a scripted client sees it; and what each end has got of it."""
 
-    def __init__(self) -> None:
-        self.logger = Stack(TOPOLOGY.logger, listens=True)
+    def __init__(self, logger: Stack) -> None:
+        self.logger = logger
         self.application = b""
         self._answers: deque[bytes] = deque()
         self._accepted: socket.socket | None = None
@@ -102,7 +110,6 @@ class Path:
     ) -> None:
         if self._accepted:
             self._accepted.close()
-        self.logger.close()
         os.close(self._event)
 
     def send(self, frame: bytes) -> None:
@@ -151,8 +158,8 @@ class Path:
 class EbpfPath(Path):
     """Through the program on the bench to the logger; its answers go straight back."""
 
-    def __init__(self, bench: Bench) -> None:
-        super().__init__()
+    def __init__(self, bench: Bench, logger: Stack) -> None:
+        super().__init__(logger)
         self._bench = bench
         self._stream = Stream()
 
@@ -173,9 +180,9 @@ class EbpfPath(Path):
 class SocketPath(Path):
     """To the socket receiver, which relays to the logger."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._hardworker = Stack(TOPOLOGY.hardworker, listens=False)
+    def __init__(self, hardworker: Stack, logger: Stack) -> None:
+        super().__init__(logger)
+        self._hardworker = hardworker
         with self._hardworker.inside():
             self._handler = SocketHandler(TOPOLOGY)
 
@@ -183,7 +190,6 @@ class SocketPath(Path):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._handler.close()
-        self._hardworker.close()
         super().__exit__(kind, error, trace)
 
     def pass_on(self, frame: bytes) -> None:

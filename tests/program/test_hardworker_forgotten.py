@@ -1,10 +1,12 @@
 """A full table and this machine's own TCP as the sensor: what it has forgotten goes, what it knows stays."""
 
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from tests.program.bench import TOPOLOGY, XDP_TX, Bench
@@ -110,6 +112,32 @@ def test_forgotten_and_known(triangle: Triangle) -> None:
         known.send(b"still")
         triangle.wait(lambda: any(record.payload == b"still" for record in bench.ring.take()))
     known.close()
+
+
+def test_a_logger_that_refuses_and_then_comes_up(triangle: Triangle) -> None:
+    """Nobody listens, and the sensor tries again and again: none of that is left in the way."""
+    bench = triangle.bench
+    triangle.logger.listener.close()
+    ports = set()
+    for _ in range(40):
+        with triangle.connect() as refused:
+            ports.add(refused.getsockname()[1])
+            triangle.wait(partial(failed, refused))
+    assert len(ports) > 20
+    assert bench.open_connections() == int(bench.share(0)["open"]) == 2
+    triangle.logger.listen()
+    bench.ring.take()
+    with triangle.connected() as client:
+        client.send(b"good")
+        triangle.wait(lambda: any(record.payload == b"good" for record in bench.ring.take()))
+        accepted, _ = triangle.logger.listener.accept()
+        with accepted:
+            triangle.wait(lambda: bool(select.select([accepted], [], [], 0)[0]))
+            assert accepted.recv(100) == b"good"
+
+
+def failed(client: socket.socket) -> bool:
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 def seen(bench: Bench, client: socket.socket) -> int:
