@@ -1,4 +1,4 @@
-"""A logger that is not there refuses for as long as it likes; when it is there, the next connection is a good one."""
+"""A logger refuses for as long as it likes; when it is there, the next connection is a good one."""
 
 import socket
 from pathlib import Path

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from tests.program.bench import TOPOLOGY, XDP_DROP, XDP_TX, Bench, Sensor, assert_valid_as_before
-from tests.program.ring import Record
+from tests.program.ring import HEAD, Record
 
+from midstream import packet
 from midstream.ebpf import libbpf, records
 from midstream.packet import Flags, Packet
 
@@ -214,6 +215,25 @@ def test_nobody_else_answers(bench: Bench) -> None:
     asked(Sensor(bench, sensor=1), silent)
     for position in (1, 3, 5, 100, 2**31, 2**32 - 1):
         silent.refused(silent.frame(RST, position), "reset_ignored")
+
+
+def test_what_the_reader_cannot_be_told_is_counted_once() -> None:
+    """There is room in the ring for one record, and two are needed."""
+    with closing(Bench(connections=2, ring_size=4096)) as bench:
+        openings = [Sensor(bench) for _ in range(2)]
+        for opening in openings:
+            opening.open()
+        corrupt = packet.corrupt(openings[0].frame(ACK, 0, bytes(64)), "tcp")
+        empty, taken = HEAD + records.RECORD.itemsize, bench.ring.produced
+        for _ in range(2):
+            bench.run(packet.corrupt(openings[0].frame(ACK, 0, bytes(512)), "tcp"))
+        while (free := 4096 - 8 - (bench.ring.produced - taken)) >= 2 * empty:
+            bench.run(corrupt)
+        assert free >= empty
+        before = bench.counters()
+        assert bench.run(Sensor(bench, sensor=1).frame(SYN, -1))[0] == XDP_DROP
+        assert bench.counters() - before == {(0, "ring_full"): 1}
+        assert bench.open_connections() == 2
 
 
 def test_room_only_where_the_reader_can_be_told() -> None:
