@@ -275,6 +275,33 @@ def test_a_sensor_that_dies_resets_the_connection_to_the_logger(
     assert pump.flags() == [OPEN, RESET]
 
 
+def test_what_came_before_a_reset_reaches_a_slow_logger(port: int, logger: socket.socket, pump: Pump) -> None:
+    logger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    data = random.Random(4).randbytes(1 << 20)
+    sensor = connect(port)
+    with accept(logger) as outer:
+        sensor.sendall(data)
+        wait_until(lambda: len(pump.stream()) == len(data))
+        reset(sensor)
+        wait_until(lambda: RESET in pump.flags())
+        received = bytearray()
+        with pytest.raises(ConnectionResetError):
+            while piece := outer.recv(1 << 16):
+                received += piece
+    assert received == data
+    assert not pump.handler._relays
+
+
+def test_urgent_bytes_stay_in_the_stream(port: int, logger: socket.socket, pump: Pump) -> None:
+    with connect(port) as sensor, accept(logger) as outer:
+        for number in range(100):
+            sensor.send(bytes([number]), 0 if number % 3 else socket.MSG_OOB)
+        sensor.shutdown(socket.SHUT_WR)
+        assert receive_all(outer) == bytes(range(100))
+    wait_until(lambda: FIN in pump.flags())
+    assert pump.stream() == bytes(range(100))
+
+
 def test_a_stranger_is_reset_and_leaves_no_trace(port: int, logger: socket.socket, pump: Pump) -> None:
     with pytest.raises(ConnectionResetError), connect(port, STRANGER) as stranger:
         stranger.recv(1)

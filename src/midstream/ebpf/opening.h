@@ -32,7 +32,8 @@ static __always_inline int open(struct xdp_md *ctx, struct packet *p, const stru
 	if (share->open >= settings.open_quota) {
 		room = make_room(p, number);
 		if (room != ROOM) {
-			COUNT(number, quota_full);
+			if (room != COUNTED)
+				COUNT(number, quota_full);
 			return room == ASKED ? XDP_TX : XDP_DROP;
 		}
 	}
@@ -58,7 +59,8 @@ static __always_inline int open(struct xdp_md *ctx, struct packet *p, const stru
 		if (room != ROOM)
 			break;
 	}
-	COUNT(number, table_full);
+	if (room != COUNTED)
+		COUNT(number, table_full);
 	return room == ASKED ? XDP_TX : XDP_DROP;
 }
 

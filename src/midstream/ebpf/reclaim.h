@@ -26,7 +26,7 @@
 #define QUESTIONS 3
 #define ANY_SENSOR SENSOR_COUNT
 
-enum room { NO_ROOM, ROOM, ASKED };
+enum room { NO_ROOM, ROOM, ASKED, COUNTED };
 
 struct search {
 	struct connection_key key; /* of the one to go, so far */
@@ -93,8 +93,8 @@ static __always_inline void ask(struct headers *h, const struct connection_key *
 	tcp->check = checksum_of(sum + sum_of_words(tcp, sizeof(*tcp) / 4));
 }
 
-/* Make room for a connection of this sensor, at the cost of one of `whose`. ASKED: the packet has become a question,
- * which is to be sent.
+/* Make room at the cost of a connection of `whose`. ASKED: the packet has become a question, which is to be sent.
+ * COUNTED: the reader could not be told, and that is what became of the packet.
  */
 static __always_inline enum room make_room(const struct packet *p, __u32 whose)
 {
@@ -119,7 +119,7 @@ static __always_inline enum room make_room(const struct packet *p, __u32 whose)
 			return ASKED;
 		}
 	}
-	return break_off(&last, c) ? ROOM : NO_ROOM;
+	return break_off(&last, c) ? ROOM : COUNTED;
 }
 
 #endif

@@ -6,6 +6,7 @@ host, and not the logger's, acknowledges the bytes.
 """
 
 import errno
+import fcntl
 import select
 import socket
 import struct
@@ -29,6 +30,8 @@ _CHUNK = 1 << 18  # bytes read at a time
 _BACKLOG = 128
 _BATCH = 1 << 22  # bytes handed over until the application comes back: a fast sensor must not keep it
 _WAITING = 1 << 20  # bytes that wait to be sent on; then nothing more is read, and TCP slows the sender
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes that were not sent yet
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h, since 3.12
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with time 0 (socket(7))
 
 
@@ -36,6 +39,7 @@ def listen(topology: Topology) -> socket.socket:
     """A socket that listens where the sensors connect, without blocking. Raises NetworkError."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # inherited: urgent bytes are bytes
     try:
         listener.bind((str(topology.hardworker.ip), topology.port))
         listener.listen(_BACKLOG)
@@ -78,6 +82,7 @@ class _Relay:
     inner: _End  # towards the sensor
     outer: _End  # towards the logger
     offset: int = 0
+    broken: bool = False  # the sensor has reset it
 
 
 class SocketHandler:
@@ -221,12 +226,17 @@ class SocketHandler:
             self._spare = socket.socket()
 
     def _serve(self, relay: _Relay, fd: int, events: int) -> None:
+        if relay.broken:
+            self._send_rest(relay, events)
+            return
         inward = fd == relay.inner.socket.fileno()
         end, other = (relay.inner, relay.outer) if inward else (relay.outer, relay.inner)
         try:
             if events & select.EPOLLOUT:
                 end.connected = True
                 self._send(end)
+            if end.done and events & (select.EPOLLHUP | select.EPOLLERR):
+                raise ConnectionResetError  # behind the end of its stream, which recv() does not tell
             if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
                 data = end.socket.recv(_CHUNK)
                 end.done = other.last = not data
@@ -239,12 +249,37 @@ class SocketHandler:
         except OSError:
             if not relay.inner.done:  # else the application has the whole stream, and knows it
                 self._tell(relay, RESET)
-            self._end(relay)
+            if inward:
+                self._break_off(relay)
+            else:
+                self._end(relay)
             return
         if relay.inner.done and relay.outer.done and not relay.inner.waiting and not relay.outer.waiting:
             self._end(relay)
         else:
             self._listen_to(relay)
+
+    def _break_off(self, relay: _Relay) -> None:
+        """The sensor has reset the connection. The logger's goes on until what came before has been sent.
+        Then it is reset too, or ends, if the stream had."""
+        relay.broken = True
+        del self._relays[relay.inner.socket.fileno()]
+        self._ignore(relay.inner)
+        relay.inner.socket.close()
+        # Writable when all has been sent.
+        relay.outer.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 1)
+        self._poll.modify(relay.outer.socket, select.EPOLLOUT)
+
+    def _send_rest(self, relay: _Relay, events: int) -> None:
+        outer = relay.outer
+        try:
+            self._send(outer)
+            unsent = int.from_bytes(fcntl.ioctl(outer.socket, _SIOCOUTQNSD, bytes(4)), "little")
+        except OSError:
+            unsent = 0
+            outer.waiting.clear()
+        if events & (select.EPOLLERR | select.EPOLLHUP) or not (unsent or outer.waiting):
+            self._end(relay)
 
     def _send(self, end: _End) -> None:
         """Send what waits, as far as TCP takes it. Raises OSError if the connection is broken."""
@@ -282,7 +317,10 @@ class SocketHandler:
     def _end(self, relay: _Relay) -> None:
         ends = (relay.inner, relay.outer)
         unfinished = not all(end.done and not end.waiting for end in ends)
+        unfinished = unfinished and not (relay.broken and relay.outer.shut)
         for end in ends:
+            if end.socket.fileno() < 0:  # broken off before
+                continue
             del self._relays[end.socket.fileno()]
             self._ignore(end)
             if unfinished:

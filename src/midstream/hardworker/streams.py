@@ -131,7 +131,7 @@ class Stream:
 
     def _missing(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of a range, behind the hole, that do not wait already."""
-        gaps = []
+        gaps: list[tuple[int, int]] = []
         place = bisect_left(self._early, start, key=_end_of)
         while start < end:
             if place == len(self._early):
