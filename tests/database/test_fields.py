@@ -83,7 +83,7 @@ def stored_or_refused(url: str, layout: Layout) -> bool:
     except StoreError as error:
         refused = str(error)
     if refused:
-        names = [each.name for each in (*layout.columns, *layout.fields)]
+        names = [column.name for column in layout.columns] + [field.name for field in layout.fields]
         assert any(f"the field {name}" in refused for name in names), refused
         assert "What to do: " in refused
         return False
