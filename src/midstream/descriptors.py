@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from contextlib import suppress
 
 
@@ -14,7 +15,8 @@ def raise_limit() -> None:
 
 def limit() -> int:
     """The soft limit: the number of descriptors that this process may have."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def in_use() -> int:

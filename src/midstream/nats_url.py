@@ -37,7 +37,7 @@ class NatsUrl:
         credentials, at, hosts = parts.netloc.rpartition("@")
         servers = tuple(_server(host) for host in hosts.split(",")) if hosts else ()
         stream = parts.path.strip("/")
-        if not servers or not re.fullmatch(r"[A-Za-z0-9_-]+", stream):
+        if not servers or not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", stream):
             raise ValueError("no servers or no name of a stream")
         replicas = _replicas(parts.query)
         user, colon, password = credentials.partition(":")

@@ -148,6 +148,7 @@ def test_a_message_longer_than_the_server_takes(store: JetStreamStore) -> None:
     [
         ("nats://host:4222", "config.toml: logger.database = .*no name of a stream; must be .*nats://host"),
         ("nats://user:secret@host:4222/a.b", "no name of a stream"),
+        (f"nats://host:4222/{'n' * 256}", "no name of a stream"),
         ("nats://host:4222/name?replicas=7", "not 1 to 5 replicas"),
         ("nats://host:4222/name?replica=3", "not an option"),
     ],

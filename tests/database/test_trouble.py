@@ -115,9 +115,14 @@ def test_a_server_that_is_not_there_at_the_start_is_waited_for(
     site = Site(tmp_path, postgres.new_database("late"))
     postgres.stop()
     try:
-        with Serving(site.config), sending(site, messages=100, rate=0):
+        with Serving(site.config):
             waits(caplog, "logger: waiting")
+            with pytest.raises(ConnectionRefusedError):
+                site.connect()
             postgres.start()
+            waits(caplog, "logger: goes on")
+            with sending(site, messages=100, rate=0):
+                pass
     finally:
         postgres.start()
     assert "refused" in caplog.text
@@ -161,10 +166,11 @@ def test_a_full_disk_makes_the_sensor_wait(tmp_path: Path, caplog: pytest.LogCap
             site.wait_for("SELECT count(*) > 10 FROM messages", [(True,)])
             fill(filler)
             waits(caplog, "make room")
-            time.sleep(0.3)
+            time.sleep(2)  # it tries again and again, and says nothing
             filler.unlink()
             waits(caplog, "goes on")
-        assert serving.summary.messages == 3000
+        assert (serving.summary.messages, serving.summary.waits) == (3000, 1)
+        assert [caplog.text.count(words) for words in ("logger: waiting", "logger: goes on")] == [1, 1]
     finally:
         subprocess.run(["umount", small], check=True)
 

@@ -35,11 +35,10 @@ def of_json(numbers: Iterable[int]) -> list[bytes]:
     return [json.dumps({"seq": number, "speed": number / 3, "index": "x"}).encode() for number in numbers]
 
 
-def add(log: LogFile, messages: list[bytes], minute: int, **more: object) -> int:
+def add(log: LogFile, messages: list[bytes], minute: int, *, closed: bool = True) -> int:
     layout = COUNTED if len(messages[0]) == COUNTED.size else None
-    return log.add(
-        messages, start_ns=START + minute * 60 * SECOND, layout=layout, step_ns=SECOND // 100, **more
-    )  # type: ignore[arg-type]
+    start = START + minute * 60 * SECOND
+    return log.add(messages, start_ns=start, step_ns=SECOND // 100, layout=layout, closed=closed)
 
 
 def missing(log: LogFile) -> dict[int, tuple[int, int]]:

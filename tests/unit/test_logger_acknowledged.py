@@ -7,6 +7,7 @@ import select
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
@@ -201,6 +202,31 @@ def test_a_stop_while_no_process_can_be_started_tells_what_is_lost(
         serving.stop()
     assert "no process" in str(serving.error)
     assert f"{3 * SIZE} received bytes were not stored, of 1 connections" in str(serving.error)
+
+
+def test_a_stop_in_the_middle_of_a_flood_stores_all_that_was_acknowledged(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_start_worker", ThreadWorker)
+    sent = 0
+    with Serving(site.config) as serving, site.connect() as client:
+        client.setblocking(False)
+        stopping = threading.Thread(target=serving.stop)
+        deadline = time.monotonic() + 0.3
+        with suppress(OSError):
+            while True:
+                if select.select([client], [client], [], 0.01)[0] and client.recv(1) == b"":
+                    break
+                with suppress(BlockingIOError):
+                    sent += client.send(bytes(SIZE) * 100)
+                if time.monotonic() > deadline and stopping.ident is None:
+                    stopping.start()
+        stopping.join()
+        acknowledged = sent - unacknowledged(client)
+    assert serving.error is None
+    ((stored,),) = site.query("SELECT bytes FROM connections")
+    assert acknowledged <= stored <= sent
+    assert stored > 100 * SIZE
 
 
 def test_a_companion_that_cannot_be_started_is_tried_again(

@@ -66,9 +66,10 @@ def test_another_takes_the_place_of_one_that_died(site: Site, monkeypatch: pytes
         process = serving.logger._pruning
         assert isinstance(process, Companion)
         first = process._child
+        assert first is not None
         first.kill()
         wait_until(lambda: process._child is not first)
-    assert process._child.returncode is not None
+    assert process._child is not None and process._child.returncode is not None
 
 
 def test_a_jetstream_has_limits_of_its_own(site: Site) -> None:

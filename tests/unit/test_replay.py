@@ -380,6 +380,7 @@ def test_the_process_that_answers_is_replaced(site: Site, monkeypatch: pytest.Mo
         assert serving.logger._replay is not None
         process = serving.logger._replay._process
         first = process._child
+        assert first is not None
         first.kill()
         wait_until(lambda: process._child is not first)
         send(site, range(3))

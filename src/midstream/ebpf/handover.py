@@ -14,6 +14,7 @@ import json
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def request(path: Path, layout: bytes) -> Ring:
         connection.settimeout(_PATIENCE)
         try:
             connection.connect(os.fspath(path))
-            message, descriptors, _, _ = socket.recv_fds(connection, _ANSWER, _DESCRIPTORS)
+            message, descriptors, flags, _ = socket.recv_fds(connection, _ANSWER, _DESCRIPTORS)
         except OSError as error:
             advice = {
                 PermissionError: "its owner and mode decide who may have the ring: hardworker.socket_group "
@@ -137,7 +138,7 @@ def request(path: Path, layout: bytes) -> Ring:
         os.set_inheritable(descriptor, False)
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
-    if not fault and len(descriptors) < _DESCRIPTORS:
+    if not fault and (len(descriptors) < _DESCRIPTORS or flags & socket.MSG_CTRUNC):
         fault = "this process has no room for five more descriptors; raise its limit (`ulimit -n`)"
     elif not fault and bytes.fromhex(answer["layout"]) != layout:
         fault = (
@@ -181,7 +182,11 @@ def _advice(code: int | None) -> str:
 def _serve(listener: socket.socket, folder: Path, layout: bytes, stop: Callable[[], bool]) -> None:
     while not stop():
         if select.select([listener], [], [], _POLL)[0]:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it is gone already, or no descriptor is left: then it waits for its turn
+                time.sleep(_POLL)
+                continue
             with connection, suppress(OSError):  # it may be gone already
                 _answer(connection, folder, layout)
         with suppress(KernelError):  # all is gone, which the application sees by itself

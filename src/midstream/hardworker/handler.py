@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from midstream.descriptors import raise_limit
 from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import NetworkError
 from midstream.hardworker.forms import Form, Turn
@@ -101,6 +102,7 @@ class SocketHandler:
         self._opened = 0
         self.began = time.time()
         self._taken = 0  # bytes since the last look
+        raise_limit()
         self._listener = listen(topology)
         self._spare = socket.socket()  # for its descriptor
         self._poll = select.epoll()

@@ -64,7 +64,7 @@ def holes(
             first = _numbers(log, connection, extent.first)
             last = _numbers(log, connection, extent.last)
             sensors.setdefault(connection.sensor, []).append(_Numbers(connection, extent, first, last))
-    found = {}
+    found: dict[int, Hole] = {}
     for numbers in sensors.values():
         for name in _counters(numbers):
             for index, each in enumerate(numbers):

@@ -6,16 +6,15 @@ more than there are descriptors for. Where none is left, a filter on the listeni
 nothing is acknowledged, and the sensor's TCP tries again. Connections that exist have sockets of their own.
 """
 
-import ctypes
 import errno
 import logging
 import socket
-import struct
 import time
 from contextlib import suppress
 
 from midstream import descriptors
 from midstream.errors import NetworkError
+from midstream.logger.deaf import deafen, listen_again
 from midstream.network import Topology
 
 BACKLOG = 4096  # connections that wait to be accepted
@@ -29,8 +28,6 @@ PAUSE = 1.0  # seconds until another try where the system has no room for a conn
 
 _TCP_DELACK_MAX_US = 46  # linux/tcp.h, since 6.15
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
-_NOTHING = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0 bytes of the packet
 
 log = logging.getLogger("midstream.logger")
 
@@ -132,12 +129,11 @@ class Door:
         if queue == self._queue:
             return
         if queue == 0:
-            program = struct.pack("@HP", 1, ctypes.addressof(_NOTHING))
-            self._listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            deafen(self._listener)
         else:
             self._listener.listen(queue - 1)  # the kernel lets one more wait
             if self._queue == 0:
-                self._listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+                listen_again(self._listener)
         self._queue = queue
 
     def _prepare(self, tos: int) -> None:

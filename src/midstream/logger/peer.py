@@ -19,6 +19,7 @@ from itertools import accumulate
 
 from midstream.errors import FramingError
 from midstream.framing import Decoder
+from midstream.logger.deaf import deafen, listen_again
 from midstream.logger.held import discard, unread
 from midstream.logger.store import Batch, ConnectionRow, Piece, Position
 
@@ -66,6 +67,7 @@ class Peer:
         self._finished = False  # the sensor sent its FIN
         self._fault = ""  # how the connection broke
         self._squeezed = False  # nothing may stay in the kernel
+        self._deaf = False
 
     def woken(self, events: int) -> None:
         """epoll has reported something: note when. The newest mark is replaced if there are too many."""
@@ -151,6 +153,22 @@ class Peer:
         self.consumed, self._told = self.offset, (self.sequence, self._head_size)
         self._squeezed = unread(self.socket) > 0 and self._full()
         return self._squeezed
+
+    def deafen(self) -> None:
+        """Nothing more comes, nor is acknowledged: the sensor knows of nothing that is not here now."""
+        if not self._deaf:
+            self._deaf = True
+            with suppress(OSError):  # the connection is broken
+                deafen(self.socket)
+
+    def close(self) -> None:
+        """A deaf socket sends its FIN, and answers what comes after that with a reset."""
+        if self._deaf:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                listen_again(self.socket)
+        self.socket.close()
 
     def discard(self) -> None:
         """Take out of the kernel what was taken: the holder's work, where there is none any more."""

@@ -34,12 +34,8 @@ def prepare(database: Connection, name: str, columns: Iterable[tuple[str, str]])
     A column that is there stays, also when it is no longer configured. StoreError if it has another kind, or
     if the database cannot have it; `name` is what the message calls the database.
     """
-    keys = (
-        Column("connection_id", schema.key, primary_key=True, autoincrement=False),
-        Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    )
     values = [Column(quoted_name(column_name, True), _KINDS[kind]()) for column_name, kind in columns]
-    wanted = Table(schema.READINGS, MetaData(), *keys, *values)
+    wanted = Table(schema.READINGS, MetaData(), *_keys(), *values)
     if schema.READINGS not in inspect(database).get_table_names():
         try:
             with database.begin_nested():
@@ -48,7 +44,7 @@ def prepare(database: Connection, name: str, columns: Iterable[tuple[str, str]])
             if fault(error).passing:
                 raise
             # One of the columns cannot be: the first that cannot be added is told.
-            Table(schema.READINGS, MetaData(), *(key.copy() for key in keys)).create(database)
+            Table(schema.READINGS, MetaData(), *_keys()).create(database)
     # SQLite does not tell capitals apart, and keeps a name as it was written first.
     known = str.lower if database.dialect.name == "sqlite" else str
     present = {
@@ -113,6 +109,13 @@ def refuse_too_long(
         "(data.field in config.toml), for the messages are stored whole all the same; or name a SQLite "
         "database ([logger] database), which takes them"
     )
+
+
+def _keys() -> list[Column[Any]]:
+    return [
+        Column("connection_id", schema.key, primary_key=True, autoincrement=False),
+        Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    ]
 
 
 def _add(database: Connection, table: Table, new: Column[Any], name: str, present: int) -> None:

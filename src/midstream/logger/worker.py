@@ -139,6 +139,8 @@ class Worker:
         elif self._strangers:
             self._resume()
         elif self._stop_reason and (now >= min(self._moved_at + QUIET, self._stopped_at + DRAIN_SECONDS)):
+            for peer in self._peers.values():
+                peer.deafen()
             self._ready = dict.fromkeys(self._peers.values())
             self._gather(self._stop_reason)
         elif self._ready and (
@@ -234,7 +236,7 @@ class Worker:
             del self._peers[peer.socket.fileno()]
             self._ready.pop(peer, None)
             self._poll.unregister(peer.socket)
-            peer.socket.close()
+            peer.close()
 
     def _hear(self, holder: socket.socket) -> None:
         received = channel.receive(holder)

@@ -1,0 +1,19 @@
+"""Sockets that hear nothing: the kernel drops every packet to them, and so acknowledges nothing more."""
+
+import ctypes
+import socket
+import struct
+
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
+_NOTHING = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0 bytes of a packet
+_PROGRAM = struct.pack("@HP", 1, ctypes.addressof(_NOTHING))
+
+
+def deafen(sock: socket.socket) -> None:
+    """Drop what comes from now on. Connections that wait to be accepted are others, and hear."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM)
+
+
+def listen_again(sock: socket.socket) -> None:
+    """Take back `deafen`."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
