@@ -11,7 +11,7 @@ from tests.unit.site import Serving, Site
 
 from midstream.logger import schema
 
-CHUNK = 256 << 10  # bytes sent in one call
+CHUNK = 64 << 10  # bytes sent in one call
 
 
 @dataclass
@@ -39,6 +39,7 @@ def flood(site: Site, *, connections: int, seconds: float) -> Flooded:
 
     def send(number: int) -> None:
         with site.connect() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)
             while not stop.is_set():
                 client.sendall(chunk)
                 sent[number] += CHUNK
