@@ -6,8 +6,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import create_engine, func, select
-from tests.unit.site import Serving, Site
+from sqlalchemy import create_engine, func, inspect, select
+from tests.unit.site import Serving, Site, wait_until
 
 from midstream.logger import schema
 
@@ -54,6 +54,8 @@ def flood(site: Site, *, connections: int, seconds: float) -> Flooded:
     with Serving(site.config) as serving:
         threads = [threading.Thread(target=send, args=(number,)) for number in range(connections)]
         threads.append(threading.Thread(target=watch))
+        limited = "keep_size" in site.config.read_text()
+        wait_until(lambda: not limited or is_pruned(site))
         began = time.monotonic()
         for thread in threads:
             thread.start()
@@ -62,12 +64,21 @@ def flood(site: Site, *, connections: int, seconds: float) -> Flooded:
         for thread in threads:
             thread.join()
         took = time.monotonic() - began
-        if "keep_size" in site.config.read_text():
+        if limited:
             time.sleep(2.0)
     assert serving.error is None
     total = sum(sent)
     summary = serving.summary
     return Flooded(total, took, most[0], stored(site), summary.waits, summary.messages)
+
+
+def is_pruned(site: Site) -> bool:
+    """Has the process that prunes looked?"""
+    engine = create_engine(site.url)
+    try:
+        return inspect(engine).has_table("retention_clock")
+    finally:
+        engine.dispose()
 
 
 def stored(site: Site) -> int:

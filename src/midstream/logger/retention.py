@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, and_, column, delete, func, inspect, select, table, text, update
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
 from midstream.logger import opening, schema
@@ -19,11 +19,10 @@ from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.passed import KERNEL, Clocks
 
 ROWS = 2000  # that a statement removes
-HOLD = 0.04  # seconds after which a transaction ends
-PAUSE = 0.01  # seconds between two of them at least, and as long as one took: the logger has its turn
+HOLD, LONG_HOLD = 0.04, 0.1  # seconds after which a transaction ends, and where it has to be exclusive
+PAUSE = 0.01  # seconds between two of them at least, else as long as one took: the logger has its turn
 SAVE = 10.0  # seconds after which it is written down how old the messages are
-RETRY = 0.001  # seconds between two tries to begin where another program writes
-BEHIND = 16  # a part of keep_bytes by which it may be exceeded before the logger waits, on a server
+BEHIND = 16  # a part of keep_bytes by which it may be exceeded before the logger has to wait for it
 PIECES = 256  # of keep_bytes
 SPANS = 64  # of keep_ns
 FUTURE = 60 * 10**9  # ns by which a message may be later than the clock
@@ -149,8 +148,8 @@ def _remove_oldest(eraser: "_Eraser", marks: Marks, keep_bytes: int, removed: Re
 
 
 class _Eraser:
-    """Removes messages from a database. exclusive: let the logger wait for it, turn by turn, where it would
-    not by itself. weighs: say how many bytes they had."""
+    """Removes messages from a database. exclusive: there are too many, so that the logger and this take turns
+    as long as each needs. weighs: say how many bytes they had."""
 
     def __init__(self, engine: Engine, name: str, dry_run: bool) -> None:
         self.engine, self.name = engine, name
@@ -168,21 +167,11 @@ class _Eraser:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction. SQLite's own waiting sleeps longer and longer, and would never come between a busy
-        logger's."""
+        """A transaction."""
         with self.engine.connect() as database:
             if self.engine.dialect.name == "sqlite":
-                database.exec_driver_sql("PRAGMA busy_timeout = 0")
                 database.exec_driver_sql("PRAGMA synchronous = NORMAL")  # the logger's next commit syncs
-                deadline = time.monotonic() + opening.LOCK_TIMEOUT
-                while True:
-                    try:
-                        database.exec_driver_sql("BEGIN IMMEDIATE")
-                        break
-                    except OperationalError as error:
-                        if "locked" not in str(error) or time.monotonic() > deadline:
-                            raise
-                        time.sleep(RETRY)
+                opening.begin_writing(database, opening.LOCK_TIMEOUT)
             elif self.exclusive and self.engine.dialect.name == "postgresql":
                 database.execute(text("LOCK TABLE messages IN SHARE ROW EXCLUSIVE MODE"))
             yield database
@@ -234,10 +223,10 @@ class _Eraser:
                         self._touched.add(kept.id)
                         removed.connections += 1
                     following = next(steps, None)
-                    if time.monotonic() - began > HOLD:
+                    if time.monotonic() - began > (LONG_HOLD if self.exclusive else HOLD):
                         break
             if not self._dry_run:
-                time.sleep(max(PAUSE, time.monotonic() - began))
+                time.sleep(PAUSE if self.exclusive else max(PAUSE, time.monotonic() - began))
 
     def _rows(self, database: Connection, kept: Kept, begin: int, below: int) -> int:
         """Remove them, or count them."""
