@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from midstream.nats_url import QUOTING, NatsUrl
 
@@ -52,7 +54,7 @@ def check(text: str) -> None:
         raise ValueError("behind ? is an option that the database does not have, or a wrong value") from error
 
 
-def _check_libpq(options: dict[str, object]) -> None:
+def _check_libpq(options: Mapping[str, Any]) -> None:
     """ValueError for a connection option that PostgreSQL's library does not know."""
     try:
         from psycopg import ProgrammingError
@@ -60,6 +62,6 @@ def _check_libpq(options: dict[str, object]) -> None:
     except ModuleNotFoundError:
         return  # told by whoever opens it
     try:
-        make_conninfo(**options)  # type: ignore[arg-type]  # any option may be there
+        make_conninfo(**options)
     except ProgrammingError as error:
         raise ValueError("an unknown option") from error

@@ -6,12 +6,12 @@ import threading
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import create_engine, func, select
-from tests.unit.site import Serving, Site
+from sqlalchemy import create_engine, func, inspect, select
+from tests.unit.site import Serving, Site, wait_until
 
 from midstream.logger import schema
 
-CHUNK = 256 << 10  # bytes sent in one call
+CHUNK = 64 << 10  # bytes sent in one call
 
 
 @dataclass
@@ -39,6 +39,7 @@ def flood(site: Site, *, connections: int, seconds: float) -> Flooded:
 
     def send(number: int) -> None:
         with site.connect() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)
             while not stop.is_set():
                 client.sendall(chunk)
                 sent[number] += CHUNK
@@ -53,6 +54,8 @@ def flood(site: Site, *, connections: int, seconds: float) -> Flooded:
     with Serving(site.config) as serving:
         threads = [threading.Thread(target=send, args=(number,)) for number in range(connections)]
         threads.append(threading.Thread(target=watch))
+        limited = "keep_size" in site.config.read_text()
+        wait_until(lambda: not limited or is_pruned(site))
         began = time.monotonic()
         for thread in threads:
             thread.start()
@@ -61,12 +64,21 @@ def flood(site: Site, *, connections: int, seconds: float) -> Flooded:
         for thread in threads:
             thread.join()
         took = time.monotonic() - began
-        if "keep_size" in site.config.read_text():
+        if limited:
             time.sleep(2.0)
     assert serving.error is None
     total = sum(sent)
     summary = serving.summary
     return Flooded(total, took, most[0], stored(site), summary.waits, summary.messages)
+
+
+def is_pruned(site: Site) -> bool:
+    """Has the process that prunes looked?"""
+    engine = create_engine(site.url)
+    try:
+        return inspect(engine).has_table("retention_clock")
+    finally:
+        engine.dispose()
 
 
 def stored(site: Site) -> int:

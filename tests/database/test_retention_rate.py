@@ -9,7 +9,9 @@ from tests.database.flood import flood
 from tests.unit import site as sites
 from tests.unit.site import Site
 
-MARGIN = 1.5  # seconds of what arrives, beside a sixteenth of keep_size
+MARGIN = (
+    2.5  # seconds of what arrives, beside a sixteenth of keep_size, on a machine that does other work too
+)
 SHARE = 0.3  # of the rate without pruning that is left at least: each message is written, and removed
 
 

@@ -20,7 +20,7 @@ from midstream.logger.opening import fault
 from midstream.logger.sql import SqlStore
 from midstream.nats_url import NatsUrl
 
-TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=40)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 PRINTABLE = st.text("aZ09 é@/:%?#[]&=+", max_size=8)
 PIECES = st.sampled_from(
     ["nats://", "postgresql+psycopg://", "sqlite:///", "[", "]", "::1", "@", ":", "/", "%"]

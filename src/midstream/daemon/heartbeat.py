@@ -168,7 +168,7 @@ class Heartbeat(asyncio.DatagramProtocol):
         number = secrets.token_hex(8)
         watched.asked[number] = now
         names = {"from": watched.own, "to": watched.address[0]}
-        question = {"number": number, **names, "stamp": watched.voice.stamp().model_dump()}
+        question: dict[str, object] = {"number": number, **names, "stamp": watched.voice.stamp().model_dump()}
         try:
             watched.link.send(self._sealed(_QUESTION, question))
         except ConnectionRefusedError:  # the answer to the question before

@@ -82,8 +82,7 @@ class Kept:
 
 
 class Marks:
-    """The marks of a database, brought up to date by `look`. piece_bytes, piece_ns: of a piece, at most; it
-    has at least what comes from one look to the next."""
+    """The marks of a database, brought up to date by `look`. piece_bytes, piece_ns: of a piece, about."""
 
     def __init__(self, clocks: Clocks, piece_bytes: int, piece_ns: int) -> None:
         self._clocks = clocks
@@ -216,10 +215,13 @@ class Marks:
         if mark.end - start <= self._piece_bytes and now - before.begun_ns <= self._piece_ns:
             mark.begun_ns, mark.received_ns = before.begun_ns, max(before.received_ns, mark.received_ns)
             self._lose(kept, kept.marks.pop())
-        kept.marks.append(mark)
+            kept.marks.append(mark)
+        else:
+            pieces = (mark.end - before.end) // max(1, self._piece_bytes)
+            self._cut(database, kept, now, before.sequence + 1, last.sequence, min(pieces + 1, SAMPLES))
 
     def _sample(self, database: Connection, kept: Kept, now: int, last: Row[Any]) -> None:
-        """Marks at places in what is there already when it is first seen, behind those that were saved."""
+        """Marks in what is there already when it is first seen, behind those that were saved."""
         messages = schema.messages
         kept.sampled = True
         first = database.execute(_ends(kept.id).order_by(messages.c.sequence).limit(1)).one()
@@ -228,8 +230,13 @@ class Marks:
             self._lose(kept, old)
             kept.marks.remove(old)
         begin = kept.marks[-1].sequence + 1 if kept.marks else kept.first
-        step = max(1, -(-(last.sequence + 1 - begin) // SAMPLES))
-        for sequence in (*range(begin + step - 1, last.sequence, step), last.sequence):
+        self._cut(database, kept, now, begin, last.sequence, SAMPLES)
+
+    def _cut(self, database: Connection, kept: Kept, now: int, begin: int, last: int, pieces: int) -> None:
+        """So many marks behind messages from `begin` to `last`."""
+        messages = schema.messages
+        step = max(1, -(-(last + 1 - begin) // pieces))
+        for sequence in (*range(begin + step - 1, last, step), last):
             query = _ends(kept.id).where(messages.c.sequence <= sequence)
             found = database.execute(query.order_by(messages.c.sequence.desc()).limit(1)).one()
             mark = _mark(found, kept.frame, now)

@@ -91,22 +91,22 @@ class NatsServers:
 
     async def _connect(self) -> Client:
         """No reconnecting in the background: a failure shall be noticed."""
-        login = {"user": self.address.user, "password": self.address.password}
+        options: dict[str, Any] = {
+            "allow_reconnect": False,
+            "connect_timeout": CONNECT_TIMEOUT,
+            "max_reconnect_attempts": 1,  # by default even the first connection is tried for minutes
+            "reconnect_time_wait": 0.05,
+            "error_cb": _ignore,
+        }
         if self.address.password is None:
-            login = {"token": self.address.user}
+            options["token"] = self.address.user
+        else:
+            options |= {"user": self.address.user, "password": self.address.password}
         failures = []
         for server in random.sample(self.address.servers, len(self.address.servers)):
             client = Client()
             try:
-                await client.connect(
-                    server,
-                    allow_reconnect=False,
-                    connect_timeout=CONNECT_TIMEOUT,
-                    max_reconnect_attempts=1,  # by default even the first connection is tried for minutes
-                    reconnect_time_wait=0.05,
-                    error_cb=_ignore,
-                    **login,
-                )
+                await client.connect(server, **options)
                 return client
             except (NatsError, OSError, TimeoutError) as error:
                 failures.append(error)

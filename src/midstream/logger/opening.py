@@ -2,19 +2,21 @@
 
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from midstream.errors import StoreError
 from midstream.logger import schema
 
 LOCK_TIMEOUT = 5.0  # seconds that SQLite waits for another program's transaction
+_RETRY = 0.001  # seconds between two looks whether it has ended
 
 _EXPECTED = (
     "Expected a SQLAlchemy URL such as sqlite:///midstream.db or postgresql+psycopg://user@host/name "
@@ -79,6 +81,27 @@ def stored_version(database: Connection, name: str) -> int:
             f"{schema.VERSION}. What to do: install the newer midstream"
         )
     return version
+
+
+def begin_writing(database: Connection, patience: float) -> None:
+    """Begin a transaction that writes, in SQLite, when no other does, for which it waits so many seconds.
+
+    SQLite's own waiting looks at longer and longer intervals, and would miss the gaps between the
+    transactions of a busy program.
+    """
+    deadline = time.monotonic() + patience
+    database.exec_driver_sql("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                database.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY)
+    finally:
+        database.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience * 1000)}")
 
 
 @dataclass(frozen=True, slots=True)

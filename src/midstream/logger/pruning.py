@@ -14,7 +14,7 @@ from midstream.config import Config
 from midstream.errors import StoreError
 from midstream.logger.retention import Retention
 
-INTERVAL = 0.5  # seconds between two looks
+INTERVAL = 0.25  # seconds between two looks
 SHARE = 4  # times as long as a look took it rests at least, if there was nothing to remove
 
 

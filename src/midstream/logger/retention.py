@@ -5,26 +5,24 @@ shrink: the logger uses the room again.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, column, delete, func, inspect, select, table, text, update
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, and_, column, delete, func, inspect, select, table, text, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
-from midstream.logger import schema
+from midstream.logger import opening, schema
 from midstream.logger.marks import Kept, Mark, Marks
-from midstream.logger.opening import LOCK_TIMEOUT, failed, open_engine, stored_version
+from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.passed import KERNEL, Clocks
 
-ROWS = 2000  # that the first transaction removes; the next ones as many as fit into HOLD
-MOST_ROWS = 50_000
-HOLD = 0.04  # seconds of a transaction
-PAUSE = 0.01  # seconds between two of them at least, and as long as one took: the logger has its turn
+ROWS = 2000  # that a statement removes
+HOLD, LONG_HOLD = 0.04, 0.1  # seconds after which a transaction ends, and where it has to be exclusive
+PAUSE = 0.01  # seconds between two of them at least, else as long as one took: the logger has its turn
 SAVE = 10.0  # seconds after which it is written down how old the messages are
-RETRY = 0.001  # seconds between two tries to begin where another program writes
-BEHIND = 16  # a part of keep_bytes by which it may be exceeded before the logger waits, on a server
+BEHIND = 16  # a part of keep_bytes by which it may be exceeded before the logger has to wait for it
 PIECES = 256  # of keep_bytes
 SPANS = 64  # of keep_ns
 FUTURE = 60 * 10**9  # ns by which a message may be later than the clock
@@ -62,6 +60,7 @@ class Retention:
         """Remove what has to go now. Raises StoreError."""
         removed = Removed()
         with _opened(self._url, read_only=False) as eraser:
+            eraser.weighs = False
             with eraser.engine.connect() as database:
                 now = self._marks.look(database)
             if told := self._marks.passed.told():
@@ -71,10 +70,14 @@ class Retention:
                     self._marks.save(database)
                 self._save_at = time.monotonic() + SAVE
             if self._keep_ns:
-                for kept in list(self._marks.kept.values()):
-                    old = [mark for mark in kept.marks if mark.counted_ns <= now - self._keep_ns]
-                    if old:
-                        eraser.remove_piece(self._marks, kept, old[-1], removed)
+                cutoff = now - self._keep_ns
+                old = {
+                    key: mark
+                    for key, kept in self._marks.kept.items()
+                    for mark in kept.marks
+                    if mark.counted_ns <= cutoff
+                }
+                eraser.remove_pieces(self._marks, old, removed)
             if self._keep_bytes:
                 _remove_oldest(eraser, self._marks, self._keep_bytes, removed)
         return removed
@@ -134,24 +137,25 @@ def _remove_oldest(eraser: "_Eraser", marks: Marks, keep_bytes: int, removed: Re
         ),
         key=lambda piece: piece[:3],
     )
+    going: dict[int, Mark] = {}
     for _, received, key, mark in pieces:
         if total <= keep_bytes:
             break
-        kept = marks.kept[key]
-        total -= mark.end - kept.start
+        total -= mark.end - (going[key].end if key in going else marks.kept[key].start)
         removed.before_ns = max(removed.before_ns or 0, received + 1)
-        eraser.remove_piece(marks, kept, mark, removed)
+        going[key] = mark
+    eraser.remove_pieces(marks, going, removed)
 
 
 class _Eraser:
-    """Removes messages from a database. exclusive: let the logger wait for it, turn by turn, where it would
-    not by itself."""
+    """Removes messages from a database. exclusive: there are too many, so that the logger and this take turns
+    as long as each needs. weighs: say how many bytes they had."""
 
     def __init__(self, engine: Engine, name: str, dry_run: bool) -> None:
         self.engine, self.name = engine, name
         self.exclusive = False
         self._dry_run = dry_run
-        self._rows = ROWS
+        self.weighs = True
         with engine.connect() as database:
             if stored_version(database, name) < schema.VERSION:
                 raise StoreError(
@@ -163,31 +167,24 @@ class _Eraser:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction. SQLite's own waiting sleeps longer and longer, and would never come between a busy
-        logger's."""
+        """A transaction."""
         with self.engine.connect() as database:
             if self.engine.dialect.name == "sqlite":
-                database.exec_driver_sql("PRAGMA busy_timeout = 0")
                 database.exec_driver_sql("PRAGMA synchronous = NORMAL")  # the logger's next commit syncs
-                deadline = time.monotonic() + LOCK_TIMEOUT
-                while True:
-                    try:
-                        database.exec_driver_sql("BEGIN IMMEDIATE")
-                        break
-                    except OperationalError as error:
-                        if "locked" not in str(error) or time.monotonic() > deadline:
-                            raise
-                        time.sleep(RETRY)
+                opening.begin_writing(database, opening.LOCK_TIMEOUT)
             elif self.exclusive and self.engine.dialect.name == "postgresql":
                 database.execute(text("LOCK TABLE messages IN SHARE ROW EXCLUSIVE MODE"))
             yield database
             database.commit()
 
-    def remove_piece(self, marks: Marks, kept: Kept, mark: Mark, removed: Removed) -> None:
-        """Everything up to a mark; of an open connection the last message stays: there the logger goes on."""
-        stays = kept.open and mark is kept.marks[-1]
-        self._remove(kept, mark.sequence - stays, removed)
-        marks.removed(kept, mark)
+    def remove_pieces(self, marks: Marks, last: Mapping[int, Mark], removed: Removed) -> None:
+        """Everything up to a mark of each connection; of an open one the last message stays: there the logger
+        goes on."""
+        known = [(marks.kept[key], mark) for key, mark in last.items()]
+        jobs = [(kept, mark.sequence - (kept.open and mark is kept.marks[-1])) for kept, mark in known]
+        self._remove(jobs, removed)
+        for kept, mark in known:
+            marks.removed(kept, mark)
 
     def remove_before(self, marks: Marks, kept: Kept, cutoff: int, removed: Removed) -> None:
         """The messages in front of the first that came at the cutoff or later, by the clock."""
@@ -199,48 +196,53 @@ class _Eraser:
             first = database.execute(query).scalar()
         if first is None:
             if kept.marks:
-                self.remove_piece(marks, kept, kept.marks[-1], removed)
+                self.remove_pieces(marks, {kept.id: kept.marks[-1]}, removed)
             return
-        self._remove(kept, first - 1, removed)
+        self._remove([(kept, first - 1)], removed)
         for mark in [mark for mark in kept.marks if mark.sequence < first]:
             marks.removed(kept, mark)
 
-    def _remove(self, kept: Kept, last: int, removed: Removed) -> None:
-        position = kept.first
-        while position <= last:
-            began = time.monotonic()
-            below = min(position + self._rows, last + 1)
-            if self._dry_run:
-                with self.engine.connect() as database:
-                    count, size = self._count(database, kept, below, position)
-            else:
-                with self.writing() as database:
-                    began = time.monotonic()
-                    count, size = self._count(database, kept, below, position)
-                    self._delete(database, kept, below)
-            removed.messages += count
-            removed.bytes += size
-            if count and kept.id not in self._touched:
-                self._touched.add(kept.id)
-                removed.connections += 1
-            position = below
-            took = time.monotonic() - began
-            if not self._dry_run:
-                wanted = int((below - position or self._rows) * HOLD / max(took, 1e-4))
-                self._rows = min(MOST_ROWS, max(ROWS, wanted))
-                time.sleep(max(PAUSE, took))
-
-    def _count(self, database: Connection, kept: Kept, below: int, first: int) -> tuple[int, int]:
-        messages = schema.messages
-        query = select(func.count(), func.coalesce(func.sum(func.length(messages.c.payload)), 0)).where(
-            messages.c.connection_id == kept.id,
-            messages.c.sequence >= first,
-            messages.c.sequence < below,
+    def _remove(self, jobs: Iterable[tuple[Kept, int]], removed: Removed) -> None:
+        """The messages of each up to a sequence, many in a transaction, which is short all the same."""
+        steps = (
+            (kept, begin, min(begin + ROWS, last + 1))
+            for kept, last in jobs
+            for begin in range(kept.first, last + 1, ROWS)
         )
-        count, size = database.execute(query).one()
-        return count, int(size)
+        following = next(steps, None)
+        while following is not None:
+            with self.engine.connect() if self._dry_run else self.writing() as database:
+                began = time.monotonic()
+                while following is not None:
+                    kept, begin, below = following
+                    if self.weighs:
+                        removed.bytes += self._size(database, kept, begin, below)
+                    count = self._rows(database, kept, begin, below)
+                    removed.messages += count
+                    if count and kept.id not in self._touched:
+                        self._touched.add(kept.id)
+                        removed.connections += 1
+                    following = next(steps, None)
+                    if time.monotonic() - began > (LONG_HOLD if self.exclusive else HOLD):
+                        break
+            if not self._dry_run:
+                time.sleep(PAUSE if self.exclusive else max(PAUSE, time.monotonic() - began))
 
-    def _delete(self, database: Connection, kept: Kept, below: int) -> None:
+    def _rows(self, database: Connection, kept: Kept, begin: int, below: int) -> int:
+        """Remove them, or count them."""
+        if not self._dry_run:
+            return self._delete(database, kept, below)
+        messages = schema.messages
+        among = and_(messages.c.connection_id == kept.id, messages.c.sequence.between(begin, below - 1))
+        return int(database.execute(select(func.count()).where(among)).scalar_one())
+
+    def _size(self, database: Connection, kept: Kept, begin: int, below: int) -> int:
+        messages = schema.messages
+        among = and_(messages.c.connection_id == kept.id, messages.c.sequence.between(begin, below - 1))
+        size = select(func.coalesce(func.sum(func.length(messages.c.payload)), 0)).where(among)
+        return int(database.execute(size).scalar_one())
+
+    def _delete(self, database: Connection, kept: Kept, below: int) -> int:
         """Note it first: another database may have taken the place of the one that was looked at."""
         known = schema.connections
         noted = database.execute(
@@ -253,11 +255,14 @@ class _Eraser:
                 f"{self.name}: connection {kept.id} is another one than a moment ago: was the database "
                 "replaced? Nothing of it is removed now"
             )
-        tables = [schema.messages]
         if self._has_readings:
-            tables.append(table(schema.READINGS, column("connection_id"), column("sequence")))  # type: ignore[arg-type]
-        for each in tables:
-            database.execute(delete(each).where(each.c.connection_id == kept.id, each.c.sequence < below))
+            readings = table(schema.READINGS, column("connection_id"), column("sequence"))
+            database.execute(
+                delete(readings).where(readings.c.connection_id == kept.id, readings.c.sequence < below)
+            )
+        messages = schema.messages
+        gone = delete(messages).where(messages.c.connection_id == kept.id, messages.c.sequence < below)
+        return database.execute(gone).rowcount
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger import readings, schema
 from midstream.logger.inserts import inserter
-from midstream.logger.opening import fault, open_with
+from midstream.logger.opening import begin_writing, fault, open_with
 from midstream.logger.schema import connections, fragments, messages
 from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
 
@@ -193,7 +193,7 @@ def _engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        begin_writing(connection, LOCK_TIMEOUT)
 
     return engine
 
