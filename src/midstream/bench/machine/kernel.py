@@ -58,7 +58,7 @@ class Kernel:
         return sorted(chosen.union(*(needs[path] for path in chosen)))
 
     def copy_modules(self, names: Sequence[str], folder: Path) -> None:
-        """The modules and all that they need into another folder, for a `modprobe` that cannot unpack them."""
+        """The modules and all that they need into another folder, for a `modprobe` that unpacks nothing."""
         for module in self.with_dependencies(names):
             content = (self.modules / module).read_bytes()
             target = folder / module.removesuffix(".xz")
