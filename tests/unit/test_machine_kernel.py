@@ -48,10 +48,10 @@ def test_a_kernel_is_found_and_its_modules_are_unpacked(tmp_path: Path, image: s
 
 
 TARGETS = """\
-Vendor|Tools|main|https://tools.example/
-Debian|Debian|contrib|https://mirror.example/debian/
-Debian|Debian-Security|main|https://mirror.example/debian-security/
-Debian|Debian|main|https://mirror.example/debian/
+main https://tools.example/tools-bookworm/
+contrib https://mirror.example/debian/
+main https://mirror.example/debian-security/
+main https://mirror.example/debian/
 """
 
 
@@ -64,6 +64,6 @@ def test_the_mirror_is_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_machine_without_debians_archive_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "_output", lambda *_: TARGETS.replace("Debian|", "Ubuntu|"))
+    monkeypatch.setattr(kernel, "_output", lambda *_: TARGETS.replace("/debian/", "/ubuntu/"))
     with pytest.raises(LabError, match="Debian host"):
         kernel._mirror()
