@@ -43,8 +43,11 @@ TOPOLOGY = Topology(
     mtu=1500,
     size=1024,
 )
-CHECKING = records.settings(
-    bytes(32), wakeup=True, check=True, ring_quota=records.NO_QUOTA, open_quota=records.NO_QUOTA
+CHECKING, TRUSTING = (
+    records.settings(
+        bytes(32), wakeup=check, check=check, ring_quota=records.NO_QUOTA, open_quota=records.NO_QUOTA
+    )
+    for check in (True, False)
 )
 IDENTIFIER = bytes(2)
 OTHERS = {
@@ -58,9 +61,13 @@ OTHERS = {
 }
 """The programs beside the hardworker's, and what is set before each is loaded."""
 
-TESTS = tuple(
-    f"tests/program/test_{name}_program.py"
-    for name in ("hardworker", "logger", "sensor", "selftest", "floor")
+TESTS = (
+    "tests/program/test_compiler.py",
+    "tests/program/test_floor_program.py",
+    "tests/program/test_hardworker_program.py",
+    "tests/program/test_logger_program.py",
+    "tests/program/test_selftest_program.py",
+    "tests/program/test_sensor_program.py",
 )
 
 
@@ -75,7 +82,8 @@ class Case:
 
     def __str__(self) -> str:
         size = f", size {self.size}" if self.program == "hardworker" else ""
-        return f"{self.program}, mtu {self.mtu}{size}"
+        unchecked = ", no checksums" if self.settings == TRUSTING else ""
+        return f"{self.program}, mtu {self.mtu}{size}{unchecked}"
 
     def compile(self) -> Path:
         return compiler.compile_program(self.program, replace(TOPOLOGY, mtu=self.mtu, size=self.size))
@@ -95,6 +103,7 @@ def cases() -> Iterator[Case]:
     for mtu in MTUS:
         for size in SIZES:
             yield Case("hardworker", mtu, size, CHECKING)
+        yield Case("hardworker", mtu, TOPOLOGY.size, TRUSTING)
         for program, settings in OTHERS.items():
             yield Case(program, mtu, TOPOLOGY.size, settings)
 

@@ -42,6 +42,9 @@ FLAGS = (
 )
 
 
+_UNHEARD = {"CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "ZIG_LIB_DIR"}
+"""Variables of the environment that would give the compiler other files: no key could tell."""
+
 _USER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
@@ -177,7 +180,10 @@ def _run(arguments: Iterable[str], target: Path, folder: Path | None = None, mod
         result = subprocess.run(
             [sys.executable, "-m", "ziglang", "cc", *arguments, "-o", str(unfinished)],
             cwd=folder,
-            env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(target.parent / "zig")},
+            env={
+                **{name: value for name, value in os.environ.items() if name not in _UNHEARD},
+                "ZIG_GLOBAL_CACHE_DIR": str(target.parent / "zig"),
+            },
             capture_output=True,
             text=True,
             check=False,
