@@ -11,6 +11,7 @@
 
 /* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
 #define BLOCK 64u
+#define STRIDE 512u /* bytes between two jumps, where the length is known beforehand */
 #define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
 
 /* The payload into the record, and its sum. The last block is cleared first, so that the sum can be
@@ -85,8 +86,6 @@ static __always_inline void copy_rest(void *to, const void *from, const __u32 by
  * summing up take five instructions for eight bytes. A helper that only copies is no faster, so the sum is made
  * whether it is asked for or not.
  */
-#define STRIDE 512u /* bytes between two jumps */
-
 static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
 					 const __u32 length, __u64 *sum)
 {
