@@ -89,7 +89,8 @@ static __always_inline void copy_rest(void *to, const void *from, const __u32 by
 static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
 					 const __u32 length, __u64 *sum)
 {
-	const __u32 strides = length / STRIDE, words = length % STRIDE / 8, bytes = length % 8;
+	const __u32 strides = length < 2 * STRIDE ? 0 : length / STRIDE; /* no loop for one round */
+	const __u32 words = (length - strides * STRIDE) / 8, bytes = length % 8;
 	const void *end = (void *)(long)ctx->data_end, *from;
 	__u32 offset = p->payload_offset;
 	void *to = record->payload;
