@@ -13,10 +13,10 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-vm test-hosts bench check format clean
+.PHONY: help setup demo test test-slow test-kernels test-hosts bench check format clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## midstream and its development tools in .venv
 
@@ -36,16 +36,16 @@ test: setup ## the tests (as root; otherwise those that need no root)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: setup ## the long ones: a million packets, ten thousand connections, fifty kills
-	@tools/packages.sh test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	@tools/packages.sh test vm
+	$(BIN)/python -m pytest -m 'slow or vm' $(ARGS)
 
 bench: setup ## what a message costs the hardworker, compared (as root, under 10 minutes; ARGS=--full: hours)
 	@tools/packages.sh bench
 	$(BIN)/midstream bench $(ARGS)
 
-test-vm: setup ## the eBPF programs on Linux 6.1, the oldest kernel supported
+test-kernels: setup ## every eBPF program on Linux 6.1, 6.12, the newest and this one (as root)
 	@tools/packages.sh vm
-	$(BIN)/python -m pytest -m vm $(ARGS)
+	$(BIN)/python tests/vm/sweep.py --tests $(ARGS)
 
 test-hosts: setup ## the services on three hosts with systemd (as root; at first some minutes)
 	@tools/packages.sh hosts

@@ -25,7 +25,8 @@ from midstream.toml import FaultsError, Location, Section, parse_toml, read_text
 
 MAX_SENSORS = 4096
 MIN_MTU = 576  # every IPv4 host takes a datagram of this size (RFC 791, section 3.1)
-MAX_MTU = 3498  # XDP keeps a frame, headroom and the kernel's notes in a page, and the smallest pages have 4096 bytes
+# XDP keeps a frame, its headroom and the kernel's notes about it in one page; the smallest have 4096 bytes.
+MAX_MTU = 3498
 
 
 @dataclass(frozen=True, slots=True)

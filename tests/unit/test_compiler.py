@@ -335,6 +335,19 @@ def test_a_library_for_another_machine(kept: Path, tmp_path: Path, monkeypatch: 
     assert machines == {"x86_64-linux-gnu": 62, "aarch64-linux-gnu": 183}  # EM_X86_64, EM_AARCH64
 
 
+@pytest.mark.parametrize("variable", ["CPATH", "C_INCLUDE_PATH"])
+def test_the_environment_makes_no_difference(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    (tmp_path / "answer.h").write_text("#define ANSWER 42\n")
+    source = tmp_path / "elsewhere" / "answer.c"
+    source.parent.mkdir()
+    source.write_text("#include <answer.h>\nint answer(void) { return ANSWER; }\n")
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(CompileError, match=r"answer\.h"):
+        compiler.compile_library(source)
+
+
 def test_objects_for_the_kernel_serve_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     before = compiler.key("hardworker", TOPOLOGY)
     monkeypatch.setattr(compiler, "architecture", lambda: "aarch64-linux-gnu")

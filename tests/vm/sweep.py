@@ -1,13 +1,15 @@
-"""Every program, for a sweep of message sizes, on the oldest kernel supported, one between, the newest, and this one.
+"""Every program, for a sweep of message sizes, on the oldest kernel, one between, the newest and this one.
 
-    python tests/vm/sweep.py [--kernel 6.1]… [--here]
+    python tests/vm/sweep.py [--kernel 6.1]… [--tests]
 
-Prints a table of programs and kernels: "ok", or "refused", and then each refusal. Exit status 1 if there is one.
+Prints a table of programs and kernels, "ok" or "refused", and then each refusal. With --tests a part of
+tests/program runs on each kernel, too. Exit status 1 if there is a refusal or a failure. Needs root.
 """
 
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,13 +24,13 @@ from pathlib import Path
 from midstream.bench.machine.kernel import RELEASES
 from midstream.bench.machine.machine import Machine
 from midstream.ebpf import compiler, records
-from midstream.errors import MidstreamError
+from midstream.errors import LabError, MidstreamError
 from midstream.network import MAX_MTU, Host, Topology
 
 PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / ".cache" / "vm"
 HERE = "this one"
-TIMEOUT = 240.0  # seconds
+TIMEOUT = 600.0  # seconds, of one kernel
 
 MTUS = (1500, MAX_MTU)
 SIZES = (64, 256, 512, 520, 1000, 1024, 1030, 1088, 1448, 1460, 1536, 3072)
@@ -41,19 +43,32 @@ TOPOLOGY = Topology(
     mtu=1500,
     size=1024,
 )
-CHECKING = records.settings(
-    bytes(32), wakeup=True, check=True, ring_quota=records.NO_QUOTA, open_quota=records.NO_QUOTA
+CHECKING, TRUSTING = (
+    records.settings(
+        bytes(32), wakeup=check, check=check, ring_quota=records.NO_QUOTA, open_quota=records.NO_QUOTA
+    )
+    for check in (True, False)
 )
+IDENTIFIER = bytes(2)
 OTHERS = {
     "logger": CHECKING,
     "sensor": CHECKING,
-    "selftest": bytes(2),
+    "selftest": IDENTIFIER,
     "pass": b"",
     "steer": b"",
     "floor": b"",
     "impair": b"",
 }
 """The programs beside the hardworker's, and what is set before each is loaded."""
+
+TESTS = (
+    "tests/program/test_compiler.py",
+    "tests/program/test_floor_program.py",
+    "tests/program/test_hardworker_program.py",
+    "tests/program/test_logger_program.py",
+    "tests/program/test_selftest_program.py",
+    "tests/program/test_sensor_program.py",
+)
 
 
 @dataclass(frozen=True)
@@ -66,26 +81,42 @@ class Case:
     settings: bytes
 
     def __str__(self) -> str:
-        return f"{self.program}, mtu {self.mtu}" + (
-            f", size {self.size}" if self.program == "hardworker" else ""
-        )
+        size = f", size {self.size}" if self.program == "hardworker" else ""
+        unchecked = ", no checksums" if self.settings == TRUSTING else ""
+        return f"{self.program}, mtu {self.mtu}{size}{unchecked}"
 
     def compile(self) -> Path:
         return compiler.compile_program(self.program, replace(TOPOLOGY, mtu=self.mtu, size=self.size))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one kernel said. refusals: a reason for each program, or nothing. tests: their last line."""
+
+    kernel: str
+    refusals: list[str]
+    tests: str
+    failed: str
 
 
 def cases() -> Iterator[Case]:
     for mtu in MTUS:
         for size in SIZES:
             yield Case("hardworker", mtu, size, CHECKING)
+        yield Case("hardworker", mtu, TOPOLOGY.size, TRUSTING)
         for program, settings in OTHERS.items():
             yield Case(program, mtu, TOPOLOGY.size, settings)
 
 
-def load_in(kernel: str, jobs: Path) -> tuple[list[str], str]:
-    """Load what the file asks for, on one kernel; the reasons of its refusals, or nothing for each, and what the
-    kernel is called. Raises MidstreamError."""
-    command = ["sh", "-c", f"uname -r; exec {sys.executable} {Path(__file__).with_name('load.py')} {jobs}"]
+def ask(kernel: str, jobs: Path, *, count: int, tests: bool) -> Answer:
+    """Load what the file asks for on one kernel, and run the tests. Raises MidstreamError."""
+    load = shlex.join([sys.executable, str(Path(__file__).with_name("load.py")), str(jobs)])
+    test = shlex.join([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS])
+    command = [
+        "sh",
+        "-c",
+        f"cd {PROJECT} && uname -r && {load}" + (f" && {{ {test}; true; }}" if tests else ""),
+    ]
     with tempfile.TemporaryFile() as output:
         if kernel == HERE:
             code = subprocess.run(command, stdout=output, check=False).returncode
@@ -96,15 +127,20 @@ def load_in(kernel: str, jobs: Path) -> tuple[list[str], str]:
         output.seek(0)
         lines = output.read().decode(errors="replace").splitlines()
     if code:
-        raise MidstreamError(f"{kernel}: ended with {code}\n" + "\n".join([*lines[-20:], console[-2000:]]))
-    return [json.loads(line)["refused"] for line in lines[1:]], lines[0]
+        said = "\n".join([*lines[-20:], console[-2000:]])
+        raise LabError(f"Linux {kernel}: the programs could not be loaded (status {code})\n{said}")
+    refusals = [json.loads(line)["refused"] for line in lines[1 : 1 + count]]
+    told = lines[-1] if tests else ""
+    wrong = tests and ("passed" not in told or "failed" in told or "error" in told)
+    return Answer(lines[0], refusals, told, "\n".join(lines[1 + count :]) if wrong else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Load every program on several kernels.")
     parser.add_argument("--kernel", action="append", choices=[*RELEASES, HERE], help="default: all")
+    parser.add_argument("--tests", action="store_true", help="run a part of tests/program, too")
     options = parser.parse_args(arguments)
-    kernels = options.kernel or [*RELEASES, HERE]
+    kernels = options.kernel or [HERE, *RELEASES]
     begin, asked = time.monotonic(), list(cases())
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = Path(folder, "jobs")
@@ -113,25 +149,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for case, path in zip(asked, pool.map(Case.compile, asked), strict=True)
         ]
         jobs.write_text("\n".join(lines) + "\n")
-        print(f"compiled after {time.monotonic() - begin:.0f} s", file=sys.stderr)
-        answers = list(pool.map(partial(load_in, jobs=jobs), kernels))
-    print(f"| | {' | '.join(name for _, name in answers)} |\n|---|{'---|' * len(kernels)}")
-    refusals = []
-    for row, case in enumerate(asked):
-        found = [answer[row] for answer, _ in answers]
-        print(f"| {case} | {' | '.join('refused' if refused else 'ok' for refused in found)} |")
-        refusals += [
-            f"Linux {name}: {case}: {refused}"
-            for refused, (_, name) in zip(found, answers, strict=True)
-            if refused
-        ]
+        one = partial(ask, jobs=jobs, count=len(asked), tests=options.tests)
+        # This kernel first: the tests compile what they need, which is slow in a virtual machine.
+        answers = [one(kernel) for kernel in kernels if kernel == HERE]
+        answers += pool.map(one, [kernel for kernel in kernels if kernel != HERE])
+    print_table(asked, answers)
+    refused = sum(bool(refusal) for answer in answers for refusal in answer.refusals)
     print(
-        f"{len(asked)} programs on {len(kernels)} kernels, {len(refusals)} refused, in "
-        f"{time.monotonic() - begin:.0f} s"
+        f"{len(asked)} programs on {len(answers)} kernels, {refused} refused, "
+        f"in {time.monotonic() - begin:.0f} s"
     )
-    for refusal in refusals:
-        print(f"\n{refusal}")
-    return bool(refusals)
+    for answer in answers:
+        for case, refusal in zip(asked, answer.refusals, strict=True):
+            if refusal:
+                print(f"\nLinux {answer.kernel}: {case}: {refusal}")
+        if answer.failed:
+            print(f"\nLinux {answer.kernel}: {answer.failed}")
+    return bool(refused or any(answer.failed for answer in answers))
+
+
+def print_table(asked: Sequence[Case], answers: Sequence[Answer]) -> None:
+    print(f"| | {' | '.join(answer.kernel for answer in answers)} |\n|---|{'---|' * len(answers)}")
+    for row, case in enumerate(asked):
+        found = ("refused" if answer.refusals[row] else "ok" for answer in answers)
+        print(f"| {case} | {' | '.join(found)} |")
+    if any(answer.tests for answer in answers):
+        print(f"| tests/program | {' | '.join(answer.tests for answer in answers)} |")
 
 
 if __name__ == "__main__":

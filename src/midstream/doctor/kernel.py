@@ -26,7 +26,8 @@ _SYS_ADMIN = 21  # contains CAP_BPF and CAP_PERFMON
 class Kernel:
     """supports: feature → whether the kernel has it, None if this process may not ask. lockdown: the mode,
     "" if the kernel has none. libbpf, compiler: their version, "" if missing. jit: net.core.bpf_jit_enable,
-    None where it cannot be read, as in a network namespace. distribution: ID and ID_LIKE of /etc/os-release."""
+    None where it cannot be read, as in a network namespace. distribution: ID and ID_LIKE of /etc/os-release.
+    """
 
     release: str
     bpffs: bool

@@ -43,6 +43,9 @@ FLAGS = (
 )
 
 
+_UNHEARD = {"CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "ZIG_LIB_DIR"}
+"""Variables of the environment that would give the compiler other files: no key could tell."""
+
 _USER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
@@ -178,7 +181,10 @@ def _run(arguments: Iterable[str], target: Path, folder: Path | None = None, mod
         result = subprocess.run(
             [sys.executable, "-m", "ziglang", "cc", *arguments, "-o", str(unfinished)],
             cwd=folder,
-            env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(target.parent / "zig")},
+            env={
+                **{name: value for name, value in os.environ.items() if name not in _UNHEARD},
+                "ZIG_GLOBAL_CACHE_DIR": str(target.parent / "zig"),
+            },
             umask=0o022,
             capture_output=True,
             text=True,

@@ -11,6 +11,7 @@
 
 /* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
 #define BLOCK 64u
+#define STRIDE 512u /* bytes between two jumps, where the length is known beforehand */
 #define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
 
 /* The payload into the record, and its sum. The last block is cleared first, so that the sum can be
@@ -85,12 +86,11 @@ static __always_inline void copy_rest(void *to, const void *from, const __u32 by
  * summing up take five instructions for eight bytes. A helper that only copies is no faster, so the sum is made
  * whether it is asked for or not.
  */
-#define STRIDE 512u /* bytes between two jumps */
-
 static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
 					 const __u32 length, __u64 *sum)
 {
-	const __u32 strides = length / STRIDE, words = length % STRIDE / 8, bytes = length % 8;
+	const __u32 strides = length < 2 * STRIDE ? 0 : length / STRIDE; /* no loop for one round */
+	const __u32 words = (length - strides * STRIDE) / 8, bytes = length % 8;
 	const void *end = (void *)(long)ctx->data_end, *from;
 	__u32 offset = p->payload_offset;
 	void *to = record->payload;

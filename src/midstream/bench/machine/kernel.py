@@ -58,7 +58,7 @@ class Kernel:
         return sorted(chosen.union(*(needs[path] for path in chosen)))
 
     def copy_modules(self, names: Sequence[str], folder: Path) -> None:
-        """The modules and all that they need into another folder, for a `modprobe` that cannot unpack them."""
+        """The modules and all that they need into another folder, for a `modprobe` that unpacks nothing."""
         for module in self.with_dependencies(names):
             content = (self.modules / module).read_bytes()
             target = folder / module.removesuffix(".xz")
@@ -142,13 +142,13 @@ def _apt_settings(folder: Path, release: Release) -> dict[str, str]:
 
 
 def _mirror() -> str:
-    """Where this machine gets Debian from."""
-    fields = ("$(ORIGIN)", "$(LABEL)", "$(COMPONENT)", "$(REPO_URI)")
-    for line in _output(["apt-get", "indextargets", "--format", "|".join(fields)]).splitlines():
-        origin, label, component, address = line.split("|")
-        if (origin, label, component) == ("Debian", "Debian", "main"):
+    """Where this machine gets Debian from, whether or not it has asked there yet."""
+    command = ["apt-get", "indextargets", "--no-release-info", "--format", "$(COMPONENT) $(REPO_URI)"]
+    for line in _output(command).splitlines():
+        component, address = line.split()
+        if component == "main" and address.rstrip("/").endswith("/debian"):
             return address
-    raise LabError("apt knows no Debian archive; on a Debian host run `apt-get update` first")
+    raise LabError("apt's sources name no Debian archive; the virtual machine needs a Debian host")
 
 
 def _output(
