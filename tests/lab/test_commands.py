@@ -33,7 +33,7 @@ names = (
 @example("$(id);'\"`*&|")
 @example("-x")
 @example("a=b~#!?[]{}<>")
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_the_printed_commands_mend_it(name: str) -> None:
     namespaces.call_here(mend, name)
 

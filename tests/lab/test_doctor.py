@@ -196,9 +196,8 @@ def test_a_pin_that_was_removed(triangle: Lab, host: str, pin: str) -> None:
     assert troubles(examine(triangle, "sensor")) == troubles(examine(triangle, host)) == []
 
 
-@pytest.mark.parametrize(
-    "flags", [libbpf.XDP_FLAGS_SKB_MODE, pytest.param(libbpf.XDP_FLAGS_DRV_MODE, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [libbpf.XDP_FLAGS_SKB_MODE, libbpf.XDP_FLAGS_DRV_MODE])
 def test_somebody_elses_program(triangle: Lab, flags: int) -> None:
     command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
     triangle.call("hardworker", attach_pass, triangle.const, flags)
