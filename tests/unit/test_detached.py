@@ -225,8 +225,8 @@ def test_a_ring_in_use_is_not_looked_at(site: Site, monkeypatch: pytest.MonkeyPa
     with site.hardworker() as hardworker:
         for number in range(10):
             site.put(1, number * SIZE, payload(number))
-            hardworker.read()
             site.source.tend()
+            hardworker.read()
         assert not looks
         site.source.tend()
         assert looks == [site.ring.producer]
