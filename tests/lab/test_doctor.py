@@ -210,7 +210,7 @@ def test_a_pin_that_was_removed(triangle: Lab, host: str, pin: str) -> None:
 
 @pytest.mark.slow
 def test_a_card_that_merges_below_a_generic_program(triangle: Lab) -> None:
-    """eth0 under a bridge: after the printed command its GRO is off, and no packet of a stream is too long."""
+    """eth0 under a bridge: after the printed command it merges no more, and no packet is too long."""
 
     def stream() -> int:
         before = counters()
