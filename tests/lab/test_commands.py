@@ -17,7 +17,8 @@ from midstream.doctor.finding import Finding
 from midstream.doctor.subject import Subject
 from midstream.lab import enter, namespaces
 
-RESERVED = {".", "..", "all", "default", "lo", "other"}
+RESERVED = {".", "..", "all", "default", "lo", "other", "peer0", "peer1"}
+CHECKS = ["interface", "rp_filter", "MTU", "neighbour", "route", "ARP", "offloads"]
 STRANGER = "192.0.2.77"
 
 # What Linux takes (dev_valid_name): no blank, slash or colon; `%` is a pattern.
@@ -33,7 +34,7 @@ names = (
 @example("$(id);'\"`*&|")
 @example("-x")
 @example("a=b~#!?[]{}<>")
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_the_printed_commands_mend_it(name: str) -> None:
     namespaces.call_here(mend, name)
 
@@ -53,21 +54,9 @@ def mend(name: str) -> None:
     subject = replace(patients.subject("sensor"), interface=name)
     make(name, subject)
     before = examine(subject)
-    assert {finding.check for finding in before} == {
-        "interface",
-        "MTU",
-        "neighbour",
-        "route",
-        "rp_filter",
-        "ARP",
-    }
+    assert {finding.check for finding in before} == set(CHECKS)
     # The link first, without which there is no route; the filter while there still is a wrong one.
-    for finding in sorted(
-        before,
-        key=lambda one: (
-            ("interface", "rp_filter").index(one.check) if one.check in ("interface", "rp_filter") else 9
-        ),
-    ):
+    for finding in sorted(before, key=lambda one: CHECKS.index(one.check)):
         type_in(finding.fix)
         if finding.check == "rp_filter":
             assert "rp_filter" not in {found.check for found in examine(subject)}
@@ -77,12 +66,14 @@ def mend(name: str) -> None:
 def make(name: str, subject: Subject) -> None:
     """An interface that is down, with a wrong MTU and a wrong neighbour, and the peers' routes elsewhere."""
     with IPRoute() as netlink:
-        for link, mac in ((name, subject.host.mac), ("other", FOREIGN)):
-            netlink.link("add", ifname=link, kind="dummy", address=mac)
+        for number, (link, mac) in enumerate(((name, subject.host.mac), ("other", FOREIGN))):
+            peer = {"ifname": f"peer{number}", "mtu": 1600}
+            netlink.link("add", ifname=link, kind="veth", address=mac, mtu=1600, peer=peer)
+            netlink.link("set", index=netlink.link_lookup(ifname=f"peer{number}")[0], state="up")
         (index,), (other,) = (netlink.link_lookup(ifname=link) for link in (name, "other"))
         netlink.addr("add", index=index, address=str(subject.host.ip), prefixlen=24)
         for link in (index, other):
-            netlink.link("set", index=link, state="up", mtu=1600)
+            netlink.link("set", index=link, state="up")
         netlink.neigh("replace", dst=str(HARDWORKER.ip), lladdr=FOREIGN, ifindex=index, state="permanent")
         netlink.neigh("replace", dst=STRANGER, lladdr=LOGGER.mac, ifindex=index, state="permanent")
         netlink.route("add", dst=f"{LOGGER.ip}/32", oif=other, scope=253, prefsrc=str(subject.host.ip))

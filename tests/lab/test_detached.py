@@ -67,10 +67,9 @@ def by_another_program(lab: Lab) -> None:
 
 WAYS = [
     by_detach_and_attach,
-    by_a_detached_link,
     *(
         pytest.param(way, marks=pytest.mark.slow)
-        for way in (by_detach, by_removed_pins, by_a_removed_link, by_another_program)
+        for way in (by_detach, by_removed_pins, by_a_removed_link, by_a_detached_link, by_another_program)
     ),
 ]
 
@@ -96,6 +95,7 @@ def test_the_application_is_told_within_a_second(lab: Lab, way: Callable[[Lab], 
         assert time.monotonic() - begun < 1.2  # and 0.2 s for a busy machine
 
 
+@pytest.mark.slow
 def test_an_interface_that_is_deleted(lab: Lab) -> None:
     lab.call("hardworker", make_bridge, lab.host("hardworker").mac)
     try:

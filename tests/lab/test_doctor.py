@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,22 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from pyroute2.ethtool.ioctl import IoctlEthtool  # type: ignore[import-untyped]  # likewise
-from tests.lab.interfaces import attach_pass
-from tests.lab.triangle import HARDWORKER, LOGGER, PINS, command, messages_logged, started
+from tests.lab.interfaces import attach_pass, make_bridge, remove_bridge
+from tests.lab.triangle import (
+    HARDWORKER,
+    LOGGER,
+    PINS,
+    command,
+    counted,
+    counters,
+    messages_logged,
+    send,
+    started,
+)
 
 from midstream.ebpf import libbpf, quickack
-from midstream.lab import Impairment, Lab, clear, impair
+from midstream.hardworker import Hardworker
+from midstream.lab import Impairment, Lab, clear, impair, links
 
 LAB = {"sensors": 1}
 FOREIGN = "02:00:00:00:00:99"
@@ -196,9 +208,49 @@ def test_a_pin_that_was_removed(triangle: Lab, host: str, pin: str) -> None:
     assert troubles(examine(triangle, "sensor")) == troubles(examine(triangle, host)) == []
 
 
-@pytest.mark.parametrize(
-    "flags", [libbpf.XDP_FLAGS_SKB_MODE, pytest.param(libbpf.XDP_FLAGS_DRV_MODE, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+def test_a_card_that_merges_below_a_generic_program(triangle: Lab) -> None:
+    """eth0 under a bridge: after the printed command it merges no more, and no packet is too long."""
+
+    def stream() -> int:
+        before = counters()
+        triangle.call("sensor", send, HARDWORKER, bytes(2_000_000))
+        return counted(before)[0].get("oversized", 0)
+
+    options = ("--config", triangle.config, "--interface", "bridge0")
+    command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
+    triangle.call("hardworker", make_bridge, triangle.host("hardworker").mac)
+    try:
+        assert command(triangle, "hardworker", "attach", "hardworker", *options).code == 0
+        examined = command(
+            triangle, "hardworker", "doctor", "hardworker", "--json", "--no-probe", *options
+        ).object
+        (found,) = [one for one in examined["findings"] if one["check"] == "offloads"]
+        assert (found["status"], found["fix"]) == ("fault", "ethtool -K eth0 rx-gro off")
+        with Hardworker(triangle.config) as application:
+            pool = ThreadPoolExecutor(1)
+            merged = pool.submit(stream)
+            while not merged.done():
+                application.wait(0.01)
+                application.read()
+            type_in(triangle, "hardworker", found["fix"])
+            single = pool.submit(stream)
+            while not single.done():
+                application.wait(0.01)
+                application.read()
+            pool.shutdown()
+        assert (merged.result() > 0, single.result()) == (True, 0)
+    finally:
+        command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
+        triangle.call("hardworker", remove_bridge)
+        triangle.call("hardworker", links.set_offloads, "eth0")
+        examine(triangle, "hardworker", "--fix", "--no-probe")
+        command(triangle, "hardworker", "attach", "hardworker", "--config", triangle.config)
+    assert troubles(examine(triangle, "hardworker")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [libbpf.XDP_FLAGS_SKB_MODE, libbpf.XDP_FLAGS_DRV_MODE])
 def test_somebody_elses_program(triangle: Lab, flags: int) -> None:
     command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
     triangle.call("hardworker", attach_pass, triangle.const, flags)

@@ -71,6 +71,7 @@ def test_a_mount_point_that_is_missing() -> None:
     assert "mount -t sysfs sysfs /sys" in told
 
 
+@pytest.mark.slow
 def test_a_root_without_its_rights() -> None:
     code = "from midstream.lab import enter, namespaces; namespaces.create(['ms-nobody'])"
     argv = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", code]
@@ -131,6 +132,7 @@ def test_a_daemon_that_hangs_and_one_that_has_ended(host: Lab, monkeypatch: pyte
         daemons.start(host, ["hardworker"])
 
 
+@pytest.mark.slow
 def test_another_command_of_the_lab_is_waited_for_while_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

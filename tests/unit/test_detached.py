@@ -142,7 +142,7 @@ Reader = Callable[[Hardworker], Generator[int, None, None]]
 each_reader = pytest.mark.parametrize("reader", READERS)
 
 
-@pytest.mark.parametrize("period", [0.0, 0.003, 10.0])
+@pytest.mark.parametrize("period", [0.0, pytest.param(0.003, marks=pytest.mark.slow), 10.0])
 @each_reader
 def test_each_reader_gets_the_rest_and_is_told(site: Site, held: Held, reader: Reader, period: float) -> None:
     with site.hardworker(period=period) as hardworker, closing(reader(hardworker)) as reading:
@@ -225,8 +225,8 @@ def test_a_ring_in_use_is_not_looked_at(site: Site, monkeypatch: pytest.MonkeyPa
     with site.hardworker() as hardworker:
         for number in range(10):
             site.put(1, number * SIZE, payload(number))
-            hardworker.read()
             site.source.tend()
+            hardworker.read()
         assert not looks
         site.source.tend()
         assert looks == [site.ring.producer]
@@ -265,7 +265,7 @@ def following(site: Site, **settings: Any) -> Hardworker:
     return Hardworker(made.config.path, source=site.source, follow=True)
 
 
-@pytest.mark.parametrize("period", [0.0, 0.003])
+@pytest.mark.parametrize("period", [pytest.param(0.0, marks=pytest.mark.slow), 0.003])
 @each_reader
 def test_each_reader_follows(site: Site, program: Program, reader: Reader, period: float) -> None:
     """The old ring to its end, then the new one from its beginning."""

@@ -4,10 +4,15 @@ Everything here waits for the kernel or the compiler, and runs in the daemon's o
 """
 
 import errno
+import os
 import shutil
+import socket
 import time
 from functools import partial
 from pathlib import Path
+from shlex import quote
+
+from pyroute2 import NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
 
 from midstream import network
 from midstream.config import Config, Role
@@ -18,7 +23,7 @@ from midstream.daemon.resets import send_resets
 from midstream.ebpf import attachment, control, loader, pins
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.records import MODE_FAST, MODE_HANDLER
-from midstream.errors import ConfigError, KernelError
+from midstream.errors import ConfigError, KernelError, NetworkError
 from midstream.network import Topology
 
 
@@ -57,7 +62,7 @@ class ThisHost:
         self._write_const(topology)
         self.repair(topology, interface)
         if self.has_program:
-            if self.attachment and self.folder.exists() and pins.missing(self._role, self.folder):
+            if self.attachment and self.folder.exists() and not self._is_whole:
                 shutil.rmtree(self.folder)  # without its stamp it would be taken for somebody else's
             self.attachment = self._attach(topology, interface, again)
         self.in_force = topology
@@ -79,8 +84,13 @@ class ThisHost:
         return not self.has_program or (
             self.attachment is not None
             and attachment.find(self._role, self.folder) is not None
-            and not pins.missing(self._role, self.folder)
+            and self._is_whole
         )
+
+    @property
+    def _is_whole(self) -> bool:
+        """Is none of the pins missing?"""
+        return self.folder.exists() and not pins.missing(self._role, self.folder)
 
     @property
     def is_unlinked(self) -> bool:
@@ -89,18 +99,25 @@ class ThisHost:
         return linked and pins.is_linked(self.folder, self._role) is False
 
     def repair(self, topology: Topology, interface: Interface) -> list[str]:
-        """Set the neighbours, and what else is in force; what was wrong, in words."""
+        """Set the neighbours, and what else is in force; what was wrong, in words. Raises MidstreamError."""
+        try:
+            socket.if_indextoname(interface.index)
+        except OSError:
+            return []  # it is gone, which whoever reads it anew says
         hosts = (topology.hardworker, topology.logger, *topology.sensors)
-        repaired = self._neighbours.ensure(
-            interface, {host.ip: host.mac for host in hosts if host.ip != interface.ip}
-        )
-        if topology == self.in_force:
-            if self._write_const(topology):
-                repaired.append(f"{self._config.const_path}: removed or changed, written again")
-            if self.attachment and self.attachment_holds():
-                repaired += loader.tune(
-                    self._role, self.attachment.interface, self._config, topology, self.folder
-                )
+        wanted = {host.ip: host.mac for host in hosts if host.ip != interface.ip}
+        try:
+            repaired = self._neighbours.ensure(interface, wanted)
+            if topology == self.in_force:
+                if self._write_const(topology):
+                    repaired.append(f"{self._config.const_path}: removed or changed, written again")
+                if self._is_whole and self.attachment and self.attachment.interface == interface.name:
+                    repaired += loader.tune(self._role, interface.name, self._config, topology, self.folder)
+        except NetlinkError as error:
+            raise NetworkError(
+                f"{interface.name}: the kernel refused a neighbour or a route ({os.strerror(error.code)}); "
+                f"is the interface up? `ip link show dev {quote(interface.name)}`"
+            ) from error
         return repaired
 
     def _write_const(self, topology: Topology) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midstream import network
+from midstream.ebpf import pins
 from midstream.errors import LabError
 from midstream.lab import cpu, daemons, enter, faults, hosts, links, namespaces, needs, state
 from midstream.lab.faults import ImpairedLeg
@@ -224,7 +225,7 @@ def _refuse_foreign_namespaces(names: list[str]) -> None:
 
 def _mount_bpffs() -> None:
     """Mount a bpffs where it belongs, as systemd does. It stays: the machine has it now, not only the lab."""
-    if enter.mounts().get(str(BPFFS)) == "bpf":
+    if pins.is_bpffs(BPFFS):
         return
     try:
         enter.mount("bpf", str(BPFFS), "bpf", data="mode=0700")

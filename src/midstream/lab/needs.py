@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from midstream.errors import LabError
+from midstream.lab import enter
 
 _STUCK = 60.0  # seconds in which a process that works uses some CPU, however slow the machine is
 
@@ -26,7 +27,7 @@ def explain(error: OSError) -> str:
         if os.geteuid() != 0:
             return f"{error}; the lab needs root"
         return f"{error}; this root may not (no CAP_SYS_ADMIN): a container has to be privileged for the lab"
-    if error.errno == errno.ENOENT and error.filename:
+    if error.errno == errno.ENOENT and str(error.filename).startswith(enter.NAMESPACES):
         return f"{error.filename} is missing; is the lab up (`midstream lab status`)?"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EROFS):
         return (
