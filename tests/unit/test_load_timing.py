@@ -1,15 +1,18 @@
 """The timing of a capture: pcap, pcapng and CSV."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap, wrpcapng
 
-from midstream.bench.load import Timing, read_timing, write_timing
+from midstream.bench.load import Plan, Timing, read_timing, write_timing
 from midstream.errors import ConfigError
 
 SECOND = 10**9
@@ -73,6 +76,13 @@ def test_a_column_of_times_is_enough(tmp_path: Path) -> None:
         ("x.csv", "flow,time\na,soon\n", r"x\.csv: line 2: expected the columns flow and time"),
         ("x.csv", "a,b\n1,2\n", r"x\.csv: line 1: expected the columns"),
         ("x.csv", "flow,time\n", r"x\.csv: no TCP segment with data"),
+        ("x.csv", "flow,when\na,1\n", r"x\.csv: line 1: expected the columns"),
+        ("x.csv", "Flow name,time\na,1\n", r"x\.csv: line 1: expected the columns"),
+        ("x.csv", "flow,time\na,1\na\n", r"x\.csv: line 3: expected the columns"),
+        ("x.csv", "flow,time\na,2\na,1\n", r"x\.csv: line 3: .* ascending"),
+        ("x.csv", "time\n1e99\n", r"x\.csv: line 2: expected"),
+        ("x.csv", "time\nnan\n", r"x\.csv: line 2: expected"),
+        ("x.csv", 'time\n"1\n', r"x\.csv: line 2: .*expected"),
         ("x.pcap", "no capture at all", r"x\.pcap: no pcap or pcapng file"),
         ("x.pcap", "", r"x\.pcap: no pcap or pcapng file"),
     ],
@@ -81,6 +91,55 @@ def test_mistakes_name_the_file(tmp_path: Path, name: str, content: str, says: s
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=says):
         read_timing(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_what_a_spreadsheet_writes(tmp_path: Path, encoding: str, end: str) -> None:
+    """A byte-order mark stood before the first heading, so that all flows became one."""
+    path = tmp_path / "x.CSV"
+    rows = ["Flow, Time", "a,1764450000.000001", "b,1764450000.000002", "", "a,1764450000.000003"]
+    path.write_bytes(end.join(rows).encode(encoding))
+    assert {name: times.tolist() for name, times in read_timing(path).flows.items()} == {
+        "a": [0, 2000],
+        "b": [1000],
+    }
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0\r")),
+        st.lists(st.integers(0, 10**18), min_size=1, max_size=4),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_timing_comes_back_to_the_nanosecond(tmp_path: Path, flows: dict[str, list[int]]) -> None:
+    timing = Timing({name: np.array(sorted(times)) for name, times in flows.items()})
+    first = min(min(times) for times in flows.values())
+    write_timing(tmp_path / "x.csv", timing)
+    again = read_timing(tmp_path / "x.csv")
+    assert {name: times.tolist() for name, times in again.flows.items()} == {
+        name: [time - first for time in sorted(times)] for name, times in flows.items()
+    }
+
+
+@given(st.binary(max_size=60), st.sampled_from([b"", b"flow,time\n", b"time\n"]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_times_or_an_error(tmp_path: Path, data: bytes, start: bytes) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(start + data)
+    with suppress(ConfigError):
+        assert read_timing(path).messages > 0
+
+
+def test_a_recording_too_short_to_repeat(tmp_path: Path) -> None:
+    """One message was repeated every nanosecond until the memory was full."""
+    alone = Timing({"a": np.array([0])})
+    assert Plan(seconds=10, timing=alone).messages == 10
+    with pytest.raises(ConfigError, match="too short to begin anew so often"):
+        Plan(seconds=10, timing=Timing({"a": np.array([0, 1])}))
 
 
 def test_no_file(tmp_path: Path) -> None:

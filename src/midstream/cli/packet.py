@@ -230,7 +230,7 @@ def _read_frames(source: str) -> Iterator[packet.Captured]:
     path = Path(source)
     try:
         # Digits too long for a file name raise an OSError instead of being no file.
-        is_file = path.is_file()
+        is_file = path.exists() and not path.is_dir()  # a pipe, too
     except (OSError, ValueError):  # ValueError: a zero byte
         is_file = False
     if not is_file:

@@ -6,6 +6,7 @@ capture is. Times are whole nanoseconds from the file to the plan.
 
 import codecs
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -91,7 +92,7 @@ def write_timing(path: Path, timing: Timing) -> None:
     """As a CSV file, which `read_timing` reads. Raises ConfigError."""
     rows = [(time, name) for name, times in timing.flows.items() for time in times.tolist()]
     try:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["flow", "time"])
             writer.writerows([name, f"{time // _SECOND}.{time % _SECOND:09d}"] for time, name in sorted(rows))
@@ -101,7 +102,7 @@ def write_timing(path: Path, timing: Timing) -> None:
 
 def _read_csv(path: Path) -> dict[str, list[int]]:
     flows: dict[str, list[int]] = {}
-    reader = csv.reader(_text(path).splitlines(), strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     expected = "expected the columns flow and time, time in seconds, ascending for each flow"
     try:
         columns = [name.strip().lower() for name in next(reader, [])]
