@@ -411,6 +411,30 @@ def check_rows(data: bytes) -> list[str]:
     return [row["payload"] for row in csv.DictReader(io.StringIO(data.decode(), newline=""))]
 
 
+def test_names_of_ours_give_way_to_the_users(folder: Path) -> None:
+    """config.toml refuses these names today; what a database has is shown all the same."""
+    names = ("payload", "sensor", "sequence", "sequence_", 'Ünït "x", y', "received")
+    fields = tuple(Field(name, "<i2", 2 * index) for index, name in enumerate(names))
+    layout = Layout(12, fields)
+    payload = bytes(range(12))
+    values = {name: 256 * (2 * index + 1) + 2 * index for index, name in enumerate(names)}
+    with stored(folder, [payload], []) as log:
+        log.execute(f"UPDATE connections SET framing = 'fixed', layout = '{layout.describe()}' WHERE id = 1")
+        (row,) = csv.DictReader(io.StringIO(exported(log, "csv", True).decode(), newline=""))
+        assert {name: int(row[name]) for name in names} == values
+        assert (row["payload_"], row["sensor_"], row["sequence__"]) == (payload.hex(), "10.83.0.11", "0")
+        table = pyarrow.parquet.read_table(io.BytesIO(exported(log, "parquet", True)))
+        (row,) = table.drop_columns(["received_"]).to_pylist()
+        assert {name: row[name] for name in names} == values
+        assert (row["payload_"], row["sensor_"], row["sequence__"]) == (payload, "10.83.0.11", 0)
+        ((_, _, message),) = make_reader(io.BytesIO(exported(log, "mcap", True))).iter_messages()
+        document = loads(message.data)
+        assert base64.b64decode(document.pop("payload_")) == payload
+        assert document == values
+        row = loads(exported(log, "jsonl", True))
+        assert (row["fields"], row["hex"], row["sequence"]) == (values, payload.hex(), 0)
+
+
 def test_more_connections_than_mcap_has_channels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcap_module, "_OWN_CHANNELS", 2)
     log = LogFile(folder / "log.db")

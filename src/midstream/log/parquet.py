@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from midstream.errors import ConfigError
-from midstream.log.decoding import has_fields
+from midstream.log.decoding import has_fields, own_name
 from midstream.logger.stored import StoredConnection, StoredMessage
 
 _ROWS = 1 << 16  # of a row group, and the bytes at which one is written before it has so many
@@ -21,6 +21,7 @@ _HEAD = [
     pa.field("sequence", pa.int64()),
     pa.field("received", pa.timestamp("ns", tz="UTC")),
 ]
+_PAYLOAD = pa.field("payload", pa.binary())
 
 
 class ParquetWriter:
@@ -41,7 +42,8 @@ class ParquetWriter:
             pa.field(name, _arrow(dtype), metadata={"unit": units[name]} if name in units else None)
             for name, dtype in types.items()
         ]
-        self._schema = pa.schema([*_HEAD, *self._fields, pa.field("payload", pa.binary())])
+        *head, last = (each.with_name(own_name(each.name, types)) for each in (*_HEAD, _PAYLOAD))
+        self._schema = pa.schema([*head, *self._fields, last])
         self._file = pyarrow.parquet.ParquetWriter(stream, self._schema, compression="zstd")
         self._batches: list[Any] = []
         self._rows = self._bytes = 0
