@@ -8,13 +8,13 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, Literal, Protocol
 
+from midstream.closing import Closing
 from midstream.errors import ConfigError
 from midstream.log.decoding import decoded, field_names, own_name, text_of
 from midstream.log.messages import Reader, nobody
@@ -23,7 +23,7 @@ from midstream.logger.stored import StoredConnection, StoredMessage
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
 
 
-class Writer(AbstractContextManager["Writer"], Protocol):
+class Writer(Closing, Protocol):
     """Writes pieces of messages to a stream that it does not own."""
 
     def write(self, messages: Sequence[StoredMessage]) -> None: ...
@@ -117,13 +117,13 @@ def _writer(kind: Format) -> Callable[[BinaryIO, Sequence[StoredConnection], boo
     return CsvWriter if kind == "csv" else JsonLinesWriter
 
 
-class _TextWriter:
+class _TextWriter(Closing):
     """Writes UTF-8 text."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         try:
             self._text.flush()
         finally:
@@ -136,9 +136,6 @@ class JsonLinesWriter(_TextWriter):
     def __init__(self, stream: BinaryIO, _: Sequence[StoredConnection], payload: bool) -> None:
         super().__init__(stream)
         self._payload = payload
-
-    def __enter__(self) -> "JsonLinesWriter":
-        return self
 
     def write(self, messages: Sequence[StoredMessage]) -> None:
         lines = []
@@ -161,9 +158,6 @@ class CsvWriter(_TextWriter):
         self._rows = csv.writer(self._text)
         self._rows.writerow([*head, *self._fields, last])
         self._payload = payload
-
-    def __enter__(self) -> "CsvWriter":
-        return self
 
     def write(self, messages: Sequence[StoredMessage]) -> None:
         rows = []

@@ -8,10 +8,11 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from mcap.writer import Writer
 
+from midstream.closing import Closing
 from midstream.fields import Layout
 from midstream.log.decoding import has_fields, own_name, parse, readable, text_of
 from midstream.logger.stored import StoredConnection, StoredMessage
@@ -21,7 +22,7 @@ _LIBRARY = "midstream"
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "V": "string"}
 
 
-class McapWriter:
+class McapWriter(Closing):
     """Arrays of fields stay arrays; bytes are base64, as Foxglove expects them."""
 
     def __init__(self, stream: BinaryIO, _: Sequence[StoredConnection], payload: bool) -> None:
@@ -31,10 +32,7 @@ class McapWriter:
         self._schemas: dict[str, int] = {}
         self._channels: dict[int | tuple[str, int], int] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._writer.finish()  # type: ignore[no-untyped-call]
 
     def write(self, messages: Sequence[StoredMessage]) -> None:

@@ -1,13 +1,14 @@
 """Messages to Apache Parquet: a typed column for each field, its unit in the column's metadata."""
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
+from midstream.closing import Closing
 from midstream.errors import ConfigError
 from midstream.log.decoding import has_fields, own_name
 from midstream.logger.stored import StoredConnection, StoredMessage
@@ -24,7 +25,7 @@ _HEAD = [
 _PAYLOAD = pa.field("payload", pa.binary())
 
 
-class ParquetWriter:
+class ParquetWriter(Closing):
     """Numbers keep the type that they have in the message; a scaled one is a double."""
 
     def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
@@ -48,10 +49,7 @@ class ParquetWriter:
         self._batches: list[Any] = []
         self._rows = self._bytes = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._flush()
         self._file.close()
 
