@@ -313,7 +313,7 @@ def run(log: LogFile, arguments: list[str], encoding: str = "utf-8") -> tuple[in
 
 
 @pytest.mark.slow
-@settings(quick, max_examples=50)
+@settings(quick, max_examples=20)
 @anything
 def test_every_command_ends_well_with_anything(
     folder: Path, messages: list[bytes], readings: list[bytes]
@@ -464,6 +464,18 @@ def test_a_terminal_is_not_sent_a_binary_file(
         monkeypatch.setattr(sys, "stdout", Terminal())
         with pytest.raises(ConfigError, match=f"a terminal cannot show {kind}; redirect it"):
             export(Reader(database, Selection()), kind, Path("-"))
+
+
+def test_numbers_are_looked_for_in_what_is_shown_as_json(folder: Path) -> None:
+    """Between connections, whatever their messages are: the same decoder says what they say."""
+    log = LogFile(folder / "log.db")
+    forms = [b'\xef\xbb\xbf{"seq": %d}', b' {"seq": %d}', b'{"seq": %d}']
+    numbered = [[form % (10 * number), form % (10 * number + 1)] for number, form in enumerate(forms)]
+    for number, payloads in enumerate([*numbered, *([payload] for payload in NASTY)]):
+        log.add(payloads, framing="length", start_ns=START + 10 * number * SECOND)
+    code, out = run(log, ["verify", "--json"])
+    log.close()
+    assert (code, [row["right"] for row in loads(out)]) == (6, [True, False, False, *([True] * len(NASTY))])
 
 
 def test_what_is_printable_stays() -> None:
