@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from midstream.bench.load import Load, Plan, Sink
 from midstream.bench.load.load import await_ready, end, finish
 from midstream.bench.receiver import Receiver, Setting
+from midstream.closing import Closing
 from midstream.errors import LabError
 from midstream.lab.cpu import prefer
 
@@ -50,7 +51,7 @@ class Hosts(Protocol):
         """Start a program there."""
 
 
-class Program:
+class Program(Closing):
     """A receiver's program, or one that takes the place of load and sink."""
 
     def __init__(self, built: Hosts, host: str, command: Sequence[str]) -> None:
@@ -69,10 +70,7 @@ class Program:
             end(self._process)
             raise
 
-    def __enter__(self) -> "Program":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         end(self._process)
 
     @property
@@ -138,7 +136,7 @@ class TcpTraffic:
         return summary.messages, summary.wrong
 
 
-class MiddlewareTraffic:
+class MiddlewareTraffic(Closing):
     """A middleware's own sender, and its partner on the logger."""
 
     sent = -1
@@ -150,11 +148,8 @@ class MiddlewareTraffic:
         self._program = Program(built, "sensor", receiver.sender(setting, plan))
         self._partner = partner
 
-    def __enter__(self) -> "MiddlewareTraffic":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._program.__exit__()
+    def close(self) -> None:
+        self._program.close()
 
     @property
     def running(self) -> bool:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from rich import box
@@ -19,6 +18,7 @@ from midstream.bench.report.results import COLUMNS, full_title, show
 from midstream.bench.run import Run
 from midstream.bench.scenario import Scenario
 from midstream.bench.statistics import Value, cells
+from midstream.closing import Closing
 
 _SHOWN = ("cpu_us", "busy_us", "interrupts", "switches", "p50_us", "p99_us", "rss_mib")
 
@@ -45,7 +45,7 @@ class Lines:
         print(describe(run), file=sys.stderr, flush=True)
 
 
-class Table:
+class Table(Closing):
     """The medians so far of the scenario that is being measured, redrawn in place."""
 
     def __init__(self, settings: Settings) -> None:
@@ -61,9 +61,7 @@ class Table:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._live.stop()
 
     def begin(self, planned: int, done: Sequence[Run]) -> None:

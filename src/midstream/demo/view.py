@@ -2,7 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
@@ -11,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from midstream.closing import Closing
 from midstream.demo.observer import View
 from midstream.demo.picture import NUMBER, QUIET, triangle
 from midstream.demo.run import Settings
@@ -53,7 +53,7 @@ class Lines:
             )
 
 
-class Picture:
+class Picture(Closing):
     """The triangle on a terminal, redrawn in place and gone at the end."""
 
     def __init__(self, console: Console, settings: Settings) -> None:
@@ -75,9 +75,7 @@ class Picture:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._live.stop()
 
     def note(self, text: str) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from midstream.closing import Closing
 from midstream.ebpf import refusal
 from midstream.errors import KernelError
 
@@ -118,7 +118,7 @@ class LinkInfo:
     ifindex: int
 
 
-class Object:
+class Object(Closing):
     """An ELF object: opened, then adjusted, then loaded. Closing it keeps what was pinned or attached."""
 
     def __init__(self, path: Path) -> None:
@@ -127,14 +127,6 @@ class Object:
         self._handle = _library().bpf_object__open_file(os.fsencode(path), None)
         if not self._handle:
             raise _error(f"{path}: cannot be opened as an eBPF object", ctypes.get_errno())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close every descriptor of the object."""

@@ -3,12 +3,11 @@
 import os
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from midstream import modes
+from midstream.closing import Closing
 from midstream.errors import ConfigError
 from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.receiver import Hardworker
@@ -22,7 +21,7 @@ def recorded_dtype(size: int) -> np.dtype[np.void]:
     return np.dtype([("delivered", "<u8"), ("message", batch_dtype(size))])
 
 
-class Recording:
+class Recording(Closing):
     """A file of recorded messages.
 
     With fixed framing its records are of `recorded_dtype`; with other framings the file holds the payloads
@@ -47,12 +46,7 @@ class Recording:
         except OSError as error:
             raise self._failed(error) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         try:
             self._file.close()
         except OSError as failure:

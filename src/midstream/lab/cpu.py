@@ -10,9 +10,9 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
+from midstream.closing import Closing
 from midstream.errors import LabError
 
 
@@ -36,7 +36,7 @@ class Usage:
         return self.napi_us + self.application_us
 
 
-class Meter:
+class Meter(Closing):
     """The CPU time that the hardworker's NAPI thread and the processes `pids` use from `start` to `stop`.
 
     Exact to the nanosecond by the kernel's own account (the figure of /proc/PID/schedstat, but up to date
@@ -74,7 +74,7 @@ class Meter:
             except OSError:
                 self._lost.add(pid)
 
-    stop = sample
+    close = stop = sample
 
     def usage(self) -> Usage:
         """What was used between `start` and the last reading."""
@@ -84,11 +84,6 @@ class Meter:
     def __enter__(self) -> Self:
         self.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def cpu_time_ns(pid: int) -> int:

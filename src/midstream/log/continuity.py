@@ -6,12 +6,12 @@ counter or index (also frame_seq): a field of config.toml, or a key of a JSON ob
 it grows by one with each message of every connection.
 """
 
-import json
 import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from midstream.log.decoding import parse
 from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
 
 _NAME = re.compile(r"(^|_)(seq|sequence|number|counter|index)(_|$)", re.IGNORECASE)
@@ -121,11 +121,8 @@ def _of_fields(message: StoredMessage) -> dict[str, int]:
 
 
 def _of_json(message: StoredMessage) -> dict[str, int]:
-    if not message.payload.lstrip().startswith(b"{"):
-        return {}
-    try:
-        said = json.loads(message.payload)
-    except (ValueError, RecursionError):
+    said = parse(message.payload)
+    if not isinstance(said, dict):
         return {}
     return {key: value for key, value in said.items() if type(value) is int and _NAME.search(key)}
 

@@ -3,7 +3,8 @@
 import codecs
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,22 @@ def decoded(messages: Sequence[StoredMessage]) -> list[Decoded]:
     return results
 
 
-def columns(connections: Sequence[StoredConnection]) -> list[str]:
-    """The columns behind those that every message has: fields by name, and the payload, which says what they
-    do not. No field is called so (values.RESERVED)."""
-    names = {
-        column.name: None
-        for connection in connections
-        if connection.layout
-        for column in connection.layout.columns
-    }
-    return [*names, "payload"]
+def field_names(connections: Sequence[StoredConnection]) -> list[str]:
+    """The columns of all their fields, each once."""
+    return list(
+        dict.fromkeys(
+            column.name
+            for connection in connections
+            if connection.layout
+            for column in connection.layout.columns
+        )
+    )
+
+
+def own_name(name: str, names: Iterable[str]) -> str:
+    """What we call something beside names of the user's: with more _ behind it than any of those has."""
+    alike = [each for each in names if re.fullmatch(f"{name}_*", each)]
+    return f"{max(alike, key=len)}_" if alike else name
 
 
 def has_fields(message: StoredMessage) -> bool:

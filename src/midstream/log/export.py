@@ -8,22 +8,22 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, Literal, Protocol
 
+from midstream.closing import Closing
 from midstream.errors import ConfigError
-from midstream.log.decoding import columns, decoded, text_of
+from midstream.log.decoding import decoded, field_names, own_name, text_of
 from midstream.log.messages import Reader, nobody
 from midstream.logger.stored import StoredConnection, StoredMessage
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
 
 
-class Writer(AbstractContextManager["Writer"], Protocol):
+class Writer(Closing, Protocol):
     """Writes pieces of messages to a stream that it does not own."""
 
     def write(self, messages: Sequence[StoredMessage]) -> None: ...
@@ -117,13 +117,13 @@ def _writer(kind: Format) -> Callable[[BinaryIO, Sequence[StoredConnection], boo
     return CsvWriter if kind == "csv" else JsonLinesWriter
 
 
-class _TextWriter:
+class _TextWriter(Closing):
     """Writes UTF-8 text."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         try:
             self._text.flush()
         finally:
@@ -136,9 +136,6 @@ class JsonLinesWriter(_TextWriter):
     def __init__(self, stream: BinaryIO, _: Sequence[StoredConnection], payload: bool) -> None:
         super().__init__(stream)
         self._payload = payload
-
-    def __enter__(self) -> "JsonLinesWriter":
-        return self
 
     def write(self, messages: Sequence[StoredMessage]) -> None:
         lines = []
@@ -155,24 +152,21 @@ class CsvWriter(_TextWriter):
 
     def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
         super().__init__(stream)
-        self._columns = columns(connections)
+        self._fields = field_names(connections)
+        ours = ("sensor", "port", "connection", "sequence", "received", "payload")
+        *head, last = (own_name(name, self._fields) for name in ours)
         self._rows = csv.writer(self._text)
-        self._rows.writerow(["sensor", "port", "connection", "sequence", "received", *self._columns])
+        self._rows.writerow([*head, *self._fields, last])
         self._payload = payload
-
-    def __enter__(self) -> "CsvWriter":
-        return self
 
     def write(self, messages: Sequence[StoredMessage]) -> None:
         rows = []
         for message, said in zip(messages, decoded(messages), strict=True):
-            values = said.get("fields", {})
+            shown = said.get("text", said.get("hex"))
             if self._payload:
-                values["payload"] = message.payload.hex()
+                shown = message.payload.hex()
             elif "json" in said:
-                values["payload"] = text_of(message.payload) or json.dumps(said["json"])
-            elif "fields" not in said:
-                values["payload"] = said.get("text", said.get("hex"))
+                shown = text_of(message.payload) or json.dumps(said["json"])
             rows.append(
                 [
                     message.connection.sensor,
@@ -180,7 +174,8 @@ class CsvWriter(_TextWriter):
                     message.connection.id,
                     message.sequence,
                     iso(message.received_ns),
-                    *map(values.get, self._columns),
+                    *map(said.get("fields", {}).get, self._fields),
+                    shown,
                 ]
             )
         self._rows.writerows(rows)

@@ -7,14 +7,14 @@ log time is when the logger received it.
 import base64
 import json
 import math
-import re
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from mcap.writer import Writer
 
+from midstream.closing import Closing
 from midstream.fields import Layout
-from midstream.log.decoding import has_fields, parse, readable, text_of
+from midstream.log.decoding import has_fields, own_name, parse, readable, text_of
 from midstream.logger.stored import StoredConnection, StoredMessage
 
 _OWN_CHANNELS = 60_000  # connections; MCAP knows 65,535 channels, so those behind them share one a sensor
@@ -22,7 +22,7 @@ _LIBRARY = "midstream"
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "V": "string"}
 
 
-class McapWriter:
+class McapWriter(Closing):
     """Arrays of fields stay arrays; bytes are base64, as Foxglove expects them."""
 
     def __init__(self, stream: BinaryIO, _: Sequence[StoredConnection], payload: bool) -> None:
@@ -32,10 +32,7 @@ class McapWriter:
         self._schemas: dict[str, int] = {}
         self._channels: dict[int | tuple[str, int], int] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._writer.finish()  # type: ignore[no-untyped-call]
 
     def write(self, messages: Sequence[StoredMessage]) -> None:
@@ -65,7 +62,7 @@ class McapWriter:
             documents = [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
         if self._payload:
             for document, payload in zip(documents, payloads, strict=True):
-                document[_free(document)] = base64.b64encode(payload).decode()
+                document[own_name("payload", document)] = base64.b64encode(payload).decode()
         return documents
 
     def _channel(self, connection: StoredConnection) -> int:
@@ -88,7 +85,7 @@ class McapWriter:
         if layout is None and connection.framing != "line":
             properties = {"text": {"type": "string"}, "payload": _BYTES}
         elif self._payload:
-            properties["payload"] = _BYTES
+            properties[own_name("payload", properties)] = _BYTES
         text = json.dumps({"type": "object", "properties": properties}, ensure_ascii=False)
         if text not in self._schemas:
             name = "midstream.Fields" if layout else "midstream.Message"
@@ -129,12 +126,6 @@ class _Positioned:
 
     def tell(self) -> int:
         return self._position
-
-
-def _free(document: dict[str, Any]) -> str:
-    """What the bytes of a message are called: payload, with more _ behind it than any key of its own has."""
-    taken = [key for key in document if re.fullmatch("payload_*", key)]
-    return f"{max(taken, key=len)}_" if taken else "payload"
 
 
 def _whole(payload: bytes) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Messages to Apache Parquet: a typed column for each field, its unit in the column's metadata."""
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
+from midstream.closing import Closing
 from midstream.errors import ConfigError
-from midstream.log.decoding import has_fields
+from midstream.log.decoding import has_fields, own_name
 from midstream.logger.stored import StoredConnection, StoredMessage
 
 _ROWS = 1 << 16  # of a row group, and the bytes at which one is written before it has so many
@@ -21,9 +22,10 @@ _HEAD = [
     pa.field("sequence", pa.int64()),
     pa.field("received", pa.timestamp("ns", tz="UTC")),
 ]
+_PAYLOAD = pa.field("payload", pa.binary())
 
 
-class ParquetWriter:
+class ParquetWriter(Closing):
     """Numbers keep the type that they have in the message; a scaled one is a double."""
 
     def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
@@ -41,15 +43,13 @@ class ParquetWriter:
             pa.field(name, _arrow(dtype), metadata={"unit": units[name]} if name in units else None)
             for name, dtype in types.items()
         ]
-        self._schema = pa.schema([*_HEAD, *self._fields, pa.field("payload", pa.binary())])
+        *head, last = (each.with_name(own_name(each.name, types)) for each in (*_HEAD, _PAYLOAD))
+        self._schema = pa.schema([*head, *self._fields, last])
         self._file = pyarrow.parquet.ParquetWriter(stream, self._schema, compression="zstd")
         self._batches: list[Any] = []
         self._rows = self._bytes = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._flush()
         self._file.close()
 

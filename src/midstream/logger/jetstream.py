@@ -14,12 +14,12 @@ and what a lost answer leaves open the stream itself tells. `Nats-Msg-Id` is the
 import json
 import uuid
 from collections.abc import Collection, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from nats.js.api import RawStreamMsg, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
+from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
@@ -35,7 +35,7 @@ _NOT_CLUSTERED, _NO_PEERS = 10074, 10005  # err_code: one server and replicas > 
 DUPLICATE_WINDOW = 120.0  # seconds in which the server remembers message ids
 
 
-class JetStreamStore:
+class JetStreamStore(Closing):
     """The stream that a nats:// URL names; it is made if it is missing."""
 
     def __init__(
@@ -55,14 +55,6 @@ class JetStreamStore:
         except (StoreError, Unavailable):
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
         return self._servers.run(self._resume(rows))

@@ -4,9 +4,9 @@ Nothing is kept on the servers for a reader, which asks for each piece anew: see
 """
 
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
@@ -20,7 +20,7 @@ TIME_MARGIN = 60 * 10**9
 """ns before a time from which the stream is read: it has the times at which messages were stored."""
 
 
-class JetStreamLog:
+class JetStreamLog(Closing):
     """The stream at a nats:// URL, for reading. `framing` and `layout` are for connections whose opening is
     no longer in the stream.
 
@@ -34,14 +34,6 @@ class JetStreamLog:
         self._all = StreamConnections(self._stream)
         self._layouts: dict[str, Layout] = {}
         self._removed = (-1, -1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._stream.close()

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from midstream.closing import Closing
 from midstream.config import Config
 from midstream.config import load as load_config
 from midstream.descriptors import raise_limit
@@ -22,7 +22,7 @@ from midstream.logger.summary import LoggerSummary
 from midstream.network import load as load_topology
 
 
-class Logger:
+class Logger(Closing):
     """Receives on the logger's address of const.toml and stores in `[logger] database`.
 
     `config` is config.toml's path or its content. Entering the context starts a worker process that opens
@@ -63,11 +63,6 @@ class Logger:
             raise
         self._holder = holder
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def serve(
         self,

@@ -2,8 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     URL,
@@ -22,6 +21,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
+from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger import readings, schema
@@ -40,7 +40,7 @@ LOOKUP = 500  # tokens in one query
 _OPENING = 0x6D696473747265  # a lock of PostgreSQL's: the number is free to choose
 
 
-class SqlStore:
+class SqlStore(Closing):
     """The database at a SQLAlchemy URL; tables are made if they are missing, and brought up to date.
 
     `batch_size` is the most messages in a transaction. With a `layout` each message's fields are columns too.
@@ -74,14 +74,6 @@ class SqlStore:
         except StoreError:
             self._engine.dispose()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
         positions = {}

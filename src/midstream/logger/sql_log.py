@@ -7,8 +7,7 @@ being cleared away. Nothing here can write: SQLite opens the file read-only, Pos
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     URL,
@@ -29,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql import quoted_name
 
+from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.logger import schema
 from midstream.logger.opening import failed, open_engine, stored_version
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from midstream.fields import Layout
 
 
-class SqlLog:
+class SqlLog(Closing):
     """The logger's database at a URL, for reading. `framing` and `layout` are for messages that were stored
     without saying what they are.
 
@@ -62,14 +62,6 @@ class SqlLog:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._engine.dispose()

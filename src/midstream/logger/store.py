@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
+from midstream.closing import Closing
 from midstream.framing import PREFIX
 
 FRAME = {"fixed": 0, "length": PREFIX, "line": 1}  # bytes of a message's frame besides its payload
@@ -108,7 +108,7 @@ class Position:
     closed: bool = False
 
 
-class Store(Protocol):
+class Store(Closing, Protocol):
     """Opening one raises StoreError for what only the user can mend, Unavailable for what may pass."""
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
@@ -120,11 +120,3 @@ class Store(Protocol):
         New connections go first and ends last. Raises StoreError or Unavailable; a prefix of the batch may be
         committed then, also all of it.
         """
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...

@@ -5,9 +5,9 @@ logger's way.
 """
 
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from midstream.closing import Closing
 from midstream.logger.run import Run
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Extent:
     end: int | None
 
 
-class Log(Protocol):
+class Log(Closing, Protocol):
     """A database of the logger's, for reading. Everything raises StoreError if it cannot be read.
 
     A log is used by one thread at a time.
@@ -136,11 +136,3 @@ class Log(Protocol):
         self, connection: StoredConnection, names: list[str], first: int, last: int, /
     ) -> dict[int, tuple[Any, ...]] | None:
         """The typed columns of messages `first` to `last`, by sequence. None: this database has none."""
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...

@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from shlex import quote
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
+from midstream.closing import Closing
 from midstream.errors import KernelError, MidstreamError, NetworkError
 
 # linux/if_ether.h and linux/if_packet.h; Python's socket module does not have them.
@@ -48,7 +48,7 @@ class Sighting:
     checksum_pending: bool
 
 
-class Listener:
+class Listener(Closing):
     """Every frame that enters or leaves an interface, or those that a filter accepts.
 
     filter: a classic BPF program (linux/filter.h), an instruction each as code, two jumps and a value. On a
@@ -102,14 +102,6 @@ class Listener:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def send(interface: str, frame: bytes) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn, Self
 
+from midstream.closing import Closing
 from midstream.config import Config
 from midstream.config import load as load_config
 from midstream.errors import ConfigError, FramingError, NetworkError
@@ -47,7 +47,7 @@ class SensorSummary:
     )
 
 
-class Sensor:
+class Sensor(Closing):
     """A connection to the hardworker (or, with `[sensor] target = "logger"`, past it).
 
     `config` is config.toml's path or its content. `source_port` 0: the kernel chooses. `record` names a file
@@ -93,11 +93,6 @@ class Sensor:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def send(self, payload: bytes) -> None:
         """Send one message; wait as long as the peer takes nothing.

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
 from midstream.bench.load.schedule import EVENT, Plan
+from midstream.closing import Closing
 from midstream.ebpf import compiler
 from midstream.errors import LabError, NetworkError
 from midstream.sensor import tcp
@@ -76,7 +76,7 @@ class LoadSummary:
         return asdict(self)
 
 
-class Load:
+class Load(Closing):
     """The sensors. Entering the context connects them all; NetworkError says who does not answer.
 
         with Load(plan, connections) as load:
@@ -148,11 +148,6 @@ class Load:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:

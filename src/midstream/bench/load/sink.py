@@ -6,12 +6,12 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from midstream.bench.load.load import Launch, await_ready, end, finish
+from midstream.closing import Closing
 from midstream.ebpf import compiler
 
 SOURCE = Path(__file__).with_name("sink.c")
@@ -31,7 +31,7 @@ class SinkSummary:
     wrong: int
 
 
-class Sink:
+class Sink(Closing):
     """Listens on an address while the context lasts; `launch` starts the program (see `Load`).
 
     joined: a connection carries many streams, as joined.h says.
@@ -65,11 +65,6 @@ class Sink:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def received(self) -> int:

@@ -13,10 +13,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from midstream.bench.machine.kernel import OLDEST, Kernel, Release, get, required
+from midstream.closing import Closing
 from midstream.errors import LabError
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ _PRELOAD = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 _PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "MIDSTREAM_CACHE", "XDG_CACHE_HOME")
 
 
-class Machine:
+class Machine(Closing):
     """A machine that boots when its context is entered, and is gone when it is left.
 
     cache: the folder in which kernels are kept. extra: more arguments for QEMU (devices; `-icount`).
@@ -90,9 +90,7 @@ class Machine:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         if self.process.stdin:

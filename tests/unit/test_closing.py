@@ -1,0 +1,34 @@
+"""The one way in which what is opened in a `with` statement is closed."""
+
+from pathlib import Path
+
+import pytest
+
+from midstream.closing import Closing
+
+SOURCES = Path(__file__).parents[2] / "src/midstream"
+
+
+class Door(Closing):
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_it_closes_however_the_block_ends() -> None:
+    with Door() as door:
+        assert not door.closed
+    assert door.closed == 1
+    with pytest.raises(KeyboardInterrupt), door:
+        raise KeyboardInterrupt
+    assert door.closed == 2
+
+
+def test_nobody_writes_it_again() -> None:
+    """But the hardworker's reader, which commits if all went well."""
+    texts = {
+        str(path.relative_to(SOURCES)): path.read_text(encoding="utf-8") for path in SOURCES.rglob("*.py")
+    }
+    found = {name for name, text in texts.items() if "def __exit__" in text}
+    assert found == {"closing.py", "hardworker/receiver.py"}
