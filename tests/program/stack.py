@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import struct
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ from midstream.packet import Packet
 
 PATIENCE = 10.0  # seconds
 _CLONE_NEWNET = 0x40000000
+_TUN = "/dev/net/tun"
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 2, 0x1000
 
 
@@ -38,8 +40,10 @@ class Stack:
     def __init__(self, host: Host, *, listens: bool) -> None:
         self.host = host
         self._there = -1
+        if not os.path.exists(_TUN):  # where no udev runs, as in the virtual machine
+            subprocess.run(["modprobe", "tun"], check=True)
         with self.inside():
-            self.tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.tap = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             fcntl.ioctl(self.tap, _TUNSETIFF, struct.pack("16sH22x", b"eth0", _IFF_TAP | _IFF_NO_PI))
             with IPRoute() as ipr:
                 (index,) = ipr.link_lookup(ifname="eth0")
