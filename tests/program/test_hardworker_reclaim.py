@@ -84,7 +84,9 @@ def forgets(silent: Sensor, question: Packet, held: int = 4) -> None:
     silent.expect(silent.frame(RST, 0, ack=0), "reset", silent.record(held, b"", records.RESET))
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [400, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
 @pytest.mark.parametrize("kind", ["refused", "half-open", "abandoned"])
 def test_floods_and_then_a_good_one(kind: str, count: int) -> None:
     """The logger refuses, or never answers, or the sensor forgets: who is open goes on, a new one opens."""
