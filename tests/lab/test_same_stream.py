@@ -21,6 +21,8 @@ from midstream import network
 from midstream.hardworker.recording import recorded_dtype
 from midstream.lab import Lab, programs
 
+pytestmark = pytest.mark.slow  # tests/program/test_same_stream.py is the short form
+
 LAB = {"sensors": 2, "data": {"size": 1}}
 SCRIPTED = 1  # the sensor that scripts speak for; the other has a stack
 MAY_LOSE = "a reset behind data"
@@ -29,8 +31,10 @@ MAY_LOSE = "a reset behind data"
 
 def send_urgent(data: bytes) -> bytes:
     """An ordinary client that marks every third byte as urgent."""
-    with socket.create_connection((HARDWORKER, PORT), 10) as client:
+    with socket.socket() as client:
+        client.settimeout(10)
         client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS)
+        client.connect((HARDWORKER, PORT))
         for position in range(len(data)):
             client.send(data[position : position + 1], 0 if position % 3 else socket.MSG_OOB)
         client.shutdown(socket.SHUT_WR)

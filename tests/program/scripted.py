@@ -170,8 +170,9 @@ def urgent(pointers: list[int], length: int = 50) -> Callable[[Client], None]:
     """Urgent data: the pointer is the place behind the urgent byte, counted from the segment's start."""
 
     def script(client: Client) -> None:
+        client.data = client.data[: 50 * length]
         client.connect()
-        for number, position in enumerate(range(0, LENGTH, length)):
+        for number, position in enumerate(range(0, len(client.data), length)):
             client.send(position, length, ACK | PSH | URG, urgent=pointers[number % len(pointers)])
         client.settle()
         client.finish()
@@ -224,6 +225,7 @@ def congested(client: Client) -> None:
 
 
 def single_bytes(client: Client) -> None:
+    client.data = client.data[:100]
     client.connect(options=b"\2\4\0\x40")  # the longest segment is 64 bytes
     client.settle(size=1)
     client.finish()

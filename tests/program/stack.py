@@ -9,9 +9,12 @@ import os
 import select
 import socket
 import struct
+import subprocess
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -23,8 +26,11 @@ from midstream.hardworker.handler import SocketHandler
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream
 from midstream.network import Host
+from midstream.packet import Packet
 
+PATIENCE = 10.0  # seconds
 _CLONE_NEWNET = 0x40000000
+_TUN = "/dev/net/tun"
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 2, 0x1000
 
 
@@ -34,8 +40,10 @@ class Stack:
     def __init__(self, host: Host, *, listens: bool) -> None:
         self.host = host
         self._there = -1
+        if not os.path.exists(_TUN):  # where no udev runs, as in the virtual machine
+            subprocess.run(["modprobe", "tun"], check=True)
         with self.inside():
-            self.tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.tap = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             fcntl.ioctl(self.tap, _TUNSETIFF, struct.pack("16sH22x", b"eth0", _IFF_TAP | _IFF_NO_PI))
             with IPRoute() as ipr:
                 (index,) = ipr.link_lookup(ifname="eth0")
@@ -76,6 +84,10 @@ class Stack:
         finally:
             assert libc.setns(here, _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
             os.close(here)
+
+    def has_connection(self) -> bool:
+        """Is there one to be accepted?"""
+        return bool(select.select([self.listener], [], [], 0)[0])
 
     def write(self, frame: bytes) -> None:
         os.write(self.tap, frame)
@@ -213,3 +225,64 @@ class SocketPath(Path):
         self._handler.look()
         while segment := self._handler.next():
             yield segment
+
+
+class Triangle:
+    """Sensor, program and logger, joined by whoever waits for something."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.logger = Stack(TOPOLOGY.logger, listens=True)
+        self.sensor = Stack(TOPOLOGY.sensors[0], listens=False)
+
+    def close(self) -> None:
+        self.logger.close()
+        self.sensor.close()
+
+    def connect(self) -> socket.socket:
+        """A sensor's connection that is on its way."""
+        with self.sensor.inside():
+            client = socket.socket()
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOPOLOGY.tos)
+        client.setblocking(False)
+        client.connect_ex((str(TOPOLOGY.hardworker.ip), TOPOLOGY.port))
+        return client
+
+    def connected(self) -> socket.socket:
+        client = self.connect()
+        self.wait(lambda: self.established(client))
+        return client
+
+    def established(self, client: socket.socket) -> bool:
+        state = self.bench.connection(0, client.getsockname()[1])
+        return state is not None and bool(state["established"])
+
+    def change(self, client: socket.socket, **fields: int) -> None:
+        port = client.getsockname()[1]
+        state = self.bench.connection(0, port)
+        assert state is not None
+        for name, value in fields.items():
+            state[name] = value
+        self.bench.set_connection(0, port, state)
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < deadline, "it does not come about"
+            self.move()
+            time.sleep(0.002)
+
+    def from_sensor(self) -> Iterable[bytes]:
+        return self.sensor.read()
+
+    def move(self) -> None:
+        for frame in self.from_sensor():
+            verdict, output = self.bench.run(frame)
+            if verdict == XDP_TX:
+                to_logger = Packet.parse(output).ip.destination == TOPOLOGY.logger.ip
+                (self.logger if to_logger else self.sensor).write(output)
+        for frame in self.logger.read():
+            if frame[12:14] == b"\x08\0":  # as midstream_logger_egress does it
+                reply = Packet.parse(frame)
+                restored = replace(reply, ip=replace(reply.ip, source=TOPOLOGY.hardworker.ip))
+                self.sensor.write(restored.with_checksums().pack())

@@ -3,79 +3,18 @@
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 
 import pytest
-from tests.program.bench import TOPOLOGY, XDP_TX, Bench
-from tests.program.stack import Stack
+from tests.program.bench import Bench
+from tests.program.stack import Triangle
 
 from midstream.ebpf import records
-from midstream.packet import Packet
 
 SECOND = 10**9
-PATIENCE = 10.0
 _TCP_REPAIR = 19  # linux/tcp.h
-
-
-class Triangle:
-    """Sensor, program and logger, joined by whoever waits for something."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.logger = Stack(TOPOLOGY.logger, listens=True)
-        self.sensor = Stack(TOPOLOGY.sensors[0], listens=False)
-
-    def close(self) -> None:
-        self.logger.close()
-        self.sensor.close()
-
-    def connect(self) -> socket.socket:
-        """A sensor's connection that is on its way."""
-        with self.sensor.inside():
-            client = socket.socket()
-        client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOPOLOGY.tos)
-        client.setblocking(False)
-        client.connect_ex((str(TOPOLOGY.hardworker.ip), TOPOLOGY.port))
-        return client
-
-    def connected(self) -> socket.socket:
-        client = self.connect()
-        self.wait(lambda: self.established(client))
-        return client
-
-    def established(self, client: socket.socket) -> bool:
-        state = self.bench.connection(0, client.getsockname()[1])
-        return state is not None and bool(state["established"])
-
-    def change(self, client: socket.socket, **fields: int) -> None:
-        port = client.getsockname()[1]
-        state = self.bench.connection(0, port)
-        assert state is not None
-        for name, value in fields.items():
-            state[name] = value
-        self.bench.set_connection(0, port, state)
-
-    def wait(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not done():
-            assert time.monotonic() < deadline, "it does not come about"
-            self.move()
-            time.sleep(0.002)
-
-    def move(self) -> None:
-        for frame in self.sensor.read():
-            verdict, output = self.bench.run(frame)
-            if verdict == XDP_TX:
-                to_logger = Packet.parse(output).ip.destination == TOPOLOGY.logger.ip
-                (self.logger if to_logger else self.sensor).write(output)
-        for frame in self.logger.read():
-            if frame[12:14] == b"\x08\0":  # as midstream_logger_egress does it
-                reply = Packet.parse(frame)
-                restored = replace(reply, ip=replace(reply.ip, source=TOPOLOGY.hardworker.ip))
-                self.sensor.write(restored.with_checksums().pack())
 
 
 @pytest.fixture

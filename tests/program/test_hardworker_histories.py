@@ -212,7 +212,7 @@ class Kernel:
         del early[place + 1 : covered]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(history=segments() | in_steps(), isn=places, joins=st.booleans())
 def test_the_application_has_the_bytes_that_the_logger_has(
     session_bench: Bench, history: list[Segment], isn: int, joins: bool

@@ -59,7 +59,7 @@ def fill(order: Callable[[int], list[int]], count: int, commit: Callable[[Stream
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_bytes_behind_a_hole(order: Callable[[int], list[int]]) -> None:
-    assert_linear(lambda count: fill(order, count, lambda streams: streams.fresh_size), 2_000)
+    assert_linear(lambda count: fill(order, count, lambda streams: streams.fresh_size), 1_000)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -78,7 +78,7 @@ def test_bytes_behind_a_hole_that_are_kept_elsewhere(order: Callable[[int], list
         spill = Spill({})
         fill(order, count, lambda streams: commit(spill, streams))
 
-    assert_linear(run, 1_000)
+    assert_linear(run, 500)
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_message_that_is_kept_in_many_pieces() -> None:
         restored = Streams.restore(snapshot.table, b"", kept, lambda: None).checkout(1)
         assert restored is not None and restored.carry == stream.carry
 
-    assert_linear(run, 1_000)
+    assert_linear(run, 500)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -138,7 +138,7 @@ def test_a_record_of_many_connections(tmp_path: Path) -> None:
         with Recording(path, hardworker, resume=True):
             pass
 
-    assert_linear(run, 2_000)
+    assert_linear(run, 1_000)
 
 
 def assert_linear(run: Callable[[int], object], count: int) -> None:
