@@ -58,7 +58,7 @@ def test_history_and_then_the_ring(site: Site) -> None:
 @pytest.mark.parametrize("framing", ["length", "line"])
 def test_what_a_logger_has_written_is_right(site: Site, framing: Framing) -> None:
     """Frames are part of the stream's digest; so is a message that never became whole."""
-    site.configure(framing=framing, max_size=1 << 20)
+    site.configure(framing=framing, max_size=1_000_000)
     payloads = [b"%d" % number * (number % 50 + 1) for number in range(1200)] + [b"x" * 700_000]
     frames = b"".join(encode(framing, payload, size=0, max_size=1 << 20) for payload in payloads)
     unfinished = encode(framing, b"y" * 500, size=0, max_size=1 << 20)[:300]

@@ -110,11 +110,12 @@ def test_nobody_is_let_in_before_the_database_is_open(
     )
 
 
-def test_a_stop_while_nobody_was_let_in_loses_nothing(site: Site) -> None:
-    with locked(site), Program(site) as logger:
-        logger.wait_for("locked")
+def test_a_stop_while_nobody_was_let_in_loses_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_start_worker", ThreadWorker)
+    with locked(site), Serving(site.config) as serving:
         assert is_refused(site)
-        assert logger.stop() == 0
+        serving.stop()
+    assert serving.error is None
 
 
 class Refusing:
@@ -147,7 +148,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Refusing:
 def test_a_worker_that_is_killed_while_it_opens_the_database(
     site: Site, refusing: Refusing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refusing.kills = 3
+    refusing.kills = 1
     serving = Serving(site.config)
     with serving:
         assert is_refused(site)
@@ -155,7 +156,7 @@ def test_a_worker_that_is_killed_while_it_opens_the_database(
         with site.connect() as client:
             client.sendall(bytes(SIZE) * 10)
             site.wait_for("SELECT count(*) FROM messages", [(10,)])
-            refusing.kills = 3
+            refusing.kills = 1
             refusing.workers[-1].kill()
             client.sendall(bytes(SIZE) * 10)
             site.wait_for("SELECT count(*) FROM messages", [(20,)])
@@ -303,6 +304,7 @@ def test_more_sensors_than_descriptors(site: Site) -> None:
     verify(site)
 
 
+@pytest.mark.slow
 def test_a_limit_that_becomes_smaller_while_sensors_connect(site: Site) -> None:
     with Program(site) as logger, ExitStack() as undo:
         logger.wait_for("listening")
@@ -329,8 +331,9 @@ def test_too_few_descriptors_to_begin_with(site: Site) -> None:
         wait_until(lambda: logger.count("may have 40 files open") == 1)
 
 
-def test_started_twice(site: Site) -> None:
+def test_started_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the same port the second ends; on another one both store in the same file."""
+    monkeypatch.setattr(server, "_start_worker", ThreadWorker)
     (site.folder / "other").mkdir()
     other = Site(site.folder / "other", site.url)
     with Serving(site.config), pytest.raises(NetworkError, match="already in use"), Serving(site.config):
