@@ -217,8 +217,7 @@ class Marks:
             self._lose(kept, kept.marks.pop())
             kept.marks.append(mark)
         else:
-            pieces = (mark.end - before.end) // max(1, self._piece_bytes)
-            self._cut(database, kept, now, before.sequence + 1, last.sequence, min(pieces + 1, SAMPLES))
+            self._cut(database, kept, now, before.sequence + 1, last.sequence, mark.end - before.end)
 
     def _sample(self, database: Connection, kept: Kept, now: int, last: Row[Any]) -> None:
         """Marks in what is there already when it is first seen, behind those that were saved."""
@@ -229,12 +228,15 @@ class Marks:
         for old in [mark for mark in kept.marks if mark.sequence < first.sequence]:
             self._lose(kept, old)
             kept.marks.remove(old)
-        begin = kept.marks[-1].sequence + 1 if kept.marks else kept.first
-        self._cut(database, kept, now, begin, last.sequence, SAMPLES)
+        begin, start = kept.first, kept.start
+        if kept.marks:
+            begin, start = kept.marks[-1].sequence + 1, kept.marks[-1].end
+        self._cut(database, kept, now, begin, last.sequence, _mark(last, kept.frame, now).end - start)
 
-    def _cut(self, database: Connection, kept: Kept, now: int, begin: int, last: int, pieces: int) -> None:
-        """So many marks behind messages from `begin` to `last`."""
+    def _cut(self, database: Connection, kept: Kept, now: int, begin: int, last: int, size: int) -> None:
+        """Marks for the messages from `begin` to `last`, which have so many bytes: a piece each."""
         messages = schema.messages
+        pieces = min(1 + size // max(1, self._piece_bytes), SAMPLES)
         step = max(1, -(-(last + 1 - begin) // pieces))
         for sequence in (*range(begin + step - 1, last, step), last):
             query = _ends(kept.id).where(messages.c.sequence <= sequence)

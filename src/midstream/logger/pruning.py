@@ -15,7 +15,6 @@ from midstream.errors import StoreError
 from midstream.logger.retention import Retention
 
 INTERVAL = 0.25  # seconds between two looks
-SHARE = 4  # times as long as a look took it rests at least, if there was nothing to remove
 
 
 def keep_within(config: Config) -> None:
@@ -28,16 +27,16 @@ def keep_within(config: Config) -> None:
         told=lambda what: _say(f"logger: {what}"),
     )
     while True:
-        began = time.monotonic()
-        share = SHARE
+        rest, began = INTERVAL, time.monotonic()
         try:
-            share = 0 if retention.look().messages else SHARE
+            if not retention.look().messages:
+                rest = max(INTERVAL, time.monotonic() - began)
             said = ""
         except StoreError as error:
             if str(error) != said:
                 said = str(error)
                 _say(f"logger: nothing is removed just now: {said}")
-        time.sleep(max(INTERVAL, share * (time.monotonic() - began)))
+        time.sleep(rest)
 
 
 def _say(text: str) -> None:

@@ -19,11 +19,13 @@ from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.passed import KERNEL, Clocks
 
 ROWS = 2000  # that a statement removes
-HOLD, LONG_HOLD = 0.04, 0.1  # seconds after which a transaction ends, and where it has to be exclusive
+HOLD = 0.04  # seconds after which a transaction ends
+TURN = 10_000  # messages, more than the logger stores at a time, that go in one that has to be exclusive
+LONGEST = 0.4  # seconds of such a one at most
 PAUSE = 0.01  # seconds between two of them at least, else as long as one took: the logger has its turn
 SAVE = 10.0  # seconds after which it is written down how old the messages are
 BEHIND = 16  # a part of keep_bytes by which it may be exceeded before the logger has to wait for it
-PIECES = 256  # of keep_bytes
+PIECES = 64  # of keep_bytes
 SPANS = 64  # of keep_ns
 FUTURE = 60 * 10**9  # ns by which a message may be later than the clock
 
@@ -212,18 +214,19 @@ class _Eraser:
         following = next(steps, None)
         while following is not None:
             with self.engine.connect() if self._dry_run else self.writing() as database:
-                began = time.monotonic()
+                began, done = time.monotonic(), 0
                 while following is not None:
                     kept, begin, below = following
                     if self.weighs:
                         removed.bytes += self._size(database, kept, begin, below)
                     count = self._rows(database, kept, begin, below)
                     removed.messages += count
+                    done += count
                     if count and kept.id not in self._touched:
                         self._touched.add(kept.id)
                         removed.connections += 1
                     following = next(steps, None)
-                    if time.monotonic() - began > (LONG_HOLD if self.exclusive else HOLD):
+                    if time.monotonic() - began > (LONGEST if self.exclusive and done < TURN else HOLD):
                         break
             if not self._dry_run:
                 time.sleep(PAUSE if self.exclusive else max(PAUSE, time.monotonic() - began))
