@@ -97,7 +97,7 @@ def detach(role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = 
         say(f"{folder}: detached and removed")
     else:
         say(f"{folder}: nothing is pinned there")
-    told = None
+    told: dict[str, Any] | None = None
     with suppress(NetworkError):  # one that hangs attaches nothing
         told = daemon_status.ask(Path(config.daemon.socket))
     if told and told["role"] == chosen and pins in (None, default_folder(chosen, config)):
