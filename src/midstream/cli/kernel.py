@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
@@ -30,7 +31,7 @@ from midstream.ebpf import attachment, deferral, handover, loader
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
-from midstream.errors import ConfigError, KernelError
+from midstream.errors import ConfigError, KernelError, NetworkError
 
 app = typer.Typer()
 
@@ -116,7 +117,9 @@ def detach(
         say(f"{folder}: detached and removed")
     else:
         say(f"{folder}: nothing is pinned there")
-    told = daemon_status.ask(Path(config.daemon.socket))
+    told: dict[str, Any] | None = None
+    with suppress(NetworkError):  # one that hangs attaches nothing
+        told = daemon_status.ask(Path(config.daemon.socket))
     if told and told["role"] == chosen and pins in (None, default_folder(chosen, config)):
         stop = _stop(told["pid"])
         say(f"this host's daemon runs, and attaches the program again at once; to stop it: {stop}")
