@@ -4,9 +4,11 @@ import lzma
 from pathlib import Path
 
 import pytest
+from tests.vm import sweep
 
 from midstream.bench.machine import kernel
 from midstream.bench.machine.kernel import OLDEST, get
+from midstream.ebpf import compiler
 from midstream.errors import LabError
 
 VERSION = "7.3.4+deb13-amd64"
@@ -67,3 +69,13 @@ def test_a_machine_without_debians_archive_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(kernel, "_output", lambda *_: TARGETS.replace("/debian/", "/ubuntu/"))
     with pytest.raises(LabError, match="Debian host"):
         kernel._mirror()
+
+
+def test_the_sweep_forgets_no_program() -> None:
+    """Each source, and of the hardworker's sizes some that are larger than a segment."""
+    programs = {path.name.removesuffix(".bpf.c") for path in compiler.SOURCES.glob("*.bpf.c")}
+    cases = list(sweep.cases())
+    assert {case.program for case in cases} == programs
+    for mtu in sweep.MTUS:
+        assert len({case.size for case in cases if case.mtu == mtu and case.program == "hardworker"}) >= 12
+    assert any(case.size > case.mtu for case in cases)

@@ -98,6 +98,10 @@ class Answer:
     tests: str
     failed: str
 
+    @property
+    def refused(self) -> int:
+        return sum(bool(refusal) for refusal in self.refusals)
+
 
 def cases() -> Iterator[Case]:
     for mtu in MTUS:
@@ -132,7 +136,9 @@ def ask(kernel: str, jobs: Path, *, count: int, tests: bool) -> Answer:
     refusals = [json.loads(line)["refused"] for line in lines[1 : 1 + count]]
     told = lines[-1] if tests else ""
     wrong = tests and ("passed" not in told or "failed" in told or "error" in told)
-    return Answer(lines[0], refusals, told, "\n".join(lines[1 + count :]) if wrong else "")
+    answer = Answer(lines[0], refusals, told, "\n".join(lines[1 + count :]) if wrong else "")
+    print(f"Linux {answer.kernel}: {answer.refused} of {count} programs refused. {told}", file=sys.stderr)
+    return answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answers = [one(kernel) for kernel in kernels if kernel == HERE]
         answers += pool.map(one, [kernel for kernel in kernels if kernel != HERE])
     print_table(asked, answers)
-    refused = sum(bool(refusal) for answer in answers for refusal in answer.refusals)
+    refused = sum(answer.refused for answer in answers)
     print(
         f"{len(asked)} programs on {len(answers)} kernels, {refused} refused, "
         f"in {time.monotonic() - begin:.0f} s"
