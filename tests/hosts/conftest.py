@@ -19,7 +19,7 @@ from midstream.network import Host, Topology
 @pytest.fixture(scope="session")
 def switch() -> Iterator[None]:
     subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
-    subprocess.run(["ip", "link", "set", BRIDGE, "up"], check=True)
+    subprocess.run(["ip", "link", "set", BRIDGE, "up", "type", "bridge", "mcast_snooping", "0"], check=True)
     yield
     subprocess.run(["ip", "link", "del", BRIDGE], check=True)
 
@@ -30,7 +30,7 @@ def site(switch: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     for place in (layers.debian(), layers.WHEELS):
         assert place.exists(), f"{place}: missing; `make test-hosts` makes it"
     folder: Path = tmp_path_factory.mktemp("hosts")
-    disks = [layers.installed(folder / "installed"), layers.debian()]
+    disks = [layers.installed(), layers.debian()]
     hosts = {role: Host(IPv4Address(ip), mac) for role, (ip, mac) in ADDRESSES.items()}
     topology = Topology(
         (hosts["sensor"],), hosts["hardworker"], hosts["logger"], tos=104, port=12345, mtu=1500, size=1024

@@ -45,13 +45,23 @@ def make() -> None:
     _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(WHEELS), str(PROJECT))
 
 
-def installed(place: Path) -> Path:
-    """A layer above Debian with midstream in /opt/midstream. place: a folder to make it in."""
+def installed() -> Path:
+    """A layer above Debian with midstream in /opt/midstream; kept until there are other wheels."""
     root = debian()
-    changes, work, disk = place / "changes", place / "work", place / "disk"
-    for folder in (changes, work, disk):
-        folder.mkdir(parents=True)
-    options = f"lowerdir={root},upperdir={changes},workdir={work}"
+    digest = hashlib.sha256(root.name.encode())
+    for wheel in sorted(WHEELS.iterdir()):
+        digest.update(
+            wheel.name.encode() + (wheel.read_bytes() if wheel.name.startswith("midstream-") else b"")
+        )
+    place = CACHE / f"installed-{digest.hexdigest()[:8]}"
+    if place.exists():
+        return place
+    for old in CACHE.glob("installed-*"):
+        shutil.rmtree(old)
+    unfinished, work, disk = (CACHE / f"installed-{name}" for name in ("new", "work", "disk"))
+    for folder in (unfinished, work, disk):
+        folder.mkdir()
+    options = f"lowerdir={root},upperdir={unfinished},workdir={work}"
     _run("mount", "-t", "overlay", "-o", options, "overlay", str(disk))
     install = (
         "python3 -m venv /opt/midstream && "
@@ -64,7 +74,9 @@ def installed(place: Path) -> Path:
         )
     finally:
         _run("umount", str(disk))
-    return changes
+    for folder in (work, disk):
+        shutil.rmtree(folder)
+    return unfinished.rename(place)
 
 
 def _mirror() -> str:

@@ -18,19 +18,23 @@ BRIDGE = "ms-hosts"
 BOOT = 60.0  # seconds until systemd has started everything
 _WIRE = """
 [Unit]
-Description=The address of this host
+Description=The address of this host, and its bpffs
 DefaultDependencies=no
-Before=network.target
+Before=network.target systemd-tmpfiles-setup.service
 Wants=network.target
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
+ExecStartPre=sh -c 'until test -e /sys/class/net/{name}; do sleep 0.05; done'
 ExecStart=ip address add {ip}/24 dev {name}
 ExecStart=ip link set {name} up
+# systemd does this by itself on a machine, and not in a container.
+ExecStart=mkdir -p /sys/fs/bpf
+ExecStart=mount -t bpf -o mode=700 bpf /sys/fs/bpf
 
 [Install]
-WantedBy=multi-user.target
+WantedBy=sysinit.target
 """
 
 
@@ -50,8 +54,8 @@ class Machine:
         self._mount()
         units = self.disk / "etc/systemd/system"
         (units / "wire.service").write_text(_WIRE.format(ip=ip, name=name))
-        (units / "multi-user.target.wants").mkdir(exist_ok=True)
-        (units / "multi-user.target.wants/wire.service").symlink_to("../wire.service")
+        (units / "sysinit.target.wants").mkdir(exist_ok=True)
+        (units / "sysinit.target.wants/wire.service").symlink_to("../wire.service")
         for unit in ("systemd-sysctl", "systemd-binfmt"):  # they are the machine's, not the container's
             (units / f"{unit}.service").symlink_to(os.devnull)
         (self.disk / "etc/hostname").write_text(f"{name}\n")
@@ -63,36 +67,33 @@ class Machine:
     def boot(self) -> None:
         """Switch it on; systemd is at work when this returns, and has not started everything yet."""
         assert self._process is None
-        self._plug()
         log = (self._folder / "console").open("ab")
         with log:
             self._process = subprocess.Popen(
                 [
-                    *(
-                        "systemd-nspawn",
-                        "--boot",
-                        "--quiet",
-                        "--register=no",
-                        "--keep-unit",
-                        "--console=pipe",
-                    ),
+                    *("setpriv", "--pdeathsig", "KILL"),  # with the tests, however these end
+                    *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit"),
+                    "--console=pipe",
                     *(f"--directory={self.disk}", f"--machine={self.name}", "--private-network"),
-                    *(f"--network-interface={self.name}", "--capability=all", "--system-call-filter=bpf"),
+                    *("--capability=all", "--system-call-filter=bpf"),
                 ],
                 env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        wait_until(lambda: bool(self._alive() and children.read_text().split()), BOOT, "its init")
-        self._leader = int(children.read_text().split()[0])
+        wait_until(self._has_init, BOOT, f"{self.name}: its init")
+        self._plug()
         wait_until(lambda: self.run("systemctl", "show", check=False).returncode == 0, BOOT, "systemd")
 
-    def _alive(self) -> bool:
+    def _has_init(self) -> bool:
         console = (self._folder / "console").read_text(errors="replace")
         assert self._process and self._process.poll() is None, f"{self.name} did not boot:\n{console[-2000:]}"
-        return True
+        pid = self._process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
+                self._leader = int(child)
+        return bool(self._leader)
 
     def settle(self) -> None:
         """Wait until systemd has started everything."""
@@ -122,6 +123,7 @@ class Machine:
         self._ended(60)
 
     def cut_power(self) -> None:
+        assert self.is_up
         subprocess.run(["ip", "link", "set", f"{self.name}-port", "down"], check=True)
         os.kill(self._leader, signal.SIGKILL)
         self._ended(30)
@@ -160,6 +162,7 @@ class Machine:
             f"ethtool -K {port} tx off tso off gso off gro on",
             f"ethtool -K {self.name} tx off tso off gso off gro on",
             f"ip link set {port} master {BRIDGE} up",
+            f"ip link set {self.name} netns {self._leader}",
         ):
             subprocess.run(line.split(), check=True, capture_output=True)
         loader.attach_pass(port, self._pass_all)

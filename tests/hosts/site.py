@@ -13,15 +13,16 @@ ADDRESSES = {
     "logger": ("10.83.0.3", "02:00:00:00:00:03"),
 }
 PATIENCE = 60.0
-RECORD = struct.Struct("<QQQQ")  # sensor's number and time, connection, sequence
+RECORD = struct.Struct("<QQQQQ")  # sensor's number and time, connection, sequence, the application's process
 APPLICATION = """
-import struct
+import os, struct
 from midstream import Hardworker
 
 received = open("/var/lib/robot/received", "ab", buffering=0)
 with Hardworker("/etc/midstream/config.toml") as hardworker:
     for message in hardworker:
-        received.write(message.payload[:16] + struct.pack("<QQ", message.connection, message.sequence))
+        own = struct.pack("<QQQ", message.connection, message.sequence, os.getpid())
+        received.write(message.payload[:16] + own)
 """
 OWN_PROGRAM = """
 [Service]

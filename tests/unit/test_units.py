@@ -103,6 +103,16 @@ def test_each_service_is_restarted_and_may_write_where_it_must() -> None:
     assert lines("midstream-logger.service")["StateDirectory"] == ["midstream"]
 
 
+def test_services_that_wait_can_say_for_what() -> None:
+    for name in UNITS:
+        assert lines(name)["NotifyAccess"] == ["main"]
+
+
+def test_who_takes_connections_may_take_many() -> None:
+    for name in ("midstream-logger.service", "midstream-hardworker@.service"):
+        assert int(lines(name)["LimitNOFILE"][0]) >= 65536
+
+
 def test_user_and_folders() -> None:
     assert "u midstream - " in (FOLDER / "midstream.sysusers.conf").read_text()
     entries = [line.split()[:4] for line in (FOLDER / "midstream.tmpfiles.conf").read_text().splitlines()]

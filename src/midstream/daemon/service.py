@@ -175,7 +175,7 @@ class Service:
         elif not self.ready_after:
             status = f"exploring: {self._reason()}"
         else:
-            status = f"{len(self._host.in_force.sensors) if self._host.in_force else 0} sensors"
+            status = f"working, sensors: {len(self._host.in_force.sensors) if self._host.in_force else 0}"
             status += "" if self._choice.mode == "fast" else f", without a logger: {self._choice.reason}"
         if status != self._status:
             self._status = status
@@ -364,7 +364,7 @@ class Service:
         if self._plan.topology is None and (late or not self._plan.waiting):
             if once:
                 raise NetworkError(self._plan.reason)
-            self._report_fault(self._plan.reason)
+            self._report_fault(self._reason())
         else:
             self._report_fault("")
 

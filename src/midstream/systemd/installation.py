@@ -215,7 +215,8 @@ def _detach(say: Say) -> None:
                 say(f"{folder}: detached and removed")
         except KernelError as error:
             say(str(error))
-    _remove(say, Path(config.network.pins))
+    with suppress(OSError):  # not empty: what others have pinned there stays
+        Path(config.network.pins).rmdir()
 
 
 def _remove(say: Say, path: Path) -> None:

@@ -39,8 +39,13 @@ def _unit(name: str) -> dict[str, Any] | None:
 
 
 def _last_error(name: str) -> str:
-    """The newest line of trouble in the unit's journal of this boot."""
+    """The newest line of trouble in the unit's journal of this boot, and when that was."""
     journal = output(
-        "journalctl", "--boot", f"--unit={name}", "--no-pager", "--quiet", "--output=cat", f"--lines={_LINES}"
+        *("journalctl", "--boot", f"--unit={name}", "--no-pager", "--quiet"),
+        *("--output=short-iso", f"--lines={_LINES}"),
     )
-    return next((line for line in reversed(journal.splitlines()) if _TROUBLE.search(line)), "")
+    for line in reversed(journal.splitlines()):
+        head, _, said = line.partition("]: ")
+        if _TROUBLE.search(said):
+            return f"{head.partition(' ')[0]} {said}"
+    return ""
