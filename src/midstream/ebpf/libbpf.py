@@ -444,10 +444,23 @@ def _check(result: Any, what: str) -> Any:
 
 
 def _error(what: str, code: int) -> KernelError:
-    advice = {
-        errno.EPERM: "; it needs root, or CAP_BPF and CAP_NET_ADMIN",
-        errno.EBUSY: "; another XDP program is attached there: `ip link show` names it",
-    }.get(code, "")
+    advice = ""
+    if code == errno.EPERM:
+        advice = f"; {_permission_advice()}"
+    elif code == errno.EBUSY:
+        advice = "; another XDP program is attached there: `ip link show` names it"
     detail = "".join(f"\n  {line}" for line in _log)
     _log.clear()
     return KernelError(f"{what}: {os.strerror(code)}{advice}{detail}", errno=code)
+
+
+def _permission_advice() -> str:
+    """A sandbox refuses bpf(2) also to who needs no capability for it: asked about no descriptor, the kernel
+    itself says that it is none."""
+    nothing, size = ctypes.create_string_buffer(8), ctypes.c_uint32(8)
+    if _library().bpf_obj_get_info_by_fd(-1, nothing, ctypes.byref(size)) == -errno.EPERM:
+        return (
+            "a sandbox refuses the system call bpf, to root too; a unit needs `SystemCallFilter=bpf` as its "
+            "last filter, a container a profile that allows it"
+        )
+    return "it needs root, or CAP_BPF and CAP_NET_ADMIN"
