@@ -5,10 +5,12 @@ hardworker and logger what they sign a replay with (replay.py).
 """
 
 import os
+import pwd
 import secrets
 import stat
 from pathlib import Path
 
+from midstream import modes
 from midstream.errors import ConfigError
 
 BYTES = 32
@@ -21,12 +23,14 @@ def read(path: Path) -> bytes:
             found = os.fstat(file.fileno())
             secret = file.read(4096).strip()
     except OSError as error:
+        raise ConfigError(f"{path}: {_unread(path, error)}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: the key must be a file; name another in config.toml: daemon.key")
+    if found.st_uid not in (0, os.geteuid()):
         raise ConfigError(
-            f"{path}: the key cannot be read ({error.strerror}); make one with `midstream key {path}` on one "
-            "host and copy it to the others, or name another file in config.toml: daemon.key"
-        ) from error
-    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"{path}: the key must be a file of root's or of this user's; `chown root {path}`")
+            f"{path}: belongs to {_user(found.st_uid)}, who could replace the key; it must belong to root "
+            f"or to {_user(os.geteuid())}, who reads it: `chown {_user(os.geteuid())} {path}`"
+        )
     if found.st_mode & 0o077:
         raise ConfigError(
             f"{path}: mode {stat.S_IMODE(found.st_mode):04o} lets others read the key; "
@@ -43,10 +47,36 @@ def read(path: Path) -> bytes:
 def make(path: Path) -> None:
     """Write a new key that only its owner may read. Raises ConfigError, also if the file exists."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        modes.make_folder(path.parent)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            path.chmod(0o600)  # a umask may even hide it from its owner
             file.write(f"{secrets.token_hex(BYTES)}\n")
     except FileExistsError as error:
         raise ConfigError(f"{path}: exists already, and a key is not replaced; remove it first") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+
+
+def _unread(path: Path, error: OSError) -> str:
+    """Why the key cannot be read, and what to do about exactly that."""
+    reader = _user(os.geteuid())
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"there is no key; copy it from a host that has one, or make the first: `midstream key {path}`. "
+            "Or name another file in config.toml: daemon.key"
+        )
+    if isinstance(error, PermissionError):
+        try:
+            owner = _user(path.stat().st_uid)
+        except OSError:
+            return f"{reader} may not look into its folder; `chmod a+x` that and those above it"
+        return f"the key belongs to {owner}, and {reader} has to read it; `chown {reader} {path}`"
+    return f"the key cannot be read ({error.strerror}); name another file in config.toml: daemon.key"
+
+
+def _user(number: int) -> str:
+    """A user's name, or his number where he has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)

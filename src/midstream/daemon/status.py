@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from midstream import modes
 from midstream.errors import ConfigError, NetworkError
 
 _PATIENCE = 2.0  # seconds that an answer may take
@@ -39,12 +40,13 @@ async def serve(path: Path, state: Callable[[], dict[str, Any]]) -> asyncio.Serv
 
 
 def _listen(path: Path) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    modes.make_folder(path.parent)
     path.unlink(missing_ok=True)  # of a daemon that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
         listener.bind(os.fspath(path))
+        path.chmod(0o600)
     except OSError:
         listener.close()
         raise

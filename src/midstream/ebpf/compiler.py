@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from midstream import modes
 from midstream.errors import CompileError
 from midstream.network import Host, Topology
 from midstream.toml import absolute
@@ -159,12 +160,13 @@ def _run(arguments: list[str], target: Path, folder: Path | None = None, mode: i
     object."""
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        modes.make_folder(target.parent)
         unfinished.touch()  # fails here, and not in the compiler, where nothing can be kept
         result = subprocess.run(
             [sys.executable, "-m", "ziglang", "cc", *arguments, "-o", str(unfinished)],
             cwd=folder,
             env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(target.parent / "zig")},
+            umask=0o022,
             capture_output=True,
             text=True,
             check=False,

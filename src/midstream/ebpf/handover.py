@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from midstream import modes
 from midstream.ebpf import libbpf, pins
 from midstream.errors import ConfigError, KernelError
 
@@ -27,6 +28,7 @@ _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
 _DESCRIPTORS = 5  # of a Ring
+_UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`, or as root)"
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def request(path: Path, layout: bytes) -> Ring:
             advice = {
                 PermissionError: "its owner and mode decide who may have the ring: hardworker.socket_group "
                 "and hardworker.socket_mode in config.toml",
-                FileNotFoundError: "start `midstream attach hardworker --serve` as root",
-                ConnectionRefusedError: "start `midstream attach hardworker --serve` as root",
+                FileNotFoundError: _UNSERVED,
+                ConnectionRefusedError: _UNSERVED,
             }.get(type(error), "is `midstream attach hardworker --serve` running?")
             reason = error.strerror or error
             raise KernelError(f"{path}: the ring cannot be had there ({reason}); {advice}") from error
@@ -179,7 +181,7 @@ def _listening(path: Path, mode: int, group: str) -> Iterator[socket.socket]:
     with ExitStack() as undo:
         listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            modes.make_folder(path.parent)
             _remove_stale(path)
             # Nobody may connect before owner and mode are as they shall be.
             mask = os.umask(0o177)

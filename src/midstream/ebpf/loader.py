@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
-from midstream import network
+from midstream import modes, network
 from midstream.config import Config, Role
 from midstream.ebpf import attachment, compiler, deferral, libbpf, pins, quickack, records, selftest
 from midstream.ebpf.attachment import Attachment, Mode
@@ -75,7 +75,7 @@ def attach(
     _check_interface(role, interface, topology)
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # empty, if an attach was killed at once
+        modes.make_folder(folder)  # empty, if an attach was killed at once
         with libbpf.Object(compiler.compile_program(role, topology)) as program:
             _prepare(role, program, config, topology)
             mode = _load_and_attach(role, interface, program, folder, topology, self_test)

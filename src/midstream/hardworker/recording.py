@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 
+from midstream import modes
 from midstream.errors import ConfigError
 from midstream.hardworker.messages import batch_dtype
 from midstream.hardworker.receiver import Hardworker
@@ -42,7 +43,7 @@ class Recording:
         try:
             if resume and path.exists():
                 self._resume()
-            self._file = path.open("ab" if resume else "wb", buffering=0)
+            self._file = open(path, "ab" if resume else "wb", buffering=0, opener=modes.opener)  # noqa: SIM115  until it is closed
         except OSError as error:
             raise self._failed(error) from error
 

@@ -6,6 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from midstream import modes
 from midstream.config import Config
 from midstream.framing import Decoder, decoder
 from midstream.logger import channel
@@ -40,6 +41,7 @@ def work(holder: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    modes.restrain()
     # A terminal's Ctrl-C and a service manager's SIGTERM reach us too; the holder decides when we end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from midstream import modes
 from midstream.errors import ConfigError
 
 SENT_DTYPE = np.dtype([("sequence", "<u8"), ("time", "<u8"), ("digest", "V16")])
@@ -20,7 +21,7 @@ class Record:
     def __init__(self, path: str | Path) -> None:
         self._path = path
         try:
-            self._file = Path(path).open("wb")  # noqa: SIM115  open as long as the record is
+            self._file = open(path, "wb", opener=modes.opener)  # noqa: SIM115  open as long as the record is
         except OSError as error:
             raise self._failed(error) from error
 
