@@ -21,6 +21,8 @@ from midstream.toml import FaultsError, Location, Section, absolute, parse_toml,
 Role = Literal["sensor", "hardworker", "logger"]
 FieldType = Literal["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64", "bool", "bytes"]
 
+SYSTEM_CONFIG = Path("/etc/midstream/config.toml")  # of the services (docs/deployment.md)
+
 MAX_MESSAGE = 2**20  # a fixed-size message
 MAX_FRAME = 2**29  # a length-prefixed message or a line: SQLite stores at most 10^9 bytes in a row
 MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger than this
@@ -30,7 +32,10 @@ MAX_COLUMNS = 1000  # of fields: PostgreSQL takes 1600 in a table, SQLite 2000
 def load(path: str | Path) -> "Config":
     """Read config.toml; every key is optional. Raises ConfigError with a line for each fault."""
     path = Path(path)
-    text = read_text(path, advice="copy config.example.toml there, or name another file with --config")
+    beside = "" if path == SYSTEM_CONFIG else f" (that of this host's services is {SYSTEM_CONFIG})"
+    text = read_text(
+        path, advice=f"copy config.example.toml there, or name another file with --config{beside}"
+    )
     config = parse_toml(text, path, Config)
     config._path = absolute(path)
     return config

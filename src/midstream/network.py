@@ -57,7 +57,9 @@ class Topology:
 def load(path: str | Path) -> Topology:
     """Read const.toml. Raises ConfigError with a line for each fault."""
     path = Path(path)
-    return _parse(read_text(path, advice="it is generated: `midstream lab up` writes one for the lab"), path)
+    return _parse(
+        read_text(path, advice="`midstream daemon` writes it, and for the lab `midstream lab up`"), path
+    )
 
 
 def dumps(topology: Topology) -> str:

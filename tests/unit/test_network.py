@@ -228,7 +228,7 @@ def test_unknown_keys_suggest_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_where_it_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"const\.toml: no such file; it is generated"):
+    with pytest.raises(ConfigError, match=r"const\.toml: no such file; `midstream daemon` writes it"):
         load(tmp_path / "const.toml")
 
 

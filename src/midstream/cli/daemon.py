@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from midstream import config as configuration
-from midstream.cli.options import DEFAULT_CONFIG, Config, Json, show
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, show, until_signalled
+from midstream.cli.waiting import patiently
 from midstream.daemon.log import Log
 from midstream.daemon.service import Service
 
@@ -26,8 +27,11 @@ def daemon(
 
     Logs to standard error, with --json as JSON Lines.
     """
-    config = configuration.load(path)
-    service = Service(config, Log(as_json=as_json))
+    stop = Stop(0)
+    with until_signalled(stop.set):
+        service = patiently(
+            lambda: Service(configuration.load(path), Log(as_json=as_json)), stop, then="starting"
+        )
     asyncio.run(_run(service, once))
     if once and service.ready_after:
         state = service.state()

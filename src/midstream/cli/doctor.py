@@ -60,7 +60,13 @@ def doctor(
         findings = diagnosis.examine(host, probe=probe)
     faults = sum(finding.status == "fault" for finding in findings)
     if as_json:
-        result = {"role": host.role, "interface": host.interface, "faults": faults, "fixed": fixed}
+        result = {
+            "config": str(config.path),
+            "role": host.role,
+            "interface": host.interface,
+            "faults": faults,
+            "fixed": fixed,
+        }
         print(json.dumps(result | {"findings": [_as_object(finding) for finding in findings]}))
     else:
         for command in fixed:

@@ -1,7 +1,7 @@
 """midstream hardworker."""
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from midstream import config as configuration
-from midstream.cli.options import DEFAULT_CONFIG, Config, Json, say, show, until_signalled
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
+from midstream.cli.waiting import patiently
 from midstream.hardworker import Hardworker
 from midstream.hardworker.recording import Recording
 
@@ -28,15 +29,16 @@ def hardworker(
     as_json: Json = False,
 ) -> None:
     """Receive the sensors' messages from the attached program, or with the user-mode handler."""
-    config = configuration.load(path)
-    receiver = Hardworker(config)
+    stop = Stop(0)
+    with until_signalled(stop.set):
+        then = "receiving"
+        receiver = patiently(lambda: Hardworker(configuration.load(path)).__enter__(), stop, then=then)
+    config = receiver.config
     deadline = time.monotonic() + config.timeout if config.timeout else float("inf")
     started, cpu = time.monotonic(), time.process_time()
-    with (
-        until_signalled(receiver.stop),
-        receiver,
-        Recording(record, receiver, resume=resume) if record else nullcontext() as recording,
-    ):
+    with until_signalled(receiver.stop), ExitStack() as opened:
+        opened.push(receiver)
+        recording = opened.enter_context(Recording(record, receiver, resume=resume)) if record else None
         say(f"hardworker: receiving ({config.hardworker.receiver})")
         while not receiver.stopped and (left := deadline - time.monotonic()) > 0:
             receiver.wait(None if left == float("inf") else left)

@@ -22,9 +22,11 @@ from midstream.cli.options import (
     show,
     until_signalled,
 )
+from midstream.cli.waiting import patiently
 from midstream.config import Role
 from midstream.daemon import status as daemon_status
 from midstream.ebpf import attachment, deferral, handover, loader
+from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import ConfigError, KernelError
@@ -54,35 +56,48 @@ def attach(
     as_json: Json = False,
 ) -> None:
     """Compile, load, pin and attach this host's program; what is attached already stays."""
-    config = configuration.load(path)
-    topology = network.load(config.const_path)
-    chosen = find_role(role or config.role or "")
-    settings = config.hardworker
-    if serve and (chosen != "hardworker" or not settings.socket):
-        raise ConfigError(
-            f"{path}: --serve is for the hardworker, and needs the path of a socket in hardworker.socket"
-        )
-    attached = loader.attach(
-        chosen,
-        config,
-        topology,
-        folder=pins,
-        interface=interface,
-        self_test=self_test,
-    )
-    show({**asdict(attached), "pins": str(attached.pins)}, as_json)
-    if serve:
-        stop = Event()
-        with until_signalled(stop.set):
-            say(f"serving the ring at {settings.socket}")
-            handover.serve(
-                attached.pins,
-                layout("hardworker", config, topology),
-                Path(settings.socket),
-                mode=int(settings.socket_mode, 8),
-                group=settings.socket_group,
-                stop=stop.is_set,
+    stop = Event()
+
+    def opened() -> tuple[configuration.Config, network.Topology, Attachment]:
+        config = configuration.load(path)
+        topology = network.load(config.const_path)
+        chosen = find_role(role or config.role or "")
+        if serve and (chosen != "hardworker" or not config.hardworker.socket):
+            raise ConfigError(
+                f"{path}: --serve is for the hardworker, and needs the path of a socket in hardworker.socket"
             )
+        if serve and (told := daemon_status.ask(Path(config.daemon.socket))):
+            return config, topology, _attached_by_daemon(told, pins or default_folder(chosen, config))
+        attached = loader.attach(
+            chosen, config, topology, folder=pins, interface=interface, self_test=self_test
+        )
+        return config, topology, attached
+
+    if not serve:
+        _, _, attached = opened()
+        show({**asdict(attached), "pins": str(attached.pins)}, as_json)
+        return
+    with until_signalled(stop.set):
+        config, topology, attached = patiently(opened, stop.is_set, then="serving the ring")
+        settings = config.hardworker
+        show({**asdict(attached), "pins": str(attached.pins)}, as_json)
+        say(f"serving the ring at {settings.socket}")
+        handover.serve(
+            attached.pins,
+            layout("hardworker", config, topology),
+            Path(settings.socket),
+            mode=int(settings.socket_mode, 8),
+            group=settings.socket_group,
+            stop=stop.is_set,
+        )
+
+
+def _attached_by_daemon(told: dict[str, Any], folder: Path) -> Attachment:
+    """What the running daemon has attached, which leaves nothing for us to attach. Raises KernelError."""
+    if found := attachment.find("hardworker", folder):
+        return found
+    reason = f": {told['reason']}" if told["reason"] else ""
+    raise KernelError(f"{folder}: the daemon has not attached the program yet{reason}")
 
 
 @app.command()
@@ -104,12 +119,12 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     result: dict[str, dict[str, Any]] = {}
     if told := daemon_status.ask(Path(config.daemon.socket)):
         result["daemon"] = told
-    if not told or told["ready_after"]:
+    if not told or told["ready_after"] or told["program"]:
         result |= _programs(config)
     if not result:
         raise KernelError(f"{config.network.pins}: no program is attached; run `midstream attach`")
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps({"config": str(config.path), **result}))
         return
     console = Console()
     if told:
@@ -157,7 +172,7 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
     reason = f": {told['reason']}" if told["reason"] else ""
     where = f"{told['name']} on {told['interface']} ({told['ip']})"
     yield f"daemon: {told['role']} {where}, {told['state']}{reason}"
-    if told["role"] == "hardworker" and told["ready_after"]:
+    if told["role"] == "hardworker" and (told["ready_after"] or told["program"]):
         way = f"to the logger {told['logger']}" if told["mode"] == "fast" else "to this host's application"
         reason = f": {told['mode_reason']}" if told["mode_reason"] else ""
         yield f"data goes {way} for {told['mode_seconds']:.0f} s{reason}"

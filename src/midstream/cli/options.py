@@ -1,6 +1,7 @@
 """What several commands have in common: options, the end on a signal, the way of printing a result."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -11,21 +12,45 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from midstream.config import Role
+from midstream.config import SYSTEM_CONFIG, Role
 from midstream.errors import ConfigError
 
-Config = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The user's file.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-
 DEFAULT_CONFIG = Path("config.toml")
+
+
+def _find_config(context: typer.Context, option: typer.CallbackParam, path: Path) -> Path:
+    """The file that was named; else config.toml of this folder, else that of this host's services."""
+    source = context.get_parameter_source(option.name or "")
+    asked = source is not None and source.name != "DEFAULT"
+    if asked or os.path.lexists(path) or not os.path.lexists(SYSTEM_CONFIG):
+        return path
+    say(f"midstream: there is no {path} here, so {SYSTEM_CONFIG} is read")
+    return SYSTEM_CONFIG
+
+
+Config = Annotated[
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help=f"The user's file; where there is none here, {SYSTEM_CONFIG}.",
+        callback=_find_config,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 class Stop:
     """Asked whether to stop: set by a signal, or by the clock after `timeout` seconds (0: never)."""
 
     def __init__(self, timeout: float) -> None:
-        self._deadline = time.monotonic() + timeout if timeout else float("inf")
         self._signalled = False
+        self.limit(timeout)
+
+    def limit(self, timeout: float) -> None:
+        """Stop `timeout` seconds from now (0: never)."""
+        self._deadline = time.monotonic() + timeout if timeout else float("inf")
 
     def set(self) -> None:
         self._signalled = True

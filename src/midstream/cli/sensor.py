@@ -3,7 +3,7 @@
 import select
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -13,6 +13,7 @@ import typer
 from midstream import config as configuration
 from midstream import network
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
+from midstream.cli.waiting import patiently
 from midstream.errors import ConfigError
 from midstream.sensor import Sensor, file_messages, numbered_messages
 
@@ -38,21 +39,26 @@ def sensor(
     """Send numbered, time-stamped messages, or a file's, at a fixed rate."""
     if wait and input_path == Path("-"):
         raise ConfigError("--wait and --input -: both read standard input, use one of them")
-    config = configuration.load(path)
-    data = config.data
-    stop = Stop(config.timeout)
-    with until_signalled(stop.set), _opened(input_path) as stream:
+    stop = Stop(0)
+    with until_signalled(stop.set), _opened(input_path) as stream, ExitStack() as opened:
         messages: Iterable[bytes]
-        size = config.message_size(network.load(config.const_path).size)
+        config = patiently(lambda: configuration.load(path), stop, then="starting")
+        data = config.data
+        stop.limit(config.timeout)
+        size = patiently(
+            lambda: config.message_size(network.load(config.const_path).size), stop, then="starting"
+        )
         if stream is None:
             messages = numbered_messages(size, count)
         else:
             messages = _first(count, file_messages(stream, data.framing, size, max_size=data.max_size))
-        with Sensor(config, record=record) as connection:
-            say(f"sensor: connected to the {config.sensor.target}")
-            if wait:
-                _wait_for_line(stop)
-            summary = connection.run(messages, rate=data.freq if rate is None else rate, stop=stop)
+        then = f"connected to the {config.sensor.target}"
+        connection = patiently(lambda: Sensor(config, record=record).__enter__(), stop, then=then)
+        opened.push(connection)
+        say(f"sensor: {then}")
+        if wait:
+            _wait_for_line(stop)
+        summary = connection.run(messages, rate=data.freq if rate is None else rate, stop=stop)
     show(asdict(summary), as_json)
 
 

@@ -3,7 +3,9 @@
 Everything here waits for the kernel or the compiler, and runs in the daemon's one worker thread.
 """
 
+import errno
 import time
+from functools import partial
 from pathlib import Path
 
 from midstream import network
@@ -15,7 +17,7 @@ from midstream.daemon.resets import send_resets
 from midstream.ebpf import attachment, control, loader, pins
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.records import MODE_FAST, MODE_HANDLER
-from midstream.errors import ConfigError
+from midstream.errors import ConfigError, KernelError
 from midstream.network import Topology
 
 
@@ -43,19 +45,32 @@ class ThisHost:
         except ConfigError:
             return None
 
-    def put_in_force(self, topology: Topology, interface: Interface) -> bool:
-        """Make the host follow the topology; False if it did already. Raises MidstreamError."""
+    def put_in_force(self, topology: Topology, interface: Interface, *, again: bool = False) -> bool:
+        """Make the host follow the topology; False if it did already. Raises MidstreamError.
+
+        again: it was in force before this host went down. The self-test was passed then, so a logger that is
+        off now keeps nothing from being attached.
+        """
         if topology == self.in_force and self.attachment_holds():
             return False
         if self._config.daemon.explore:
             network.write(self._config.const_path, topology, f"midstream daemon on {self._name}")
         self.repair(topology, interface)
         if self.has_program:
-            self.attachment = loader.attach(
-                self._role, self._config, topology, folder=self.folder, interface=interface.name, replace=True
-            )
+            self.attachment = self._attach(topology, interface, again)
         self.in_force = topology
         return True
+
+    def _attach(self, topology: Topology, interface: Interface, again: bool) -> Attachment:
+        attach = partial(
+            loader.attach, self._role, self._config, topology, folder=self.folder, interface=interface.name
+        )
+        try:
+            return attach(replace=True)
+        except KernelError as error:
+            if not again or error.errno != errno.EHOSTUNREACH:
+                raise
+            return attach(replace=True, self_test=False)
 
     def attachment_holds(self) -> bool:
         """Is the program still where it was attached?"""

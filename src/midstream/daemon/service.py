@@ -42,6 +42,9 @@ T = TypeVar("T")
 _VERSION = version("midstream")
 _TICK = 1.0  # seconds after which everything is compared again, whatever was heard
 _PAUSE = 0.02  # seconds between two comparisons: the kernel tells of every neighbour it learns
+_PULSE = 1.0  # seconds between two signs of life to the service manager
+_TURN = 10.0  # seconds that a comparison may take before it counts as a hang,
+_COMPILING = 300.0  # and if it compiles, on a slow board too
 _KEPT = 20  # repairs that status remembers
 
 
@@ -71,6 +74,8 @@ class Service:
         self._said: Announcement | None = None
         self._newcomer = False
         self._heartbeat: Heartbeat | None = None
+        self._expected = self._started + _TURN  # when the comparison in hand has to be done
+        self._status = ""
         self.ready_after = 0.0
 
     async def run(self, stop: asyncio.Event, *, once: bool = False) -> None:
@@ -84,10 +89,15 @@ class Service:
         beating = asyncio.create_task(self._beat())
         try:
             await self._start_talking()
+            notify("READY=1")
+            self._tell()
+            if self._config.daemon.explore and not once:
+                await self._restore()
             while not stop.is_set():
                 self._changed.clear()
+                self._expect(_TURN)
                 await self._settle(once)
-                notify("WATCHDOG=1")
+                self._tell()
                 if beating.done():
                     beating.result()  # only an error ends it
                 if once and self.ready_after:
@@ -116,7 +126,7 @@ class Service:
             "role": self.role,
             "name": self._name,
             "state": "error" if self._fault else "working" if self.ready_after else "exploring",
-            "reason": self._fault or self._plan.reason,
+            "reason": self._fault or self._reason(),
             "seconds": round(now - self._started, 1),
             "ready_after": round(self.ready_after, 3),
             "interface": self._interface.name,
@@ -143,6 +153,29 @@ class Service:
             "repairs": list(self._repairs),
             "rejected": dict(self._rejected),
         }
+
+    def _reason(self) -> str:
+        """What is being waited for, and what holds meanwhile."""
+        if self._plan.reason and self._host.in_force:
+            return f"{self._plan.reason}; what was in force before holds until then"
+        return self._plan.reason
+
+    def _tell(self) -> None:
+        """The service manager's status line."""
+        if self._fault:
+            status = self._fault
+        elif not self.ready_after:
+            status = f"exploring: {self._reason()}"
+        else:
+            status = f"working, sensors: {len(self._host.in_force.sensors) if self._host.in_force else 0}"
+            status += "" if self._choice.mode == "fast" else f", without a logger: {self._choice.reason}"
+        if status != self._status:
+            self._status = status
+            notify(f"STATUS={self.role}: {status}")
+
+    def _expect(self, seconds: float) -> None:
+        """What is done now takes no longer."""
+        self._expected = time.monotonic() + seconds
 
     # talking
 
@@ -230,10 +263,13 @@ class Service:
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
-        last_word = time.monotonic()
+        last_word = last_pulse = time.monotonic()
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
             now = time.monotonic()
+            if now >= last_pulse + _PULSE and now < self._expected:
+                last_pulse = now
+                notify("WATCHDOG=1")
             # A newcomer may have begun to listen after the last announcement.
             due = last_word + (ANSWER if self._newcomer else INTERVAL)
             if now >= due and self._discovery and self._said:
@@ -254,6 +290,40 @@ class Service:
 
     # comparing
 
+    async def _restore(self) -> None:
+        """Put in force at once what was when this host went down, whichever other host is off."""
+        topology, own = self._host.previous(), self._own()
+        if topology is None or not _is_about(topology, own):
+            return
+        try:
+            if await self._enforce(topology, again=True):
+                await self._begin(topology)
+        except MidstreamError as error:
+            self._report_fault(str(error))
+            return
+        self._log(
+            "restored",
+            sensors=len(topology.sensors),
+            hardworker=topology.hardworker.ip,
+            logger=topology.logger.ip,
+            program=self._program(),
+        )
+
+    async def _enforce(self, topology: Topology, *, again: bool = False) -> bool:
+        self._expect(_COMPILING)
+        try:
+            return await self._in_worker(self._host.put_in_force, topology, self._interface, again=again)
+        finally:
+            self._expect(_TURN)
+
+    async def _begin(self, topology: Topology) -> None:
+        """The first topology is in force. A program that was there before may send the data another way."""
+        self._choice = Choice(await self._in_worker(self._host.mode), str(topology.logger.ip))
+
+    def _program(self) -> str:
+        attachment = self._host.attachment
+        return f"{attachment.mode} on {attachment.interface}" if attachment else "none"
+
     async def _settle(self, once: bool) -> None:
         """Make what is what should be. A fault is kept for status, logged once, and tried again."""
         try:
@@ -267,7 +337,7 @@ class Service:
         if self._plan.topology is None and (late or not self._plan.waiting):
             if once:
                 raise NetworkError(self._plan.reason)
-            self._report_fault(self._plan.reason)
+            self._report_fault(self._reason())
         else:
             self._report_fault("")
 
@@ -311,22 +381,22 @@ class Service:
     async def _put_in_force(self, topology: Topology) -> None:
         began = time.monotonic()
         before = self._host.in_force
-        if not await self._in_worker(self._host.put_in_force, topology, self._interface):
+        changed = await self._enforce(topology)
+        if not changed and self.ready_after:
             return
-        attachment = self._host.attachment
-        if not self.ready_after:
+        if before is None:
+            await self._begin(topology)
+        if first := not self.ready_after:
             self.ready_after = time.monotonic() - self._started
-            self._choice = Choice(await self._in_worker(self._host.mode), str(topology.logger.ip))
-            notify("READY=1", f"STATUS={self.role}, {len(topology.sensors)} sensors")
-        if self._heartbeat:
+        if self._heartbeat and changed:
             self._heartbeat.excuse()
         self._log(
-            "in force" if before is None else "changed",
-            seconds=round(self.ready_after if before is None else time.monotonic() - began, 3),
+            "in force" if first else "changed",
+            seconds=round(self.ready_after if first else time.monotonic() - began, 3),
             sensors=len(topology.sensors),
             hardworker=topology.hardworker.ip,
             logger=topology.logger.ip,
-            program=f"{attachment.mode} on {attachment.interface}" if attachment else "none",
+            program=self._program(),
         )
 
     async def _repair(self, topology: Topology) -> None:
@@ -356,7 +426,7 @@ class Service:
         began = self._choice_since
         if wanted.logger != before.logger and (said := self._logger(wanted.logger)):
             topology = replace(topology, logger=Host(said.ip, said.mac))
-            await self._in_worker(self._host.put_in_force, topology, self._interface)
+            await self._enforce(topology)
         reset = await self._in_worker(self._host.switch, wanted.mode, topology)
         self._log(
             "way",
@@ -374,7 +444,6 @@ class Service:
     def _report_fault(self, fault: str) -> None:
         if fault and fault != self._fault:
             self._log("fault", level="error", reason=fault)
-            notify(f"STATUS={fault}")
         self._fault = fault
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -383,10 +452,20 @@ class Service:
         )
 
 
+def _own_places(topology: Topology, own: Announcement) -> tuple[Host, ...]:
+    return topology.sensors if own.role == "sensor" else (getattr(topology, own.role),)
+
+
+def _is_about(topology: Topology, own: Announcement) -> bool:
+    """Was this topology made for this host as it is now: same addresses, marks and MTU?"""
+    told = (topology.tos, topology.port, topology.size)
+    marks = told if own.mark is None else (own.mark.tos, own.mark.port, own.mark.size)
+    return Host(own.ip, own.mac) in _own_places(topology, own) and told == marks and topology.mtu == own.mtu
+
+
 def _with_own(topology: Topology, own: Announcement) -> Topology:
     """A topology of const.toml, which must name this host. Raises ConfigError."""
-    hosts = topology.sensors if own.role == "sensor" else (getattr(topology, own.role),)
-    if own.ip not in {host.ip for host in hosts}:
+    if own.ip not in {host.ip for host in _own_places(topology, own)}:
         raise ConfigError(
             f"const.toml names no {own.role} {own.ip}, which is this host's address; correct it, or set "
             "explore = true in [daemon]"

@@ -122,7 +122,11 @@ def ensure_bpffs(folder: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(b"bpf", os.fsencode(root), b"bpf", 0, None):
             code = ctypes.get_errno()
-            advice = "run as root" if code == errno.EPERM else "does the kernel have CONFIG_BPF_SYSCALL?"
+            advice = (
+                "as root: `mount -t bpf bpf /sys/fs/bpf`"
+                if code == errno.EPERM
+                else "does the kernel have CONFIG_BPF_SYSCALL?"
+            )
             raise KernelError(f"{root}: no bpffs can be mounted ({os.strerror(code)}); {advice}")
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not is_bpffs(existing):

@@ -5,6 +5,7 @@ it, on the driver and in the mode that the real program is going to use. Beside 
 which tells a driver that swallows packets from a peer that is down.
 """
 
+import errno
 import os
 import select
 import socket
@@ -36,7 +37,8 @@ def program(topology: Topology, identifier: int) -> libbpf.Object:
 
 
 def run(interface: str, peer: IPv4Address, identifier: int) -> None:
-    """Ping peer until a reflected ping is answered. Raises KernelError if none is, or none may be sent."""
+    """Ping peer until a reflected ping is answered. Raises KernelError if none is, or none may be sent; its
+    errno is EHOSTUNREACH if peer answers nothing at all, so that nothing has been tested."""
     alive = False
     deadline = time.monotonic() + _PATIENCE
     with _icmp() as icmp:
@@ -54,7 +56,8 @@ def run(interface: str, peer: IPv4Address, identifier: int) -> None:
     if not alive:
         raise KernelError(
             f"{interface}: the self-test failed because {peer} answers no ping; is it up and reachable? "
-            "`midstream attach --no-self-test` attaches without the test"
+            "`midstream attach --no-self-test` attaches without the test",
+            errno=errno.EHOSTUNREACH,
         )
     raise KernelError(
         f"{interface}: the self-test failed: {peer} answers the stack, but nothing that XDP transmits. The "
