@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "packaging/systemd"
+from midstream import systemd
+
+FOLDER = Path(systemd.__file__).parent / "units"
 UNITS = sorted(path.name for path in FOLDER.glob("*.service"))
 PROGRAM = "/opt/midstream/bin/midstream"
 RIGHTS = "CAP_BPF CAP_PERFMON CAP_NET_ADMIN CAP_NET_RAW"
@@ -68,8 +70,9 @@ def test_who_attaches_has_four_capabilities_and_nobody_else_any(name: str) -> No
     assert unit["CapabilityBoundingSet"] == [RIGHTS if attaches else ""]
     assert unit.get("AmbientCapabilities", []) == ([RIGHTS] if attaches else [])
     assert unit["User"] in (["midstream"], ["%i"])
-    # The last word counts: bpf is among what systemd calls privileged.
-    assert ("bpf" in unit["SystemCallFilter"][-1].split()) == attaches
+    # The last word counts: bpf is among what systemd calls privileged. An application asks about its maps.
+    reads = name == "midstream-hardworker@.service"
+    assert ("bpf" in unit["SystemCallFilter"][-1].split()) == (attaches or reads)
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -98,6 +101,16 @@ def test_each_service_is_restarted_and_may_write_where_it_must() -> None:
         assert ("CacheDirectory" in unit) == compiles
         assert ("ReadWritePaths" in unit) == ("AmbientCapabilities" in unit)
     assert lines("midstream-logger.service")["StateDirectory"] == ["midstream"]
+
+
+def test_services_that_wait_can_say_for_what() -> None:
+    for name in UNITS:
+        assert lines(name)["NotifyAccess"] == ["main"]
+
+
+def test_who_takes_connections_may_take_many() -> None:
+    for name in ("midstream-logger.service", "midstream-hardworker@.service"):
+        assert int(lines(name)["LimitNOFILE"][0]) >= 65536
 
 
 def test_user_and_folders() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from midstream import modes
 from midstream.errors import MidstreamError
 
 _MODULES = {
@@ -28,6 +29,7 @@ _MODULES = {
     "packet": "packet",
     "daemon": "daemon",
     "key": "key",
+    "service": "service",
     "doctor": "doctor",
     "load": "load",
     "bench": "bench",
@@ -37,6 +39,7 @@ _MODULES = {
 
 def main() -> None:
     """Run the command that the arguments name, and leave with its exit code."""
+    modes.restrain()
     try:
         _app(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
     except MidstreamError as error:
