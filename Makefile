@@ -13,10 +13,10 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-vm bench check format clean
+.PHONY: help setup demo test test-slow test-vm test-hosts bench check format clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## midstream and its development tools in .venv
 
@@ -46,6 +46,11 @@ bench: setup ## what a message costs the hardworker, compared (as root, under 10
 test-vm: setup ## the eBPF programs on Linux 6.1, the oldest kernel supported
 	@tools/packages.sh vm
 	$(BIN)/python -m pytest -m vm $(ARGS)
+
+test-hosts: setup ## the services on three hosts with systemd (as root; at first some minutes)
+	@tools/packages.sh hosts
+	$(BIN)/python tests/hosts/layers.py
+	unshare --mount --net --propagation private $(BIN)/python -m pytest -m hosts $(ARGS)
 
 check: setup ## style and types
 	$(BIN)/ruff check

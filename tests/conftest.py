@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-NEEDS_ROOT = (HERE / "program", HERE / "lab")
+NEEDS_ROOT = (HERE / "program", HERE / "lab", HERE / "hosts")
 GRACE = 2.0  # seconds that a thread may take to end after its test
 
 # A shell that is no terminal's starts what it puts in the background with SIGINT ignored, which is inherited.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sees to the Debian packages that a step needs: names those that are missing and, as root, installs them.
-#   tools/packages.sh [setup] [test] [vm] [bench]
+#   tools/packages.sh [setup] [test] [hosts] [vm] [bench]
 # What counts is whether the thing itself is there, wherever it came from. PYTHON names the interpreter.
 set -eu
 
@@ -33,6 +33,12 @@ for step in "$@"; do
         need socat command -v socat
         need systemd command -v systemd-analyze
         ;;
+    hosts)
+        need debootstrap command -v debootstrap
+        need ethtool command -v ethtool
+        need iproute2 command -v ip
+        need systemd-container command -v systemd-nspawn
+        ;;
     bench)
         need mosquitto command -v mosquitto
         ;;
@@ -42,7 +48,7 @@ for step in "$@"; do
         need kmod command -v depmod
         ;;
     *)
-        echo "packages.sh: unknown step '$step' (setup, test, vm, bench)" >&2
+        echo "packages.sh: unknown step '$step' (setup, test, hosts, vm, bench)" >&2
         exit 2
         ;;
     esac

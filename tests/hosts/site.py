@@ -1,0 +1,83 @@
+"""The three hosts as a person sees them: installing, and looking whether data flows."""
+
+import json
+import struct
+import time
+from typing import Any
+
+from tests.hosts.machine import Machine, wait_until
+
+ADDRESSES = {
+    "sensor": ("10.83.0.11", "02:00:00:00:00:11"),
+    "hardworker": ("10.83.0.2", "02:00:00:00:00:02"),
+    "logger": ("10.83.0.3", "02:00:00:00:00:03"),
+}
+PATIENCE = 60.0
+RECORD = struct.Struct("<QQQQQ")  # sensor's number and time, connection, sequence, the application's process
+APPLICATION = """
+import os, struct
+from midstream import Hardworker
+
+received = open("/var/lib/robot/received", "ab", buffering=0)
+with Hardworker("/etc/midstream/config.toml") as hardworker:
+    for message in hardworker:
+        own = struct.pack("<QQQ", message.connection, message.sequence, os.getpid())
+        received.write(message.payload[:16] + own)
+"""
+OWN_PROGRAM = """
+[Service]
+ExecStart=
+ExecStart=/opt/midstream/bin/python /opt/robot/application.py
+StateDirectory=robot
+"""
+
+
+class Site:
+    def __init__(self, machines: dict[str, Machine]) -> None:
+        self.machines = machines
+        self.sensor, self.hardworker, self.logger = (
+            machines[role] for role in ("sensor", "hardworker", "logger")
+        )
+
+    def records(self) -> list[tuple[int, ...]]:
+        """What the application has received: of each message the fields of RECORD."""
+        path = self.hardworker.disk / "var/lib/robot/received"
+        if not path.exists():
+            return []
+        data = path.read_bytes()
+        return list(RECORD.iter_unpack(data[: len(data) - len(data) % RECORD.size]))
+
+    def flows(self, seconds: float = PATIENCE) -> float:
+        """Seconds until the application has a message that was sent from now on."""
+        now = time.time_ns()
+        return wait_until(
+            lambda: any(record[1] > now for record in self.records()[-1000:]), seconds, "a fresh message"
+        )
+
+    def status(self, role: str) -> dict[str, Any]:
+        """`midstream status --json` on a host; empty if there is nothing to tell."""
+        ended = self.machines[role].run("midstream", "status", "--json", check=False)
+        told: dict[str, Any] = json.loads(ended.stdout) if ended.returncode == 0 else {}
+        return told
+
+    def units(self, role: str) -> dict[str, dict[str, Any]]:
+        """`midstream service status --json` on a host, by unit."""
+        told = json.loads(self.machines[role].run("midstream", "service", "status", "--json").stdout)
+        return {unit["unit"].removesuffix(".service"): unit for unit in told["units"]}
+
+    def property(self, role: str, unit: str, name: str) -> str:
+        return (
+            self.machines[role].run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()
+        )
+
+    def says(self, role: str, unit: str, words: str, seconds: float = PATIENCE) -> None:
+        """Wait until a service's status has these words."""
+        wait_until(
+            lambda: words in self.property(role, unit, "StatusText"), seconds, f"{role}: {unit}: {words!r}"
+        )
+
+    def copy_key(self, role: str) -> None:
+        """By the documented command, with a pipe in the place of ssh."""
+        key = self.hardworker.run("cat", "/etc/midstream/key").stdout
+        command = "install -o midstream -g midstream -m 600 /dev/stdin /etc/midstream/key"
+        self.machines[role].run("sh", "-c", command, stdin=key)
