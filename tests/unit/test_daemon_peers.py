@@ -116,7 +116,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> Non
 
 def test_a_short_key_and_no_key(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    with pytest.raises(ConfigError, match=r"cannot be read \(No such file.*make one with `midstream key"):
+    with pytest.raises(ConfigError, match=r"there is no key; .*make the first: `midstream key"):
         Key.load(path)
     path.write_text("secret\n")
     path.chmod(0o600)

@@ -143,7 +143,7 @@ def test_no_logger_and_no_replay(site: Site) -> None:
     [
         (KEY, 0o640, "mode 0640 lets others read"),
         (b"short", 0o600, "5 bytes are no key"),
-        (None, 0, "cannot be read"),
+        (None, 0, "there is no key"),
     ],
 )
 def test_a_key_that_is_none(site: Site, content: bytes | None, mode: int, reason: str) -> None:
