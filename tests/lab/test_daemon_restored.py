@@ -63,6 +63,7 @@ def test_pins_can_be_removed_by_their_owner_alone(lab: Lab) -> None:
         folder.parent.rmdir()
 
 
+@pytest.mark.slow
 def test_a_logger_that_is_off_keeps_nothing_from_being_in_force(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,6 @@ def test_a_logger_that_is_off_keeps_nothing_from_being_in_force(
         manager.close()
         command(lab, "hardworker", "detach", "--config", tmp_path / "config.toml")
     lines = [line for _, line in manager.heard]
-    assert lines[0] == "READY=1"
+    assert lines.index("READY=1") <= 1, "before anything is compiled"
     alive = [when for when, line in manager.heard if line in ("READY=1", "WATCHDOG=1")]
     assert len(alive) >= 4 and max(b - a for a, b in pairwise(alive)) < 3

@@ -1,0 +1,100 @@
+"""What a daemon puts in force again after a boot, and what keeps it from doing so."""
+
+import errno
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midstream import network
+from midstream.config import Config
+from midstream.daemon import host, service
+from midstream.daemon.announcement import Announcement, Mark
+from midstream.daemon.host import ThisHost
+from midstream.daemon.interface import Interface
+from midstream.ebpf.attachment import Attachment
+from midstream.errors import KernelError
+from midstream.network import Host, Topology
+
+HOSTS = {n: Host(IPv4Address(f"10.0.0.{n}"), f"02:00:00:00:00:{n:02x}") for n in (2, 3, 11)}
+TOPOLOGY = Topology((HOSTS[11],), HOSTS[2], HOSTS[3], tos=104, port=12345, mtu=1500, size=1024)
+INTERFACE = Interface("eth0", 2, HOSTS[2].ip, IPv4Network("10.0.0.0/24"), HOSTS[2].mac, 1500)
+
+
+class Loader:
+    """Attaches unless the self-test fails, with this errno."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+        self.tested: list[bool] = []
+
+    def attach(self, *_: object, folder: Path, self_test: bool = True, **__: object) -> Attachment:
+        self.tested.append(self_test)
+        if self_test:
+            raise KernelError("the self-test failed", errno=self._code)
+        return Attachment("hardworker", "eth0", "native", folder)
+
+
+def put(monkeypatch: pytest.MonkeyPatch, code: int, *, again: bool) -> list[bool]:
+    """Which attempts were made, with the self-test or without."""
+    loader = Loader(code)
+    monkeypatch.setattr(host, "loader", loader)
+    monkeypatch.setattr(network, "write", lambda *_: True)
+    this = ThisHost(Config(), "hardworker", "arm")
+    monkeypatch.setattr(this, "repair", lambda *_: [])
+    this.put_in_force(TOPOLOGY, INTERFACE, again=again)
+    return loader.tested
+
+
+def test_a_logger_that_is_off_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert put(monkeypatch, errno.EHOSTUNREACH, again=True) == [True, False]
+
+
+def test_one_that_was_never_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KernelError, match="self-test"):
+        put(monkeypatch, errno.EHOSTUNREACH, again=False)
+
+
+def test_a_driver_that_swallows_packets_is_refused_also_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KernelError, match="self-test"):
+        put(monkeypatch, 0, again=True)
+
+
+def own(**changes: Any) -> Announcement:
+    mark = Mark(tos=104, port=12345, size=1024)
+    said = Announcement(
+        role="hardworker",
+        name="arm",
+        ip=HOSTS[2].ip,
+        mac=HOSTS[2].mac,
+        mtu=1500,
+        port=12346,
+        version="0",
+        started=0.0,
+        standby=False,
+        mark=mark,
+    )
+    return said.model_copy(update=changes)
+
+
+def test_a_topology_of_this_host_holds() -> None:
+    assert service._is_about(TOPOLOGY, own())
+    assert service._is_about(TOPOLOGY, own(role="sensor", ip=HOSTS[11].ip, mac=HOSTS[11].mac, mark=None))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ip": IPv4Address("10.0.0.9")},
+        {"mac": "02:00:00:00:00:99"},
+        {"role": "logger"},
+        {"mtu": 1400},
+        {"mark": Mark(tos=112, port=12345, size=1024)},
+        {"mark": Mark(tos=104, port=12345, size=512)},
+    ],
+)
+def test_one_of_another_host_or_other_marks_does_not(changes: dict[str, Any]) -> None:
+    assert not service._is_about(TOPOLOGY, own(**changes))
+    assert not service._is_about(replace(TOPOLOGY, hardworker=HOSTS[3], logger=HOSTS[2]), own())
