@@ -60,6 +60,10 @@ class Machine:
             (units / f"{unit}.service").symlink_to(os.devnull)
         (self.disk / "etc/hostname").write_text(f"{name}\n")
 
+    @property
+    def is_up(self) -> bool:
+        return self._process is not None
+
     def boot(self) -> None:
         """Switch it on; systemd is at work when this returns, and has not started everything yet."""
         assert self._process is None
@@ -119,6 +123,7 @@ class Machine:
         self._ended(60)
 
     def cut_power(self) -> None:
+        assert self.is_up
         subprocess.run(["ip", "link", "set", f"{self.name}-port", "down"], check=True)
         os.kill(self._leader, signal.SIGKILL)
         self._ended(30)

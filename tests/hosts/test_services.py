@@ -12,6 +12,15 @@ from tests.hosts.site import APPLICATION, OWN_PROGRAM, Site
 
 pytestmark = pytest.mark.hosts
 
+
+@pytest.fixture(autouse=True)
+def all_on(site: Site) -> None:
+    """A test that failed may have left a host off."""
+    for machine in site.machines.values():
+        if not machine.is_up:
+            machine.boot()
+
+
 ROLES = ("sensor", "hardworker", "logger")
 BEFORE: dict[str, set[str]] = {}
 
@@ -144,7 +153,11 @@ def test_the_hardworker_boots_while_the_logger_is_off(site: Site) -> None:
         lambda: site.status("hardworker").get("daemon", {}).get("program") == "native", 60, "the program"
     )
     print(f"\nprogram attached {time.monotonic() - began:.1f} s after the boot, without a logger")
-    assert site.property("hardworker", "midstream-hardworker@robot", "ActiveState") == "active"
+    wait_until(
+        lambda: site.property("hardworker", "midstream-hardworker@robot", "ActiveState") == "active",
+        30,
+        "the application",
+    )
     site.says("hardworker", "midstream-daemon", "what was in force before holds until then")
     site.flows()
     site.logger.boot()
