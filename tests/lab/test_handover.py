@@ -281,7 +281,7 @@ def test_a_killed_server_and_its_successor(
         assert application.take(100) == {"messages": 100, "digest": sha256(data[0])}
         result = run_as(triangle, NOBODY, config)
         assert (result.code, result.out) == (4, "")
-        assert "the ring cannot be had there (Connection refused); start `midstream attach" in result.err
+        assert "the ring cannot be had there (Connection refused); `midstream attach" in result.err
     with served(triangle, tmp_path, config):
         wait_until_listening(config)
         with pytest.raises(KernelError, match="another application reads this ring already"):
@@ -327,10 +327,10 @@ def test_who_may_not_have_the_ring(
 def test_nobody_serves(triangle: Lab, configure: Configure) -> None:
     result = run_as(triangle, NOBODY, configure())
     assert result.code == 4
-    assert result.err.endswith(
+    assert (
         "ring.sock: the ring cannot be had there (No such file or directory); "
-        "start `midstream attach hardworker --serve` as root\n"
-    )
+        "`midstream attach hardworker --serve` has to run"
+    ) in result.err
 
 
 def test_nobody_may_not_open_the_pins(triangle: Lab, configure: Configure) -> None:
