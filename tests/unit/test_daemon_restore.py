@@ -72,8 +72,6 @@ def own(**changes: Any) -> Announcement:
         mtu=1500,
         port=12346,
         version="0",
-        started=0.0,
-        standby=False,
         mark=mark,
     )
     return said.model_copy(update=changes)
