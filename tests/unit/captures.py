@@ -128,7 +128,7 @@ def pcapng(
 
 
 def packed(capture: bytes) -> bytes:
-    return gzip.compress(capture, 1)
+    return gzip.compress(capture, 1, mtime=0)
 
 
 def _checked(frame: Frame, check: int, snap: int) -> tuple[bytes, int]:
