@@ -33,6 +33,7 @@ from tests.lab.triangle import (
 )
 
 from midstream.ebpf import libbpf, pins
+from midstream.ebpf.records import CONNECTION
 from midstream.hardworker import Hardworker
 from midstream.lab import Lab
 
@@ -41,7 +42,6 @@ LAB = {"data": {"size": SIZE}}
 UNKNOWN = "10.83.0.99"
 SOURCE = 45_000  # the sensor's port, and up: each test has another
 NONE, ONE_SENSOR = -1, 0  # whose counters
-_CONNECTION_SIZE = 224  # struct connection
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,9 @@ def is_counted(before: list[dict[str, int]], whose: int, outcome: str, count: in
 def find(port: int) -> Live | None:
     """The open connection of the sensor from this port."""
     key = socket.inet_aton(SENSOR) + port.to_bytes(2, "big") + bytes(2)
-    fd = pins.open_map(PINS / "hardworker", "connections", value_size=_CONNECTION_SIZE)
+    fd = pins.open_map(PINS / "hardworker", "connections", value_size=CONNECTION.itemsize)
     try:
-        value = libbpf.lookup(fd, key, _CONNECTION_SIZE)
+        value = libbpf.lookup(fd, key, CONNECTION.itemsize)
     finally:
         os.close(fd)
     if value is None:

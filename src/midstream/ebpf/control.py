@@ -10,15 +10,6 @@ import numpy as np
 from midstream.ebpf import libbpf, pins, records
 
 _KEY_SIZE = 8  # struct connection_key: address, port, both in network byte order, and 2 unused bytes
-# Of struct connection (connection.h) only what is needed here.
-_CONNECTION = np.dtype(
-    {
-        "names": ["first", "acknowledged", "established"],
-        "formats": ["<u4", "<u4", "<u4"],
-        "offsets": [32, 36, 60],
-        "itemsize": 224,
-    }
-)
 _HEADER = bytes(14)  # the key is behind an Ethernet header
 _SHORTEST = 64  # bytes of a frame
 _PASS = 2  # enum xdp_action
@@ -65,15 +56,18 @@ def set_mode(folder: Path, mode: int) -> None:
 
 def connections(folder: Path) -> list[Open]:
     """The connections that are open now. Raises KernelError."""
-    fd = pins.open_map(folder, "connections", value_size=_CONNECTION.itemsize)
+    fd = pins.open_map(folder, "connections", value_size=records.CONNECTION.itemsize)
     try:
-        found = {key: libbpf.lookup(fd, key, _CONNECTION.itemsize) for key in set(libbpf.keys(fd, _KEY_SIZE))}
+        found = {
+            key: libbpf.lookup(fd, key, records.CONNECTION.itemsize)
+            for key in set(libbpf.keys(fd, _KEY_SIZE))
+        }
     finally:
         os.close(fd)
     opened = []
     for key, value in found.items():
         if value is not None:
-            (state,) = np.frombuffer(value, _CONNECTION)
+            (state,) = np.frombuffer(value, records.CONNECTION)
             opened.append(
                 Open(
                     IPv4Address(key[:4]),

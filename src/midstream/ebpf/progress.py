@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from midstream.ebpf import libbpf, pins
+from midstream.ebpf.records import CONNECTION
 
 _KEY_SIZE = 8  # struct connection_key
-# Of struct connection and struct finished (connection.h) only what is needed here; the size of the whole is
-# compared with that of the map's values.
-_CONNECTION = np.dtype({"names": ["next"], "formats": ["<u8"], "offsets": [8], "itemsize": 208})
+# Of struct finished (connection.h) only what is needed here.
 _FINISHED = np.dtype({"names": ["length"], "formats": ["<u8"], "offsets": [0], "itemsize": 16})
 
 
@@ -31,7 +30,7 @@ def progress(folder: Path) -> Progress:
 
     The program does not wait meanwhile: a connection that ends in this moment may count twice or not at all.
     """
-    open_ = _values(folder, "connections", _CONNECTION)
+    open_ = _values(folder, "connections", CONNECTION)
     finished = _values(folder, "finished", _FINISHED)
     return Progress(len(open_), int(open_["next"].sum() + finished["length"].sum()), _fill(folder))
 

@@ -82,6 +82,16 @@ SETTINGS = np.dtype(
 """Written before the program is loaded, read-only ever after."""
 
 
+CONNECTION = np.dtype(
+    {
+        "names": ["next", "first", "acknowledged", "established"],
+        "formats": ["<u8", "<u4", "<u4", "<u4"],
+        "offsets": [8, 32, 36, 60],
+        "itemsize": 224,
+    }
+)
+"""Of struct connection (connection.h) what is asked for outside the kernel."""
+
 CONTROL = np.dtype([("mode", "<u4"), ("changes", "<u4")])
 """What the daemon tells the program while it works."""
 
