@@ -28,7 +28,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def asked(*arguments: str) -> tuple[str, str]:
     """What the command says of the file that it reads, and its error."""
-    ended = CliRunner().invoke(cli._app(arguments[0]), list(arguments))
+    ended = CliRunner().invoke(cli._app(arguments[:1]), list(arguments))
     return ended.stderr, str(ended.exception)
 
 
@@ -73,5 +73,5 @@ def test_every_command_looks_there(name: str, callback: object) -> None:
 def test_the_result_says_which_file_was_read(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = import_module("midstream.cli.kernel")
     monkeypatch.setattr(kernel, "_programs", lambda config: {"logger": {"attached": False}})
-    ended = CliRunner().invoke(cli._app("status"), ["status", "--json"])
+    ended = CliRunner().invoke(cli._app(["status"]), ["status", "--json"])
     assert json.loads(ended.stdout)["config"] == str(system)

@@ -183,6 +183,7 @@ def test_by_size_the_oldest_really_go_first(acts: list[Act], keep: int) -> None:
         world = World(Path(folder))
         for act in acts:
             act(world)
+            world.wait(1)  # no two looks are at one moment
             before = world.left()
             for message in before:
                 world.seen.setdefault(message, world.looks)
