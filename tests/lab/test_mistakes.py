@@ -88,11 +88,22 @@ def test_a_bad_file(attached: Lab, role: str, text: str, words: str) -> None:
     assert str(config) in result.err
 
 
-def test_a_database_that_cannot_be_opened(attached: Lab) -> None:
-    config = variant(attached, "nowhere.toml", logger={"database": "sqlite:////nowhere/logged.db"})
+def test_a_database_that_is_none(attached: Lab, tmp_path: Path) -> None:
+    database = tmp_path / "notes.txt"
+    database.write_text("Buy more oscilloscopes.\n" * 100)
+    config = variant(attached, "none.toml", logger={"database": f"sqlite:///{database}"})
     result = command(attached, "logger", "logger", "--config", config)
     assert (result.code, result.out) == (6, "")
-    assert "/nowhere/logged.db" in result.err
+    assert str(database) in result.err
+
+
+def test_a_database_that_cannot_be_opened_is_waited_for(attached: Lab, tmp_path: Path) -> None:
+    config = variant(attached, "late.toml", logger={"database": f"sqlite:///{tmp_path}/late/logged.db"})
+    arguments = ("logger", "--config", config)
+    with started(attached, "logger", tmp_path, *arguments, ready=f"{tmp_path}/late/logged.db") as logger:
+        (tmp_path / "late").mkdir()
+        logger.wait_for("listening")
+        assert logger.end().code == 0
 
 
 def test_a_record_that_cannot_be_written(attached: Lab) -> None:

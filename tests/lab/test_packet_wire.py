@@ -117,7 +117,7 @@ def test_silence_ends_with_the_timeout() -> None:
     ("interface", "frame", "advice"),
     [
         ("none", FRAME, "no such network interface"),
-        ("down", FRAME, "ip link set down up"),
+        ("down", FRAME, "ip link set dev down up"),
         ("one", FRAME + bytes(2000), "MTU"),
     ],
     ids=["missing", "down", "too long"],
