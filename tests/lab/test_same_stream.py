@@ -87,9 +87,10 @@ def ended(database: Path) -> int:
 def recorded(path: Path, names: dict[str, bytes]) -> dict[str, bytes]:
     """By the order in which the connections opened."""
     messages = np.fromfile(path, recorded_dtype(1))["message"]
+    first = int(messages["connection"].min())
     return {
         name: messages["payload"][messages["connection"] == number].tobytes()
-        for number, name in enumerate(names, start=1)
+        for number, name in enumerate(names, start=first)
     }
 
 
