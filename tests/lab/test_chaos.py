@@ -61,6 +61,8 @@ def test_nothing_wrong_and_nothing_missing_but_what_is_allowed(tmp_path: Path, s
             storm.events,
         )
         print(verdict, storm.counts, sep="\n")
+        if verdict.faults:
+            print(*storm.events, sep="\n")
         words = [*(pair for survivor in storm.everything() for pair in survivor.words())]
         assert not [name for name, text in words if "Traceback" in text]
         verified = command(lab, "logger", "log", "verify", "--config", lab.config, "--json")

@@ -92,8 +92,8 @@ def _judge_connection(
     if (missing := acknowledged - delivered) > 0:
         if (own or not delivered) and happened("application killed", "program detached"):
             verdict.excused["application: taken by its own sockets, and it was killed"] += missing
-        elif happened("program detached") and happened("application killed"):
-            verdict.excused["application: killed while the ring it read was detached"] += missing
+        elif happened("program detached") and happened("application killed", "application ends"):
+            verdict.excused["application: gone before it had read a ring that was detached"] += missing
         else:
             fault(f"application: {missing} of {acknowledged} acknowledged messages are missing")
     if (missing := acknowledged - len(logged)) > 0:
