@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import select
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,26 @@ def test_a_daemon_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         hanging.listen()
         with pytest.raises(NetworkError, match=r"the daemon does not answer \(timed out\)"):
             status.ask(tmp_path / "daemon.sock")
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_a_daemon_that_ends_meanwhile_is_none(tmp_path: Path, accepts: bool) -> None:
+    """Linux resets whoever was not accepted yet; who was sees the end."""
+    path = tmp_path / "daemon.sock"
+    ending = socket.socket(socket.AF_UNIX)
+    ending.bind(str(path))
+    ending.listen()
+
+    def end() -> None:
+        select.select([ending], [], [], 10)  # until somebody asks
+        if accepts:
+            ending.accept()[0].close()
+        ending.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(end)
+        assert status.ask(path) is None
+        ended.result()
 
 
 # heartbeat

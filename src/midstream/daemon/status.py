@@ -56,7 +56,8 @@ def _listen(path: Path) -> socket.socket:
 
 
 def ask(path: Path) -> dict[str, Any] | None:
-    """The state of the daemon at path; None if none is there. Raises NetworkError if it does not answer."""
+    """The state of the daemon at path; None if none is there, or it ends meanwhile. Raises NetworkError if it
+    does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_PATIENCE)
         try:
@@ -67,7 +68,11 @@ def ask(path: Path) -> dict[str, Any] | None:
         try:
             while piece := connection.recv(1 << 16):
                 text += piece
+            if not text:
+                return None
             found: dict[str, Any] = json.loads(text)
+        except ConnectionResetError:
+            return None
         except (OSError, ValueError) as error:
             raise NetworkError(
                 f"{path}: the daemon does not answer ({error}); end its process, and start it again"
