@@ -80,6 +80,15 @@ def test_an_open_connection_is_broken_off_by_its_next_packet(bench: Bench, flags
     sensor.expect(frame, "handled")
 
 
+def test_the_mode_holds_also_beside_what_the_application_is_told(bench: Bench) -> None:
+    """A program is on its interface again a moment before that is taken back."""
+    sensor = Sensor(bench)
+    tell(bench, records.MODE_HANDLER | records.MODE_UNLINKED)
+    sensor.expect(sensor.frame(SYN, -1), "handled")
+    tell(bench, records.MODE_FAST | records.MODE_UNLINKED)
+    sensor.open()
+
+
 def test_with_a_logger_again_a_syn_opens_as_before(bench: Bench) -> None:
     sensor = Sensor(bench)
     tell(bench, records.MODE_HANDLER)

@@ -17,7 +17,7 @@ static __always_inline bool has_no_logger(void)
 	__u32 zero = 0;
 
 	told = bpf_map_lookup_elem(&control, &zero);
-	return told && told->mode == MODE_HANDLER;
+	return told && told->mode & MODE_HANDLER;
 }
 
 /* There is no logger: the stack resets what was open, and the sensor connects anew. */
