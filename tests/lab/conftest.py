@@ -133,9 +133,15 @@ def _checksum(data: bytes) -> int:
 
 
 def _namespaces_of_processes() -> set[int]:
+    """Without those that other workers' tests have started."""
+    names = ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")
+    ours = [f"{name}={os.environ[name]}\0".encode() for name in names if name in os.environ]
     found = set()
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
+            environment = Path("/proc", entry, "environ").read_bytes()
+            if not all(variable in environment for variable in ours):
+                continue
             found.add(os.stat(f"/proc/{entry}/ns/net").st_ino)
         except OSError:
             continue

@@ -29,14 +29,6 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder that anybody may look into."""
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
-    return tmp_path
-
-
 def test_there_is_none(tmp_path: Path) -> None:
     path = tmp_path / "key"
     assert "there is no key; copy it from a host that has one" in refused(path)
@@ -44,35 +36,36 @@ def test_there_is_none(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_it_belongs_to_root_and_another_has_to_read_it(folder: Path) -> None:
-    key.make(folder / "key")
+def test_it_belongs_to_root_and_another_has_to_read_it(open_folder: Path) -> None:
+    key.make(open_folder / "key")
     with nobody():
-        text = refused(folder / "key")
-    assert f"belongs to root, and nobody has to read it; `chown nobody {folder}/key`" in text
+        text = refused(open_folder / "key")
+    assert f"belongs to root, and nobody has to read it; `chown nobody {open_folder}/key`" in text
     assert "midstream key" not in text, "a new one would not be the others'"
 
 
 @needs_root
-def test_the_printed_command_mends_it(folder: Path) -> None:
-    key.make(folder / "key")
-    os.chown(folder / "key", NOBODY, NOBODY)
+def test_the_printed_command_mends_it(open_folder: Path) -> None:
+    key.make(open_folder / "key")
+    os.chown(open_folder / "key", NOBODY, NOBODY)
     with nobody():
-        assert len(key.read(folder / "key")) == 64
+        assert len(key.read(open_folder / "key")) == 64
 
 
 @needs_root
-def test_another_could_replace_it(folder: Path) -> None:
-    key.make(folder / "key")
-    os.chown(folder / "key", NOBODY, NOBODY)
-    assert "belongs to nobody, who could replace the key; it must belong to root" in refused(folder / "key")
+def test_another_could_replace_it(open_folder: Path) -> None:
+    key.make(open_folder / "key")
+    os.chown(open_folder / "key", NOBODY, NOBODY)
+    text = refused(open_folder / "key")
+    assert "belongs to nobody, who could replace the key; it must belong to root" in text
 
 
 @needs_root
-def test_its_folder_is_closed(folder: Path) -> None:
-    key.make(folder / "closed" / "key")
-    (folder / "closed").chmod(0o700)
+def test_its_folder_is_closed(open_folder: Path) -> None:
+    key.make(open_folder / "closed" / "key")
+    (open_folder / "closed").chmod(0o700)
     with nobody():
-        assert "nobody may not look into its folder; `chmod a+x`" in refused(folder / "closed" / "key")
+        assert "nobody may not look into its folder; `chmod a+x`" in refused(open_folder / "closed" / "key")
 
 
 def test_others_may_read_it(tmp_path: Path) -> None:

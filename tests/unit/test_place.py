@@ -14,15 +14,14 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes files of other 
 
 
 @pytest.fixture
-def opt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def opt(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of root's that the services may see, as /opt/midstream."""
     monkeypatch.setattr(place, "_HIDDEN", (Path("/home"), Path("/root")))
-    folder = tmp_path / "opt"
+    folder = open_folder / "opt"
     (folder / "bin").mkdir(parents=True)
     (folder / "bin/midstream").write_text("")
-    for path in (*tmp_path.parents[:-1], tmp_path, folder, folder / "bin", folder / "bin/midstream"):
-        if path != Path("/tmp"):
-            path.chmod(0o755)
+    for path in (folder, folder / "bin", folder / "bin/midstream"):
+        path.chmod(0o755)
     return folder
 
 
