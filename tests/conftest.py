@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]  # xdist ships no types
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -26,6 +27,10 @@ GRACE = 2.0  # seconds that a thread may take to end after its test
 
 # A shell that is no terminal's starts what it puts in the background with SIGINT ignored, which is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes depends on what the other worker does.
+hypothesis.settings.register_profile("midstream", deadline=None)
+hypothesis.settings.load_profile("midstream")
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # therefore Any
