@@ -151,8 +151,9 @@ def _delivered(connection: Connection, lives: Sequence[np.ndarray], fault: _Faul
 
 
 def account(paths: Iterable[Path]) -> list[Connection]:
-    """The clients' accounts."""
-    return [Connection(**json.loads(line)) for path in paths for line in path.read_text().splitlines()]
+    """The clients' accounts: of each connection the last line."""
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return list({line["port"]: Connection(**line) for line in lines}.values())
 
 
 def lives(path: Path) -> dict[int, list[np.ndarray]]:

@@ -12,6 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+from tests.lab.chaos import power
+from tests.lab.chaos.application import ROW
+from tests.lab.chaos.healed import HARDWORKER_OUT
 from tests.lab.chaos.judge import Event
 from tests.lab.test_daemon import daemon_pid, falsify, flush, set_port
 from tests.lab.test_logger_killed import workers
@@ -21,9 +25,9 @@ from midstream.lab import Lab, daemons
 
 HERE = Path(__file__).parent
 RATE = 200  # messages a second of each sensor
+PATIENCE = 60.0  # seconds until everything has healed
 DESCRIPTORS = 64  # that the logger may have
-HOSTS = ("hardworker", "logger", "sensor", "sensor-2")
-FIRST_PORTS = {"sensor": 10_000, "sensor-2": 20_000}  # below those that the kernel chooses
+FIRST_PORT, PORTS = 1_024, 7_500  # of the first sensor, and for each: below those that the kernel chooses
 
 Undo = Callable[[], None]
 
@@ -80,16 +84,28 @@ class Storm:
     folder: Path
     disk: Path
     random: Random
+    sensors: int = 2
     logger: Survivor = field(init=False)
     application: Survivor = field(init=False)
     clients: list[Survivor] = field(init=False)
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    gaps: list[tuple[str, float]] = field(default_factory=list)  # until a fault's last sensor was heard again
 
     def __post_init__(self) -> None:
         self.logger = self._survivor("logger", "logger", self._logger)
         self.application = self._survivor("application", "hardworker", self._application)
-        self.clients = [self._survivor(name, name, self._client(name)) for name in FIRST_PORTS]
+        self.clients = [
+            self._survivor(name, name, self._client(number)) for number, name in enumerate(self.sensor_names)
+        ]
+
+    @property
+    def sensor_names(self) -> list[str]:
+        return ["sensor", *(f"sensor-{number}" for number in range(2, self.sensors + 1))]
+
+    @property
+    def hosts(self) -> list[str]:
+        return ["hardworker", "logger", *self.sensor_names]
 
     @property
     def rows(self) -> Path:
@@ -103,7 +119,7 @@ class Storm:
 
     @property
     def accounts(self) -> list[Path]:
-        return [self.folder / f"{name}.account" for name in FIRST_PORTS]
+        return [self.folder / f"{name}.account" for name in self.sensor_names]
 
     def everything(self) -> list[Survivor]:
         return [self.logger, self.application, *self.clients]
@@ -112,9 +128,9 @@ class Storm:
         """Start whatever does not run, the daemons too."""
         self.logger.revive()
         self.application.revive()
-        for name in HOSTS:
+        for name in self.hosts:
             if not _runs(name):
-                daemons.launch(self.lab, name, sensors=2)
+                daemons.launch(self.lab, name, sensors=self.sensors)
 
     def rage(self, seconds: float) -> None:
         """One or two faults at a time, at random moments, until so many seconds have passed."""
@@ -133,6 +149,38 @@ class Storm:
             self.revive()
             time.sleep(self.random.uniform(0, 2))
 
+    def strike(self) -> None:
+        """One fault, until it is over and every sensor's messages arrive again."""
+        fault = self.random.choice(SINGLE)
+        name = fault.__name__.replace("_", " ")
+        self.counts[name] = self.counts.get(name, 0) + 1
+        since = time.monotonic()
+        what, undo = fault(self)
+        longest = 10.0 if "stopped" in what and self.random.random() < 0.1 else 1.5
+        time.sleep(self.random.uniform(0, longest))
+        undo()
+        self.revive()
+        healed = time.monotonic()
+        self._await_fresh(healed)
+        self.gaps.append((what, time.monotonic() - healed))
+        self.events.append(Event(what, since, time.monotonic()))
+
+    def _await_fresh(self, since: float) -> None:
+        """Return when the application has a message of each sensor that came after this moment."""
+        missing = set(range(self.sensors))
+        deadline = time.monotonic() + PATIENCE
+        with self.rows.open("rb") as file:
+            file.seek(max(0, self.rows.stat().st_size // ROW.itemsize - 1000) * ROW.itemsize)
+            while missing:
+                assert time.monotonic() < deadline, f"sensors {missing} are not heard: {self.counts}"
+                data = file.read(ROW.itemsize * 10_000)
+                file.seek(-(len(data) % ROW.itemsize), os.SEEK_CUR)
+                rows = np.frombuffer(data, ROW, len(data) // ROW.itemsize)
+                fresh = rows[(rows["committed"] == 0) & (rows["time"] > since)]
+                missing -= set(fresh["sensor"].tolist())
+                self.revive()
+                time.sleep(0.02)
+
     def _survivor(self, name: str, host: str, argv: Callable[[int], list[str | Path]]) -> Survivor:
         folder = self.folder / name
         folder.mkdir()
@@ -145,15 +193,15 @@ class Storm:
     def _application(self, life: int) -> list[str | Path]:
         return [sys.executable, "-P", HERE / "application.py", self.lab.config, self.rows, str(life)]
 
-    def _client(self, name: str) -> Callable[[int], list[str | Path]]:
-        number, port = list(FIRST_PORTS).index(name), FIRST_PORTS[name]
+    def _client(self, number: int) -> Callable[[int], list[str | Path]]:
+        port = FIRST_PORT + number * PORTS
         arguments = [str(number), HARDWORKER, str(PORT), str(TOS), str(RATE), str(port)]
         return lambda life: [
             sys.executable,
             "-P",
             HERE / "client.py",
             *arguments,
-            self.folder / f"{name}.account",
+            self.folder / f"{self.sensor_names[number]}.account",
             self.stop,
         ]
 
@@ -213,12 +261,12 @@ def holder_stopped(storm: Storm) -> Begun:
 
 
 def daemon_killed(storm: Storm) -> Begun:
-    os.kill(daemon_pid(storm.random.choice(_daemons())), signal.SIGKILL)
+    os.kill(daemon_pid(storm.random.choice(_daemons(storm))), signal.SIGKILL)
     return "daemon killed", storm.revive
 
 
 def daemon_stopped(storm: Storm) -> Begun:
-    pid = daemon_pid(storm.random.choice(_daemons()))
+    pid = daemon_pid(storm.random.choice(_daemons(storm)))
     os.kill(pid, signal.SIGSTOP)
     return "daemon stopped", lambda: os.kill(pid, signal.SIGCONT)
 
@@ -232,19 +280,26 @@ def disk_full(storm: Storm) -> Begun:
 
 
 def cable_out(storm: Storm) -> Begun:
-    host = storm.random.choice(HOSTS)
+    host = storm.random.choice(storm.hosts)
     set_port(storm.lab, host, "disabled")
     return "cable out", lambda: set_port(storm.lab, host, "forwarding")
 
 
 def neighbours_falsified(storm: Storm) -> Begun:
-    storm.lab.call(storm.random.choice(HOSTS), falsify)
+    storm.lab.call(storm.random.choice(storm.hosts), falsify)
     return "neighbours falsified", storm.revive
 
 
 def neighbours_removed(storm: Storm) -> Begun:
-    storm.lab.call(storm.random.choice(HOSTS), flush)
+    storm.lab.call(storm.random.choice(storm.hosts), flush)
     return "neighbours removed", storm.revive
+
+
+def power_cut(storm: Storm) -> Begun:
+    host = storm.random.choice(storm.hosts)
+    power.cut(storm.lab, host)
+    what = HARDWORKER_OUT if host == "hardworker" else f"{host.partition('-')[0]}'s power cut"
+    return what, lambda: power.switch_on(storm.lab, host)
 
 
 def program_detached(storm: Storm) -> Begun:
@@ -306,6 +361,25 @@ FAULTS: list[Callable[[Storm], Begun]] = [
 ]
 
 
+# After any one of these nothing may be missing.
+SINGLE: list[Callable[[Storm], Begun]] = [
+    application_killed,
+    application_stopped,
+    worker_killed,
+    worker_stopped,
+    holder_killed,
+    holder_and_worker_killed,
+    holder_stopped,
+    daemon_killed,
+    daemon_stopped,
+    disk_full,
+    cable_out,
+    power_cut,
+    power_cut,
+    power_cut,
+]
+
+
 def _workers(storm: Storm) -> list[int]:
     with suppress(FileNotFoundError):
         return workers(storm.logger.pid)
@@ -320,8 +394,8 @@ def _runs(name: str) -> bool:
     return True
 
 
-def _daemons() -> list[str]:
-    return [name for name in HOSTS if _runs(name)]
+def _daemons(storm: Storm) -> list[str]:
+    return [name for name in storm.hosts if _runs(name)]
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""A thousand single faults, and a log without holes: whichever host dies, whatever is killed, stopped or full."""
+
+import signal
+import sqlite3
+from pathlib import Path
+from random import Random
+
+import pytest
+from tests.lab.chaos import healed, judge
+from tests.lab.chaos.messages import SIZE
+from tests.lab.chaos.storm import RATE, Storm, small_disk
+from tests.lab.mortal import is_drained
+from tests.lab.test_chaos import SEED
+from tests.lab.triangle import command, wait_until
+
+from midstream.lab import daemons
+from midstream.lab import up as lab_up
+
+SENSORS = 4
+
+
+@pytest.mark.timeout(10_000)
+@pytest.mark.parametrize("faults", [pytest.param(15), pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_log_and_the_application_have_all(tmp_path: Path, faults: int) -> None:
+    with small_disk(tmp_path / "disk", "3g") as disk:
+        lab = lab_up(
+            run_dir=tmp_path / "lab",
+            sensors=SENSORS,
+            bare=True,
+            data={"size": SIZE, "freq": RATE},
+            logger={"database": f"sqlite:///{disk / 'log.db'}"},
+            hardworker={"spool": str(tmp_path / "spool" / "spool.db")},
+        )
+        daemons.start(lab, sensors=SENSORS)
+        storm = Storm(lab, tmp_path, disk, Random(SEED), SENSORS)
+        try:
+            storm.revive()
+            for client in storm.clients:
+                client.revive()
+            for _ in range(faults):
+                storm.strike()
+            storm.stop.touch()
+            for client in storm.clients:
+                assert client.result(60) == 0
+            wait_until(is_drained)
+            wait_until(lambda: spooled(tmp_path / "spool" / "spool.db") == 0, patience=120)
+            storm.application.send(signal.SIGTERM)
+            assert storm.application.result(30) == 0
+            verified = command(lab, "logger", "log", "verify", "--config", lab.config, "--json")
+            storm.logger.send(signal.SIGTERM)
+            assert storm.logger.result(30) == 0
+        finally:
+            for survivor in storm.everything():
+                survivor.kill()
+        found = healed.judge(
+            judge.account(storm.accounts),
+            judge.lives(storm.rows),
+            judge.logged(disk / "log.db"),
+            storm.events,
+        )
+        print(found, storm.counts, sorted(storm.gaps, key=lambda gap: -gap[1])[:10], sep="\n")
+        words = [*(pair for survivor in storm.everything() for pair in survivor.words())]
+        assert not [name for name, text in words if "Traceback" in text]
+        assert not found.faults
+        assert verified.code == 0, verified.out + verified.err
+
+
+def spooled(path: Path) -> int:
+    """How many messages wait in the spool."""
+    if not path.exists():
+        return 0
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as spool:
+        (count,) = spool.execute("SELECT count(*) FROM messages").fetchone()
+    spool.close()
+    return int(count)
