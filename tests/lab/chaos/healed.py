@@ -1,4 +1,4 @@
-"""What has to be true when the last of many single faults has healed: the log has all, and so has the application.
+"""What has to be true when the last of many single faults has healed: log and application have all.
 
 Of each connection the log has what the hardworker held, from its first message on and without a gap: all that
 was acknowledged, and maybe some that were not any more. Those come again at the reconnect, which TCP cannot
