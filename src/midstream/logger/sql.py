@@ -123,6 +123,8 @@ class SqlStore(Closing):
                     sensor=row.sensor,
                     port=row.port,
                     opened_ns=row.opened_ns,
+                    first=row.first,
+                    spooled=row.spooled,
                     token=row.token,
                     framing=self._framing,
                     layout=layout,

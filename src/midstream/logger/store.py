@@ -37,6 +37,8 @@ class ConnectionRow:
     sensor: str
     port: int
     opened_ns: int
+    first: int | None = None  # TCP's sequence number of the stream's first byte, None if it is not known
+    spooled: bool = False  # it comes from the hardworker's spool
     id: int | None = None
     closed_ns: int | None = None
     size: int = 0  # bytes of the stream
