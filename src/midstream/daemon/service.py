@@ -344,7 +344,7 @@ class Service:
             "restored",
             sensors=len(topology.sensors),
             hardworker=topology.hardworker.ip,
-            loggers=_addresses(topology),
+            loggers=", ".join(_addresses(topology)),
             program=self._program(),
         )
 
@@ -450,7 +450,7 @@ class Service:
             seconds=round(self.ready_after if first else time.monotonic() - began, 3),
             sensors=len(topology.sensors),
             hardworker=topology.hardworker.ip,
-            loggers=_addresses(topology),
+            loggers=", ".join(_addresses(topology)),
             program=self._program(),
         )
 
