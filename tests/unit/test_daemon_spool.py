@@ -156,6 +156,15 @@ def test_the_next_daemon_finds_it(place: Place) -> None:
     assert third.state == "off", "a file alone is no process"
 
 
+def test_what_a_daemon_has_left_is_stopped(place: Place) -> None:
+    spool = place.daemon()
+    place.until(spool, place.answers, here=True)
+    pid = spool.pid
+    spool.close()
+    assert module.stop(place.config) == pid
+    assert not place.answers()
+
+
 def test_what_an_earlier_one_has_left_is_given_away_once_a_logger_is_there(place: Place) -> None:
     place.path.touch()
     spool = place.daemon()

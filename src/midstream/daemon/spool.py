@@ -30,6 +30,7 @@ from midstream.network import Topology
 
 USER = "midstream"
 FIRST_DELAY, LAST_DELAY = 0.2, 5.0  # seconds before one that has died is started again
+STOP_PATIENCE = 30.0  # seconds for a commit
 LASTED = 10.0  # seconds after which it was no use to wait longer
 
 _MANAGERS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the daemon, not of its children
@@ -44,7 +45,7 @@ class Spool:
         """path: the spool's file."""
         self.path = path
         self._config, self._log, self._now = config, log, now
-        self._place = Path(config.daemon.socket).with_name("spool.pid")
+        self._place = _place(config)
         self._door: Door | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._handle: int | None = None  # of the process: pidfd_open(2)
@@ -56,14 +57,10 @@ class Spool:
 
     def adopt(self, topology: Topology) -> None:
         """Go on with one that an earlier daemon has started, if there is one."""
-        with suppress(OSError, ValueError), self._place.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.pid = int(file.read())
-                self._handle = os.pidfd_open(self.pid)
-                self.state = "running" if is_listening(topology.port) else "handing back"
-                self._log("spool", what="goes on", pid=self.pid, state=self.state)
+        if found := _find(self._place):
+            self.pid, self._handle = found
+            self.state = "running" if is_listening(topology.port) else "handing back"
+            self._log("spool", what="goes on", pid=self.pid, state=self.state)
 
     def open(self, topology: Topology) -> None:
         """Let the kernel take connections from now on. Raises NetworkError."""
@@ -195,6 +192,33 @@ class Spool:
         if self._handle is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, number)
+
+
+def stop(config: Config) -> int:
+    """End the process that a daemon has left, after it has committed what was acknowledged; its number, or 0."""
+    if not (found := _find(_place(config))):
+        return 0
+    pid, handle = found
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+    select.select([handle], [], [], STOP_PATIENCE)
+    os.close(handle)
+    return pid
+
+
+def _place(config: Config) -> Path:
+    return Path(config.daemon.socket).with_name("spool.pid")
+
+
+def _find(place: Path) -> tuple[int, int] | None:
+    """The process that has this file locked: its number, and a descriptor (pidfd_open(2))."""
+    with suppress(OSError, ValueError), place.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = int(file.read())
+            return pid, os.pidfd_open(pid)
+    return None
 
 
 def _may(user: pwd.struct_passwd, path: Path, wanted: int) -> bool:
