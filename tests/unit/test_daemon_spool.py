@@ -1,4 +1,4 @@
-"""The spool's process: how it is started, found, restarted and ended, with a stand-in for the logger itself."""
+"""The spool's process: started, found, restarted and ended, with a stand-in for the logger itself."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from midstream.network import Host, Topology
 HOME = Host(IPv4Address("127.0.0.1"), "02:00:00:00:00:02")
 OTHER = Host(IPv4Address("192.0.2.3"), "02:00:00:00:00:03")
 
-# What `midstream logger` is to the daemon: it has the door, hands back and ends on a signal, and can be killed.
+# What `midstream logger` is to the daemon: it has the door, and hands back on a signal.
 LOGGER = """
 import signal, socket, sys, time
 arguments = sys.argv[1:]

@@ -195,7 +195,7 @@ class Spool:
 
 
 def stop(config: Config) -> int:
-    """End the process that a daemon has left, after it has committed what was acknowledged; its number, or 0."""
+    """End the process that a daemon has left: it commits what was acknowledged. Its number, or 0."""
     if not (found := _find(_place(config))):
         return 0
     pid, handle = found
