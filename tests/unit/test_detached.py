@@ -15,7 +15,6 @@ from tests.unit.reader import SIZE, Site, later, payload
 
 from midstream import network
 from midstream.config import Config
-from midstream.ebpf import records
 from midstream.errors import ConfigError, KernelError
 from midstream.hardworker import Hardworker, pinned, receiver, watch
 from midstream.hardworker.watch import Watch
@@ -211,7 +210,7 @@ def test_an_application_that_may_not_know_is_told_by_the_server(site: Site, held
     site.source.heed(told)
     with site.hardworker() as hardworker:
         assert not hardworker.wait(5 * INTERVAL)
-        told[0] = records.MODE_UNLINKED
+        told[0] = 1
         with pytest.raises(KernelError, match="no longer on the interface"):
             hardworker.wait(LONGEST)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from midstream.ebpf.records import MODE_HANDLER
+from midstream.ebpf.records import CONTROL
 from midstream.errors import KernelError, NetworkError
 from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.journal import Snapshot
@@ -22,6 +22,7 @@ from midstream.hardworker.streams import Streams
 from midstream.network import Topology
 
 _ALWAYS = np.ones(1, "<u4")
+_HANDLER = 0  # nobody tells that the application is to take connections
 
 
 class RingOrStack:
@@ -106,7 +107,7 @@ class RingOrStack:
 
     def _follow(self) -> None:
         """Listen while there is no logger; then hand back, and let go when all has ended."""
-        if self._told[0] & MODE_HANDLER:
+        if self._told[0] & _HANDLER:
             if self._stand_in is None:
                 with suppress(
                     NetworkError
@@ -139,4 +140,4 @@ def _map(control: int) -> np.ndarray:
         raise KernelError(
             f"what the daemon tells cannot be mapped ({error}); is it pinned by this midstream?"
         ) from error
-    return np.frombuffer(memory, "<u4", 1)
+    return np.frombuffer(memory, CONTROL, 1)["unlinked"]

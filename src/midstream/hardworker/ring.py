@@ -15,7 +15,7 @@ import numpy as np
 
 from midstream.ebpf import compiler, handover, records
 from midstream.ebpf.hashmap import HashMap
-from midstream.ebpf.records import MODE_UNLINKED, RECORD
+from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
 from midstream.hardworker.forms import Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
@@ -238,7 +238,7 @@ class Ring:
         self._watch.rest()
         state, stored = self._state, self._stored
         if stored == state[_SEEN] == state[_POSITION]:
-            self._watch.check(stored, unlinked=bool(self._told[0] & MODE_UNLINKED))
+            self._watch.check(stored, unlinked=bool(self._told[0]))
         state[_SEEN] = stored
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:

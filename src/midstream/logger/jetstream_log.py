@@ -149,6 +149,8 @@ class JetStreamLog(Closing):
             layout=layout,
             pruned=self._all.pruned(known),
             token=event.get("token", ""),
+            first=event.get("first"),
+            spooled=bool(event.get("spooled")),
         )
 
     def _parsed(self, text: str, known: Known) -> "Layout":

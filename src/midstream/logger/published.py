@@ -81,6 +81,7 @@ class Published:
 
     def _event(self, row: ConnectionRow, state: str, more: dict[str, Any]) -> Item:
         known = {"state": state, "token": row.token, "sensor": row.sensor, "port": row.port}
+        known |= {"first": row.first, "spooled": row.spooled}
         known |= {"opened_ns": row.opened_ns, "framing": self.framing, "layout": self.layout}
         body = json.dumps(known | more).encode()
         return Item(self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}"})

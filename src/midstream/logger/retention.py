@@ -159,7 +159,7 @@ class _Eraser:
         self._dry_run = dry_run
         self.weighs = True
         with engine.connect() as database:
-            if stored_version(database, name) < schema.VERSION:
+            if stored_version(database, name) < schema.NOTES_PRUNED:
                 raise StoreError(
                     f"{name}: its tables have version 1, which cannot note what was removed. "
                     "What to do: start the logger once, which brings them up to date"

@@ -213,7 +213,7 @@ class SqlLog(Closing):
             return {row[0]: tuple(row)[1:] for row in database.execute(query)}
 
     def _column(self, column: Column[Any]) -> ColumnElement[Any]:
-        """A column, or NULL where a database of version 1 has none."""
+        """A column, or NULL where a database of an older version has none."""
         assert isinstance(column.table, Table)
         return column if column.name in self._present[column.table.name] else null().label(column.name)
 
@@ -245,4 +245,6 @@ class SqlLog(Closing):
             layout=layout,
             pruned=row["pruned"] or 0,
             token=row["token"] or "",
+            first=row["first"],
+            spooled=bool(row["spooled"]),
         )

@@ -37,6 +37,8 @@ class ConnectionRow:
     sensor: str
     port: int
     opened_ns: int
+    first: int | None = None  # TCP's sequence number of the stream's first byte, None if it is not known
+    spooled: bool = False  # it comes from the hardworker's spool
     id: int | None = None
     closed_ns: int | None = None
     size: int = 0  # bytes of the stream
@@ -92,6 +94,8 @@ class Batch:
     closed: list[ConnectionRow] = field(default_factory=list)
     messages: int = 0
     payload_bytes: int = 0
+    forgotten: int = 0
+    """Messages that the store has given up to make room for these."""
 
     def __bool__(self) -> bool:
         return bool(self.opened or self.pieces or self.fragments or self.closed)
@@ -116,6 +120,7 @@ class Store(Closing, Protocol):
 
     def write(self, batch: Batch) -> int:
         """Commit a batch and return how many transactions it took; ids of opened connections are filled in.
+        So is what was forgotten.
 
         New connections go first and ends last. Raises StoreError or Unavailable; a prefix of the batch may be
         committed then, also all of it.

@@ -1,0 +1,234 @@
+"""The spool's process: an ordinary `midstream logger` on the hardworker, started while it is needed.
+
+It outlives the daemon, as the program in the kernel does: what it holds must not end because the daemon does.
+The next daemon finds it by a file beside its own socket. The process has the file open and locked, by a
+descriptor that it was given, so the lock tells whether it lives, and no number of a process is trusted alone.
+
+Python takes a second to start, which the sensors need not wait for: the daemon itself opens the door, and
+hands it over. What comes meanwhile waits in the kernel, as it does at a logger before it is stored.
+"""
+
+import fcntl
+import os
+import pwd
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from midstream import modes
+from midstream.config import Config
+from midstream.daemon import unprivileged
+from midstream.daemon.backlog import is_listening
+from midstream.daemon.log import Log
+from midstream.logger.door import Door
+from midstream.network import Topology
+
+USER = "midstream"
+FIRST_DELAY, LAST_DELAY = 0.2, 5.0  # seconds before one that has died is started again
+STOP_PATIENCE = 30.0  # seconds for a commit
+LASTED = 10.0  # seconds after which it was no use to wait longer
+
+_MANAGERS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the daemon, not of its children
+
+State = Literal["off", "running", "handing back"]
+
+
+class Spool:
+    """now: seconds of the daemon's own time. It is looked after by `keep`, which is called every beat."""
+
+    def __init__(self, config: Config, path: Path, log: Log, now: Callable[[], float]) -> None:
+        """path: the spool's file."""
+        self.path = path
+        self._config, self._log, self._now = config, log, now
+        self._place = _place(config)
+        self._door: Door | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._handle: int | None = None  # of the process: pidfd_open(2)
+        self.pid = 0
+        self.state: State = "off"
+        self._delay, self._start_at, self._started = FIRST_DELAY, 0.0, 0.0
+        self._owes = path.exists()  # it may have rows that no logger has
+        self._warned = False
+
+    def adopt(self, topology: Topology) -> None:
+        """Go on with one that an earlier daemon has started, if there is one."""
+        if found := _find(self._place):
+            self.pid, self._handle = found
+            self.state = "running" if is_listening(topology.port) else "handing back"
+            self._log("spool", what="goes on", pid=self.pid, state=self.state)
+
+    def open(self, topology: Topology) -> None:
+        """Let the kernel take connections from now on. Raises NetworkError."""
+        if self._door or self.state == "running":
+            return
+        address = str(topology.hardworker.ip), topology.port
+        whose = f"the hardworker of {self._config.const_path}"
+        self._door = Door(address, topology.tos, whose, lambda _: True)
+        self._door.open()
+
+    def keep(self, topology: Topology, *, here: bool, logger: bool) -> bool:
+        """Have it run while the data goes here; else, and if a logger takes data, have it give away what it
+        has. True: one has ended. Raises NetworkError, OSError."""
+        ended = self._look()
+        may_start = self.state == "off" and self._now() >= self._start_at
+        if here:
+            self.open(topology)
+        if here and self.state == "handing back":
+            self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
+        elif may_start and self._door:  # also if somebody waits behind it whom nobody has let in
+            self._start()
+        elif self.state == "running" and self._hears():
+            self._shut()
+            self._signal(signal.SIGUSR1)
+            self.state = "handing back"
+        elif may_start and logger and self._owes:
+            self._start("--drain")
+        return ended
+
+    def close(self) -> None:
+        """Let it run, without us."""
+        self._shut()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _shut(self) -> None:
+        if self._door:
+            self._door.close()
+            self._door = None
+
+    def _hears(self) -> bool:
+        """Is it there already, to take the signal? It would end by it."""
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            caught = int(next(line for line in lines if line.startswith("SigCgt:")).split()[1], 16)
+            return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+        return False
+
+    def _look(self) -> bool:
+        """Has it ended?"""
+        if self._handle is None or not select.select([self._handle], [], [], 0)[0]:
+            return False
+        code = self._child.wait() if self._child else None
+        os.close(self._handle)
+        # One that was adopted does not tell whether it gave away everything; another look is cheap.
+        self._owes = self.state == "running" or code != 0
+        well = self.state == "handing back" and code in (0, None)
+        self._log("spool", level="info" if well else "warning", what="ended", pid=self.pid, code=code)
+        now = self._now()
+        if well or now - self._started > LASTED:
+            self._delay = FIRST_DELAY
+        self._start_at = now + self._delay
+        self._delay = min(2 * self._delay, LAST_DELAY)
+        self._child, self._handle, self.pid, self.state = None, None, 0, "off"
+        return True
+
+    def _start(self, *options: str) -> None:
+        user = self._user()
+        modes.make_folder(self._place.parent)
+        self._place.touch()
+        with self._place.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            given = [lock.fileno()]  # it has the lock as long as it lives
+            if self._door and not options:
+                given.append(self._door.fileno())
+                options = ("--door", str(self._door.fileno()))
+            launcher = [sys.executable, "-I", "-S", unprivileged.__file__]
+            command = [sys.executable, "-P", "-m", "midstream", "logger", "--spool", *options]
+            self._child = subprocess.Popen(
+                [*launcher, *command, "--config", str(self._config.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=given,
+                start_new_session=True,  # Ctrl-C is for the daemon
+                env={name: value for name, value in os.environ.items() if name not in _MANAGERS},
+                user=user.pw_uid if user else None,
+                group=user.pw_gid if user else None,
+                extra_groups=[] if user else None,
+            )
+        self.pid = self._child.pid
+        self._place.write_text(f"{self.pid}\n")
+        self._handle = os.pidfd_open(self.pid)
+        self._started = self._now()
+        self.state = "handing back" if "--drain" in options else "running"
+        self._log("spool", what="started" if self.state == "running" else "gives back", pid=self.pid)
+
+    def _user(self) -> pwd.struct_passwd | None:
+        """Whom root lets do it: the services' user, or who owns the spool's folder, if they can read what the
+        spool reads. None: nobody else, whoever the daemon is; root's has no capabilities then."""
+        if os.geteuid():
+            return None
+        folder, users = self.path.parent, []
+        with suppress(KeyError):
+            users.append(pwd.getpwnam(USER))
+        if not folder.exists():
+            modes.make_folder(folder, 0o750)
+            if users:
+                os.chown(folder, users[0].pw_uid, users[0].pw_gid)
+        with suppress(KeyError):
+            users += [pwd.getpwuid(owner)] if (owner := folder.stat().st_uid) else []
+        config = self._config
+        read = (config.path, config.const_path, *([config.key_path] if config.key_path.exists() else []))
+        for user in users:
+            if _may(user, folder, 0o3) and all(_may(user, path, 0o4) for path in read):
+                return user
+        if not self._warned:
+            self._warned = True
+            self._log(
+                "spool",
+                level="warning",
+                what="runs as root, without capabilities",
+                reason=f"no other user may write in {folder} and read {', '.join(map(str, read))}; "
+                f"`midstream service install hardworker` sets all of that up for the user {USER}",
+            )
+        return None
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._handle is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, number)
+
+
+def stop(config: Config) -> int:
+    """End the process that a daemon has left: it commits what was acknowledged. Its number, or 0."""
+    if not (found := _find(_place(config))):
+        return 0
+    pid, handle = found
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+    select.select([handle], [], [], STOP_PATIENCE)
+    os.close(handle)
+    return pid
+
+
+def _place(config: Config) -> Path:
+    return Path(config.daemon.socket).with_name("spool.pid")
+
+
+def _find(place: Path) -> tuple[int, int] | None:
+    """The process that has this file locked: its number, and a descriptor (pidfd_open(2))."""
+    with suppress(OSError, ValueError), place.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = int(file.read())
+            return pid, os.pidfd_open(pid)
+    return None
+
+
+def _may(user: pwd.struct_passwd, path: Path, wanted: int) -> bool:
+    """May the user do this to the file, and reach it? wanted: bits as of others."""
+    for part, bits in (*((folder, 0o1) for folder in path.parents), (path, wanted)):
+        try:
+            found = part.stat()
+        except OSError:
+            return False
+        shift = 6 if found.st_uid == user.pw_uid else 3 if found.st_gid == user.pw_gid else 0
+        if found.st_mode >> shift & bits != bits:
+            return False
+    return True
