@@ -22,15 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from midstream import modes
-from midstream.ebpf import control, libbpf, pins
+from midstream.ebpf import control, libbpf, pins, records
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
 _DESCRIPTORS = 5  # of a Ring
-_UNLINKED = slice(4, 8)  # of struct control (tables.h)
 _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`, or as root)"
 
 
@@ -79,7 +80,8 @@ class Ring:
     def _is_told_unlinked(self) -> bool:
         try:
             with mmap.mmap(self.control, mmap.PAGESIZE, prot=mmap.PROT_READ) as told:
-                return any(told[_UNLINKED])
+                (words,) = np.frombuffer(told[: records.CONTROL.itemsize], records.CONTROL)
+                return bool(words["unlinked"])
         except (OSError, ValueError) as error:
             raise KernelError(
                 f"what the daemon tells cannot be mapped ({error}); is it pinned by this midstream?"
