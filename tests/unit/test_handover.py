@@ -35,7 +35,12 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        contents = {"ring": RING, "journal": JOURNAL, "unfinished": UNFINISHED, "control": bytes(8)}
+        contents = {
+            "ring": RING,
+            "journal": JOURNAL,
+            "unfinished": UNFINISHED,
+            "control": bytes(mmap.PAGESIZE),
+        }
         os.write(fd, contents[name])
         return fd
 
@@ -216,7 +221,6 @@ def test_an_application_that_may_not_look_is_told(
     """Whether the program is on its interface: what this user sees counts before what the server says."""
     monkeypatch.setattr(pins, "is_linked", lambda folder, role: known)
     ring = handover.open_pinned(pinned, STAMP)
-    os.ftruncate(ring.control, mmap.PAGESIZE)
     os.pwrite(ring.control, (7).to_bytes(4, "little") + int(told).to_bytes(4, "little"), 0)
     assert ring.is_linked is (known if known is not None else not told)
     ring.close()
