@@ -1,6 +1,7 @@
 """What is committed here and not at the logger stays in the ring, as long as somebody says what that is."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -279,13 +280,13 @@ def test_a_retaining_reader_sleeps_and_is_woken(tmp_path: Path) -> None:
         assert len(next(turns)) == 0
         for number in range(3):
             begun = time.monotonic()
-            with later(lambda number=number: site.store(1, number), 0.05):
+            with later(partial(site.store, 1, number), 0.05):
                 assert next(turns)["offset"].tolist() == [number * SIZE]
             assert time.monotonic() - begun > 0.04
         assert hardworker.wait(0.05) is False
         for number in range(3, 6):
             begun = time.monotonic()
-            with later(lambda number=number: site.store(1, number), 0.05):
+            with later(partial(site.store, 1, number), 0.05):
                 assert hardworker.wait(5)
             assert time.monotonic() - begun > 0.04
             assert len(hardworker.read()) == 1
@@ -299,7 +300,7 @@ def test_a_retaining_reader_sleeps_and_is_woken(tmp_path: Path) -> None:
 def collected(ring: FakeRing, *positions: int) -> dict[int, Retained]:
     """positions: what is given back at each look."""
     given_back = iter([*positions, *[ring.consumer] * 2])
-    return collect(lambda: next(given_back).to_bytes(8, "little"), memoryview(ring.memory()[1]))
+    return collect(lambda: next(given_back).to_bytes(8, "little"), ring.memory()[1].data)
 
 
 def test_all_that_is_in_the_ring_is_found(site: Site) -> None:
