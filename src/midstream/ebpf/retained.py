@@ -114,12 +114,12 @@ class Word:
         return cls(np.frombuffer(memory, np.uint8, size), publish)
 
     def tell(self, committed: Mapping[int, int], known: int) -> None:
-        """Of these connections, by number, the logger has committed so many bytes of the stream, and wants
-        the rest retained; of others up to the number `known` nothing need be retained, and of later ones
-        everything.
+        """committed: of each connection that is to be retained, by its number, so many bytes of its stream
+        are committed. known: the latest number that was seen. Of other connections nothing is retained that
+        are not later than that; of later ones everything is, until they are known.
 
-        There is room for twice as many as may be open (`hardworker.connections`, at least); what is beyond
-        that is not retained. Raises KernelError.
+        There is room for at least twice as many, but one, as may be open; of others nothing is retained.
+        Raises KernelError.
         """
         places = 2
         while places < min(2 * len(committed), self._most):
