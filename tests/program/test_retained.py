@@ -17,7 +17,7 @@ from tests.program.reference import source
 
 from midstream.ebpf import libbpf, records
 from midstream.ebpf.pins import ensure_bpffs
-from midstream.ebpf.retained import Word, retained
+from midstream.ebpf.retained import Committed, retained
 from midstream.hardworker.forms import Rows
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Pace
@@ -25,6 +25,7 @@ from midstream.hardworker.streams import Stream, Streams
 from midstream.packet import Flags
 
 SIZE, RING = 48, 1 << 16
+STRIDE = 8 + records.RECORD.itemsize + 64  # of a record
 TOPOLOGY_48 = replace(TOPOLOGY, size=SIZE)
 
 
@@ -86,7 +87,7 @@ def held(folder: Path, sent: Sent) -> bytes:
 def test_what_is_not_committed_is_in_the_ring(bench: Bench, folder: Path, seed: int) -> None:
     """Whatever is sent, committed and told in which order, and wherever the reader begins anew."""
     numbers = random.Random(seed)
-    streams, word = Streams(), Word.open(folder)
+    streams, word = Streams(), Committed.open(folder)
     connections = [Sent(bench, streams) for _ in range(4)]
     ring = source(bench, retain=RING // 2)
     word.tell({one.sensor.number: 0 for one in connections}, known=bench.last_number())
@@ -118,7 +119,7 @@ def test_what_is_not_committed_is_in_the_ring(bench: Bench, folder: Path, seed: 
 
 def test_a_ring_that_fills_is_given_back(bench: Bench, folder: Path) -> None:
     """No sensor is refused, although the logger commits nothing."""
-    streams, word = Streams(), Word.open(folder)
+    streams, word = Streams(), Committed.open(folder)
     sent = Sent(bench, streams)
     with closing(source(bench, retain=RING // 2)) as ring:
         for number in range(3 * RING // 100):
@@ -137,11 +138,11 @@ def test_what_is_retained_is_of_nobodys_quota(folder: Path) -> None:
     quota = RING // 8
     with closing(Bench(TOPOLOGY_48, ring_size=RING, connections=64, ring_quota=quota)) as bench:
         libbpf.pin(bench.program.map_fd("committed"), folder / "committed", replace=True)
-        streams, word = Streams(), Word.open(folder)
+        streams, word = Streams(), Committed.open(folder)
         sent = Sent(bench, streams)
         with closing(source(bench, retain=RING // 2)) as ring:
             word.tell({sent.sensor.number: 0}, known=bench.last_number())
-            for _ in range(2 * quota // SIZE):
+            for _ in range(2 * quota // STRIDE + 1):
                 sent.send(bench, bytes(SIZE))
                 read(ring, streams)
             assert ring.used > 2 * quota
@@ -154,7 +155,7 @@ def test_what_is_retained_is_of_nobodys_quota(folder: Path) -> None:
 
 def test_a_reader_that_retains_sleeps_until_something_is_stored(bench: Bench, folder: Path) -> None:
     """The kernel calls a ring readable as long as anything in it is not given back."""
-    streams, word = Streams(), Word.open(folder)
+    streams, word = Streams(), Committed.open(folder)
     sent = Sent(bench, streams)
     word.tell({sent.sensor.number: 0}, known=bench.last_number())
     with closing(source(bench, retain=RING // 2)) as ring:
@@ -166,7 +167,7 @@ def test_a_reader_that_retains_sleeps_until_something_is_stored(bench: Bench, fo
             sent.send(bench, bytes(SIZE))
             assert poll.poll(5000)
             read(ring, streams)
-        assert ring.used == 5 * (8 + records.RECORD.itemsize + 64)
+        assert ring.used == 5 * STRIDE
 
 
 def take_turns(bench: Bench, told: int) -> None:
@@ -184,7 +185,7 @@ def take_turns(bench: Bench, told: int) -> None:
 def test_killed_at_any_moment(bench: Bench, folder: Path, kills: int) -> None:
     """Nothing that is not committed is given back, and the journal is never behind what is."""
     numbers = random.Random(1)
-    streams, word = Streams(), Word.open(folder)
+    streams, word = Streams(), Committed.open(folder)
     connections = [Sent(bench, streams) for _ in range(4)]
     with closing(source(bench, retain=RING // 2)) as first:
         read(first, streams)

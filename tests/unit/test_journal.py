@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.unit.fake_ring import as_record
 
 from midstream.ebpf.records import OPEN, RECORD, committed_size, journal_size
-from midstream.ebpf.retained import Word
+from midstream.ebpf.retained import Committed
 from midstream.hardworker.journal import Journal
 from midstream.hardworker.ring import _COMMITTED, _POSITION, Ring
 from midstream.hardworker.source import Segment
@@ -272,7 +272,7 @@ def test_a_word_that_changes_while_it_is_looked_at() -> None:
         read(ring)
         ring.tend()
         ring._state[_COMMITTED] = ring._state[_POSITION]
-        Word(memory.word, publish).tell({1: committed}, known=1)
+        Committed(memory.word, publish).tell({1: committed}, known=1)
         return partial(ring._library.midstream_give_back, ring._reader)
 
     with traced(looking(8)) as steps:
@@ -281,8 +281,8 @@ def test_a_word_that_changes_while_it_is_looked_at() -> None:
         with traced(looking(0)) as steps:
             for _ in islice(steps, moment):
                 pass
-            Word(memory.word, publish).tell({1: 0}, known=1)
-            Word(memory.word, lambda generation: None).tell({2: 0}, known=2)
+            Committed(memory.word, publish).tell({1: 0}, known=1)
+            Committed(memory.word, lambda generation: None).tell({2: 0}, known=2)
             for _ in steps:
                 pass
         assert not memory.consumer[:8].any()

@@ -12,7 +12,7 @@ from tests.unit.hosts import configure
 from tests.unit.reader import later
 
 from midstream.ebpf.records import FIN, OPEN, RECORD, RESET
-from midstream.ebpf.retained import Retained, Stored, Word, collect
+from midstream.ebpf.retained import Committed, Retained, Stored, collect
 from midstream.hardworker import Hardworker
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream, Streams
@@ -55,11 +55,11 @@ class Site:
         return (self.ring.producer - self.ring.consumer) // STRIDE
 
 
-def word(ring: FakeRing) -> Word:
+def word(ring: FakeRing) -> Committed:
     def publish(generation: int) -> None:
         ring.word[:8].view("<u8")[0] = generation
 
-    return Word(ring.word, publish)
+    return Committed(ring.word, publish)
 
 
 def now() -> int:
@@ -243,7 +243,7 @@ def test_a_table_that_is_written_meanwhile_says_nothing(site: Site) -> None:
     site.open(1)
     site.word.tell({1: 0}, known=1)
     site.store(1, 0)
-    torn = Word(site.ring.word, publish=lambda generation: None)
+    torn = Committed(site.ring.word, publish=lambda generation: None)
     torn.tell({1: SIZE}, known=1)
     assert site.commit() == 1
     site.word.tell({1: SIZE}, known=1)

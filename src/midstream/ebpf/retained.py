@@ -1,8 +1,8 @@
 """What the ring retains for the logger, in case that loses what it has acknowledged and not committed.
 
-The daemon says what the logger has committed of each connection (Word), some ten times a second. The ring's
-reader gives no other room back (hardworker/ring.c), as long as it was told so within a second and the ring is
-not half full. When the logger fails, the daemon takes what it lacks out of the ring (`retained`).
+The daemon says what the logger has committed of each connection (Committed), some ten times a second. The
+ring's reader gives no other room back (hardworker/ring.c), as long as it was told so within a second and the
+ring is not half full. When the logger fails, the daemon takes what it lacks out of the ring (`retained`).
 """
 
 import mmap
@@ -80,8 +80,8 @@ def collect(consumer: Callable[[], bytes], pages: mmap.mmap | memoryview) -> dic
     return found
 
 
-class Word:
-    """The logger's word, as the daemon passes it on to the reader.
+class Committed:
+    """What the logger has committed, as the daemon tells the reader.
 
     memory: the map `committed`. publish(generation): write its first word, after all others.
     """
