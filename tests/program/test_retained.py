@@ -30,8 +30,9 @@ TOPOLOGY_48 = replace(TOPOLOGY, size=SIZE)
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    with closing(Bench(TOPOLOGY_48, ring_size=RING, connections=64)) as made:
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    size = getattr(request, "param", RING)
+    with closing(Bench(TOPOLOGY_48, ring_size=size, connections=64)) as made:
         yield made
 
 
@@ -172,7 +173,7 @@ def test_a_reader_that_retains_sleeps_until_something_is_stored(bench: Bench, fo
 
 def take_turns(bench: Bench, told: int) -> None:
     """Read by turns until killed, and say after each how far."""
-    with suppress(KeyboardInterrupt), closing(source(bench, retain=RING // 2)) as ring:
+    with suppress(KeyboardInterrupt), closing(source(bench, retain=bench.ring.size // 2)) as ring:
         snapshot = ring.restore()
         assert snapshot is not None
         streams = Streams.restore(snapshot.table, snapshot.pending, (), lambda: None)
@@ -181,13 +182,16 @@ def take_turns(bench: Bench, told: int) -> None:
             turn()
 
 
+@pytest.mark.parametrize(
+    "bench", [64 * RING], indirect=True
+)  # half of it is more than a reader's life brings
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(bench: Bench, folder: Path, kills: int) -> None:
     """Nothing that is not committed is given back, and the journal is never behind what is."""
     numbers = random.Random(1)
     streams, word = Streams(), Committed.open(folder)
     connections = [Sent(bench, streams) for _ in range(4)]
-    with closing(source(bench, retain=RING // 2)) as first:
+    with closing(source(bench, retain=bench.ring.size // 2)) as first:
         read(first, streams)
     fork = get_context("fork")
     never = select.epoll()
@@ -207,7 +211,7 @@ def test_killed_at_any_moment(bench: Bench, folder: Path, kills: int) -> None:
         assert reader.exitcode == -signal.SIGKILL
         for one in connections:
             assert held(folder, one) == one.data[one.committed :]
-        with closing(source(bench, retain=RING // 2)) as ring:
+        with closing(source(bench, retain=bench.ring.size // 2)) as ring:
             snapshot = ring.restore()
             assert snapshot is not None
             starts = dict(
