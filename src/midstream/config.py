@@ -217,6 +217,7 @@ class HardworkerSection(Section):
         default="0660", description='octal digits, such as "0660"'
     )
     checksums: bool = Field(default=True, description="true or false")
+    retain: bool = Field(default=True, description="true or false")
     quota: float = Field(
         default=0.5,
         gt=0,

@@ -90,14 +90,14 @@ class Stream:
                 self.passed.add(offset)
 
 
-def source(bench: Bench) -> Ring:
+def source(bench: Bench, retain: int = 0) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
-    ring, journal, unfinished, control = (
-        os.dup(bench.program.map_fd(name)) for name in ("ring", "journal", "unfinished", "control")
-    )
+    maps = ("ring", "journal", "unfinished", "committed", "control")
+    ring, journal, unfinished, committed, control = (os.dup(bench.program.map_fd(name)) for name in maps)
     no_lock = os.open(os.devnull, os.O_RDONLY)
-    held = handover.Ring(ring, journal, unfinished, control, no_lock, bench.ring.size, Path(os.devnull))
-    return Ring.map(held, bench.connections)
+    size, place = bench.ring.size, Path(os.devnull)
+    held = handover.Ring(ring, journal, unfinished, committed, control, no_lock, size, place)
+    return Ring.map(held, bench.connections, retain=retain)
 
 
 class Application:

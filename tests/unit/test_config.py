@@ -57,6 +57,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "socket_group": "",
             "socket_mode": "0660",
             "checksums": True,
+            "retain": True,
             "quota": 0.5,
             "retain": True,
             "spool": "spool.db",

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import grp
 import json
+import mmap
 import os
 import select
 import socket
@@ -21,34 +22,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from midstream import modes
-from midstream.ebpf import control, libbpf, pins
+from midstream.ebpf import control, libbpf, pins, records
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
-_DESCRIPTORS = 5  # of a Ring
+_DESCRIPTORS = 6  # of a Ring
 _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`, or as root)"
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what the
-    daemon tells (control.py), and of the lock that keeps others away; the ring's bytes, and its place."""
+    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what it
+    is told (retained.py and control.py), and of the lock that keeps others away; the ring's bytes, and its
+    place."""
 
     ring: int
     journal: int
     unfinished: int
+    committed: int
     control: int
     lock: int
     size: int
     place: Path
 
     @property
-    def descriptors(self) -> tuple[int, int, int, int, int]:
+    def descriptors(self) -> tuple[int, int, int, int, int, int]:
         """All of them."""
-        return self.ring, self.journal, self.unfinished, self.control, self.lock
+        return self.ring, self.journal, self.unfinished, self.committed, self.control, self.lock
 
     @property
     def began(self) -> float:
@@ -68,9 +73,21 @@ class Ring:
         return os.fstat(self.lock).st_nlink == 0
 
     @property
-    def is_linked(self) -> bool | None:
-        """Is the ring's program on its interface? None if this user may not know."""
-        return pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+    def is_linked(self) -> bool:
+        """Is the ring's program on its interface? Where this user may not look, the process that serves the
+        ring has told. Raises KernelError if what it told cannot be read."""
+        found = pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+        return not self._is_told_unlinked() if found is None else found
+
+    def _is_told_unlinked(self) -> bool:
+        try:
+            with mmap.mmap(self.control, mmap.PAGESIZE, prot=mmap.PROT_READ) as told:
+                (words,) = np.frombuffer(told[: records.CONTROL.itemsize], records.CONTROL)
+                return bool(words["unlinked"])
+        except (OSError, ValueError) as error:
+            raise KernelError(
+                f"what the daemon tells cannot be mapped ({error}); is it pinned by this midstream?"
+            ) from error
 
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
@@ -88,13 +105,13 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             maps = []
-            for name in ("ring", "journal", "unfinished", "control"):
+            for name in ("ring", "journal", "unfinished", "committed", "control"):
                 maps.append(pins.open_map(folder, name))
                 undo.callback(os.close, maps[-1])
-            ring, journal, unfinished, control = maps
+            ring, journal, unfinished, committed, control = maps
             size = libbpf.map_info(ring).max_entries
             undo.pop_all()
-            return Ring(ring, journal, unfinished, control, lock, size, folder)
+            return Ring(ring, journal, unfinished, committed, control, lock, size, folder)
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -139,7 +156,7 @@ def request(path: Path, layout: bytes) -> Ring:
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
     if not fault and (len(descriptors) < _DESCRIPTORS or flags & socket.MSG_CTRUNC):
-        fault = "this process has no room for five more descriptors; raise its limit (`ulimit -n`)"
+        fault = "this process has no room for six more descriptors; raise its limit (`ulimit -n`)"
     elif not fault and bytes.fromhex(answer["layout"]) != layout:
         fault = (
             f"the attached program was made from other files (stamp {answer['layout'][:12]}, this "
@@ -149,8 +166,8 @@ def request(path: Path, layout: bytes) -> Ring:
         for descriptor in descriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}", errno=answer.get("errno", 0))
-    ring, journal, unfinished, control, lock = descriptors
-    return Ring(ring, journal, unfinished, control, lock, answer["size"], path)
+    ring, journal, unfinished, committed, control, lock = descriptors
+    return Ring(ring, journal, unfinished, committed, control, lock, answer["size"], path)
 
 
 def serve(

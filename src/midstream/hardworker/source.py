@@ -68,23 +68,13 @@ class Source(Protocol):
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         """A turn: commit, wait as `pace` says, look, and give what `regular` would, in this form.
 
-        It gives None if that takes more than one step: then go on with `resume`.
+        It gives None if that takes more than one step: then go on with what it has `found`.
         """
         ...
 
-    def resume(self) -> np.ndarray | None:
-        """What a turn that gave None has found, as `regular` gives it; another look may find more behind it.
-        None if it did nothing."""
-        ...
-
     def found(self) -> np.ndarray | None:
-        """The messages that the last turn found, as `regular` gives them; None if it did nothing, or what it
-        found has been committed."""
-        ...
-
-    @property
-    def given(self) -> int:
-        """How many messages `regular` and turns have given: who takes them need not count them."""
+        """The messages that the last turn found, as `regular` gives them; another look may find more behind
+        them. None if it did nothing, or what it found has been committed."""
         ...
 
     def restore(self) -> Snapshot | None:
