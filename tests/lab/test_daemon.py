@@ -26,7 +26,6 @@ from midstream.daemon.freshness import Voice
 from midstream.daemon.heartbeat import STEADY
 from midstream.daemon.seal import Key
 from midstream.hardworker.recording import recorded_dtype
-from midstream.hardworker.standin import FIRST
 from midstream.lab import Lab, daemons
 from midstream.lab import up as lab_up
 from midstream.sensor import SENT_DTYPE
@@ -102,7 +101,7 @@ class Flow:
     def is_taken_by_the_application(self) -> bool:
         """Does the newest message come from one of its own sockets?"""
         newest = self.newest()
-        return newest is not None and int(newest["connection"]) >= FIRST
+        return newest is not None and int(newest["connection"]) >= 1 << 31
 
     def end(self) -> dict[str, Any]:
         """Stop the sensor, then the others; the sensor's summary."""

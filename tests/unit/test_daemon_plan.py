@@ -13,7 +13,7 @@ from midstream.daemon.failover import GRACE, Choice, choose
 from midstream.daemon.freshness import Voice
 from midstream.daemon.heartbeat import SILENCE, STEADY, Watched
 from midstream.daemon.peers import Peers
-from midstream.daemon.plan import decide_mark, make_plan
+from midstream.daemon.plan import Plan, decide_mark, make_plan
 from midstream.daemon.role import find_role
 from midstream.errors import ConfigError
 from midstream.network import Host, Topology
@@ -120,18 +120,41 @@ def test_two_claim_one_role() -> None:
     assert plan.reason.endswith("give one of them another role, or set standby = true in [daemon] of one")
 
 
+def loggers(plan: Plan) -> list[str]:
+    assert plan.topology
+    return [str(host.ip) for host in plan.topology.loggers]
+
+
 def test_a_standby_logger_is_no_second_claim() -> None:
     peers = heard(LOGGER, SENSOR, host("logger", 1, standby=True))
-    plan = make_plan(Config(), OWN, peers, None)
-    assert plan.topology and plan.topology.logger == PREVIOUS.logger
-    plan = make_plan(Config(), OWN, peers, None, active="192.0.2.1")
-    assert plan.topology and str(plan.topology.logger.ip) == "192.0.2.1"
+    assert loggers(make_plan(Config(), OWN, peers, None)) == ["192.0.2.3", "192.0.2.1"]
+    assert loggers(make_plan(Config(), OWN, peers, None, active="192.0.2.1")) == ["192.0.2.1", "192.0.2.3"]
+
+
+def test_loggers_keep_their_places_and_new_ones_come_behind() -> None:
+    """Whichever is active or preferred: a connection's destination is a place."""
+    before = replace(PREVIOUS, standbys=(Host(IPv4Address("192.0.2.9"), "02:00:00:00:00:09"),))
+    peers = heard(LOGGER, SENSOR, host("logger", 1, standby=True), host("logger", 9, standby=True))
+    plan = make_plan(Config(), OWN, peers, before, active="192.0.2.9")
+    assert loggers(plan) == ["192.0.2.3", "192.0.2.9", "192.0.2.1"]
+
+
+def test_a_logger_that_is_off_keeps_its_place() -> None:
+    peers = heard(SENSOR, host("logger", 9, standby=True))
+    assert loggers(make_plan(Config(), OWN, peers, PREVIOUS)) == ["192.0.2.3", "192.0.2.9"]
+
+
+@pytest.mark.parametrize("sensor", [host("sensor", 3), host("sensor", 11, mac=PREVIOUS.logger.mac)])
+def test_an_address_that_another_host_has_now_is_no_loggers(sensor: Announcement) -> None:
+    peers = heard(sensor, host("logger", 9))
+    assert loggers(make_plan(Config(), OWN, peers, PREVIOUS)) == ["192.0.2.9"]
 
 
 def test_a_logger_is_its_own() -> None:
     own = host("logger", 1, standby=True)
     plan = make_plan(Config(), own, heard(OWN, LOGGER, SENSOR), None)
-    assert plan.topology and str(plan.topology.logger.ip) == "192.0.2.1"
+    assert loggers(plan) == ["192.0.2.1", "192.0.2.3"]
+    assert loggers(make_plan(Config(), own, heard(OWN, LOGGER, SENSOR), plan.topology)) == loggers(plan)
 
 
 def test_the_hardworker_decides_the_marks() -> None:

@@ -29,17 +29,22 @@ CONSTANTS = [
     f"RECORD_OPEN == {records.OPEN}",
     f"RECORD_FIN == {records.FIN}",
     f"RECORD_RESET == {records.RESET}",
+    f"HERE == {records.HERE}",
     f"BPF_RB_NO_WAKEUP == {records.NO_WAKEUP}",
 ]
 
 
+KEY = {"ip": "key.ip", "port": "key.port", "unused": "key.zero"}
+
+
 def layout(struct: str, dtype: np.dtype) -> Iterator[str]:
-    """The place and the size of each field, and of them all."""
+    """The place and the size of each field, and of them all. NumPy has the parts of a key as fields."""
     assert dtype.fields is not None
     yield f"sizeof({struct}) == {dtype.itemsize}"
     for name, (field, offset, *_) in dtype.fields.items():
-        yield f"offsetof({struct}, {name}) == {offset}"
-        yield f"sizeof((({struct} *)0)->{name}) == {field.itemsize}"
+        member = KEY.get(name, name) if struct == "struct ended" else name
+        yield f"offsetof({struct}, {member}) == {offset}"
+        yield f"sizeof((({struct} *)0)->{member}) == {field.itemsize}"
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compile_assertions(sources: Path, *assertions: str) -> None:
     """Raises CompileError if one of them is false."""
-    lines = ['#include "record.h"', '#include "settings.h"']
+    lines = [f'#include "{header}"' for header in ("record.h", "settings.h", "tables.h")]
     lines += [f'_Static_assert({assertion}, "{assertion}");' for assertion in assertions]
     (sources / "layout.bpf.c").write_text("\n".join(lines) + "\n")
     compiler.compile_program("layout", TOPOLOGY)
@@ -66,6 +71,9 @@ def test_layouts_and_constants(sources: Path) -> None:
         *layout("struct record", records.RECORD),
         *layout("struct counters", COUNTERS),
         *layout("struct settings", records.SETTINGS),
+        *layout("struct connection", records.CONNECTION),
+        *layout("struct ended", records.ENDED),
+        *layout("struct control", records.CONTROL),
         *CONSTANTS,
     )
 
@@ -109,7 +117,7 @@ def test_a_journal_holds_two_copies(connections: int, pending: int) -> None:
 
 def test_each_outcome_has_one_verdict() -> None:
     assert len(set(records.OUTCOMES)) == len(records.OUTCOMES)
-    assert set(records.OUTCOMES) == {*records.FORWARDED, *records.PASSED, *records.DROPPED}
+    assert set(records.OUTCOMES) == {*records.FORWARDED, *records.PASSED, *records.ANSWERED, *records.DROPPED}
 
 
 def test_a_record_is_parsed_in_place() -> None:

@@ -22,7 +22,7 @@ from midstream.daemon.neighbours import Neighbours
 from midstream.daemon.resets import send_resets
 from midstream.ebpf import attachment, control, loader, pins
 from midstream.ebpf.attachment import Attachment
-from midstream.ebpf.records import MODE_FAST, MODE_HANDLER
+from midstream.ebpf.records import HERE
 from midstream.errors import ConfigError, KernelError, NetworkError
 from midstream.network import Topology
 
@@ -133,11 +133,11 @@ class ThisHost:
         """Where the sensors' data goes now. A hardworker without a program is its own handler's business."""
         if self._role != "hardworker" or not self.attachment:
             return "fast"
-        return "handler" if control.read_mode(self.folder) == MODE_HANDLER else "fast"
+        return "handler" if control.read_destination(self.folder) == HERE else "fast"
 
     def switch(self, mode: Mode, topology: Topology) -> int:
         """Send the sensors' data another way, and reset what is open: how many connections that were."""
-        control.set_mode(self.folder, MODE_HANDLER if mode == "handler" else MODE_FAST)
+        control.set_destination(self.folder, HERE if mode == "handler" else 0)
         return self.reset(topology)
 
     def reset(self, topology: Topology) -> int:

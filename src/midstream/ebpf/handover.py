@@ -11,6 +11,7 @@ import errno
 import fcntl
 import grp
 import json
+import mmap
 import os
 import select
 import socket
@@ -21,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from midstream import modes
-from midstream.ebpf import control, libbpf, pins
+from midstream.ebpf import control, libbpf, pins, records
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
@@ -68,9 +71,21 @@ class Ring:
         return os.fstat(self.lock).st_nlink == 0
 
     @property
-    def is_linked(self) -> bool | None:
-        """Is the ring's program on its interface? None if this user may not know."""
-        return pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+    def is_linked(self) -> bool:
+        """Is the ring's program on its interface? Where this user may not look, the process that serves the
+        ring has told. Raises KernelError if what it told cannot be read."""
+        found = pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+        return not self._is_told_unlinked() if found is None else found
+
+    def _is_told_unlinked(self) -> bool:
+        try:
+            with mmap.mmap(self.control, mmap.PAGESIZE, prot=mmap.PROT_READ) as told:
+                (words,) = np.frombuffer(told[: records.CONTROL.itemsize], records.CONTROL)
+                return bool(words["unlinked"])
+        except (OSError, ValueError) as error:
+            raise KernelError(
+                f"what the daemon tells cannot be mapped ({error}); is it pinned by this midstream?"
+            ) from error
 
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""

@@ -28,8 +28,8 @@ from midstream.network import Topology
 _CLSACT_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress (linux/pkt_sched.h)
 _SENSORS = 64  # the maps have room for so many, or a multiple
 # Connections are counted from the milliseconds since the machine was started: a reader that goes on with the
-# next attachment's ring never sees a number again. The modulus leaves room below those of standin.py.
-_NUMBERS = 1 << 30
+# next attachment's ring never sees a number again, as long as the machine runs for less than 49 days.
+_NUMBERS = 1 << 32
 
 
 def attach(

@@ -31,7 +31,8 @@ FORWARDED = (
     "reset_ignored",
     "syn_ignored",
 )
-PASSED = ("stranger", "no_connection", "replaced", "handled", "local")
+PASSED = ("stranger",)
+ANSWERED = ("no_connection", "replaced")
 DROPPED = (
     "ring_full",
     "table_full",
@@ -50,7 +51,7 @@ DROPPED = (
     "ip_options",
     "fragment",
 )
-OUTCOMES = FORWARDED + PASSED + DROPPED
+OUTCOMES = FORWARDED + PASSED + ANSWERED + DROPPED
 """The counters, in the order of struct counters: each marked packet counts in exactly one of them."""
 
 NO_WAKEUP = 1
@@ -84,22 +85,46 @@ SETTINGS = np.dtype(
 
 CONNECTION = np.dtype(
     {
-        "names": ["next", "first", "acknowledged", "established"],
-        "formats": ["<u8", "<u4", "<u4", "<u4"],
-        "offsets": [8, 32, 36, 60],
-        "itemsize": 224,
+        "names": [
+            "number",
+            "next",
+            "seen",
+            "first",
+            "acknowledged",
+            "sensor",
+            "destination",
+            "established",
+            "opened",
+        ],
+        "formats": ["<u4", "<u8", "<u8", "<u4", "<u4", "<u2", "<u4", "<u2", "<u8"],
+        "offsets": [4, 8, 24, 32, 36, 48, 56, 62, 224],
+        "itemsize": 232,
     }
 )
 """Of struct connection (connection.h) what is asked for outside the kernel."""
 
-CONTROL = np.dtype([("mode", "<u4"), ("changes", "<u4")])
-"""What the daemon tells the program while it works."""
+ENDED = np.dtype(
+    [
+        ("ip", "V4"),
+        ("port", ">u2"),
+        ("unused", "<u2"),
+        ("held", "<u8"),
+        ("opened", "<u8"),
+        ("first", "<u4"),
+        ("destination", "<u4"),
+        ("number", "<u4"),
+        ("sensor", "<u2"),
+        ("how", "<u2"),
+    ]
+)
+"""How a connection ended: an entry of the queue `ended`. how: FIN or RESET."""
 
-MODE_FAST, MODE_HANDLER = 0, 1
-"""To the ring and on to the logger, or to the hardworker's own stack because there is no logger."""
+CONTROL = np.dtype([("destination", "<u4"), ("unlinked", "<u4")])
+"""What the program, and the application, are told while they work. destination: of connections that open now.
+unlinked: not 0 if the program is no longer on the interface."""
 
-MODE_UNLINKED = 2
-"""Beside one of these, from the process that serves the ring: its program is no longer on the interface."""
+HERE = 0xFFFFFFFF
+"""The destination that is this host's own stack; every other is a position in const.toml's loggers."""
 
 
 def settings(

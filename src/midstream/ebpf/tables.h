@@ -112,15 +112,17 @@ struct {
 	__uint(max_entries, 1);
 } last_number SEC(".maps");
 
-#define MODE_FAST 0    /* to the ring and on to the logger */
-#define MODE_HANDLER 1 /* there is no logger: to this host's own stack, where the application listens */
+/* The daemon takes its entries out. If it does not, the oldest make room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__type(value, struct ended);
+	__uint(max_entries, 4096);
+} ended SEC(".maps");
 
-#define MODE_UNLINKED 2 /* a bit beside the mode, for the application: this program is on no interface */
-
-/* What the daemon tells the program while it works. The application looks too. */
+/* What the program, and the application, are told while they work. */
 struct control {
-	__u32 mode;
-	__u32 changes; /* how often the mode has changed */
+	__u32 destination; /* of connections that open now */
+	__u32 unlinked;	   /* for the application: this program is on no interface */
 };
 
 struct {

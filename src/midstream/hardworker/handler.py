@@ -36,30 +36,6 @@ _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h, since 3.12
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with time 0 (socket(7))
 
 
-def listen(topology: Topology) -> socket.socket:
-    """A socket that listens where the sensors connect, without blocking. Raises NetworkError."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # inherited: urgent bytes are bytes
-    try:
-        listener.bind((str(topology.hardworker.ip), topology.port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise NetworkError(
-            f"{topology.hardworker.ip}:{topology.port}: cannot listen there ({error.strerror}); "
-            "is this host the hardworker of const.toml, and is the port free?"
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def reset(connection: socket.socket) -> None:
-    """Close it by a reset, whatever has not been read or sent."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    connection.close()
-
-
 @dataclass(eq=False)
 class _End:
     """One side of a relayed connection."""
@@ -103,7 +79,7 @@ class SocketHandler:
         self.began = time.time()
         self._taken = 0  # bytes since the last look
         raise_limit()
-        self._listener = listen(topology)
+        self._listener = _listen(topology)
         self._spare = socket.socket()  # for its descriptor
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
@@ -113,9 +89,6 @@ class SocketHandler:
     def look(self) -> None:
         """Up to _BATCH bytes may be read until the next look."""
         self._taken = 0
-
-    def tend(self) -> None:
-        """Nothing is ever due."""
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """Always empty: a socket knows no boundaries of messages."""
@@ -127,18 +100,9 @@ class SocketHandler:
         del form, pace, streams
         return lambda: None
 
-    def resume(self) -> np.ndarray | None:
-        """None: a turn does nothing."""
-        return None
-
     def found(self) -> np.ndarray | None:
         """None: a turn finds nothing."""
         return None
-
-    @property
-    def given(self) -> int:
-        """0: `regular` gives nothing."""
-        return 0
 
     def next(self) -> Segment | None:
         """The next segment, after one look at all sockets if none is at hand."""
@@ -198,12 +162,12 @@ class SocketHandler:
                 self._turn_away()
             return  # or it was gone again before we came
         if ip not in self._sensors:
-            reset(inner)
+            _reset(inner)
             return
         try:
             outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         except OSError:  # no descriptor is left for it
-            reset(inner)
+            _reset(inner)
             return
         outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._tos)
         for end in (inner, outer):
@@ -223,7 +187,7 @@ class SocketHandler:
         one that was put aside, and reset it. The sensor tries again."""
         self._spare.close()
         with suppress(OSError):
-            reset(self._listener.accept()[0])
+            _reset(self._listener.accept()[0])
         with suppress(OSError):
             self._spare = socket.socket()
 
@@ -326,6 +290,30 @@ class SocketHandler:
             del self._relays[end.socket.fileno()]
             self._ignore(end)
             if unfinished:
-                reset(end.socket)
+                _reset(end.socket)
             else:
                 end.socket.close()
+
+
+def _listen(topology: Topology) -> socket.socket:
+    """A socket that listens where the sensors connect, without blocking. Raises NetworkError."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # inherited: urgent bytes are bytes
+    try:
+        listener.bind((str(topology.hardworker.ip), topology.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise NetworkError(
+            f"{topology.hardworker.ip}:{topology.port}: cannot listen there ({error.strerror}); "
+            "is this host the hardworker of const.toml, and is the port free?"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _reset(connection: socket.socket) -> None:
+    """Close it by a reset, whatever has not been read or sent."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    connection.close()

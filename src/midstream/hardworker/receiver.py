@@ -6,8 +6,6 @@ import select
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -91,7 +89,6 @@ class Hardworker:
         self._paced: object = None  # the form of what turns give, once they are prepared,
         self._turn: Turn = _no_turn  # each by a call of this
         self._batch: np.ndarray | None = None  # of this turn, if its messages were put together here
-        self._given = 0  # by sources that are closed, as it lay there
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
         self._stop_poll, self._poll = select.poll(), select.poll()
@@ -120,7 +117,7 @@ class Hardworker:
         """Read from this source from now on, where an earlier reader of it stopped."""
         self._source = source
         self._paced, self._turn, self._batch = None, _no_turn, None
-        self._follow_descriptor()
+        self._poll_for(source.fileno())
         if self._attention and source.timer >= 0:
             self._attention.register(source.timer, select.EPOLLIN)
         if snapshot := source.restore():
@@ -137,7 +134,6 @@ class Hardworker:
         """Let go of the source. What was not committed is delivered again to the next reader."""
         self._paced, self._turn, self._batch = None, _no_turn, None
         if self._source is not None:
-            self._given += self._source.given
             self._source.close()
             self._source = None
         if self._attention:
@@ -276,16 +272,16 @@ class Hardworker:
     def _go_on(self) -> np.ndarray:
         """The messages of a turn that gave None."""
         self._reading = False
-        batch = self._resume()
+        batch = self._found()
         if batch is None:
             self.wait()
             batch = np.empty(0, batch_dtype(self._size)) if self._stopped else self._read()
         self._batch = batch
         return batch
 
-    def _resume(self) -> np.ndarray | None:
+    def _found(self) -> np.ndarray | None:
         """What such a turn found, with what is behind it; None if it did nothing."""
-        found = self._opened_source().resume()
+        found = self._opened_source().found()
         return None if found is None else self._gathered([found] if len(found) else [])
 
     def _look(self, *, raises: bool = True) -> Source:
@@ -299,13 +295,6 @@ class Hardworker:
                 self._go_over(error)
         return self._opened_source()
 
-    def _tend(self) -> None:
-        """See whether anything may still come."""
-        try:
-            self._opened_source().tend()
-        except DetachedError as error:
-            self._go_over(error)
-
     def _go_over(self, error: DetachedError) -> None:
         """To the ring of the program that was attached after this one's was detached, if there is one."""
         if self._reopen is None:
@@ -317,7 +306,6 @@ class Hardworker:
             return
         self.config, self.topology, source = opened
         self._assembly.abandon()
-        self._given += old.given
         if self._attention:
             self._attention.unregister(old.timer)
         self._begin(source)
@@ -411,8 +399,8 @@ class Hardworker:
             self._committed, self._batch, self._reading = False, None, False
             try:
                 batch = turn()
-                if batch is None and (resumed := self._resume()) is not None:
-                    batch = self._rows.of(resumed)
+                if batch is None and (found := self._found()) is not None:
+                    batch = self._rows.of(found)
                 if batch is not None:
                     self._rest = self._each(batch)
             except BaseException as error:
@@ -447,7 +435,7 @@ class Hardworker:
             finally:
                 for fd in descriptors:
                     loop.remove_reader(fd)
-            self._tend()
+            self._look()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out or
@@ -471,12 +459,11 @@ class Hardworker:
             return not self._stopped
         end = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
-            self._follow_descriptor()
             left = end - time.monotonic()
             ready = dict(self._poll.poll(None if timeout is None else max(0.0, left) * 1000))
             if self._stopped or self._polled in ready or left <= 0:
                 return not self._stopped and self._polled in ready
-            self._tend()
+            self._look()
 
     def _sleep(self, seconds: float) -> None:
         """Until the time is over or `stop` is called."""
@@ -487,22 +474,17 @@ class Hardworker:
             self._look()
         self._running.release()
 
-    def _follow_descriptor(self) -> None:
-        """Poll the source's descriptor, which is another while it stands in for the logger."""
-        if (fd := self._opened_source().fileno()) != self._polled:
-            if self._polled >= 0:
-                with suppress(KeyError):
-                    self._poll.unregister(self._polled)
-            self._poll.register(fd, select.POLLIN)
-            self._polled = fd
+    def _poll_for(self, fd: int) -> None:
+        """What arrives at this source, and no longer for that of the one before."""
+        if self._polled >= 0:
+            self._poll.unregister(self._polled)
+        self._poll.register(fd, select.POLLIN)
+        self._polled = fd
 
     @property
     def totals(self) -> Totals:
         """What was received since this Hardworker was made, as of now: ask again for later."""
-        totals = self._assembly.totals
-        given = self._given + (self._source.given if self._source else 0)
-        messages, size = totals.messages + given, totals.bytes + given * self._size
-        return replace(totals, messages=messages, bytes=size)
+        return self._assembly.totals
 
     @property
     def stopped(self) -> bool:

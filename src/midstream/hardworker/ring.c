@@ -37,6 +37,7 @@ struct open {
 struct streams {
 	struct open *table;
 	uint64_t count; /* rows of it */
+	uint64_t given; /* messages that midstream_regular has found */
 };
 
 /* A value of every message, to be copied out of its record. forms.py says the same. */
@@ -71,12 +72,10 @@ struct reader {
 	uint64_t end;	   /* up to which there is something, as of the last look; LOOK: look first */
 	uint64_t committed;
 	uint64_t newest; /* time of the last record read, as in struct record; 0: none yet */
-	const struct streams *streams;
-	uint64_t given; /* messages that midstream_regular has found */
+	struct streams *streams;
 	uint8_t *journal;
 	uint64_t copy_size; /* of one of the journal's two */
 	/* For turns: */
-	const uint32_t *told; /* 0: nothing but the ring is to be read */
 	uint64_t period;      /* nanoseconds; 0: a turn is when something was stored */
 	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
 	uint64_t stop;	      /* the descriptor that ends a sleep: to stop, or to see to something */
@@ -197,7 +196,7 @@ uint64_t midstream_regular(struct reader *reader, uint32_t size)
 		found++;
 	}
 	reader->position = position;
-	reader->given += found;
+	reader->streams->given += found;
 	return found;
 }
 
@@ -319,7 +318,7 @@ static void gather(const struct reader *reader)
 
 #define INTERRUPTED (-1)
 #define WHOLE 0
-#define MORE 1 /* to be read: other records, or what `told` says; or nothing was done, since that takes more */
+#define MORE 1 /* to be read, records that are no whole messages; or nothing was done, since that takes more */
 
 /* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. INTERRUPTED: a signal came. */
 static int turn(struct reader *reader)
@@ -327,7 +326,7 @@ static int turn(struct reader *reader)
 	int ended;
 
 	reader->found = NOTHING;
-	if (!is_plain(reader) || (!reader->period && *reader->told))
+	if (!is_plain(reader))
 		return MORE;
 	if (reader->position != reader->committed)
 		midstream_commit(reader, (const uint8_t *)"", 0);
@@ -339,9 +338,6 @@ static int turn(struct reader *reader)
 	if (ended)
 		return MORE;
 	reader->start = reader->position;
-	reader->found = 0;
-	if (*reader->told)
-		return MORE;
 	reader->end = LOOK;
 	reader->found = midstream_regular(reader, reader->size);
 	return reader->position == reader->end ? WHOLE : MORE;

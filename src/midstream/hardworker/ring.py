@@ -15,7 +15,7 @@ import numpy as np
 
 from midstream.ebpf import compiler, handover, records
 from midstream.ebpf.hashmap import HashMap
-from midstream.ebpf.records import MODE_UNLINKED, RECORD
+from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
 from midstream.hardworker.forms import Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
@@ -44,10 +44,8 @@ _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster t
     _COMMITTED,
     _NEWEST,
     _STREAMS,
-    _GIVEN,
     _JOURNAL,
     _COPY_SIZE,
-    _TOLD,
     _PERIOD,
     _FOLLOW,
     _STOP,
@@ -64,7 +62,7 @@ _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster t
     _TIMER,
     _SEEN,
     _WORDS,
-) = range(29)
+) = range(27)
 _NOTHING = (1 << 64) - 1  # found
 
 
@@ -104,7 +102,7 @@ class Ring:
         self._views: dict[int, np.ndarray] = {}  # of which
         # What a turn gives is the second; while it sleeps, nothing of the others may go.
         kept = (memory, consumer, pages, journal.memory)
-        self._turns: list[object] = [self._reader, None, kept, None, None]
+        self._turns: list[object] = [self._reader, None, kept, None]
         self._turn = _turn(self._turns)
         self._journal, self._spill = journal, spill
         self._event, self.close, self._patience, self._began = event, close, patience, began
@@ -125,7 +123,6 @@ class Ring:
         state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
         state[_FOUND] = _NOTHING
         state[_TIMER], state[_SEEN] = max(self.timer, 0), self._stored
-        self.heed(np.zeros(1, "<u4"))
 
     @classmethod
     def map(cls, held: handover.Ring, connections: int, patience: int = 0) -> Self:
@@ -162,11 +159,6 @@ class Ring:
             watch,
         )
 
-    def heed(self, told: np.ndarray) -> None:
-        """A word in memory: as long as it is not 0, a turn leaves reading to `look` and those after it."""
-        self._turns[3] = self._told = told
-        self._state[_TOLD] = told.ctypes.data
-
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         """A turn, which is a single call of ring.c; see Source."""
         state = self._state
@@ -174,7 +166,7 @@ class Ring:
         state[_PERIOD], state[_FOLLOW] = pace.period, pace.follow
         state[_EVENT], state[_FOUND] = self._event, _NOTHING
         self._share(streams)
-        self._turns[4] = form, streams
+        self._turns[3] = form, streams
         if isinstance(form, Columns):
             state[_COLUMNS], state[_COLUMNS_COUNT] = form.plan.ctypes.data, len(form.plan)
             state[_USUAL] = len(form.usual)
@@ -186,24 +178,14 @@ class Ring:
         return self._turn
 
     def found(self) -> np.ndarray | None:
-        """What the last turn found; see Source."""
+        """What the last turn found; where that did not fit the view of rows, the next ones do."""
         state = self._state
         count = state[_FOUND]
         if count == _NOTHING:
             return None
+        if self._rows is not None:
+            self._show(state[_START] & state[_MASK], self._rows)
         return self._messages(state[_START], count, batch_dtype(state[_SIZE]))
-
-    def resume(self) -> np.ndarray | None:
-        """What the last turn found; where that did not fit the view of rows, the next ones do."""
-        found = self.found()
-        if found is not None and self._rows is not None:
-            self._show(self._state[_START] & self._state[_MASK], self._rows)
-        return found
-
-    @property
-    def given(self) -> int:
-        """How many messages ring.c has found; see Source."""
-        return self._state[_GIVEN]
 
     def _show(self, start: int, dtype: np.dtype) -> None:
         """Let turns give slices of a view of the whole data, in which a row begins at `start`.
@@ -226,19 +208,19 @@ class Ring:
         return np.ndarray(count, dtype, self._pages, start, (_stride(dtype),))
 
     def look(self) -> None:
-        """What has been stored until now is what `regular` and `next` give, until the next look."""
+        """What has been stored until now is what `regular` and `next` give; see Source."""
         self._state[_END] = _LOOK
         if self._watch and time.monotonic() >= self._watch.due:
             self.tend()
 
     def tend(self) -> None:
-        """Raise DetachedError if the ring is no longer written, and has been read to its end; see Source."""
+        """Raise DetachedError if the ring is no longer written, and has been read to its end."""
         if not self._watch:
             return
         self._watch.rest()
         state, stored = self._state, self._stored
         if stored == state[_SEEN] == state[_POSITION]:
-            self._watch.check(stored, unlinked=bool(self._told[0] & MODE_UNLINKED))
+            self._watch.check(stored)
         state[_SEEN] = stored
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:

@@ -49,11 +49,8 @@ class Source(Protocol):
 
     @property
     def timer(self) -> int:
-        """A descriptor that polls readable when `tend` is due; -1: it never is."""
-        ...
-
-    def tend(self) -> None:
-        """See whether anything may still come: raises as `look` does."""
+        """A descriptor that polls readable when a look is due although nothing has arrived; -1: it never
+        is."""
         ...
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
@@ -68,23 +65,13 @@ class Source(Protocol):
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         """A turn: commit, wait as `pace` says, look, and give what `regular` would, in this form.
 
-        It gives None if that takes more than one step: then go on with `resume`.
+        It gives None if that takes more than one step: then go on with what it has `found`.
         """
         ...
 
-    def resume(self) -> np.ndarray | None:
-        """What a turn that gave None has found, as `regular` gives it; another look may find more behind it.
-        None if it did nothing."""
-        ...
-
     def found(self) -> np.ndarray | None:
-        """The messages that the last turn found, as `regular` gives them; None if it did nothing, or what it
-        found has been committed."""
-        ...
-
-    @property
-    def given(self) -> int:
-        """How many messages `regular` and turns have given: who takes them need not count them."""
+        """The messages that the last turn found, as `regular` gives them; another look may find more behind
+        them. None if it did nothing, or what it found has been committed."""
         ...
 
     def restore(self) -> Snapshot | None:
