@@ -74,11 +74,11 @@ class Stream:
 
 def source(bench: Bench) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
-    ring, journal, unfinished, control = (
-        os.dup(bench.program.map_fd(name)) for name in ("ring", "journal", "unfinished", "control")
-    )
+    maps = ("ring", "journal", "unfinished", "control", "beginnings")
+    descriptors = [os.dup(bench.program.map_fd(name)) for name in maps]
     no_lock = os.open(os.devnull, os.O_RDONLY)
-    held = handover.Ring(ring, journal, unfinished, control, no_lock, bench.ring.size, Path(os.devnull))
+    sensors = len(bench.topology.sensors)
+    held = handover.Ring(*descriptors, no_lock, bench.ring.size, sensors, Path(os.devnull))
     return Ring.map(held, bench.connections)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from midstream.replay import Line
 from tests.unit.fake_ring import FakeRing, RingSource
 from tests.unit.site import SIZE, Serving, Site, wait_until
 
@@ -23,7 +24,6 @@ from midstream.hardworker import Hardworker, history
 from midstream.hardworker.source import Segment
 from midstream.logger import Logger
 from midstream.logger.admission import Admission, Client
-from midstream.replay import Line
 
 KEY = b"k" * 32
 DOWN = 0.02  # seconds without a program: more than a round trip to the logger

@@ -20,7 +20,7 @@ from midstream.errors import KernelError
 from midstream.hardworker.forms import Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.source import Beginning, Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 from midstream.hardworker.watch import Watch
@@ -72,8 +72,8 @@ class Ring:
     `consumer` is the ring's first page, `pages` the producer's page and then the data, twice in a row: as
     the kernel maps them, or as a test lays them out. `journal` and `spill` say what the last reader
     committed, and where reading resumes. `event` polls readable when something was stored. `close` lets go.
-    `patience`: bytes of the ring that a large unfinished message may hold before it is copied out. `began`
-    tells since when the ring is there, and `watch` whether it is still in use.
+    `patience`: bytes of the ring that a large unfinished message may hold before it is copied out.
+    `beginnings` are the program's notes, per sensor, and `watch` tells whether the ring is still in use.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Ring:
         event: int,
         close: Callable[[], None],
         patience: int = 0,
-        began: Callable[[], float] = time.time,
+        beginnings: np.ndarray | None = None,
         watch: Watch | None = None,
     ) -> None:
         page = mmap.PAGESIZE
@@ -105,7 +105,8 @@ class Ring:
         self._turns: list[object] = [self._reader, None, kept, None]
         self._turn = _turn(self._turns)
         self._journal, self._spill = journal, spill
-        self._event, self.close, self._patience, self._began = event, close, patience, began
+        self._event, self.close, self._patience = event, close, patience
+        self._beginnings = np.zeros(0, records.BEGINNINGS) if beginnings is None else beginnings
         self._watch = watch
         self.timer = watch.timer if watch else -1
         self._snapshot = journal.load()
@@ -137,6 +138,8 @@ class Ring:
             consumer = mmap.mmap(held.ring, page)
             pages = mmap.mmap(held.ring, page + 2 * size, prot=mmap.PROT_READ, offset=page)
             memory = mmap.mmap(held.journal, -(-length // page) * page)
+            noted = held.sensors * records.BEGINNINGS.itemsize
+            begun = mmap.mmap(held.beginnings, -(-noted // page) * page, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise KernelError(
                 f"the ring cannot be mapped ({error}); is it pinned by this midstream?"
@@ -155,7 +158,7 @@ class Ring:
             held.ring,
             close,
             patience,
-            lambda: held.began,
+            np.frombuffer(begun, records.BEGINNINGS, held.sensors),
             watch,
         )
 
@@ -301,10 +304,15 @@ class Ring:
         """The part in use."""
         return self.used / self.size
 
-    @property
-    def began(self) -> float:
-        """When the ring was pinned. Raises KernelError if this user may not look."""
-        return self._began()
+    def beginnings(self) -> list[Beginning]:
+        """What the program has noted until now."""
+        since = time.time_ns() - time.monotonic_ns()
+        return [
+            Beginning(sensor, int(one["port"]), int(one["first"]), int(one["opened"]) + since)
+            for sensor, noted in enumerate(self._beginnings)
+            for one in noted["of"]
+            if one["opened"]
+        ]
 
     @property
     def newest(self) -> int:

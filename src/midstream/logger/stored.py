@@ -21,8 +21,8 @@ MAX_BYTES = 8 << 20  # of their payload: a message is taken whole, so one that i
 class StoredConnection:
     """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end (then it
     is `lost`); so is `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on
-    purpose. token: the logger's name for it. first: TCP's sequence number of the stream's first byte, if it is
-    known. spooled: it came by the hardworker's spool."""
+    purpose. token: the logger's name for it. first: TCP's sequence number of the stream's first byte, if
+    it is known. spooled: it came by the hardworker's spool."""
 
     id: int
     sensor: str
