@@ -75,10 +75,11 @@ class Stream:
 def source(bench: Bench) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
     maps = ("ring", "journal", "unfinished", "control", "beginnings")
-    descriptors = [os.dup(bench.program.map_fd(name)) for name in maps]
+    ring, journal, unfinished, control, beginnings = (os.dup(bench.program.map_fd(name)) for name in maps)
     no_lock = os.open(os.devnull, os.O_RDONLY)
     sensors = len(bench.topology.sensors)
-    held = handover.Ring(*descriptors, no_lock, bench.ring.size, sensors, Path(os.devnull))
+    size, place = bench.ring.size, Path(os.devnull)
+    held = handover.Ring(ring, journal, unfinished, control, beginnings, no_lock, size, sensors, place)
     return Ring.map(held, bench.connections)
 
 

@@ -15,16 +15,14 @@ static __always_inline void note_beginning(const struct packet *p, const struct 
 {
 	__u32 sensor = c->sensor, place;
 	struct beginnings *known = bpf_map_lookup_elem(&beginnings, &sensor);
+	__u16 port = bswap16(p->key.port);
 	struct beginning *one;
 
-	if (!known)
+	if (!known || known->count >= BEGINNINGS)
 		return;
-	place = known->count;
-	if (place >= BEGINNINGS)
-		return;
-	if (place) { /* its segments come again until one is taken */
-		one = &known->of[place - 1];
-		if (one->first == c->first && one->port == bswap16(p->key.port))
+	for (place = 0; place < BEGINNINGS; place++) { /* its segments come again until one is taken */
+		one = &known->of[place];
+		if (one->opened && one->first == c->first && one->port == port)
 			return;
 	}
 	place = __sync_fetch_and_add(&known->count, 1);
@@ -32,7 +30,7 @@ static __always_inline void note_beginning(const struct packet *p, const struct 
 		return;
 	one = &known->of[place];
 	one->first = c->first;
-	one->port = bswap16(p->key.port);
+	one->port = port;
 	one->opened = c->opened;
 }
 
