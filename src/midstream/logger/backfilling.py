@@ -143,6 +143,7 @@ def _is_open(known: ConnectionRow) -> bool:
 def _pieces(own: ConnectionRow, rows: list[Row], frame: int) -> Iterator[Piece]:
     """The rows, cut where messages are missing between them."""
     piece: Piece | None = None
+    crcs: list[int] = []
     end = 0
     for row in rows:
         if row.offset is None or row.crc is None:
@@ -150,10 +151,11 @@ def _pieces(own: ConnectionRow, rows: list[Row], frame: int) -> Iterator[Piece]:
         if piece is None or (row.sequence, row.offset) != (piece.sequence + len(piece.payloads), end):
             if piece is not None:
                 yield piece
-            piece = Piece(own, row.sequence, row.offset, [], [], frame, crcs=[])
+            crcs = []
+            piece = Piece(own, row.sequence, row.offset, [], [], frame, crcs)
         piece.payloads.append(row.payload)
         piece.received_ns.append(row.received_ns)
-        piece.crcs.append(row.crc)
+        crcs.append(row.crc)
         end = row.offset + len(row.payload) + frame
     if piece is not None:
         yield piece
