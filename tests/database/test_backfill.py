@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def configured(folder: Path, url: str, rate: str) -> Config:
     folder.mkdir(exist_ok=True)
-    return load(exchanging(Site(folder, url), f'[hardworker]\nbackfill_rate = "{rate}"\n').config)
+    return load(exchanging(Site(folder, url), f'backfill_rate = "{rate}"\n').config)
 
 
 def fill(config: Config, connections: int = CONNECTIONS, messages: int = MESSAGES) -> dict[object, object]:
@@ -188,14 +189,18 @@ def test_sender_and_receiver_are_killed_again_and_again(database: str, tmp_path:
     check(config, expected)
 
 
+def _has_less(path: Path, messages: int) -> bool:
+    return spool_state(path).messages < messages
+
+
 def test_the_database_is_stopped_amid(postgres: servers.Postgres, tmp_path: Path) -> None:
     config = configured(tmp_path, postgres.new_database(f"stopped{time.monotonic_ns()}"), "2MiB")
     expected = fill(config, messages=20_000)
     path = Path(str(config.spool_path))
     with running(config):
         for sign in (signal.SIGQUIT, signal.SIGINT):
-            left = spool_state(path).messages
-            wait_until(lambda left=left: spool_state(path).messages < left - 5000, 60)
+            left = spool_state(path).messages - 5000
+            wait_until(partial(_has_less, path, left), 60)
             postgres.stop(sign)
             time.sleep(0.5)
             postgres.start()

@@ -24,11 +24,11 @@ class Young(RingSource):
         return self.noted
 
 
-def exchanging(site: Site, more: str = "") -> Site:
-    """The same, with a free port for hardworkers and a key; `more` goes into config.toml."""
+def exchanging(site: Site, hardworker: str = "") -> Site:
+    """The same, with a free port for hardworkers and a key; `hardworker` is a part of config.toml."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    site.configure(logger=f'replay_port = {port}\n[daemon]\nkey = "key"\n{more}')
+    site.configure(logger=f'replay_port = {port}\n[daemon]\nkey = "key"\n', hardworker=hardworker)
     write_key(site.folder / "key", KEY)
     return site
 

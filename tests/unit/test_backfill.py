@@ -1,5 +1,7 @@
 """The backfill: what a spool holds comes to the logger, each message once, with all that is known of it."""
 
+import hashlib
+import socket
 import sqlite3
 import threading
 import time
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.exchanges import exchanging
-from tests.unit.site import SIZE, Site, wait_until
+from tests.unit.site import SIZE, Serving, Site, wait_until
 from tests.unit.spools import (
     Cutting,
     Receiving,
@@ -27,7 +29,7 @@ from tests.unit.spools import (
 
 from midstream.config import Config, load
 from midstream.errors import ConfigError
-from midstream.logger import backfill
+from midstream.logger import Logger, backfill
 from midstream.logger.backfill import Rate, Sender
 from midstream.logger.run import new_name
 from midstream.logger.spooled import ENDED, SpoolState, spool_state
@@ -45,7 +47,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return load(exchanging(Site(tmp_path), f"[hardworker]\n{FAST}").config)
+    return load(exchanging(Site(tmp_path), FAST).config)
 
 
 def logged(config: Config) -> SqlStore:
@@ -286,7 +288,7 @@ def test_a_line_may_end_at_any_byte(
     tmp_path_factory: pytest.TempPathFactory, at_once: None, data: st.DataObject
 ) -> None:
     """Connections of any length, some of which the logger began; the line ends again and again."""
-    site = exchanging(Site(tmp_path_factory.mktemp("cut")), '[hardworker]\nbackfill_rate = "1MiB"\n')
+    site = exchanging(Site(tmp_path_factory.mktemp("cut")), 'backfill_rate = "1MiB"\n')
     config = load(site.config)
     counts = data.draw(st.lists(st.integers(0, 4000), min_size=1, max_size=4))
     had = [data.draw(st.integers(0, count)) for count in counts]
@@ -344,7 +346,9 @@ def test_a_sender_says_why_it_waits(config: Config) -> None:
 
 
 def test_what_a_sender_needs(tmp_path: Path) -> None:
-    site = exchanging(Site(tmp_path), '[hardworker]\nspool = ""\n')
+    site = exchanging(Site(tmp_path))
+    text = site.config.read_text()
+    site.config.write_text(text.replace('spool = "spool.db"', 'spool = ""'))
     with pytest.raises(ConfigError, match=r'hardworker.spool = "": there is no spool'):
         Sender(load(site.config), list, print)
     site.configure()
@@ -367,6 +371,38 @@ def test_the_state_of_a_spool(config: Config) -> None:
         store.write(Batch(opened=[opening(2)]))
     state = spool_state(Path(str(config.spool_path)))
     assert state == SpoolState(3, 40, 40 * SIZE, 10**18 + 10 * 1000)
+
+
+def test_a_spool_hands_back_to_the_logger(tmp_path: Path) -> None:
+    """As it is used: a sensor's connection to the hardworker itself, and then the logger is back."""
+    site = exchanging(Site(tmp_path), FAST)
+    config = load(site.config)
+    url = f"sqlite:///{config.spool_path}"
+    hand_back = threading.Event()
+    stream = b"".join(payloads(1000))
+    with Logger(site.config, spool=True) as logger:
+        serving = threading.Thread(target=logger.serve, kwargs={"hand_back": hand_back.is_set})
+        serving.start()
+        with socket.create_connection(("127.0.0.2", site.port), 10, ("127.0.0.11", 0)) as sensor:
+            sensor.sendall(stream + b"half")
+            wait_until(lambda: [len(rows) for _, rows in contents(url).values()] == [1000])
+            with Serving(site.config):
+                hand_back.set()
+                assert sensor.recv(1) == b"", "the sensor sees that it is to open anew"
+                sensor.close()
+                serving.join(60)
+                assert not serving.is_alive()
+        assert spool_state(Path(str(config.spool_path))) == SpoolState()
+    ((facts, rows),) = contents(config.database_url).values()
+    assert b"".join(row[4] for row in rows) == stream
+    assert facts[1:] == (
+        len(stream) + 4,
+        hashlib.sha256(stream + b"half").hexdigest(),
+        False,
+        "end of stream",
+        b"half",
+    )
+    assert query(config, "SELECT spooled, first IS NOT NULL FROM connections", logged=True) == [(1, 1)]
 
 
 # the rate
@@ -395,7 +431,7 @@ def test_a_slow_backfill_holds_up_neither_line_nor_spool(
     """While the rate is waited for the spool's logger writes as ever, and the line does not time out."""
     monkeypatch.setattr("midstream.line.TIMEOUT", 0.6)
     monkeypatch.setattr(backfill, "TIMEOUT", 0.6)
-    config = load(exchanging(Site(tmp_path), "[hardworker]\nbackfill_rate = 1024\n").config)
+    config = load(exchanging(Site(tmp_path), "backfill_rate = 1024\n").config)
     row = opening(1, first=77)
     row.token = f"{new_name()}.1"
     stopped = threading.Event()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, and_, column, delete, func, inspect, select, table, update
+from sqlalchemy import URL, Connection, Select, and_, column, delete, func, inspect, select, table, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.closing import Closing
@@ -88,13 +88,8 @@ class Spooled(Closing):
 
     def outgoing(self) -> list[Outgoing]:
         """All connections, in the order in which they opened."""
-        messages, known = schema.messages, schema.connections
-        ends = [
-            select(end(messages.c.sequence)).where(messages.c.connection_id == known.c.id).scalar_subquery()
-            for end in (func.min, func.max)
-        ]
         with self._log.transaction() as database:
-            found = {row[0]: (row[1], row[2]) for row in database.execute(select(known.c.id, *ends))}
+            found = {row.id: (row.first, row.last) for row in database.execute(self._ends())}
         return [
             Outgoing(each, *found[each.id], lost=_is_lost(each))
             for each in self._log.connections()
@@ -123,8 +118,7 @@ class Spooled(Closing):
         with self._log.transaction() as database:
             heads = database.execute(query.where(fragments.c.connection_id == connection.id)).all()
         size, closed = 0, connection.opened_ns
-        if outgoing.last is not None:
-            (last,), _ = self._log.piece(connection, outgoing.last, outgoing.last + 1)
+        for last in self.page(outgoing, outgoing.last, 1) if outgoing.last is not None else ():
             closed = last.received_ns
             size = (last.offset or 0) + len(last.payload) + FRAME[connection.framing]
         if heads:
@@ -169,26 +163,37 @@ class Spooled(Closing):
                 database.execute(delete(known).where(*same))
 
     def state(self) -> SpoolState:
-        found = self.outgoing()
-        messages = size = 0
-        times = []
-        for each in found:
-            if each.first is None or each.last is None:
-                continue
-            (begin,), _ = self._log.piece(each.connection, each.first, each.first + 1)
-            (end,), _ = self._log.piece(each.connection, each.last, each.last + 1)
-            messages += each.last + 1 - each.first
-            size += (
-                (end.offset or 0) - (begin.offset or 0) + len(end.payload) + FRAME[each.connection.framing]
+        ends = self._ends().subquery()
+        begin, end = schema.messages.alias(), schema.messages.alias()
+        query = select(
+            begin.c.received_ns,
+            (ends.c.last + 1 - ends.c.first).label("messages"),
+            (end.c.stream_offset - begin.c.stream_offset + func.length(end.c.payload)).label("size"),
+            ends.c.framing,
+        ).select_from(ends)
+        for alias, sequence in ((begin, ends.c.first), (end, ends.c.last)):
+            query = query.outerjoin(
+                alias, and_(alias.c.connection_id == ends.c.id, alias.c.sequence == sequence)
             )
-            times.append(begin.received_ns)
+        with self._log.transaction() as database:  # one query: the spool changes from one to the next
+            rows = database.execute(query).all()
+        there = [row for row in rows if row.messages is not None]
         return SpoolState(
-            len(found),
-            messages,
-            size,
-            min(times, default=None),
+            len(rows),
+            sum(row.messages for row in there),
+            sum(row.size + FRAME[row.framing] for row in there),
+            min((row.received_ns for row in there), default=None),
             sum(hole.messages for hole in self.holes()),
         )
+
+    def _ends(self) -> Select[Any]:
+        """Of each connection the sequence of the first message that it has, and of the last."""
+        messages, known = schema.messages, schema.connections
+        first, last = (
+            select(end(messages.c.sequence)).where(messages.c.connection_id == known.c.id).scalar_subquery()
+            for end in (func.min, func.max)
+        )
+        return select(known.c.id, known.c.framing, first.label("first"), last.label("last"))
 
     def _delete(self, database: Connection, key: int, below: int) -> None:
         for name in (schema.messages.name, *([schema.READINGS] if self._has_readings else [])):
