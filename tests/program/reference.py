@@ -93,10 +93,14 @@ class Stream:
 def source(bench: Bench, retain: int = 0) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
     maps = ("ring", "journal", "unfinished", "committed", "control", "beginnings")
-    descriptors = [os.dup(bench.program.map_fd(name)) for name in maps]
+    ring, journal, unfinished, committed, control, beginnings = (
+        os.dup(bench.program.map_fd(name)) for name in maps
+    )
     no_lock = os.open(os.devnull, os.O_RDONLY)
     size, sensors, place = bench.ring.size, len(bench.topology.sensors), Path(os.devnull)
-    held = handover.Ring(*descriptors, lock=no_lock, size=size, sensors=sensors, place=place)
+    held = handover.Ring(
+        ring, journal, unfinished, committed, control, beginnings, no_lock, size, sensors, place
+    )
     return Ring.map(held, bench.connections, retain=retain)
 
 

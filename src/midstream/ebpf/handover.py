@@ -101,9 +101,12 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
             for name in _MAPS:
                 maps.append(pins.open_map(folder, name))
                 undo.callback(os.close, maps[-1])
-            size, sensors = (libbpf.map_info(maps[index]).max_entries for index in (0, -1))
+            ring, journal, unfinished, committed, control, beginnings = maps
+            size, sensors = (libbpf.map_info(fd).max_entries for fd in (ring, beginnings))
             undo.pop_all()
-            return Ring(*maps, lock=lock, size=size, sensors=sensors, place=folder)
+            return Ring(
+                ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, folder
+            )
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -158,8 +161,9 @@ def request(path: Path, layout: bytes) -> Ring:
         for descriptor in descriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}", errno=answer.get("errno", 0))
-    *maps, lock = descriptors
-    return Ring(*maps, lock=lock, size=answer["size"], sensors=answer["sensors"], place=path)
+    ring, journal, unfinished, committed, control, beginnings, lock = descriptors
+    size, sensors = answer["size"], answer["sensors"]
+    return Ring(ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, path)
 
 
 def serve(
