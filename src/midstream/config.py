@@ -225,7 +225,6 @@ class HardworkerSection(Section):
         description="a number above 0, at most 1: the part of ring and connections that one of several "
         "sensors may take",
     )
-    retain: bool = Field(default=True, description="true or false")
     spool: str = Field(default="spool.db", description='a path, relative to this file, or "" for no spool')
     spool_size: Annotated[int, BeforeValidator(values.byte_count)] = Field(
         default=2**30,

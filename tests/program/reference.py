@@ -92,11 +92,15 @@ class Stream:
 
 def source(bench: Bench, retain: int = 0) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
-    maps = ("ring", "journal", "unfinished", "committed", "control")
-    ring, journal, unfinished, committed, control = (os.dup(bench.program.map_fd(name)) for name in maps)
+    maps = ("ring", "journal", "unfinished", "committed", "control", "beginnings")
+    ring, journal, unfinished, committed, control, beginnings = (
+        os.dup(bench.program.map_fd(name)) for name in maps
+    )
     no_lock = os.open(os.devnull, os.O_RDONLY)
-    size, place = bench.ring.size, Path(os.devnull)
-    held = handover.Ring(ring, journal, unfinished, committed, control, no_lock, size, place)
+    size, sensors, place = bench.ring.size, len(bench.topology.sensors), Path(os.devnull)
+    held = handover.Ring(
+        ring, journal, unfinished, committed, control, beginnings, no_lock, size, sensors, place
+    )
     return Ring.map(held, bench.connections, retain=retain)
 
 

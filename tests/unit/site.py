@@ -53,10 +53,10 @@ class Site:
         logger: str = "",
         hardworker: str = "spool_free = 0\n",
     ) -> None:
-        target = "hardworker" if self.spool else "logger"
+        target, spool = ("hardworker", make_url(self.url).database) if self.spool else ("logger", "spool.db")
         (self.folder / "config.toml").write_text(
             f'[sensor]\ntarget = "{target}"\n'
-            f'[hardworker]\nspool = "{make_url(self.url).database}"\n{hardworker}'
+            f'[hardworker]\nspool = "{spool}"\n{hardworker}'
             f'[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
             f'[logger]\ndatabase = "{self.url}"\nbatch_interval = {interval}\n{logger}'
         )

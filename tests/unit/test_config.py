@@ -59,7 +59,6 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "checksums": True,
             "retain": True,
             "quota": 0.5,
-            "retain": True,
             "spool": "spool.db",
             "spool_size": 2**30,
             "spool_free": 2**28,

@@ -74,6 +74,8 @@ def test_layouts_and_constants(sources: Path) -> None:
         *layout("struct settings", records.SETTINGS),
         *layout("struct connection", records.CONNECTION),
         *layout("struct ended", records.ENDED),
+        *layout("struct beginning", records.BEGINNING),
+        *layout("struct beginnings", records.BEGINNINGS),
         *layout("struct control", records.CONTROL),
         *layout("struct committed_head", records.COMMITTED_HEAD),
         *layout("struct committed_table", records.COMMITTED_TABLE),

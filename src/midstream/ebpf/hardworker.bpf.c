@@ -6,8 +6,10 @@
  * sends it again. Traffic that is not marked passes untouched.
  *
  * Here it is decided what a packet is. What happens then: opening.h (with reclaim.h), store.h (with connection.h and
- * copy.h), lifecycle.h; what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h, quota.h.
+ * copy.h), lifecycle.h, beginning.h; what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h,
+ * quota.h.
  */
+#include "beginning.h"
 #include "bpf.h"
 #include "connection.h"
 #include "const.h"
@@ -47,7 +49,9 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 		COUNT(sensor, replaced);
 		return refuse(p);
 	}
-	if (acknowledges_nonsense(p, c)) {
+	if (!c->established) {
+		note_beginning(p, c);
+	} else if (acknowledges_nonsense(p, c)) {
 		COUNT(sensor, bad_ack);
 		return XDP_DROP;
 	}
@@ -102,6 +106,8 @@ static __always_inline int acknowledge(struct xdp_md *ctx, struct packet *p, str
 		if (c->other_first && !c->established)
 			is_answered(p, c);
 		if (p->sequence == c->first + (__u32)c->next) {
+			if (!c->established)
+				note_beginning(p, c);
 			c->acknowledged = p->acknowledgement;
 			c->established = 1;
 			c->seen = bpf_ktime_get_ns();

@@ -178,6 +178,7 @@ def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topol
         # Room for sensors that come later, so that a program that knows them can go on with these maps.
         capacity = (len(topology.sensors) // _SENSORS + 1) * _SENSORS
         program.set_max_entries("shares", capacity)
+        program.set_max_entries("beginnings", capacity)
         program.set_max_entries("counters", capacity + 1)
 
 

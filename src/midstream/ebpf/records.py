@@ -104,6 +104,11 @@ CONNECTION = np.dtype(
 )
 """Of struct connection (connection.h) what is asked for outside the kernel."""
 
+BEGINNING = np.dtype([("opened", "<u8"), ("first", "<u4"), ("port", "<u2"), ("unused", "<u2")])
+
+BEGINNINGS = np.dtype([("count", "<u4"), ("unused", "<u4"), ("of", BEGINNING, 7)])
+"""The first connections of a sensor that were established since the maps were made."""
+
 ENDED = np.dtype(
     [
         ("ip", "V4"),

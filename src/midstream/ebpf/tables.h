@@ -90,6 +90,32 @@ struct {
 	__uint(max_entries, SENSOR_COUNT);
 } shares SEC(".maps");
 
+/* The first connections of each sensor that were established since the maps were made (beginning.h). The application
+ * maps it.
+ */
+#define BEGINNINGS 7
+
+struct beginning {
+	__u64 opened; /* 0: none yet */
+	__u32 first;
+	__u16 port;
+	__u16 unused;
+};
+
+struct beginnings {
+	__u32 count; /* may be more than there is room for */
+	__u32 unused;
+	struct beginning of[BEGINNINGS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct beginnings);
+	__uint(max_entries, SENSOR_COUNT);
+} beginnings SEC(".maps");
+
 /* The loader's: what the interface was set to before its interrupts were deferred (ebpf/deferral.py). */
 struct deferral {
 	__u32 ifindex; /* 0: nothing was changed */

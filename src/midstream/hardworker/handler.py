@@ -23,7 +23,7 @@ from midstream.errors import NetworkError
 from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.source import Beginning, Pace, Segment
 from midstream.hardworker.streams import Streams
 from midstream.network import Topology
 
@@ -76,7 +76,6 @@ class SocketHandler:
         self._relays: dict[int, _Relay] = {}  # by the descriptors of both sockets
         self._segments: deque[Segment] = deque()
         self._opened = 0
-        self.began = time.time()
         self._taken = 0  # bytes since the last look
         raise_limit()
         self._listener = _listen(topology)
@@ -119,6 +118,10 @@ class SocketHandler:
             if accepting:  # last: a new socket may get a descriptor whose old one has events here
                 self._accept()
         return self._segments.popleft() if self._segments else None
+
+    def beginnings(self) -> list[Beginning]:
+        """None: the logger knows this host's relays, not the sensors' connections."""
+        return []
 
     def restore(self) -> Snapshot | None:
         """None: a socket's bytes are gone with the process that read them."""

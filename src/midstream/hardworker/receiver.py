@@ -369,18 +369,18 @@ class Hardworker:
         """What the logger stored before this ring began and then, without a seam, what arrives.
 
         For an application whose host was restarted, or that wants to know the past: every stored message that
-        the logger received at or after `since` (its clock; None: all), of connections that opened before the
-        program was attached. They have negative connection numbers, and as time the logger's, in nanoseconds
-        since 1970. Every connection that opened later is in the ring from its first byte. Ask before reading
+        the logger received at or after `since` (its clock; None: all), of connections that came before the
+        first that the ring has had. They have negative connection numbers, and as time the logger's, in
+        nanoseconds since 1970. Every later connection is in the ring from its first byte. Ask before reading
         anything else; meanwhile the ring fills. Raises ConfigError and NetworkError, see `history`.
         """
-        began = self._opened_source().began
+        source = self._opened_source()
         yield from history(
             self.config,
             str(self.topology.logger.ip),
             [str(host.ip) for host in self.topology.sensors],
             since,
-            began,
+            source.beginnings,
         )
         yield from self
 

@@ -21,7 +21,7 @@ from midstream.errors import KernelError
 from midstream.hardworker.forms import Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.source import Beginning, Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 from midstream.hardworker.watch import Watch
@@ -81,7 +81,8 @@ class Ring:
     committed, and where reading resumes. `word`: what the daemon says that the logger has committed, for
     which at most `retain` bytes of the ring are retained. `event` becomes readable when something is stored.
     `close` lets go. `patience`: bytes of the ring that a large unfinished message may hold before it is
-    copied out. `began` tells since when the ring is there, and `watch` whether it is still in use.
+    copied out. `beginnings` are the program's notes, per sensor, and `watch` tells whether the ring is still
+    in use.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Ring:
         close: Callable[[], None],
         patience: int = 0,
         retain: int = 0,
-        began: Callable[[], float] = time.time,
+        beginnings: np.ndarray | None = None,
         watch: Watch | None = None,
     ) -> None:
         page = mmap.PAGESIZE
@@ -115,7 +116,8 @@ class Ring:
         self._turns: list[object] = [self._reader, None, kept, None]
         self._turn = _turn(self._turns)
         self._journal, self._spill = journal, spill
-        self._event, self._let_go, self._patience, self._began = event, close, patience, began
+        self._event, self._let_go, self._patience = event, close, patience
+        self._beginnings = np.zeros(0, records.BEGINNINGS) if beginnings is None else beginnings
         self._events: select.epoll | None = None  # for `fileno`,
         self._turn_events: select.epoll | None = None  # and for turns without a period
         self._watch = watch
@@ -153,6 +155,8 @@ class Ring:
             consumer = mmap.mmap(held.ring, page)
             pages = mmap.mmap(held.ring, page + 2 * size, prot=mmap.PROT_READ, offset=page)
             memory = mmap.mmap(held.journal, -(-length // page) * page)
+            noted = held.sensors * records.BEGINNINGS.itemsize
+            begun = mmap.mmap(held.beginnings, -(-noted // page) * page, prot=mmap.PROT_READ)
             word = mmap.mmap(held.committed, -(-told // page) * page)
         except (OSError, ValueError) as error:
             raise KernelError(
@@ -174,7 +178,7 @@ class Ring:
             close,
             patience,
             retain,
-            lambda: held.began,
+            np.frombuffer(begun, records.BEGINNINGS, held.sensors),
             watch,
         )
 
@@ -347,10 +351,15 @@ class Ring:
         """The part that the reader is not done with."""
         return (self._stored - self._state[_COMMITTED]) / self.size
 
-    @property
-    def began(self) -> float:
-        """When the ring was pinned. Raises KernelError if this user may not look."""
-        return self._began()
+    def beginnings(self) -> list[Beginning]:
+        """What the program has noted until now."""
+        since = time.time_ns() - time.monotonic_ns()
+        return [
+            Beginning(sensor, int(one["port"]), int(one["first"]), int(one["opened"]) + since)
+            for sensor, noted in enumerate(self._beginnings)
+            for one in noted["of"]
+            if one["opened"]
+        ]
 
     @property
     def newest(self) -> int:

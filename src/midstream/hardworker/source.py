@@ -24,6 +24,19 @@ class Segment(NamedTuple):
     data: bytes
 
 
+class Beginning(NamedTuple):
+    """A connection by what its two ends say of it, so that the logger knows it, too.
+
+    sensor: position in const.toml's list. first: TCP's sequence number of its first byte. opened_ns: since
+    1970, by this host's clock.
+    """
+
+    sensor: int
+    port: int
+    first: int
+    opened_ns: int
+
+
 class Pace(NamedTuple):
     """How a turn waits for messages of `size` bytes.
 
@@ -104,9 +117,9 @@ class Source(Protocol):
         """How full the buffer is, from 0 to 1."""
         ...
 
-    @property
-    def began(self) -> float:
-        """Since when every connection that opens is here from its first byte: seconds since 1970."""
+    def beginnings(self) -> list[Beginning]:
+        """Of each sensor some of the first connections that came here, as far as known; whatever came before
+        the first of them is not here."""
         ...
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
 from midstream.logger.published import HEADERS_SIZE, PLACE, Item, Published, batches
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
+from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, Position, Unavailable
 from midstream.nats_url import EXPECTED
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ class JetStreamStore(Closing):
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
         return self._servers.run(self._resume(rows))
+
+    def find(self, row: ConnectionRow) -> ConnectionRow | None:
+        return self._servers.run(self._find(row))
+
+    def note_forgotten(self, holes: Collection[Hole]) -> None:
+        self._servers.run(self._note_forgotten(holes))
 
     def write(self, batch: Batch) -> int:
         return self._servers.run(self._write(batch))
@@ -127,6 +133,27 @@ class JetStreamStore(Closing):
                 positions[row.token] = position
         return positions
 
+    async def _find(self, row: ConnectionRow) -> ConnectionRow | None:
+        """The events of all connections from this port of this sensor are looked at."""
+        own = await self._message(self._published.subject("connections", row))
+        if own is not None:
+            return _row(own)
+        found: dict[str, ConnectionRow] = {}
+        subject, number = self._published.subject("connections", row, "*.*"), 1
+        while row.first is not None and (event := await self._message(subject, number)) is not None:
+            known = _row(event)
+            if known.first == row.first:
+                found[known.token] = known
+            number = (event.seq or number) + 1
+        return min(found.values(), key=lambda known: abs(known.opened_ns - row.opened_ns), default=None)
+
+    async def _note_forgotten(self, holes: Collection[Hole]) -> None:
+        for hole in holes:
+            item = self._published.hole(hole)
+            known = await self._last_message(item.subject)
+            if known is None or json.loads(known.data or b"{}")["messages"] < hole.messages:
+                await self._publish([item])
+
     async def _position(self, row: ConnectionRow, event: dict[str, Any] | None) -> Position | None:
         """None if nothing is known. The stream's limits may have removed the opening, and left messages."""
         last = await self._last_message(self._published.subject("data", row))
@@ -136,10 +163,10 @@ class JetStreamStore(Closing):
         if last is not None:
             before, start, _ = map(int, _header(last)[PLACE].split())
             sequence, offset = before + 1, start + len(last.data or b"") + FRAME[self._framing]
-        if event is not None and event["state"] == "closed":
-            return Position(0, sequence, event["bytes"], closed=True)
         fragments = self._published.subject("fragments", row)
         await self._last_message(fragments)
+        if event is not None and event["state"] == "closed":
+            return Position(0, sequence, event["bytes"], closed=True)
         head, number = b"", 1
         while (found := await self._message(fragments, number)) is not None:
             if int(_header(found)[PLACE]) >= offset:
@@ -207,6 +234,25 @@ class JetStreamStore(Closing):
             raise Unavailable(f"{self._address.name}: {reason}. What to do: {ADVICE}")
         for subject, index in seen.items():
             self._last[subject] = result["seq"] - (len(items) - 1 - index)
+
+
+def _row(message: RawStreamMsg) -> ConnectionRow:
+    """What an event says of its connection."""
+    event = json.loads(message.data or b"{}")
+    return ConnectionRow(
+        token=event["token"],
+        sensor=event["sensor"],
+        port=event["port"],
+        opened_ns=event["opened_ns"],
+        first=event.get("first"),
+        spooled=bool(event.get("spooled")),
+        id=0,
+        closed_ns=event.get("closed_ns"),
+        size=event.get("bytes") or 0,
+        digest=event.get("digest"),
+        reset=bool(event.get("reset")),
+        reason=event.get("reason", ""),
+    )
 
 
 def _header(message: RawStreamMsg) -> Mapping[str, str]:

@@ -150,7 +150,7 @@ class JetStreamLog(Closing):
             pruned=self._all.pruned(known),
             token=event.get("token", ""),
             first=event.get("first"),
-            spooled=bool(event.get("spooled")),
+            spooled=bool(event.get("spooled") or end.get("spooled")),
         )
 
     def _parsed(self, text: str, known: Known) -> "Layout":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from midstream.framing import Framing
-from midstream.logger.store import Batch, ConnectionRow, Piece, checksum
+from midstream.logger.store import Batch, ConnectionRow, Hole, Piece
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
@@ -61,17 +61,14 @@ class Published:
             yield self._event(row, "closed", end)
 
     def _messages(self, piece: Piece) -> Iterator[Item]:
-        subject = self.subject("data", piece.row)
-        token, offset = piece.row.token, piece.offset
-        for index, (payload, received) in enumerate(zip(piece.payloads, piece.received_ns, strict=True)):
-            sequence = piece.sequence + index
+        subject, token = self.subject("data", piece.row), piece.row.token
+        for _, sequence, received, payload, offset, crc in piece.rows():
             headers = {
                 "Nats-Msg-Id": f"{token}:{offset}",
                 PLACE: f"{sequence} {offset} {received}",
-                CHECKSUM: str(checksum(sequence, offset, received, payload)),
+                CHECKSUM: str(crc),
             }
             yield Item(subject, payload, headers)
-            offset += len(payload) + piece.frame
 
     def _fragment(self, row: ConnectionRow, start: int, data: bytes) -> Iterator[Item]:
         for index in range(0, len(data), self.piece):
@@ -84,10 +81,19 @@ class Published:
         known |= {"first": row.first, "spooled": row.spooled}
         known |= {"opened_ns": row.opened_ns, "framing": self.framing, "layout": self.layout}
         body = json.dumps(known | more).encode()
-        return Item(self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}"})
+        return Item(
+            self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}:{row.size}"}
+        )
 
-    def subject(self, kind: str, row: ConnectionRow) -> str:
-        return f"{self.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{row.token}"
+    def hole(self, hole: Hole) -> Item:
+        """What a spool has forgotten: the last one of a subject is right."""
+        subject = f"{self.stream}.forgotten.{hole.sensor.replace('.', '-')}.{hole.first_ns}"
+        body = json.dumps(hole._asdict()).encode()
+        return Item(subject, body, {"Nats-Msg-Id": f"{subject}:{hole.messages}"})
+
+    def subject(self, kind: str, row: ConnectionRow, token: str = "") -> str:
+        """Of a connection; or, with the wildcard `token`, of all from its port."""
+        return f"{self.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{token or row.token}"
 
 
 def batches(items: Iterator[Item]) -> Iterator[list[Item]]:

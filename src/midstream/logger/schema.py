@@ -19,6 +19,7 @@ from sqlalchemy import (
     Column,
     Connection,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -61,6 +62,8 @@ connections = Table(
     Column("first", BigInteger),  # TCP's sequence number of the stream's first byte; NULL: it is not known
     Column("spooled", Boolean),  # came by the hardworker's spool; NULL: stored by a version before 3
 )
+
+Index("connections_first", connections.c.sensor, connections.c.port, connections.c.first)
 
 messages = Table(
     "messages",
@@ -189,6 +192,9 @@ def _to_version_3(database: Connection) -> None:
     """What tells a connection from every other, on whatever host it was stored."""
     for new in (connections.c.first, connections.c.spooled):
         add_column(database, connections, new)
+    database.execute(
+        text("CREATE INDEX IF NOT EXISTS connections_first ON connections (sensor, port, first)")
+    )
 
 
 _MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3}

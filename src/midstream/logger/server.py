@@ -16,8 +16,8 @@ from midstream.descriptors import raise_limit
 from midstream.errors import ConfigError, MidstreamError, NetworkError
 from midstream.logger.companion import Companion
 from midstream.logger.door import Door
+from midstream.logger.exchange_process import ExchangeProcess
 from midstream.logger.holder import Child, Holder
-from midstream.logger.replay_process import ReplayProcess
 from midstream.logger.spool import Backfill, Sensors, path_of
 from midstream.logger.summary import LoggerSummary
 from midstream.network import load as load_topology
@@ -41,7 +41,7 @@ class Logger(Closing):
         self._holder: Holder | None = None
         self._spool = path_of(self._config) if spool else None
         self._descriptor = door
-        self._replay: ReplayProcess | None = None
+        self._exchange: ExchangeProcess | None = None
         self._pruning: Companion | None = None
         self._backfill: Backfill | None = None
         self._summary = LoggerSummary()
@@ -58,7 +58,7 @@ class Logger(Closing):
         holder = Holder(self._door(), settings, _start_worker, self._summary)
         try:
             if self._config.logger.replay_port and not self._spool:
-                self._replay = ReplayProcess(self._config, str(self._topology.logger.ip), settings)
+                self._exchange = ExchangeProcess(self._config, str(self._topology.logger.ip), settings)
             holder.start()
             if prunes:
                 self._pruning = Companion("midstream.logger.pruning", settings)
@@ -108,9 +108,9 @@ class Logger(Closing):
         if self._holder is not None:
             self._holder.close()
             self._holder = None
-        if self._replay is not None:
-            self._replay.close()
-            self._replay = None
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
         if self._pruning is not None:
             self._pruning.close()
             self._pruning = None
@@ -141,8 +141,8 @@ class Logger(Closing):
         return self._backfill is not None
 
     def _asked_to_stop(self, stop: Callable[[], bool] | None) -> bool:
-        if self._replay is not None:
-            self._replay.keep()
+        if self._exchange is not None:
+            self._exchange.keep()
         if self._pruning is not None:
             self._pruning.keep()
         if self._backfill is not None:

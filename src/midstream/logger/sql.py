@@ -9,6 +9,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    and_,
     create_engine,
     delete,
     event,
@@ -27,8 +28,8 @@ from midstream.framing import Framing
 from midstream.logger import readings, schema
 from midstream.logger.inserts import inserter
 from midstream.logger.opening import begin_writing, fault, open_with
-from midstream.logger.schema import connections, fragments, messages
-from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+from midstream.logger.schema import connections, forgotten, fragments, messages
+from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, MessageRow, Position, Unavailable
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
@@ -90,6 +91,36 @@ class SqlStore(Closing):
         except self._errors as error:
             raise self._failed(error) from error
         return positions
+
+    def find(self, row: ConnectionRow) -> ConnectionRow | None:
+        try:
+            with self._engine.begin() as database:
+                named = select(connections).where(connections.c.token == row.token)
+                found = database.execute(named).first()
+                if found is None and row.first is not None:
+                    same = select(connections).where(
+                        connections.c.sensor == row.sensor,
+                        connections.c.port == row.port,
+                        connections.c.first == row.first,
+                    )
+                    nearest = func.abs(connections.c.opened_ns - row.opened_ns)
+                    found = database.execute(same.order_by(nearest).limit(1)).first()
+        except self._errors as error:
+            raise self._failed(error) from error
+        return None if found is None else _row(found)
+
+    def note_forgotten(self, holes: Collection[Hole]) -> None:
+        try:
+            with self._engine.begin() as database:
+                for hole in holes:
+                    same = and_(forgotten.c.sensor == hole.sensor, forgotten.c.first_ns == hole.first_ns)
+                    known = database.execute(select(forgotten).where(same)).first()
+                    if known is None:
+                        database.execute(insert(forgotten).values(hole._asdict()))
+                    elif known.messages < hole.messages:
+                        database.execute(update(forgotten).where(same).values(hole._asdict()))
+        except self._errors as error:
+            raise self._failed(error) from error
 
     def write(self, batch: Batch) -> int:
         # Each connection's rows are made when they are taken: until then it may have no id.
@@ -167,7 +198,7 @@ class SqlStore(Closing):
             fragments.c.connection_id == row.id, fragments.c.stream_offset >= offset
         )
         head = b"".join(database.execute(following.order_by(fragments.c.stream_offset)).scalars())
-        sequence = last.sequence + 1 if last else 0
+        sequence = last.sequence + 1 if last else row.pruned or 0
         if row.closed_ns is not None:
             return Position(row.id, sequence, row.bytes, closed=True)
         return Position(row.id, sequence, offset + len(head), head)
@@ -225,8 +256,27 @@ def _update_closed(database: Connection, rows: Iterable[ConnectionRow]) -> None:
                 reset=row.reset,
                 reason=row.reason,
                 unfinished=row.unfinished or None,
+                spooled=row.spooled,
             )
         )
+
+
+def _row(found: Row[Any]) -> ConnectionRow:
+    return ConnectionRow(
+        token=found.token or "",
+        sensor=found.sensor,
+        port=found.port,
+        opened_ns=found.opened_ns,
+        first=found.first,
+        spooled=bool(found.spooled),
+        id=found.id,
+        closed_ns=found.closed_ns,
+        size=found.bytes or 0,
+        digest=found.digest,
+        reset=bool(found.reset),
+        reason=found.reason or "",
+        unfinished=found.unfinished or b"",
+    )
 
 
 def _chunks(tokens: Collection[str], size: int) -> Iterator[list[str]]:

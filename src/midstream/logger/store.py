@@ -8,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import NamedTuple, Protocol
 
 from midstream.closing import Closing
@@ -69,14 +68,16 @@ class Piece:
     payloads: list[bytes]
     received_ns: list[int]
     frame: int  # bytes of a message's frame besides its payload
+    crcs: list[int] | None = None  # as another logger has written them; None: they are made here
 
     def rows(self) -> Iterator[MessageRow]:
         """The rows of the messages, once the connection has its id."""
         key = self.row.id
         assert key is not None
         offset = self.offset
-        for sequence, payload, received in zip(count(self.sequence), self.payloads, self.received_ns):
-            crc = checksum(sequence, offset, received, payload)
+        for index, (payload, received) in enumerate(zip(self.payloads, self.received_ns, strict=True)):
+            sequence = self.sequence + index
+            crc = self.crcs[index] if self.crcs else checksum(sequence, offset, received, payload)
             yield MessageRow(key, sequence, received, payload, offset, crc)
             offset += len(payload) + self.frame
 
@@ -101,6 +102,20 @@ class Batch:
         return bool(self.opened or self.pieces or self.fragments or self.closed)
 
 
+class Hole(NamedTuple):
+    """Messages of a sensor that a full spool has forgotten, in the order of the columns of `forgotten`.
+
+    first_ns and last_ns: when the first and the last of them was received. A hole is known by its sensor and
+    first_ns, and grows. bytes: of their payload.
+    """
+
+    sensor: str
+    first_ns: int
+    last_ns: int
+    messages: int
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a connection is committed."""
@@ -117,6 +132,16 @@ class Store(Closing, Protocol):
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
         """The position of each of these connections that the store knows, by token. Raises as `write`."""
+
+    def find(self, row: ConnectionRow) -> ConnectionRow | None:
+        """The store's own row of the connection that another logger's row is of; None if it knows none.
+
+        By its token, else by sensor, port and `first`: of several the one that opened at the nearest time.
+        Raises as `write`.
+        """
+
+    def note_forgotten(self, holes: Collection[Hole]) -> None:
+        """Commit what a spool has forgotten; a hole that is known may have grown. Raises as `write`."""
 
     def write(self, batch: Batch) -> int:
         """Commit a batch and return how many transactions it took; ids of opened connections are filled in.
