@@ -290,9 +290,7 @@ class DaemonSection(Section):
     silence: float = Field(
         default=2.0, gt=0, le=3600, description="a number of seconds above 0, at most 3600"
     )
-    stall: float = Field(
-        default=2.0, gt=0, le=3600, description="a number of seconds above 0, at most 3600"
-    )
+    stall: float = Field(default=2.0, gt=0, le=3600, description="a number of seconds above 0, at most 3600")
     port: int = Field(default=12346, ge=1, le=65535, description="a UDP port, the same on all hosts")
     rewrite_const: bool = Field(default=True, description="true or false")
     standby: bool = Field(default=False, description="true or false")

@@ -10,7 +10,7 @@ from midstream import modes
 from midstream.config import Config
 from midstream.framing import Decoder, decoder
 from midstream.logger import channel
-from midstream.logger.databases import open_store
+from midstream.logger.databases import open_spool, open_store
 from midstream.logger.store import FRAME, Store
 from midstream.logger.worker import Worker
 
@@ -27,8 +27,10 @@ def work(holder: socket.socket) -> None:
     def new_decoder() -> Decoder:
         return decoder(data.framing, size=size, max_size=data.max_size)
 
+    spool = settings["spool"]
+
     def new_store() -> Store:
-        return open_store(config, size)
+        return open_spool(config, Path(spool)) if spool else open_store(config, size)
 
     Worker(
         holder,
@@ -38,6 +40,7 @@ def work(holder: socket.socket) -> None:
         batch_interval=config.logger.batch_interval,
         batch_size=config.logger.batch_size,
         patient=settings["opened"],
+        spools=bool(spool),
     ).run()
 
 

@@ -10,12 +10,13 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from midstream import descriptors
 from midstream.errors import NetworkError
 from midstream.logger.deaf import deafen, listen_again
-from midstream.network import Topology
+from midstream.logger.syn import keep_syns
 
 BACKLOG = 4096  # connections that wait to be accepted
 RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
@@ -33,18 +34,18 @@ log = logging.getLogger("midstream.logger")
 
 
 class Door:
-    """Bound to the logger's address at once, listening from `open` on. Raises NetworkError."""
+    """Bound to that address at once, listening from `open` on. Raises NetworkError."""
 
-    def __init__(self, topology: Topology, const: object) -> None:
-        """`const` is the path of const.toml, for messages."""
-        self._address = (str(topology.logger.ip), topology.port)
-        self._const = const
+    def __init__(self, address: tuple[str, int], tos: int, whose: str, admits: Callable[[str], bool]) -> None:
+        """`tos`: the mark of replies. `whose` the address must be, for messages. `admits` an IP address?"""
+        self._address, self._whose, self._admits = address, whose, admits
         self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
+        self.is_shut = False
         self._pause_until = 0.0
         self._told = False
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            self._prepare(topology.tos)
+            self._prepare(tos)
             self._listener.bind(self._address)
         except OSError as error:
             self._listener.close()
@@ -61,11 +62,6 @@ class Door:
     def fileno(self) -> int:
         return self._listener.fileno()
 
-    @property
-    def is_open(self) -> bool:
-        """Has it been opened?"""
-        return self._queue is not None
-
     def open(self) -> None:
         """Let connections in from now on."""
         try:
@@ -76,7 +72,7 @@ class Door:
 
     def lets_in(self, held: int) -> bool:
         """May somebody be accepted now, beside so many connections?"""
-        if self._queue is None or time.monotonic() < self._pause_until:
+        if self._queue is None or self.is_shut or time.monotonic() < self._pause_until:
             return False
         self._let_wait(self._room - held)
         if self._queue == 0 and not self._told:
@@ -91,6 +87,8 @@ class Door:
 
     def accept(self, held: int) -> tuple[socket.socket, tuple[str, int]] | None:
         """The next connection beside so many; None if none waits, or none can be accepted now."""
+        if self._queue is None:
+            return None
         if self._queue:
             self._let_wait(self._room - held - 1)  # first: nobody may take its place who has no room
         while True:
@@ -106,11 +104,15 @@ class Door:
                 self._pause_until = time.monotonic() + PAUSE
                 return None
             self._pause_until = 0.0
+            if not self._admits(address[0]):
+                accepted.close()
+                continue
             accepted.setblocking(False)
             return accepted, address
 
     def shut(self) -> None:
         """Let nobody in any more. Those who wait stay to be accepted."""
+        self.is_shut = True
         if self._queue is not None:
             self._let_wait(0)
 
@@ -153,6 +155,7 @@ class Door:
             listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
         except PermissionError:  # as far as net.core.rmem_max
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        keep_syns(listener)
         with suppress(OSError):  # an older kernel, or one with a coarser clock
             listener.setsockopt(socket.IPPROTO_TCP, _TCP_DELACK_MAX_US, DELAYED_ACK)
 
@@ -161,5 +164,5 @@ class Door:
         if error.errno == errno.EADDRINUSE:
             advice = f"end the program that uses it (`ss -ltnp sport = :{port}` names it)"
         else:
-            advice = f"this must be the logger of {self._const}, with that address on an interface"
+            advice = f"this must be {self._whose}, with that address on an interface"
         return NetworkError(f"cannot listen on {host} port {port}: {error.strerror}. What to do: {advice}")

@@ -15,6 +15,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from midstream import errors
@@ -24,6 +25,7 @@ from midstream.logger.door import Door
 from midstream.logger.held import Held, unread
 from midstream.logger.run import new_name
 from midstream.logger.summary import LoggerSummary
+from midstream.logger.syn import first_sequence
 from midstream.logger.waiting import Waiting
 
 POLL = 0.05  # seconds between two looks at `stop`
@@ -73,6 +75,7 @@ class Holder:
         self._restart_at = 0.0
         self._send_at = 0.0
         self._waiting = Waiting()
+        self._opened = False  # has a worker opened the database?
         self._stopping = False
         self._moved_at = 0.0  # when something was stored last, or the stop came
 
@@ -82,21 +85,32 @@ class Holder:
         Raises what only the user can mend: StoreError, ConfigError, NetworkError.
         """
         silent = time.monotonic() + SILENCE
-        while not self._door.is_open and not self._waiting.reason:
+        while not self._opened and not self._waiting.reason:
             self._turn(POLL)
             if time.monotonic() > silent:
                 self._wait(f"the database is not open after {SILENCE:g} s. What to do: see that it runs")
 
-    def run(self, stop: Callable[[], bool], deadline: float, listening: Callable[[], object]) -> None:
+    def run(
+        self,
+        stop: Callable[[], bool],
+        deadline: float,
+        listening: Callable[[], object],
+        hand_back: Callable[[], bool],
+    ) -> None:
         """Hold connections until `stop()` or `deadline`; then have everything stored and end them.
 
-        Calls `listening` when the door is open. Raises StoreError if not all could be stored at the end, and
-        before the door is open what `start` raises.
+        From `hand_back()` on nobody is let in, each sensor sees the end of our side of its stream, and it
+        lasts only until the last of them has ended. Calls `listening` when the door is open. Raises
+        StoreError if not all could be stored at the end, and before the door is open what `start` raises.
         """
-        told = False
+        told = handing_back = False
         try:
             while time.monotonic() < deadline and not stop():
-                if self._door.is_open and not told:
+                if handing_back := handing_back or hand_back():
+                    self._hand_back()
+                    if not self._held and not self._door.paused:
+                        break
+                if self._opened and not told:
                     told = True
                     listening()
                 self._turn(min(POLL, max(0.0, deadline - time.monotonic())))
@@ -114,9 +128,20 @@ class Holder:
         self._lose_worker()
         self._door.close()
 
+    def _hand_back(self) -> None:
+        self._door.shut()
+        self._accept()
+        if not self._door.paused:
+            self._door.close()  # who comes now is told so, and connects to the logger
+        for held in self._held.values():
+            if not held.shown_end:
+                held.shown_end = True
+                with suppress(OSError):  # it has just ended
+                    held.socket.shutdown(socket.SHUT_WR)
+
     def _stop(self) -> None:
         """Have all stored that was acknowledged. Who waits to be accepted is acknowledged, too."""
-        if not self._door.is_open:
+        if not self._opened:
             self.close()
             return
         self._door.shut()
@@ -152,7 +177,7 @@ class Holder:
             self._start()
         self._flush(now)
         poll = select.poll()
-        if not self._stopping and self._door.lets_in(len(self._held)):
+        if self._door.lets_in(len(self._held)):
             poll.register(self._door, select.POLLIN)
         if self._channel is not None:
             sends = (self._outbox or self._new) and now >= self._send_at
@@ -171,10 +196,10 @@ class Holder:
             sock, (sensor, port) = accepted
             self._numbers += 1
             token = f"{self._run}.{self._numbers}"
-            held = Held(self._numbers, token, sensor, port, time.time_ns(), sock)
+            held = Held(self._numbers, token, sensor, port, time.time_ns(), first_sequence(sock), sock)
             self._held[held.number] = held
             self._new.append(held)
-            if not self._stopping and not self._door.lets_in(len(self._held)):
+            if not (self._door.is_shut or self._door.lets_in(len(self._held))):
                 break
         self._summary.connections += self._numbers - before
         return self._numbers > before
@@ -195,7 +220,7 @@ class Holder:
             return
         self._channel, self._ready, self._committed = ours, False, False
         self._new = deque(self._held.values())
-        self._outbox = deque([{"settings": {**self._settings, "opened": self._door.is_open}}])
+        self._outbox = deque([{"settings": {**self._settings, "opened": self._opened}}])
         if self._stopping:
             self._outbox.append({"stop": True})
 
@@ -243,7 +268,8 @@ class Holder:
             match what:
                 case "ready":
                     self._ready = True
-                    if not self._door.is_open:
+                    if not self._opened:
+                        self._opened = True
                         self._waiting.over()
                         self._door.open()
                 case "failed":
@@ -276,7 +302,7 @@ class Holder:
         raise error(text)
 
     def _wait(self, reason: str) -> None:
-        comfort = "Nothing is lost: the sensors wait too" if self._door.is_open else "No sensor is let in"
+        comfort = "Nothing is lost: the sensors wait too" if self._opened else "No sensor is let in"
         self._waiting.because(reason, comfort)
         self._summary.waits = self._waiting.times
 

@@ -111,6 +111,8 @@ class Peer:
         data = data or b""
         more = len(data) < waiting
         payloads = self._feed(data)
+        if self._fault == _UNSEEN_RESET and self.received > self.consumed + waiting:
+            self._finished, self._fault = True, ""  # both sides have ended the stream
         if self._decoder.error is not None:
             self.broken = True
             over = str(self._decoder.error)

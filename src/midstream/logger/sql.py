@@ -33,6 +33,7 @@ from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, MessageRow
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
+    from midstream.logger.room import Room
 
 LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
 CONNECT_TIMEOUT = 5  # seconds for a server
@@ -45,6 +46,7 @@ class SqlStore(Closing):
     """The database at a SQLAlchemy URL; tables are made if they are missing, and brought up to date.
 
     `batch_size` is the most messages in a transaction. With a `layout` each message's fields are columns too.
+    `room` bounds a file of SQLite, and is closed with the store.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class SqlStore(Closing):
         batch_size: int,
         framing: Framing = "fixed",
         layout: "Layout | None" = None,
+        room: "Room | None" = None,
     ) -> None:
         self._batch_size = batch_size
+        self._room = room
         self._framing = framing
         self._layout = layout
         self._engine, self._name = open_with(url, _engine)
@@ -70,10 +74,10 @@ class SqlStore(Closing):
                 if layout is not None:
                     self._prepare_readings(database, layout)
         except self._errors as error:
-            self._engine.dispose()
+            self.close()
             raise self._failed(error) from error
         except StoreError:
-            self._engine.dispose()
+            self.close()
             raise
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
@@ -127,11 +131,16 @@ class SqlStore(Closing):
                 with self._engine.begin() as database:
                     if start == 0:
                         self._insert_opened(database, batch.opened)
-                    if some := list(islice(rows, self._batch_size)):
+                    some = list(islice(rows, self._batch_size))
+                    begun = batch.fragments if start == starts[-1] else []
+                    if self._room is not None:
+                        sizes = [len(row.payload) for row in some] + [len(data) for *_, data in begun]
+                        batch.forgotten += self._room.make(database, sizes)
+                    if some:
                         self._insert_messages(database, some)
                     if start == starts[-1]:
                         _delete_fragments(database, batch.completed)
-                        _insert_fragments(database, batch.fragments)
+                        _insert_fragments(database, begun)
                         _update_closed(database, batch.closed)
         except self._errors as error:
             raise self._failed(error) from error
@@ -139,6 +148,8 @@ class SqlStore(Closing):
 
     def close(self) -> None:
         self._engine.dispose()
+        if self._room is not None:
+            self._room.close()
 
     def _prepare_readings(self, database: Connection, layout: "Layout") -> None:
         columns = [(column.name, column.kind) for column in layout.columns]

@@ -95,6 +95,8 @@ class Batch:
     closed: list[ConnectionRow] = field(default_factory=list)
     messages: int = 0
     payload_bytes: int = 0
+    forgotten: int = 0
+    """Messages that the store has given up to make room for these."""
 
     def __bool__(self) -> bool:
         return bool(self.opened or self.pieces or self.fragments or self.closed)
@@ -143,6 +145,7 @@ class Store(Closing, Protocol):
 
     def write(self, batch: Batch) -> int:
         """Commit a batch and return how many transactions it took; ids of opened connections are filled in.
+        So is what was forgotten.
 
         New connections go first and ends last. Raises StoreError or Unavailable; a prefix of the batch may be
         committed then, also all of it.

@@ -29,6 +29,10 @@ STOP_PATIENCE = 5.0  # seconds after a stop for a database that takes nothing
 SLOW = 5.0  # seconds after which a commit is called waiting
 HOLD = 0.5  # seconds in which everything is stored again, after which it is said to go on
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds between two tries to open the database
+# A spool leaves the processor to the application: it looks at many connections at a time, commits less often.
+SPOOL_PAUSE = 0.02  # seconds between two looks
+SPOOL_INTERVAL = 0.25  # seconds from one commit to the next at least
+SPOOL_RETRY = 0.5  # seconds between two tries at most: its backfill makes room all the time
 STOPPED = "the logger was stopped"
 ORPHANED = "the logger was killed"
 
@@ -37,6 +41,7 @@ _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 class Worker:
     """Talks to the holder over `holder`. `frame`: bytes that a message has besides its payload.
+    spools: this is the hardworker's spool.
 
     Not patient: the first time that the database is opened, what only the user can mend ends the worker.
     """
@@ -51,12 +56,14 @@ class Worker:
         batch_interval: float,
         batch_size: int,
         patient: bool,
+        spools: bool = False,
     ) -> None:
+        self._spools = spools
         self._report = Report(holder)
         self._new_store = new_store
         self._new_decoder = new_decoder
         self._frame = frame
-        self._batch_interval = batch_interval
+        self._batch_interval = max(batch_interval, SPOOL_INTERVAL) if spools else batch_interval
         self._batch_size = batch_size
         self._patient = patient
         self._store: Store | None = None
@@ -98,6 +105,8 @@ class Worker:
             if self._report.holder is not None and self._report.holder.fileno() in others:
                 self._hear(self._report.holder)
             self._step(time.monotonic())
+            if self._spools and not self._pressing:
+                time.sleep(SPOOL_PAUSE)
         for peer in self._peers.values():
             peer.socket.close()
         store = self._store
@@ -217,6 +226,7 @@ class Worker:
             unfinished=sum(bool(row.unfinished) for row in batch.closed),
             resets=sum(row.reset for row in batch.closed),
             framing_errors=sum(peer.broken for peer in taken),
+            forgotten=batch.forgotten,
         )
         self._settle(taken)
 
@@ -256,7 +266,14 @@ class Worker:
 
     def _take_over(self, entry: channel.Message, sock: socket.socket) -> None:
         sock.setblocking(False)
-        row = ConnectionRow(entry["token"], entry["sensor"], entry["port"], entry["opened_ns"])
+        row = ConnectionRow(
+            entry["token"],
+            entry["sensor"],
+            entry["port"],
+            entry["opened_ns"],
+            first=entry["first"],
+            spooled=self._spools,
+        )
         peer = Peer(
             entry["number"],
             row,
@@ -330,7 +347,7 @@ class Worker:
         self._strangers = list(self._peers.values())
         now = time.monotonic()
         self._retry_at = now + self._retry
-        self._retry = min(2 * self._retry, LAST_RETRY)
+        self._retry = min(2 * self._retry, SPOOL_RETRY if self._spools else LAST_RETRY)
         self._give_up_if_stopped(now, reason)
 
     def _trouble(self, reason: str) -> None:
