@@ -284,7 +284,8 @@ def test_a_host_without_its_daemon_leaves_the_logger_as_it_was() -> None:
 def test_a_reset_bears_the_numbers_that_are_believed(
     acknowledged: int | None, sequence: int, acknowledgement: int, flags: Flags
 ) -> None:
-    one = Open(IPv4Address("192.0.2.11"), 4000, 1001, acknowledged)
+    ip, now = IPv4Address("192.0.2.11"), 10**9
+    one = Open(ip, 4000, 1001, acknowledged, 0, 1, sensor=0, destination=0, opened_ns=now, seen_ns=now)
     found = segment(one, IPv4Address("192.0.2.2"), 12345)
     tcp = Tcp.parse(found)
     assert (tcp.source_port, tcp.destination_port, tcp.flags) == (12345, 4000, flags)
