@@ -25,15 +25,15 @@ def test_a_standby_takes_over(tmp_path: Path) -> None:
     folder = daemons.folder(lab, "sensor-2")
     with started(lab, "sensor-2", tmp_path, "logger", "--config", folder / "config.toml", ready="listening"):
         with flowing(lab, tmp_path) as flow:
-            assert state(lab, "hardworker")["logger"] == "10.83.0.3"
+            assert state(lab, "hardworker")["destination"] == "10.83.0.3"
             flow.ends.logger.process.send_signal(signal.SIGKILL)
             flow.ends.logger.process.wait()
             killed = time.monotonic()
-            wait_until(lambda: state(lab, "hardworker")["logger"] == STANDBY, 3)
+            wait_until(lambda: state(lab, "hardworker")["destination"] == STANDBY, 3)
             flow.wait_for_fresh(3)
             print(f"fresh messages {time.monotonic() - killed:.2f} s after the logger was killed")
             found = state(lab, "hardworker")
-            assert (found["mode"], found["logger"]) == ("fast", STANDBY)
+            assert (found["destination"], found["spool"]) == (STANDBY, "off")
             ended = flow.sensor.end()
             assert ended.code == 0, ended.err
             flow.ends.hardworker.end()

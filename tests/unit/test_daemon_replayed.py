@@ -16,7 +16,7 @@ from tests.unit.announcements import announcement
 
 from midstream.daemon.announcement import Word, unseal
 from midstream.daemon.freshness import ANSWERED, ANSWERS, LATE, WAITING, Ear, Voice
-from midstream.daemon.heartbeat import ASKERS, Heartbeat, Watched
+from midstream.daemon.heartbeat import ASKERS, Heartbeat, Told, Watched
 from midstream.daemon.peers import LIFETIME, Peers
 from midstream.daemon.seal import Key
 
@@ -247,14 +247,14 @@ class Wire:
 
 
 def answering(ip: str, *, serving: bool = True) -> tuple[Heartbeat, Wire]:
-    made, wire = Heartbeat(KEY, lambda: serving, lambda: None), Wire()
+    made, wire = Heartbeat(KEY, lambda: Told(serving)), Wire()
     made._transport, made._ip = wire, ip  # type: ignore[assignment]
     return made, wire
 
 
 def asking(ip: str, own: str = "192.0.2.2") -> tuple[Heartbeat, Watched, Wire]:
-    made, wire = Heartbeat(KEY, lambda: False, lambda: None), Wire()
-    made.watched[ip] = Watched((ip, 1), link=wire, own=own)  # type: ignore[arg-type]
+    made, wire = Heartbeat(KEY, Told), Wire()
+    made.watched[ip] = Watched((ip, 1), 0.0, link=wire, own=own)  # type: ignore[arg-type]
     return made, made.watched[ip], wire
 
 

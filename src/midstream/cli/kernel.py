@@ -195,9 +195,12 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
     where = f"{told['name']} on {told['interface']} ({told['ip']})"
     yield f"daemon: {told['role']} {where}, {told['state']}{reason}"
     if told["role"] == "hardworker" and (told["ready_after"] or told["program"]):
-        way = f"to the logger {told['logger']}" if told["mode"] == "fast" else "to this host's application"
-        reason = f": {told['mode_reason']}" if told["mode_reason"] else ""
-        yield f"data goes {way} for {told['mode_seconds']:.0f} s{reason}"
+        there = told["destination"]
+        way = "to this host's spool" if there == "spool" else f"to the logger {there}"
+        reason = f": {told['destination_reason']}" if told["destination_reason"] else ""
+        yield f"data goes {way} for {told['destination_seconds']:.0f} s{reason}"
+        if told["spool"] not in (None, "off"):
+            yield f"the spool's process is {told['spool']}"
     for peer in told["peers"]:
         when = f"heard {peer['age']:.1f} s ago" + (", standby" if peer["standby"] else "")
         yield f"  {peer['role']} {peer['name']} {peer['ip']} {peer['mac']}, {when}"

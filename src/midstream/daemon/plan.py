@@ -1,5 +1,6 @@
 """From what was heard to the topology: who is who, which marks hold, and what contradicts itself."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from midstream.config import Config, Role
@@ -35,10 +36,8 @@ def decide_mark(config: Config, previous: Topology | None) -> Mark:
     )
 
 
-def make_plan(
-    config: Config, own: Announcement, peers: Peers, previous: Topology | None, active: str = ""
-) -> Plan:
-    """The topology as this host sees it. active: the address of the logger that the hardworker uses now."""
+def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topology | None) -> Plan:
+    """The topology as this host sees it."""
     hosts = {role: [*([own] if own.role == role else []), *peers.of(role)] for role in _ROLES}
     hardworkers = hosts["hardworker"]
     sensors = sorted(hosts["sensor"], key=lambda said: said.ip)
@@ -49,9 +48,11 @@ def make_plan(
             advice = ", or set standby = true in [daemon] of one" if role == "logger" else ""
             names = " and ".join(f"{said.name} ({said.ip}, {said.mac})" for said in claimants)
             return Plan(None, f"{names} both claim to be the {role}; give one of them another role{advice}")
+    # A logger that was known before may be off: data flows without it.
+    known = loggers or (previous.loggers if previous else ())
     missing = [
         name
-        for name, found in (("hardworker", hardworkers), ("logger", loggers), ("sensor", sensors))
+        for name, found in (("hardworker", hardworkers), ("logger", known), ("sensor", sensors))
         if len(found) < (config.daemon.sensors if name == "sensor" and own.role != "sensor" else 1)
     ]
     if missing:
@@ -64,11 +65,7 @@ def make_plan(
         return Plan(None, fault)
     first, *standbys = _loggers(
         own,
-        _in_order(
-            _preferred(loggers, active or (str(mark.logger) if mark.logger else "")),
-            previous.loggers if previous else (),
-            (hardworker, *sensors),
-        ),
+        _in_order(preferred(loggers), previous.loggers if previous else (), (hardworker, *sensors)),
     )
     topology = Topology(
         sensors=_in_order(sensors, previous.sensors if previous else (), (hardworker, *loggers)),
@@ -119,9 +116,9 @@ def _unequal_mtu(hosts: list[Announcement]) -> str:
     )
 
 
-def _preferred(loggers: tuple[Announcement, ...], active: str) -> list[Announcement]:
-    """The active one, then those that are no standby."""
-    return sorted(loggers, key=lambda said: (str(said.ip) != active, said.standby, said.ip))
+def preferred(loggers: Iterable[Announcement]) -> list[Announcement]:
+    """Those that are no standby first."""
+    return sorted(loggers, key=lambda said: (said.standby, said.ip))
 
 
 def _loggers(own: Announcement, hosts: tuple[Host, ...]) -> tuple[Host, ...]:

@@ -1,0 +1,181 @@
+"""The way of the sensors' data on the hardworker: gathers the evidence, has it judged, and acts at once.
+
+It looks ten times a second, and reads nothing of the program as long as the logger in use answers that all is
+well. A switch is one word in the program's memory; then the connections of the destination that is gone are
+ended, and no others. What waits for the kernel is done by a thread of its own, which no compiler holds up.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from midstream.daemon.failover import MISSED, PATIENT, Choice, Evidence, Limits, choose
+from midstream.daemon.heartbeat import INTERVAL, WAITS, Watched
+from midstream.daemon.log import Log
+from midstream.daemon.spool import Spool
+from midstream.daemon.witness import Witness
+from midstream.ebpf.control import Open
+from midstream.ebpf.records import HERE
+from midstream.errors import MidstreamError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SPOOL = "spool"  # how status calls the destination that is this host
+
+
+class Program(Protocol):
+    """The hardworker's program, as it is attached now (host.py)."""
+
+    def destination(self) -> int: ...
+    def send_to(self, destination: int) -> None: ...
+    def look(self) -> tuple[list[Open], Any]: ...
+    def reset(self, destination: int) -> int: ...
+
+
+class Way:
+    """destination: where new connections go. reason: why it is that one; since: by `now`, as all times."""
+
+    def __init__(
+        self,
+        program: Program,
+        spool: Spool | None,
+        limits: Limits,
+        log: Log,
+        now: Callable[[], float],
+        worker: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._program, self._limits, self._log, self._now = program, limits, log, now
+        self._worker = worker
+        self._witness = Witness()
+        self._failures: dict[str, tuple[int, float]] = {}  # of a logger: how many, and when the last was
+        self._fault = ""
+        self.spool = spool
+        self.destination = 0
+        self.reason = ""
+        self.since = now()
+
+    def name(self, loggers: Sequence[str]) -> str:
+        """The destination in words: a logger's address, or the spool."""
+        if self.destination == HERE:
+            return SPOOL
+        return loggers[self.destination] if self.destination < len(loggers) else loggers[0]
+
+    async def take_up(self, port: int) -> None:
+        """The program is attached. One that was there before may send the data elsewhere than to the first
+        logger, and a spool that an earlier daemon has started goes on."""
+        self.destination = await self._worker(self._program.destination)
+        if self.spool:
+            await self._worker(self.spool.adopt, port)
+
+    async def hold(self) -> None:
+        """Maps that are new know nothing of the destination. Raises KernelError."""
+        if await self._worker(self._program.destination) != self.destination:
+            await self._worker(self._program.send_to, self.destination)
+
+    async def look(
+        self, port: int, loggers: Sequence[str], order: Sequence[int], watched: dict[str, Watched]
+    ) -> None:
+        """Once a beat. loggers: their addresses, in const.toml's order. order: positions in it, the preferred
+        logger first. Raises KernelError."""
+        now = self._now()
+        if self.destination != HERE and self.destination >= len(loggers):
+            self.destination = order[0]
+            await self._worker(self._program.send_to, self.destination)
+        if self.destination != HERE and _seems_wrong(watched.get(loggers[self.destination]), now):
+            opened, counters = await self._worker(self._program.look)
+            self._witness.look([self.destination], opened, counters, now=now, ns=time.monotonic_ns())
+        else:
+            self._witness.forget()
+        evidence = {
+            position: self._evidence(position, address, watched.get(address), now)
+            for position, address in enumerate(loggers)
+        }
+        listens = self.spool.state == "listening" if self.spool else None
+        choice = choose(self.destination, order, evidence, self._limits, spool=listens)
+        if choice.destination != self.destination:
+            await self._switch(choice, loggers, now)
+        elif choice.reason and choice.reason != self._fault:
+            self._fault = choice.reason
+            self._log(
+                "way", level="warning", destination=self.name(loggers), reason=choice.reason, what="waits"
+            )
+        elif not choice.reason:
+            self._fault = ""
+        if self.spool:
+            await self._keep_spool(port, choice, evidence)
+
+    def _evidence(self, position: int, address: str, watched: Watched | None, now: float) -> Evidence:
+        failures = self._failures_of(address, now)
+        trail = self._witness.trail(position)
+        if watched is None:
+            return Evidence(answered=False)
+        answered = watched.answered
+        silent = now - (watched.since if answered is None else answered)
+        return Evidence(
+            silent=silent,
+            answered=answered is not None,
+            serves=watched.told.serves,
+            waits=watched.told.waits,
+            steady=now - watched.well if watched.well is not None and silent <= MISSED else 0.0,
+            failures=failures,
+            still=now - trail.advanced if trail else 0.0,
+            repeats=trail.repeats + trail.unanswered if trail else 0,
+            probes=trail.probes if trail else 0,
+            repeating=now - trail.repeating if trail and trail.repeating is not None else 0.0,
+        )
+
+    def _failures_of(self, address: str, now: float) -> int:
+        """A logger that has taken the data for a while since it failed last begins anew."""
+        failures, last = self._failures.get(address, (0, now))
+        if failures and now - last > 2 * PATIENT:
+            del self._failures[address]
+            return 0
+        return failures
+
+    async def _switch(self, choice: Choice, loggers: Sequence[str], now: float) -> None:
+        began = time.monotonic()
+        before, self.destination = self.destination, choice.destination
+        await self._worker(self._program.send_to, choice.destination)
+        broken = 0
+        if before != HERE:
+            address = loggers[before]
+            self._failures[address] = self._failures_of(address, now) + 1, now
+            broken = await self._worker(self._program.reset, before)
+        self.reason = f"{loggers[before]}: {choice.reason}" if choice.reason else ""
+        self.since, self._fault = now, ""
+        self._witness.forget()
+        self._log(
+            "way",
+            level="warning" if choice.reason else "info",
+            destination=self.name(loggers),
+            reason=self.reason or "the logger serves",
+            connections_reset=broken,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        if before == HERE and self.spool and self.spool.state == "listening":
+            await self._worker(self.spool.hand_back)
+
+    async def _keep_spool(self, port: int, choice: Choice, evidence: dict[int, Evidence]) -> None:
+        assert self.spool
+        logger = self.destination != HERE and evidence[self.destination].answers
+        try:
+            ended = await self._worker(self.spool.keep, port, wanted=choice.spool, logger=logger)
+        except OSError as error:
+            raise MidstreamError(
+                f"{self.spool.path}: the spool's process cannot be started ({error.strerror or error})"
+            ) from error
+        # Its sockets are gone, whatever sensors still send to them.
+        if ended and (broken := await self._worker(self._program.reset, HERE)):
+            self._log("way", level="warning", reason="the spool has died", connections_reset=broken)
+
+
+def _seems_wrong(watched: Watched | None, now: float) -> bool:
+    """Is there a reason to look at what the sensors do?"""
+    if watched is None:
+        return False
+    if watched.answered is None:
+        return True
+    return (
+        now - watched.answered > 1.5 * INTERVAL or not watched.told.serves or watched.told.waits >= WAITS / 2
+    )
