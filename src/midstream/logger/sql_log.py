@@ -34,6 +34,7 @@ from midstream.logger import schema
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
+from midstream.logger.told import Forgotten, HeldStream, Spooled, Told
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -57,8 +58,9 @@ class SqlLog(Closing):
                     each.name: {found["name"] for found in inspector.get_columns(each.name)}
                     for each in (schema.connections, schema.messages)
                 }
-                tables = inspector.get_table_names()
+                tables = set(inspector.get_table_names())
                 self._has_readings = schema.READINGS in tables
+                self._was_told = {schema.held.name, schema.pending.name, schema.forgotten.name} <= tables
         except BaseException:
             self.close()
             raise
@@ -184,6 +186,16 @@ class SqlLog(Closing):
         query = select(self._column(known.c.pruned)).where(known.c.id == connection.id)
         with self.transaction() as database:
             return database.execute(query).scalar() or 0
+
+    def told(self) -> Told:
+        if not self._was_told:
+            return Told()
+        with self.transaction() as database:
+            return Told(
+                [HeldStream(*row) for row in database.execute(select(schema.held))],
+                [Spooled(*row) for row in database.execute(select(schema.pending))],
+                [Forgotten(*row) for row in database.execute(select(schema.forgotten))],
+            )
 
     def faults(self) -> list[str]:
         """SQLite's own look at its pages."""

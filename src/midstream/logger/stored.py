@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.logger.run import Run
+from midstream.logger.told import Told
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -131,6 +132,9 @@ class Log(Closing, Protocol):
 
     def pruned(self, connection: StoredConnection) -> int:
         """How many messages of a connection were removed on purpose until now: it may have become more."""
+
+    def told(self) -> Told:
+        """What hardworkers have told the logger. Read it before `extents`: what it speaks of came earlier."""
 
     def faults(self) -> list[str]:
         """What is wrong with the database as a whole; nothing if it is sound."""
