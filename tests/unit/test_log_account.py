@@ -20,7 +20,7 @@ from midstream.log.account import Account, Accounts, accounts
 from midstream.log.spans import Spans
 from midstream.log.verify import verify
 from midstream.logger.sql_log import SqlLog
-from midstream.logger.told import CLOSED, LOST, OPEN, RESET, UNKNOWN, UNTOLD, Forgotten, HeldStream, Spooled, Told
+from midstream.told import CLOSED, LOST, OPEN, RESET, UNKNOWN, UNTOLD, Forgotten, HeldStream, Pending, Told
 
 SENSOR = "10.83.0.11"
 SIZE = 32
@@ -39,15 +39,20 @@ def held(
     )
 
 
-def spooled(index: int, first: int, last: int) -> Spooled:
+def waiting(index: int, first: int, last: int) -> Pending:
     """Messages `first` to `last` of connection `index`."""
     count = last + 1 - first
     start = START + 60 * index * SECOND
-    return Spooled(SENSOR, 40000 + index, 7 + index, start, first * SIZE, (last + 1) * SIZE, count, start)
+    return Pending(SENSOR, 40000 + index, 7 + index, start, first * SIZE, (last + 1) * SIZE, count, start)
 
 
 def add(
-    log: LogFile, payloads: list[bytes], index: int = 0, *, there: list[int] | None = None, closed: bool = True
+    log: LogFile,
+    payloads: list[bytes],
+    index: int = 0,
+    *,
+    there: list[int] | None = None,
+    closed: bool = True,
 ) -> int:
     return log.add(
         payloads,
@@ -98,13 +103,13 @@ def test_a_tail_that_nobody_has_any_more_is_a_hole(log: LogFile) -> None:
 
 def test_what_is_in_the_spool_is_pending(log: LogFile) -> None:
     add(log, numbered(0, 10), there=[0, 1, 5, 6])
-    log.tell(Told([held(10)], [spooled(0, 2, 4), spooled(1, 0, 5)]))
+    log.tell(Told([held(10)], [waiting(0, 2, 4), waiting(1, 0, 5)]))
     assert lacks(log) == [("pending", 3), ("hole", 3)]
 
 
 def test_a_connection_of_which_nothing_is_stored(log: LogFile) -> None:
     add(log, numbered(0, 5))
-    log.tell(Told([held(5), held(4, index=1), held(0, index=2), held(6, index=3)], [spooled(3, 0, 5)]))
+    log.tell(Told([held(5), held(4, index=1), held(0, index=2), held(6, index=3)], [waiting(3, 0, 5)]))
     assert lacks(log) == [("hole", 4), ("pending", 6)]
     assert [account.held.port for account in of(log).elsewhere()] == [40001, 40003]
 
@@ -129,7 +134,9 @@ def test_a_full_spool_forgot_so_much_and_no_more(log: LogFile) -> None:
     assert lacks(log) == [("forgotten", 10), ("hole", 2)]
     log.execute("UPDATE forgotten SET sensor = '10.83.0.12'")
     assert lacks(log) == [("hole", 12)]
-    log.execute(f"UPDATE forgotten SET sensor = '{SENSOR}', first_ns = 1, last_ns = 2")  # before it was opened
+    log.execute(
+        f"UPDATE forgotten SET sensor = '{SENSOR}', first_ns = 1, last_ns = 2"
+    )  # before it was opened
     assert lacks(log) == [("hole", 12)]
 
 
@@ -172,7 +179,7 @@ def test_a_connection_whose_messages_all_came_again(log: LogFile) -> None:
 def test_a_gap_between_connections_that_is_explained_is_no_other_fault(log: LogFile) -> None:
     add(log, numbered(0, 10))
     add(log, numbered(30, 10), index=2)
-    log.tell(Told([held(10), held(20, index=1), held(10, index=2)], [spooled(1, 0, 19)]))
+    log.tell(Told([held(10), held(20, index=1), held(10, index=2)], [waiting(1, 0, 19)]))
     assert (lacks(log), of(log).holes) == ([("pending", 20)], {})
     log.execute("DELETE FROM held WHERE port = 40001")
     assert [hole.messages for hole in of(log).holes.values()] == [20]
@@ -199,7 +206,7 @@ def test_the_same_port_and_number_twice(log: LogFile) -> None:
 def test_without_a_first_number_the_time_tells(log: LogFile) -> None:
     add(log, numbered(0, 5))
     log.execute("UPDATE connections SET first = NULL")
-    log.tell(Told([held(7)], [Spooled(SENSOR, 40000, UNKNOWN, START + 1, 5 * SIZE, 6 * SIZE, 1, START)]))
+    log.tell(Told([held(7)], [Pending(SENSOR, 40000, UNKNOWN, START + 1, 5 * SIZE, 6 * SIZE, 1, START)]))
     assert lacks(log) == [("pending", 1), ("hole", 1)]
     log.execute("UPDATE connections SET opened_ns = 1")
     assert lacks(log) == [("hole", 5), ("pending", 1), ("hole", 1)]
@@ -218,7 +225,9 @@ def test_messages_without_a_size_are_counted_in_bytes(log: LogFile, framing: Fra
     frame = 4 if framing == "length" else 1
     log.tell(Told([held(0, more=5 + 2 * frame + 6)]))
     (account,) = of(log).all
-    assert [(lack.kind, lack.end - lack.start, lack.messages) for lack in account.lacks] == [("hole", 6, None)]
+    assert [(lack.kind, lack.end - lack.start, lack.messages) for lack in account.lacks] == [
+        ("hole", 6, None)
+    ]
 
 
 # the commands
@@ -240,8 +249,8 @@ def ended(monkeypatch: pytest.MonkeyPatch, log: LogFile, *arguments: str) -> Ite
         (Told(), 0, "no hardworker has told this log what it held"),
         (Told([held(10)]), 0, "log verify: 10 messages of 1 connections are right\n"),
         (Told([held(12)]), HOLE, "of those that the hardworker held: 1 hole"),
-        (Told([held(12)], [spooled(0, 10, 11)]), PENDING, "1 pending"),
-        (Told([held(10), held(3, index=1)], [spooled(1, 0, 2)]), PENDING, "1 pending"),
+        (Told([held(12)], [waiting(0, 10, 11)]), PENDING, "1 pending"),
+        (Told([held(10), held(3, index=1)], [waiting(1, 0, 2)]), PENDING, "1 pending"),
         (Told([held(10), held(3, index=1)]), HOLE, "1 hole"),
         (
             Told([held(12)], [], [Forgotten(SENSOR, START, START, 2, 2 * SIZE)]),
@@ -276,7 +285,7 @@ def test_damage_counts_for_more_than_a_hole(
 
 def test_a_gap_that_the_account_explains_is_no_damage(log: LogFile) -> None:
     add(log, numbered(0, 10), there=[0, 1, 6, 7])
-    log.tell(Told([held(10)], [spooled(0, 2, 5)]))
+    log.tell(Told([held(10)], [waiting(0, 2, 5)]))
     with SqlLog(log.url) as opened:
         (verdict,) = verify(opened, opened.connections())
     assert (verdict.faults, verdict.gaps, verdict.digest) == ([], 4, "none")
@@ -292,7 +301,7 @@ def test_list_names_what_is_lacking(
     log: LogFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(log, numbered(0, 10))
-    log.tell(Told([held(12), held(3, index=1)], [spooled(1, 0, 2)]))
+    log.tell(Told([held(12), held(3, index=1)], [waiting(1, 0, 2)]))
     with ended(monkeypatch, log, "list"):
         out = capsys.readouterr().out
     assert out.splitlines()[1].split()[-1] == "hole"
@@ -361,7 +370,7 @@ def tables(log: LogFile, history: list[History]) -> None:
             add(log, numbered(begin, count), index, there=there)
         told.held.append(held(count, index=index, state=each.state))
         if "p" in each.fates:
-            told.spooled.append(spooled(index, each.fates.index("p"), each.fates.rindex("p")))
+            told.pending.append(waiting(index, each.fates.index("p"), each.fates.rindex("p")))
         if forgotten := each.fates.count("f"):
             when = START + 60 * index * SECOND
             told.forgotten.append(Forgotten(SENSOR, when, when, forgotten, forgotten * SIZE))

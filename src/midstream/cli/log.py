@@ -223,14 +223,19 @@ def verify(
             f"{name}: {faults:,} faults, in {damaged:,} of {len(verdicts):,} connections: see above"
         )
     messages = sum(verdict.messages for verdict in verdicts)
-    told = f"{messages:,} messages of {sum(bool(each.connection) for each in verdicts):,} connections are right"
+    told = (
+        f"{messages:,} messages of {sum(bool(each.connection) for each in verdicts):,} connections are right"
+    )
     accounts = [verdict.account for verdict in verdicts if verdict.account]
     if not accounts:
         say(f"log verify: {told}; no hardworker has told this log what it held")
         return
     found = {verdict: sum(each.verdict == verdict for each in accounts) for verdict in account.WORST}
     lacking = [f"{count:,} {word}" for word, count in found.items() if count and word != "complete"]
-    say(f"log verify: {told}" + (f"; of those that the hardworker held: {', '.join(lacking)}" if lacking else ""))
+    say(
+        f"log verify: {told}"
+        + (f"; of those that the hardworker held: {', '.join(lacking)}" if lacking else "")
+    )
     if found["hole"] or found["forgotten"]:
         raise typer.Exit(HOLE)
     if found["pending"]:

@@ -14,7 +14,7 @@ from midstream.log.continuity import Hole, Numbering
 from midstream.log.spans import Span, Spans
 from midstream.logger.store import FRAME
 from midstream.logger.stored import Extent, Log, StoredConnection
-from midstream.logger.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Spooled, Told
+from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Pending, Told
 
 Kind = Literal["again", "coming", "pending", "forgotten", "hole"]
 Verdict = Literal["complete", "pending", "forgotten", "hole"]
@@ -69,7 +69,9 @@ class Account:
 
     def explains(self, start: int, end: int) -> bool:
         """Is it known why these bytes are not stored?"""
-        return start < end and not Spans([(start, end)]).without(Spans((lack.start, lack.end) for lack in self.lacks))
+        return start < end and not Spans([(start, end)]).without(
+            Spans((lack.start, lack.end) for lack in self.lacks)
+        )
 
     def lines(self) -> list[str]:
         """What it lacks, in words."""
@@ -135,7 +137,7 @@ class _Ledger:
         self._sizes = _sizes(connections, extents)
         held = sorted(told.held, key=lambda each: each.opened_ns)
         self._rows = _matched(held, connections)
-        self._spooled = _matched(held, told.spooled)
+        self._pending = _matched(held, told.pending)
         self._forgotten = sorted(told.forgotten, key=lambda each: each.first_ns)
         self._left = {
             each: each.bytes + FRAME[self._framings.get(each.sensor, "fixed")] * each.messages
@@ -175,7 +177,7 @@ class _Ledger:
             return account
         wanted = held.bytes - held.bytes % size if size else held.bytes
         there = Spans(span for row in rows for span in self._stored(row))
-        spool = Spans((each.start, each.end) for each in self._spooled.get(held, []))
+        spool = Spans((each.start, each.end) for each in self._pending.get(held, []))
         rest = Spans([(0, wanted)]).without(there)
         account.lacks += [_lack("pending", span, size) for span in rest.within(spool)]
         open_end = self._grows(held, rows, there)
@@ -269,7 +271,7 @@ def _sizes(connections: Iterable[StoredConnection], extents: Mapping[int, Extent
     return found
 
 
-_Known = TypeVar("_Known", StoredConnection, Spooled)
+_Known = TypeVar("_Known", StoredConnection, Pending)
 
 
 def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldStream, list[_Known]]:

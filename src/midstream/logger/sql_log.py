@@ -34,7 +34,7 @@ from midstream.logger import schema
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
-from midstream.logger.told import Forgotten, HeldStream, Spooled, Told
+from midstream.told import Forgotten, HeldStream, Pending, Told
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -193,7 +193,7 @@ class SqlLog(Closing):
         with self.transaction() as database:
             return Told(
                 [HeldStream(*row) for row in database.execute(select(schema.held))],
-                [Spooled(*row) for row in database.execute(select(schema.pending))],
+                [Pending(*row) for row in database.execute(select(schema.pending))],
                 [Forgotten(*row) for row in database.execute(select(schema.forgotten))],
             )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.logger.run import Run
-from midstream.logger.told import Told
+from midstream.told import Told
 
 if TYPE_CHECKING:
     from midstream.fields import Layout

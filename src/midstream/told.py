@@ -33,17 +33,18 @@ class HeldStream:
         numbers = (port, first, opened_ns, held)
         if not (isinstance(sensor, str) and all(type(each) is int for each in numbers)):
             raise ValueError(f"no connection: {told}")
-        if state not in (OPEN, CLOSED, RESET, UNTOLD) or held < 0:
+        if state not in (OPEN, CLOSED, RESET, LOST, UNTOLD) or held < 0:
             raise ValueError(f"no connection: {told}")
         return cls(sensor, port, first, opened_ns, held, state, bool(here))
 
-    def described(self) -> list[Any]:
-        """As it is said on the line."""
-        return [self.sensor, self.port, self.first, self.opened_ns, self.bytes, self.state, self.here]
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """As it is said on the line, and as columns of the table `held`."""
+        return self.sensor, self.port, self.first, self.opened_ns, self.bytes, self.state, self.here
 
 
 @dataclass(frozen=True, slots=True)
-class Spooled:
+class Pending:
     """Bytes `start` to `end` of a connection are in the spool, and not all of them in the log yet. first is
     UNKNOWN where the spool does not know it; opened_ns and oldest_ns are by the hardworker's clock."""
 
@@ -61,13 +62,14 @@ class Spooled:
         """What was said on the line. Raises ValueError."""
         sensor, *numbers = told
         if not (isinstance(sensor, str) and len(numbers) == 7 and all(type(each) is int for each in numbers)):
-            raise ValueError(f"nothing of a spool: {told}")
+            raise ValueError(f"nothing pending: {told}")
         return cls(sensor, *numbers)
 
-    def described(self) -> list[Any]:
-        """As it is said on the line."""
-        place = [self.sensor, self.port, self.first, self.opened_ns]
-        return [*place, self.start, self.end, self.messages, self.oldest_ns]
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """As it is said on the line, and as columns of the table `pending`."""
+        place = (self.sensor, self.port, self.first, self.opened_ns)
+        return *place, self.start, self.end, self.messages, self.oldest_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +88,5 @@ class Told:
     """All that a log was told. Empty: no hardworker has ever told it anything."""
 
     held: list[HeldStream] = field(default_factory=list)
-    spooled: list[Spooled] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
     forgotten: list[Forgotten] = field(default_factory=list)
