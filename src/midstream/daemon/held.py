@@ -126,9 +126,12 @@ class Book:
                 self._append(stream, destination)
 
     def _bound(self) -> None:
-        """Of too many that nobody has heard of the oldest become a sum per sensor."""
+        """Of too many that nobody has heard of the oldest become a sum per sensor: a quarter at a time, since
+        the file is written anew."""
         ended = [entry for entry in self._entries.values() if entry.stream.state not in (OPEN, UNTOLD)]
-        for entry in ended[: max(0, len(ended) - self._most)]:
+        if len(ended) <= self._most:
+            return
+        for entry in ended[: len(ended) - self._most + self._most // 4]:
             stream = entry.stream
             del self._entries[_key(stream)]
             total = next(
@@ -141,10 +144,10 @@ class Book:
             )
             if total is None:
                 summed = HeldStream(stream.sensor, 0, 0, stream.opened_ns, stream.bytes, UNTOLD, False)
-                self._note(summed, entry.destination)
+                self._entries[_key(summed)] = _Entry(summed, entry.destination)
             else:
                 total.stream = replace(total.stream, bytes=total.stream.bytes + stream.bytes)
-                self._append(total.stream, total.destination)
+        self._rewrite()
 
     # the file: the boot and its epoch, then a line for each connection that opened or ended
 

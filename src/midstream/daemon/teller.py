@@ -21,17 +21,18 @@ from midstream.told import HeldStream, Pending
 
 PERIOD = 1.0  # seconds from one look to the next
 CHUNK = 256  # connections in a message
+IDLE = 5.0  # seconds without news after which a line is closed: the logger waits no longer than line.TIMEOUT
 FIRST_RETRY, LAST_RETRY = 1.0, 16.0  # seconds until a logger is called again that did not answer
 
 
 class Ear:
-    """A logger that is told. pending: what it knows of the spool, None: nothing, on this line."""
+    """A logger that is told. pending: what it knows of the spool, None: nothing, or that is not sure."""
 
     def __init__(self, address: str, dial: Callable[[str], Line], now: Callable[[], float]) -> None:
         self.address = address
         self._dial, self._now = dial, now
         self._line: Line | None = None
-        self._call_at, self._delay = 0.0, FIRST_RETRY
+        self._call_at, self._delay, self._used = 0.0, FIRST_RETRY, now()
         self.pending: list[Pending] | None = None
         self.fault = ""
 
@@ -53,20 +54,25 @@ class Ear:
             if "noted" not in answer:
                 raise NetworkError(f"{self.address}: {answer.get('failed', 'no answer that is known')}")
         except MidstreamError as error:
-            self.fault = str(error)
+            self.fault, self.pending = str(error), None
             self.hang_up()
             self._call_at = self._now() + self._delay
             self._delay = min(2 * self._delay, LAST_RETRY)
             return False
-        self.fault, self._delay = "", FIRST_RETRY
+        self.fault, self._delay, self._used = "", FIRST_RETRY, self._now()
         if pending is not None:
             self.pending = pending
         return True
 
+    def rest(self) -> None:
+        """Close the line if there was nothing to say for a while."""
+        if self._now() > self._used + IDLE:
+            self.hang_up()
+
     def hang_up(self) -> None:
         if self._line is not None:
             self._line.close()
-        self._line = self.pending = None
+            self._line = None
 
 
 class Teller:
@@ -88,7 +94,7 @@ class Teller:
         self._dial = dial or (lambda address: call(address, secret, port))
         self._loggers, self._now = loggers, now
         self._book = Book(config.const_path.with_name("held.jsonl"))
-        self._collector = Collector(self._book, folder)
+        self._collector = Collector(self._book, folder, now)
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
         self._ears: dict[str, Ear] = {}
         self._fault = ""
@@ -136,6 +142,7 @@ class Teller:
             of_spool = range(len(addresses), HERE + 1) if not spool_told else range(0)
             if self._tell(ear, position, of_spool, None if spool_told else pending):
                 spool_told = True
+            ear.rest()
 
     def _tell(self, ear: Ear, position: int, others: range, pending: list[Pending] | None) -> bool:
         """False if it does not answer. others: destinations of which it hears beside its own: the spool, and
