@@ -84,7 +84,7 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Knowledge:
     """All that a log was told. Empty: no hardworker has ever told it anything."""
 
     held: list[HeldStream] = field(default_factory=list)

@@ -12,7 +12,7 @@ from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
 from midstream.logger import readings, schema
 from midstream.logger.store import checksum
-from midstream.told import Told
+from midstream.told import Knowledge
 
 SECOND = 10**9
 START = 1_764_000_000 * SECOND  # 2025-11-24T16:00:00Z
@@ -119,7 +119,7 @@ class LogFile:
                 )
         return self._ids
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: Knowledge) -> None:
         """What a hardworker has said."""
         rows = {schema.held: told.held, schema.pending: told.pending, schema.forgotten: told.forgotten}
         with self._engine.begin() as database:

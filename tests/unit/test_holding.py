@@ -22,7 +22,7 @@ from midstream.logger.run import new_name
 from midstream.logger.schema import connections
 from midstream.logger.sql import SqlStore
 from midstream.logger.sql_log import SqlLog
-from midstream.told import CLOSED, LOST, OPEN, RESET, HeldStream, Pending, Told
+from midstream.told import CLOSED, LOST, OPEN, RESET, HeldStream, Pending, Knowledge
 
 KEY = b"k" * 32
 SENSOR = "10.83.0.11"
@@ -44,16 +44,16 @@ def store(log: LogFile) -> Iterator[SqlStore]:
         yield opened
 
 
-def told(log: LogFile) -> Told:
+def told(log: LogFile) -> Knowledge:
     with SqlLog(log.url) as opened:
         return opened.told()
 
 
 def test_the_last_word_counts_and_no_byte_is_lost(log: LogFile, store: SqlStore) -> None:
     store.note_held([held(1, 100), held(2, 50)], [waiting(9)])
-    assert told(log) == Told([held(1, 100), held(2, 50)], [waiting(9)])
+    assert told(log) == Knowledge([held(1, 100), held(2, 50)], [waiting(9)])
     store.note_held([held(1, 40, LOST), held(2, 60, CLOSED, here=True)], None)
-    assert told(log) == Told([held(1, 100, LOST), held(2, 60, CLOSED, here=True)], [waiting(9)])
+    assert told(log) == Knowledge([held(1, 100, LOST), held(2, 60, CLOSED, here=True)], [waiting(9)])
     store.note_held([], [])
     assert told(log).pending == []
 
@@ -146,7 +146,7 @@ def test_it_is_said_on_a_line_to_the_logger(tmp_path: Path) -> None:
         with pytest.raises(NetworkError):
             say(line, {"kind": "held", "connections": [[SENSOR]]})
     with SqlLog(site.url) as opened:
-        assert opened.told() == Told([held(1, 200, CLOSED)], [waiting(9)])
+        assert opened.told() == Knowledge([held(1, 200, CLOSED)], [waiting(9)])
 
 
 class Mute:

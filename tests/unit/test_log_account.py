@@ -20,7 +20,7 @@ from midstream.log.account import Account, Accounts, accounts
 from midstream.log.spans import Spans
 from midstream.log.verify import verify
 from midstream.logger.sql_log import SqlLog
-from midstream.told import CLOSED, LOST, OPEN, RESET, UNKNOWN, UNTOLD, Forgotten, HeldStream, Pending, Told
+from midstream.told import CLOSED, LOST, OPEN, RESET, UNKNOWN, UNTOLD, Forgotten, HeldStream, Pending, Knowledge
 
 SENSOR = "10.83.0.11"
 SIZE = 32
@@ -83,33 +83,33 @@ def test_a_log_that_nobody_has_told_does_not_know(log: LogFile) -> None:
 
 def test_all_that_was_held_is_there(log: LogFile) -> None:
     key = add(log, numbered(0, 5))
-    log.tell(Told([held(5)]))
+    log.tell(Knowledge([held(5)]))
     found = of(log)
     assert found.by_id[key].verdict == "complete" and not found.by_id[key].lacks
 
 
 def test_the_beginning_of_a_message_is_none(log: LogFile) -> None:
     add(log, numbered(0, 5))
-    log.tell(Told([held(5, more=SIZE - 1)]))
+    log.tell(Knowledge([held(5, more=SIZE - 1)]))
     assert lacks(log) == []
 
 
 def test_a_tail_that_nobody_has_any_more_is_a_hole(log: LogFile) -> None:
     add(log, numbered(0, 5), closed=False)
     log.execute("UPDATE connections SET closed_ns = 1, reset = true")
-    log.tell(Told([held(8, state=RESET)]))
+    log.tell(Knowledge([held(8, state=RESET)]))
     assert lacks(log) == [("hole", 3)]
 
 
 def test_what_is_in_the_spool_is_pending(log: LogFile) -> None:
     add(log, numbered(0, 10), there=[0, 1, 5, 6])
-    log.tell(Told([held(10)], [waiting(0, 2, 4), waiting(1, 0, 5)]))
+    log.tell(Knowledge([held(10)], [waiting(0, 2, 4), waiting(1, 0, 5)]))
     assert lacks(log) == [("pending", 3), ("hole", 3)]
 
 
 def test_a_connection_of_which_nothing_is_stored(log: LogFile) -> None:
     add(log, numbered(0, 5))
-    log.tell(Told([held(5), held(4, index=1), held(0, index=2), held(6, index=3)], [waiting(3, 0, 5)]))
+    log.tell(Knowledge([held(5), held(4, index=1), held(0, index=2), held(6, index=3)], [waiting(3, 0, 5)]))
     assert lacks(log) == [("hole", 4), ("pending", 6)]
     assert [account.held.port for account in of(log).elsewhere()] == [40001, 40003]
 
@@ -118,19 +118,19 @@ def test_a_connection_of_which_nothing_is_stored(log: LogFile) -> None:
 def test_what_the_logger_has_not_committed_yet_is_coming(log: LogFile, state: str) -> None:
     """Its connection is open: here, at the hardworker, or at both."""
     add(log, numbered(0, 5), closed=False)
-    log.tell(Told([held(8, state=state)]))
+    log.tell(Knowledge([held(8, state=state)]))
     assert lacks(log) == [("coming", 3)]
 
 
 def test_nothing_comes_into_the_middle_of_an_open_connection(log: LogFile) -> None:
     add(log, numbered(0, 9), there=[0, 1, 4, 5], closed=False)
-    log.tell(Told([held(9, state=OPEN)]))
+    log.tell(Knowledge([held(9, state=OPEN)]))
     assert lacks(log) == [("hole", 2), ("coming", 3)]
 
 
 def test_a_full_spool_forgot_so_much_and_no_more(log: LogFile) -> None:
     add(log, numbered(0, 20), there=list(range(12, 20)))
-    log.tell(Told([held(20, here=True)], [], [Forgotten(SENSOR, START, START + SECOND, 10, 10 * SIZE)]))
+    log.tell(Knowledge([held(20, here=True)], [], [Forgotten(SENSOR, START, START + SECOND, 10, 10 * SIZE)]))
     assert lacks(log) == [("forgotten", 10), ("hole", 2)]
     log.execute("UPDATE forgotten SET sensor = '10.83.0.12'")
     assert lacks(log) == [("hole", 12)]
@@ -142,7 +142,7 @@ def test_a_full_spool_forgot_so_much_and_no_more(log: LogFile) -> None:
 
 def test_what_was_removed_to_make_room_lacks_nothing(log: LogFile) -> None:
     add(log, numbered(0, 20), there=list(range(12, 20)))
-    log.tell(Told([held(20)]))
+    log.tell(Knowledge([held(20)]))
     log.execute("UPDATE connections SET pruned = 12")
     assert lacks(log) == []
     log.execute("DELETE FROM messages")
@@ -154,7 +154,7 @@ def test_what_the_sensor_sent_again_is_there(log: LogFile) -> None:
     """Held and not acknowledged: it comes again on the next connection, and the numbers tell."""
     add(log, numbered(0, 10), there=list(range(7)))
     add(log, numbered(7, 50), index=1)
-    log.tell(Told([held(10, state=RESET), held(50, index=1)]))
+    log.tell(Knowledge([held(10, state=RESET), held(50, index=1)]))
     assert lacks(log) == [("again", 3)]
     assert {account.verdict for account in of(log).all} == {"complete"}
 
@@ -162,7 +162,7 @@ def test_what_the_sensor_sent_again_is_there(log: LogFile) -> None:
 def test_what_the_sensor_did_not_send_again_is_not(log: LogFile) -> None:
     add(log, numbered(0, 10), there=list(range(7)))
     add(log, numbered(8, 50), index=1)
-    log.tell(Told([held(10, state=RESET), held(50, index=1)]))
+    log.tell(Knowledge([held(10, state=RESET), held(50, index=1)]))
     assert lacks(log) == [("hole", 3)]
     assert of(log).holes == {}  # the number that is missing is among them
 
@@ -170,7 +170,7 @@ def test_what_the_sensor_did_not_send_again_is_not(log: LogFile) -> None:
 def test_a_connection_whose_messages_all_came_again(log: LogFile) -> None:
     add(log, numbered(0, 10))
     add(log, numbered(10, 50), index=2)
-    log.tell(Told([held(10, state=RESET), held(6, index=1, state=RESET), held(50, index=2)]))
+    log.tell(Knowledge([held(10, state=RESET), held(6, index=1, state=RESET), held(50, index=2)]))
     assert lacks(log) == [("again", 6)]
     log.execute("DELETE FROM messages WHERE connection_id = 2 AND sequence > 4")
     assert lacks(log)[0] == ("hole", 6)
@@ -179,7 +179,7 @@ def test_a_connection_whose_messages_all_came_again(log: LogFile) -> None:
 def test_a_gap_between_connections_that_is_explained_is_no_other_fault(log: LogFile) -> None:
     add(log, numbered(0, 10))
     add(log, numbered(30, 10), index=2)
-    log.tell(Told([held(10), held(20, index=1), held(10, index=2)], [waiting(1, 0, 19)]))
+    log.tell(Knowledge([held(10), held(20, index=1), held(10, index=2)], [waiting(1, 0, 19)]))
     assert (lacks(log), of(log).holes) == ([("pending", 20)], {})
     log.execute("DELETE FROM held WHERE port = 40001")
     assert [hole.messages for hole in of(log).holes.values()] == [20]
@@ -199,14 +199,14 @@ def test_the_same_port_and_number_twice(log: LogFile) -> None:
         HeldStream(SENSOR, 49152, 6511, START + minute * 60 * SECOND + 5, (5 + minute) * SIZE, CLOSED, False)
         for minute in (0, 10)
     ]
-    log.tell(Told(streams))
+    log.tell(Knowledge(streams))
     assert [(len(account.connections), account.lacks) for account in of(log).all] == [(1, []), (1, [])]
 
 
 def test_without_a_first_number_the_time_tells(log: LogFile) -> None:
     add(log, numbered(0, 5))
     log.execute("UPDATE connections SET first = NULL")
-    log.tell(Told([held(7)], [Pending(SENSOR, 40000, UNKNOWN, START + 1, 5 * SIZE, 6 * SIZE, 1, START)]))
+    log.tell(Knowledge([held(7)], [Pending(SENSOR, 40000, UNKNOWN, START + 1, 5 * SIZE, 6 * SIZE, 1, START)]))
     assert lacks(log) == [("pending", 1), ("hole", 1)]
     log.execute("UPDATE connections SET opened_ns = 1")
     assert lacks(log) == [("hole", 5), ("pending", 1), ("hole", 1)]
@@ -214,7 +214,7 @@ def test_without_a_first_number_the_time_tells(log: LogFile) -> None:
 
 def test_connections_that_could_not_be_told_one_by_one(log: LogFile) -> None:
     add(log, numbered(0, 5))
-    log.tell(Told([held(5), HeldStream(SENSOR, 0, 0, START, 4711, UNTOLD, False)]))
+    log.tell(Knowledge([held(5), HeldStream(SENSOR, 0, 0, START, 4711, UNTOLD, False)]))
     assert [account.verdict for account in of(log).all] == ["complete", "hole"]
 
 
@@ -223,7 +223,7 @@ def test_messages_without_a_size_are_counted_in_bytes(log: LogFile, framing: Fra
     log.add([b"abc", b"de"], framing=framing, sensor=SENSOR, port=40000, first=7, closed=False)
     log.execute("UPDATE connections SET closed_ns = 1")
     frame = 4 if framing == "length" else 1
-    log.tell(Told([held(0, more=5 + 2 * frame + 6)]))
+    log.tell(Knowledge([held(0, more=5 + 2 * frame + 6)]))
     (account,) = of(log).all
     assert [(lack.kind, lack.end - lack.start, lack.messages) for lack in account.lacks] == [
         ("hole", 6, None)
@@ -246,14 +246,14 @@ def ended(monkeypatch: pytest.MonkeyPatch, log: LogFile, *arguments: str) -> Ite
 @pytest.mark.parametrize(
     ("told", "code", "says"),
     [
-        (Told(), 0, "no hardworker has told this log what it held"),
-        (Told([held(10)]), 0, "log verify: 10 messages of 1 connections are right\n"),
-        (Told([held(12)]), HOLE, "of those that the hardworker held: 1 hole"),
-        (Told([held(12)], [waiting(0, 10, 11)]), PENDING, "1 pending"),
-        (Told([held(10), held(3, index=1)], [waiting(1, 0, 2)]), PENDING, "1 pending"),
-        (Told([held(10), held(3, index=1)]), HOLE, "1 hole"),
+        (Knowledge(), 0, "no hardworker has told this log what it held"),
+        (Knowledge([held(10)]), 0, "log verify: 10 messages of 1 connections are right\n"),
+        (Knowledge([held(12)]), HOLE, "of those that the hardworker held: 1 hole"),
+        (Knowledge([held(12)], [waiting(0, 10, 11)]), PENDING, "1 pending"),
+        (Knowledge([held(10), held(3, index=1)], [waiting(1, 0, 2)]), PENDING, "1 pending"),
+        (Knowledge([held(10), held(3, index=1)]), HOLE, "1 hole"),
         (
-            Told([held(12)], [], [Forgotten(SENSOR, START, START, 2, 2 * SIZE)]),
+            Knowledge([held(12)], [], [Forgotten(SENSOR, START, START, 2, 2 * SIZE)]),
             HOLE,
             "1 forgotten",
         ),
@@ -261,7 +261,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, log: LogFile, *arguments: str) -> Ite
 )
 def test_verify_ends_with_a_code_for_each(
     log: LogFile,
-    told: Told,
+    told: Knowledge,
     code: int,
     says: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -277,7 +277,7 @@ def test_damage_counts_for_more_than_a_hole(
     log: LogFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(log, numbered(0, 10))
-    log.tell(Told([held(12)]))
+    log.tell(Knowledge([held(12)]))
     log.execute("UPDATE messages SET payload = x'00' WHERE sequence = 4")
     with ended(monkeypatch, log, "verify") as codes:
         assert codes == [StoreError.exit_code]
@@ -285,7 +285,7 @@ def test_damage_counts_for_more_than_a_hole(
 
 def test_a_gap_that_the_account_explains_is_no_damage(log: LogFile) -> None:
     add(log, numbered(0, 10), there=[0, 1, 6, 7])
-    log.tell(Told([held(10)], [waiting(0, 2, 5)]))
+    log.tell(Knowledge([held(10)], [waiting(0, 2, 5)]))
     with SqlLog(log.url) as opened:
         (verdict,) = verify(opened, opened.connections())
     assert (verdict.faults, verdict.gaps, verdict.digest) == ([], 4, "none")
@@ -301,7 +301,7 @@ def test_list_names_what_is_lacking(
     log: LogFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(log, numbered(0, 10))
-    log.tell(Told([held(12), held(3, index=1)], [waiting(1, 0, 2)]))
+    log.tell(Knowledge([held(12), held(3, index=1)], [waiting(1, 0, 2)]))
     with ended(monkeypatch, log, "list"):
         out = capsys.readouterr().out
     assert out.splitlines()[1].split()[-1] == "hole"
@@ -360,7 +360,7 @@ def tables(log: LogFile, history: list[History]) -> None:
     """What logger and hardworker have written down of a history, and nothing else."""
     for table in ("messages", "connections", "held", "pending", "forgotten"):
         log.execute(f"DELETE FROM {table}")
-    told, following = Told(), 0
+    told, following = Knowledge(), 0
     log.add(numbered(0, 1), sensor="10.83.0.12")  # from which the size of messages is known
     for index, each in enumerate(history):
         count = len(each.fates)

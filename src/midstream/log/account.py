@@ -14,7 +14,7 @@ from midstream.log.continuity import Hole, Numbering
 from midstream.log.spans import Span, Spans
 from midstream.logger.store import FRAME
 from midstream.logger.stored import Extent, Log, StoredConnection
-from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Pending, Told
+from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Pending, Knowledge
 
 Kind = Literal["again", "coming", "pending", "forgotten", "hole"]
 Verdict = Literal["complete", "pending", "forgotten", "hole"]
@@ -110,7 +110,7 @@ class Accounts:
 
 
 def accounts(
-    log: Log, told: Told, connections: Sequence[StoredConnection], extents: Mapping[int, Extent]
+    log: Log, told: Knowledge, connections: Sequence[StoredConnection], extents: Mapping[int, Extent]
 ) -> Accounts:
     """Of what the log was told. `told` must have been read before the others. Raises StoreError."""
     numbering = Numbering(log, connections, extents)
@@ -127,7 +127,7 @@ class _Ledger:
     def __init__(
         self,
         log: Log,
-        told: Told,
+        told: Knowledge,
         connections: Sequence[StoredConnection],
         extents: Mapping[int, Extent],
         numbering: Numbering,
@@ -282,7 +282,7 @@ def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldS
     found: dict[HeldStream, list[_Known]] = {}
     for other in others:
         candidates = ports.get((other.sensor, other.port), [])
-        if other.first is not None and other.first != UNKNOWN:
+        if other.first not in (None, UNKNOWN):
             candidates = [each for each in candidates if each.first == other.first]
         else:
             candidates = [each for each in candidates if abs(each.opened_ns - other.opened_ns) <= SAME]

@@ -34,7 +34,7 @@ from midstream.logger import schema
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
-from midstream.told import Forgotten, HeldStream, Pending, Told
+from midstream.told import Forgotten, HeldStream, Pending, Knowledge
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -187,11 +187,11 @@ class SqlLog(Closing):
         with self.transaction() as database:
             return database.execute(query).scalar() or 0
 
-    def told(self) -> Told:
+    def told(self) -> Knowledge:
         if not self._was_told:
-            return Told()
+            return Knowledge()
         with self.transaction() as database:
-            return Told(
+            return Knowledge(
                 [HeldStream(*row) for row in database.execute(select(schema.held))],
                 [Pending(*row) for row in database.execute(select(schema.pending))],
                 [Forgotten(*row) for row in database.execute(select(schema.forgotten))],

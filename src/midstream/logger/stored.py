@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.logger.run import Run
-from midstream.told import Told
+from midstream.told import Knowledge
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -133,7 +133,7 @@ class Log(Closing, Protocol):
     def pruned(self, connection: StoredConnection) -> int:
         """How many messages of a connection were removed on purpose until now: it may have become more."""
 
-    def told(self) -> Told:
+    def told(self) -> Knowledge:
         """What hardworkers have told the logger. Read it before `extents`: what it speaks of came earlier."""
 
     def faults(self) -> list[str]:
