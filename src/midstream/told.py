@@ -1,6 +1,7 @@
 """What a hardworker has told a logger: how far it held each connection, and what waits in its spool.
 
-The logger keeps it beside what it stores, so that a log knows what it lacks. Nothing here says what is in the log.
+The logger keeps it beside what it stores, so that a log knows what it lacks. Nothing here says what is in
+the log.
 """
 
 from dataclasses import dataclass, field

@@ -11,7 +11,7 @@ from midstream.logger.databases import open_log
 from midstream.logger.jetstream import JetStreamStore
 from midstream.logger.sql import SqlStore
 from midstream.logger.store import ConnectionRow, Hole, Store
-from midstream.told import CLOSED, OPEN, RESET, Forgotten, HeldStream, Pending, Knowledge
+from midstream.told import CLOSED, OPEN, RESET, Forgotten, HeldStream, Knowledge, Pending
 
 SENSOR = "10.83.0.11"
 
@@ -78,7 +78,9 @@ def test_what_the_log_lacks(opened: tuple[Store, str]) -> None:
         said = log.told()
         extents = log.extents()
         found = accounts(log, said, log.connections(), extents)
-    by_port = {each.held.port: [(lack.kind, lack.start, lack.end) for lack in each.lacks] for each in found.all}
+    by_port = {
+        each.held.port: [(lack.kind, lack.start, lack.end) for lack in each.lacks] for each in found.all
+    }
     assert by_port == {1: [], 2: [("pending", 40, 48), ("hole", 48, 56)], 3: [("hole", 0, 8)]}
 
 

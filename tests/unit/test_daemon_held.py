@@ -90,9 +90,7 @@ def test_the_next_daemon_goes_on(make: Callable[..., Book]) -> None:
     ]
 
 
-def test_what_was_open_when_the_host_went_down_is_lost(
-    make: Callable[..., Book], tmp_path: Path
-) -> None:
+def test_what_was_open_when_the_host_went_down_is_lost(make: Callable[..., Book], tmp_path: Path) -> None:
     book = make()
     book.see([opened(1, 100)], [ended(3, 50)])
     with (tmp_path / "held.jsonl").open("a") as file:
@@ -306,7 +304,7 @@ def test_the_first_that_answers_hears_of_the_spool(scene: Scene) -> None:
     scene.loggers.down = set()
     scene.look(20)
     assert scene.loggers.ports("a") == [1]
-    assert scene.teller.state() == {"untold": 3, "pending": {}, "faults": []}
+    assert scene.teller.state() == {"untold_ends": 0, "pending": {}, "faults": []}
 
 
 def test_a_logger_that_is_away_is_called_less_and_less(scene: Scene) -> None:

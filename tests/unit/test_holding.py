@@ -22,7 +22,7 @@ from midstream.logger.run import new_name
 from midstream.logger.schema import connections
 from midstream.logger.sql import SqlStore
 from midstream.logger.sql_log import SqlLog
-from midstream.told import CLOSED, LOST, OPEN, RESET, HeldStream, Pending, Knowledge
+from midstream.told import CLOSED, LOST, OPEN, RESET, HeldStream, Knowledge, Pending
 
 KEY = b"k" * 32
 SENSOR = "10.83.0.11"

@@ -1,4 +1,5 @@
-"""The log knows what it lacks: complete, pending, forgotten, or a hole, whatever became of the connections."""
+"""The log knows what it lacks: complete, pending, forgotten, or a hole, whatever became of the
+connections."""
 
 import json
 import struct
@@ -20,7 +21,18 @@ from midstream.log.account import Account, Accounts, accounts
 from midstream.log.spans import Spans
 from midstream.log.verify import verify
 from midstream.logger.sql_log import SqlLog
-from midstream.told import CLOSED, LOST, OPEN, RESET, UNKNOWN, UNTOLD, Forgotten, HeldStream, Pending, Knowledge
+from midstream.told import (
+    CLOSED,
+    LOST,
+    OPEN,
+    RESET,
+    UNKNOWN,
+    UNTOLD,
+    Forgotten,
+    HeldStream,
+    Knowledge,
+    Pending,
+)
 
 SENSOR = "10.83.0.11"
 SIZE = 32
@@ -380,8 +392,9 @@ def tables(log: LogFile, history: list[History]) -> None:
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories())
 def test_any_history_is_judged_right(log: LogFile, history: list[History]) -> None:
-    """What the verdict of the whole log promises holds: complete only if each number is stored, and pending only
-    if each number is stored or in the spool. It errs on one side only, where a connection has a gap."""
+    """What the verdict of the whole log promises holds: complete only if each number is stored, and
+    pending only if each number is stored or in the spool. It errs on one side only, where a connection has
+    a gap."""
     tables(log, history)
     found = of(log)
     verdicts = {account.verdict for account in found.all}

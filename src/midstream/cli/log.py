@@ -197,8 +197,8 @@ def verify(
 ) -> None:
     """Is every message there that the hardworker held, once, and as it was received?
 
-    Exit code 0 only if so; 6: something is damaged, or numbers are missing; 7: a hole, or forgotten; 8: all that is
-    missing is pending.
+    Exit code 0 only if so; 6: something is damaged, or numbers are missing; 7: a hole, or forgotten; 8:
+    all that is missing is pending.
     """
     selection = selected(sensors, connections, None, None, None)
     faults = damaged = 0

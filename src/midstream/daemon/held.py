@@ -1,8 +1,8 @@
 """What the hardworker holds of each connection, for the logs to know what they lack.
 
-The program's table says how far each open connection is held, and its queue how each ended. The book keeps what
-a logger does not know yet: on disk too, beside const.toml, so that neither the daemon's end nor the host's loses
-what nobody was there to hear. Telling it is teller.py's.
+The program's table says how far each open connection is held, and its queue how each ended. The book keeps
+what a logger does not know yet: on disk too, beside const.toml, so that neither the daemon's end nor the
+host's loses what nobody was there to hear. Telling it is teller.py's.
 """
 
 import json
@@ -73,9 +73,7 @@ class Book:
             if stream.bytes:
                 self._note(stream, each.destination)
         gone = [
-            entry
-            for key, entry in self._entries.items()
-            if entry.stream.state == OPEN and key not in there
+            entry for key, entry in self._entries.items() if entry.stream.state == OPEN and key not in there
         ]
         for entry in gone:
             self._note(replace(entry.stream, state=LOST), entry.destination)
@@ -106,14 +104,17 @@ class Book:
         if ended and not any(entry.stream.state != OPEN for entry in self._entries.values()):
             self._rewrite()
 
+    @property
+    def ends(self) -> int:
+        """How many connections have ended that no logger has heard of."""
+        return sum(entry.stream.state != OPEN for entry in list(self._entries.values()))
+
     def __len__(self) -> int:
         return len(self._entries)
 
     def _stream(self, one: Open | Ended, held: int, state: str) -> HeldStream:
         here = one.destination == records.HERE
-        return HeldStream(
-            str(one.ip), one.port, one.first, one.opened_ns + self._epoch, held, state, here
-        )
+        return HeldStream(str(one.ip), one.port, one.first, one.opened_ns + self._epoch, held, state, here)
 
     def _note(self, stream: HeldStream, destination: int) -> None:
         entry = self._entries.get(_key(stream))
@@ -173,7 +174,9 @@ class Book:
         head = json.dumps({"boot": self._boot, "epoch_ns": self._epoch})
         lines = [_line(entry.stream, entry.destination) for entry in self._entries.values()]
         new = self._path.with_name(f".{self._path.name}.new")
-        self._write(lambda: new.write_text("\n".join([head, *lines, ""])), lambda: os.replace(new, self._path))
+        self._write(
+            lambda: new.write_text("\n".join([head, *lines, ""])), lambda: os.replace(new, self._path)
+        )
         self._lines = len(lines)
 
     def _append(self, stream: HeldStream, destination: int) -> None:
@@ -191,8 +194,8 @@ class Book:
             self._failed = ""
         except OSError as error:  # it is kept in memory all the same
             self._failed = (
-                f"{self._path}: what no logger has heard yet cannot be written down ({error.strerror}), and is "
-                "lost if the daemon ends: see that its folder is there and has room"
+                f"{self._path}: what no logger has heard yet cannot be written down ({error.strerror}), and "
+                "is lost if the daemon ends: see that its folder is there and has room"
             )
 
 

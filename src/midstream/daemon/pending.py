@@ -1,7 +1,7 @@
 """What waits in the hardworker's spool, connection by connection, for the log to call it pending.
 
-Read with the driver alone, which is all that a daemon needs of a database, and only when the file has changed. For
-each connection two look-ups in an index say it, however much is there.
+Read with the driver alone, which is all that a daemon needs of a database, and only when the file has
+changed. For each connection two look-ups in an index say it, however much is there.
 """
 
 import sqlite3
@@ -16,7 +16,8 @@ _PATIENCE = 0.1  # seconds to wait for the spool's own transaction
 
 _QUERY = """
 SELECT sensor, port, coalesce(first, ?), opened_ns, head.stream_offset,
-       tail.stream_offset + length(tail.payload) + CASE framing WHEN 'length' THEN 4 WHEN 'line' THEN 1 ELSE 0 END,
+       tail.stream_offset + length(tail.payload)
+         + CASE framing WHEN 'length' THEN 4 WHEN 'line' THEN 1 ELSE 0 END,
        tail.sequence + 1 - head.sequence, head.received_ns
 FROM connections
 JOIN messages AS head ON head.connection_id = id

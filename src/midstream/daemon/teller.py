@@ -1,8 +1,8 @@
 """Tells the loggers what the hardworker holds, and what waits in its spool, over lines of line.py.
 
-Each logger hears of the connections that go to it, and the first that answers of those that go to the spool: there
-they will come. What a logger has not confirmed is told again. It has a thread of its own: a logger that does not
-answer holds up nobody.
+Each logger hears of the connections that go to it, and the first that answers of those that go to the
+spool: there they will come. What a logger has not confirmed is told again. It has a thread of its own: a
+logger that does not answer holds up nobody.
 """
 
 import threading
@@ -114,15 +114,13 @@ class Teller:
         pending = self._spool.pending if self._spool else []
         sensors: dict[str, dict[str, int]] = {}
         for each in pending:
-            found = sensors.setdefault(
-                each.sensor, {"messages": 0, "bytes": 0, "oldest_ns": each.oldest_ns}
-            )
+            found = sensors.setdefault(each.sensor, {"messages": 0, "bytes": 0, "oldest_ns": each.oldest_ns})
             found["messages"] += each.messages
             found["bytes"] += each.end - each.start
             found["oldest_ns"] = min(found["oldest_ns"], each.oldest_ns)
         faults = [self._fault, self._book.fault, *(ear.fault for ear in list(self._ears.values()))]
         return {
-            "untold": len(self._book),
+            "untold_ends": self._book.ends,
             "pending": sensors,
             "faults": [fault for fault in faults if fault],
         }

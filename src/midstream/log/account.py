@@ -1,20 +1,20 @@
 """Does the log have all that the hardworker held? What it lacks, connection by connection, and why.
 
-A byte that was held, and is not in the log, is pending: in the hardworker's spool, or still coming from the
-logger's own kernel. Or it came again: a sensor sends what was not acknowledged once more on its next connection, and
-numbered messages tell that these are the same. Or it is gone: forgotten by a full spool, or a hole.
-Connections that no hardworker has told of are not judged.
+A byte that was held, and is not in the log, is pending: in the hardworker's spool, or still coming from
+the logger's own kernel. Or it came again: a sensor sends what was not acknowledged once more on its next
+connection, and numbered messages tell that these are the same. Or it is gone: forgotten by a full spool,
+or a hole. Connections that no hardworker has told of are not judged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from midstream.log.continuity import Hole, Numbering
 from midstream.log.spans import Span, Spans
 from midstream.logger.store import FRAME
 from midstream.logger.stored import Extent, Log, StoredConnection
-from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Pending, Knowledge
+from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Knowledge, Pending
 
 Kind = Literal["again", "coming", "pending", "forgotten", "hole"]
 Verdict = Literal["complete", "pending", "forgotten", "hole"]
@@ -27,6 +27,7 @@ _VERDICTS: dict[Kind, Verdict] = {
     "hole": "hole",
 }
 WORST: tuple[Verdict, ...] = ("hole", "forgotten", "pending", "complete")
+_COMES, _GONE = ("coming", "pending"), ("forgotten", "hole")
 SAME = 60 * 10**9  # ns: what opened so much earlier or later is another connection, if no number tells
 _WORDS: dict[Kind, str] = {
     "again": "not stored with it, and stored when the sensor sent them again",
@@ -76,10 +77,8 @@ class Account:
     def lines(self) -> list[str]:
         """What it lacks, in words."""
         if self.held.state == UNTOLD:
-            return [
-                f"the hardworker could not tell of some connections, of {self.held.bytes:,} bytes: whether "
-                "they are stored is not known"
-            ]
+            untold = f"the hardworker could not tell of connections with {self.held.bytes:,} bytes"
+            return [f"{untold}: whether they are stored is not known"]
         return [str(lack) for lack in self.lacks]
 
 
@@ -110,15 +109,47 @@ class Accounts:
 
 
 def accounts(
-    log: Log, told: Knowledge, connections: Sequence[StoredConnection], extents: Mapping[int, Extent]
+    log: Log,
+    told: Knowledge,
+    connections: Sequence[StoredConnection],
+    extents: Mapping[int, Extent],
+    *,
+    numbers: bool = True,
 ) -> Accounts:
-    """Of what the log was told. `told` must have been read before the others. Raises StoreError."""
+    """Of what the log was told. `told` must have been read before the others. numbers: say what is missing
+    between connections, too, for which their messages are read. Raises StoreError."""
     numbering = Numbering(log, connections, extents)
     if not told.held:
-        return Accounts(False, [], {}, numbering.holes())
+        return Accounts(False, [], {}, numbering.holes() if numbers else {})
     ledger = _Ledger(log, told, connections, extents, numbering)
     by_id = {row.id: account for account in ledger.accounts for row in account.connections}
-    return Accounts(True, ledger.accounts, by_id, ledger.unexplained())
+    return Accounts(True, ledger.accounts, by_id, ledger.unexplained() if numbers else {})
+
+
+def summary(log: Log) -> dict[str, dict[str, Any]]:
+    """By sensor, cheaply: the worst verdict of its connections, and how much is pending or missing. A gap
+    in the middle of a connection is not looked for. Raises StoreError."""
+    told = log.told()
+    extents = log.extents(gaps=False)
+    found = accounts(log, told, log.connections(), extents, numbers=False)
+    rows = {}
+    for sensor, all_of_it in found.of_sensors().items():
+        lacks = [lack for account in all_of_it for lack in account.lacks]
+        waiting = [each for each in told.pending if each.sensor == sensor]
+        rows[sensor] = {
+            "verdict": worst(all_of_it),
+            "connections": len(all_of_it),
+            "pending_bytes": sum(lack.end - lack.start for lack in lacks if lack.kind in _COMES),
+            "lost_bytes": sum(lack.end - lack.start for lack in lacks if lack.kind in _GONE),
+            "lost_messages": sum(lack.messages or 0 for lack in lacks if lack.kind in _GONE),
+            "oldest_pending_ns": min((each.oldest_ns for each in waiting), default=None),
+        }
+    return rows
+
+
+def worst(accounts: Iterable[Account]) -> Verdict:
+    found = {account.verdict for account in accounts}
+    return next(each for each in WORST if each in found)
 
 
 class _Ledger:
@@ -259,7 +290,8 @@ class _Ledger:
 
 
 def _sizes(connections: Iterable[StoredConnection], extents: Mapping[int, Extent]) -> dict[str, int]:
-    """The fixed size of messages: by connection, of a sensor's newest connection, and of the newest of all."""
+    """The fixed size of messages: by connection, of a sensor's newest connection, and of the newest of
+    all."""
     found = {}
     for connection in connections:
         extent = extents.get(connection.id)

@@ -60,25 +60,24 @@ class _Numbers:
 
 
 class Numbering:
-    """The numbers of a log's messages, sensor by sensor. `connections`: the oldest first."""
+    """The numbers of a log's messages, sensor by sensor, read when they are asked for. `connections`: the
+    oldest first."""
 
     def __init__(
         self, log: Log, connections: Iterable[StoredConnection], extents: Mapping[int, Extent]
     ) -> None:
-        self._sensors: dict[str, list[_Numbers]] = {}
+        self._log, self._extents = log, extents
+        self._connections: dict[str, list[StoredConnection]] = {}
         for connection in connections:
-            if extent := extents.get(connection.id):
-                first = _numbers(log, connection, extent.first)
-                last = _numbers(log, connection, extent.last)
-                numbers = _Numbers(connection, extent, first, last)
-                self._sensors.setdefault(connection.sensor, []).append(numbers)
-        self._counters = {sensor: _counters(numbers) for sensor, numbers in self._sensors.items()}
+            self._connections.setdefault(connection.sensor, []).append(connection)
+        self._read: dict[str, tuple[list[_Numbers], list[str]]] = {}
 
     def holes(self) -> dict[int, Hole]:
         """By the id of the connection in front of which something is missing."""
         found: dict[int, Hole] = {}
-        for sensor, numbers in self._sensors.items():
-            for name in self._counters[sensor]:
+        for sensor in self._connections:
+            numbers, counters = self._of(sensor)
+            for name in counters:
                 for index, each in enumerate(numbers):
                     hole = _before(each, numbers, index, name)
                     if hole is not None:
@@ -87,7 +86,7 @@ class Numbering:
 
     def is_elsewhere(self, connection: StoredConnection, first: int, end: int) -> bool:
         """Are the messages that would be `first` to `end` of this connection in other ones of its sensor?"""
-        numbers = self._sensors.get(connection.sensor, [])
+        numbers, counters = self._of(connection.sensor)
         for each in numbers:
             if each.connection.id == connection.id:
                 return any(
@@ -98,14 +97,14 @@ class Numbering:
                         each.first[name] + first - each.extent.first,
                         each.first[name] + end - each.extent.first,
                     )
-                    for name in self._counters[connection.sensor]
+                    for name in counters
                 )
         return False
 
     def goes_on(self, connection: StoredConnection, messages: int) -> bool:
-        """Are so many messages behind the last of this connection in others? False if its sensor seems to have
-        several programs, each with numbers of its own."""
-        numbers = self._sensors.get(connection.sensor, [])
+        """Are so many messages behind the last of this connection in others? False if its sensor seems to
+        have several programs, each with numbers of its own."""
+        numbers, counters = self._of(connection.sensor)
         ends = [each.extent.last_ns for each in numbers]
         if any(end > after.connection.opened_ns for end, after in zip(ends, numbers[1:], strict=False)):
             return False
@@ -115,9 +114,25 @@ class Numbering:
                 return any(
                     name in each.last
                     and self._has(others, name, each.last[name] + 1, each.last[name] + 1 + messages)
-                    for name in self._counters[connection.sensor]
+                    for name in counters
                 )
         return False
+
+    def _of(self, sensor: str) -> tuple[list[_Numbers], list[str]]:
+        """Its connections, and the names of what numbers its messages."""
+        if sensor not in self._read:
+            numbers = [
+                _Numbers(
+                    connection,
+                    extent,
+                    _numbers(self._log, connection, extent.first),
+                    _numbers(self._log, connection, extent.last),
+                )
+                for connection in self._connections.get(sensor, [])
+                if (extent := self._extents.get(connection.id))
+            ]
+            self._read[sensor] = numbers, _counters(numbers)
+        return self._read[sensor]
 
     def _has(self, numbers: list[_Numbers], name: str, first: int, end: int) -> bool:
         """Are these numbers in connections without a gap?"""

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from midstream.log.account import WORST, Account, Accounts
+from midstream.log.account import Account, Accounts, worst
 from midstream.log.continuity import Hole
 from midstream.log.decoding import Decoded, text_of
 from midstream.log.export import iso
@@ -88,7 +88,7 @@ def account_lines(found: Accounts, sensors: Sequence[str] = ()) -> list[str]:
     for sensor, accounts in sorted(found.of_sensors().items()):
         if sensors and sensor not in sensors:
             continue
-        verdict = next(each for each in WORST if any(account.verdict == each for account in accounts))
+        verdict = worst(accounts)
         lines.append(f"{sensor}: {verdict}, of {len(accounts):,} connections that the hardworker held")
         for account in accounts:
             where = ", ".join(f"connection {row.id}" for row in account.connections)
@@ -100,7 +100,8 @@ def account_lines(found: Accounts, sensors: Sequence[str] = ()) -> list[str]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Those rows for a person: times to the second. A verdict is empty where nobody has told what was held."""
+    """Those rows for a person: times to the second. A verdict is empty where nobody has told what was
+    held."""
     result = Table(box=None, pad_edge=False, header_style="")
     numbers = ("connection", "messages", "bytes", "missing", "removed")
     for name in numbers:

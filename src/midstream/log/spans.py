@@ -31,12 +31,12 @@ class Spans:
         """What is in none of the others."""
         left: list[Span] = []
         for start, end in self:
+            following = start
             for other_start, other_end in others:
-                if other_end <= start or other_start >= end:
-                    continue
-                left.append((start, min(other_start, end)))
-                start = other_end
-            left.append((start, end))
+                if other_end > following and other_start < end:
+                    left.append((following, min(other_start, end)))
+                    following = other_end
+            left.append((following, end))
         return Spans(left)
 
     def within(self, others: "Spans") -> "Spans":

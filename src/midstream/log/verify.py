@@ -2,9 +2,9 @@
 
 Of each connection: sequences without holes, frames that follow one another in the stream, the checksum of
 each row, the stream's end, its SHA-256 where the logger knows it, the typed columns, and numbers that are
-missing between one connection of a sensor and the next. A hole of messages that were removed to make room is
-none. Where the hardworker has told what it held, account.py says what the log lacks, and why: that is no fault of
-what is stored.
+missing between one connection of a sensor and the next. A hole of messages that were removed to make room
+is none. Where the hardworker has told what it held, account.py says what the log lacks, and why: that is
+no fault of what is stored.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Writes down what a hardworker's daemon says it holds (told.py), so that the log knows what it lacks.
 
-Each message is {"kind": "held", "connections": […], "pending": […]}, and confirmed by {"noted": COUNT} when it is
-committed. "pending" is all that waits in the spool; without it nothing is said of that.
+Each message is {"kind": "held", "connections": […], "pending": […]}, and confirmed by {"noted": COUNT}
+when it is committed. "pending" is all that waits in the spool; without it nothing is said of that.
 """
 
 import threading

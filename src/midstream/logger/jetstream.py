@@ -50,7 +50,7 @@ class JetStreamStore(Closing):
         described = layout.describe() if layout is not None else None
         self._published = Published(self._address.stream, framing, described)
         self._longest = longest
-        self._said: dict[str, float] = {}  # when it was last published of an open connection how far it is held
+        self._said: dict[str, float] = {}  # when that of an open connection was last published
         self._unsaid: dict[str, HeldStream] = {}
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
         self._servers = NatsServers(self._address)

@@ -15,7 +15,7 @@ from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
 from midstream.logger.stream import Found, Stream
 from midstream.logger.stream_connections import Known, StreamConnections
-from midstream.told import Forgotten, HeldStream, Pending, Knowledge
+from midstream.told import Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -50,7 +50,7 @@ class JetStreamLog(Closing):
         there.sort(key=lambda known: (known.opened_ns, known.id))
         return told_open([self._connection(known) for known in there])
 
-    def extents(self) -> dict[int, Extent]:
+    def extents(self, *, gaps: bool = True) -> dict[int, Extent]:  # noqa: ARG002  the stream counts
         self._all.refresh()
         there = [known for known in self._all.known.values() if known.messages]
         firsts = self._stream.get_all([known.oldest for known in there])
@@ -125,8 +125,12 @@ class JetStreamLog(Closing):
         held: dict[str, HeldStream] = {}
         for found in self._all_of("held"):
             said, before = HeldStream.parse(json.loads(found.data)), held.get(found.subject)
-            held[found.subject] = said if before is None else replace(said, bytes=max(said.bytes, before.bytes))
-        forgotten = {found.subject: Forgotten(**json.loads(found.data)) for found in self._all_of("forgotten")}
+            held[found.subject] = (
+                said if before is None else replace(said, bytes=max(said.bytes, before.bytes))
+            )
+        forgotten = {
+            found.subject: Forgotten(**json.loads(found.data)) for found in self._all_of("forgotten")
+        }
         waiting = self._stream.get({"last_by_subj": f"{self._stream.stream}.pending"})
         pending = [Pending.parse(each) for each in json.loads(waiting.data)] if waiting else []
         return Knowledge(list(held.values()), pending, list(forgotten.values()))

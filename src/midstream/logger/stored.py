@@ -110,8 +110,9 @@ class Log(Closing, Protocol):
     def connections(self) -> list[StoredConnection]:
         """All connections, the oldest first."""
 
-    def extents(self) -> dict[int, Extent]:
-        """What there is of each connection that has messages, by its id."""
+    def extents(self, *, gaps: bool = True) -> dict[int, Extent]:
+        """What there is of each connection that has messages, by its id. gaps: False: as if there were none,
+        which is cheaper where messages have to be counted."""
 
     def last_sequences(self) -> dict[int, int]:
         """The sequence of each connection's last message, by its id; cheaper than `extents`."""

@@ -1,7 +1,8 @@
 """What a hardworker tells, in the tables of a SQL database; and how connections end of which only it knows.
 
-A row never loses bytes: what was held once, was held. A connection whose logger died stays without an end in
-`connections`; when the hardworker has told how it ended, and nothing of it waits in the spool, it is closed here.
+A row never loses bytes: what was held once, was held. A connection whose logger died stays without an end
+in `connections`; when the hardworker has told how it ended, and nothing of it waits in the spool, it is
+closed here.
 """
 
 from collections.abc import Collection, Iterable
@@ -33,7 +34,8 @@ def note(database: Connection, streams: Iterable[HeldStream], waiting: Collectio
 
 def forget(database: Connection) -> None:
     """What was told of connections of which nothing is left to compare with."""
-    is_left = or_(connections.c.closed_ns.is_(None), exists().where(messages.c.connection_id == connections.c.id))
+    has_messages = exists().where(messages.c.connection_id == connections.c.id)
+    is_left = or_(connections.c.closed_ns.is_(None), has_messages)
     oldest = database.execute(select(func.min(connections.c.opened_ns)).where(is_left)).scalar()
     before = (1 << 62) if oldest is None else oldest
     same = and_(
@@ -42,9 +44,7 @@ def forget(database: Connection) -> None:
         connections.c.first == held.c.first,
     )
     database.execute(
-        delete(held).where(
-            held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left)
-        )
+        delete(held).where(held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left))
     )
     database.execute(delete(forgotten).where(forgotten.c.last_ns < before))
 
@@ -57,8 +57,8 @@ def _note_stream(database: Connection, stream: HeldStream) -> None:
         held.c.opened_ns == stream.opened_ns,
     )
     most = case((held.c.held_bytes < stream.bytes, stream.bytes), else_=held.c.held_bytes)
-    changed = update(held).where(there).values(
-        held_bytes=most, state=stream.state, destination_here=stream.here
+    changed = (
+        update(held).where(there).values(held_bytes=most, state=stream.state, destination_here=stream.here)
     )
     if not database.execute(changed).rowcount:
         database.execute(insert(held).values(dict(zip(held.c.keys(), stream.values, strict=True))))
