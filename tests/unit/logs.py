@@ -121,11 +121,12 @@ class LogFile:
 
     def tell(self, told: Knowledge) -> None:
         """What a hardworker has said."""
-        rows = {schema.held: told.held, schema.pending: told.pending, schema.forgotten: told.forgotten}
+        said = [(schema.held, each.values) for each in told.held]
+        said += [(schema.pending, each.values) for each in told.pending]
+        said += [(schema.forgotten, astuple(each)) for each in told.forgotten]
         with self._engine.begin() as database:
-            for table, said in rows.items():
-                for each in said:
-                    database.execute(insert(table).values(astuple(each)))
+            for table, values in said:
+                database.execute(insert(table).values(values))
 
     def execute(self, statement: str) -> None:
         """Change it by hand."""

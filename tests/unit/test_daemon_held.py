@@ -3,6 +3,7 @@
 import json
 import random
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from ipaddress import IPv4Address
@@ -142,7 +143,9 @@ def test_a_disk_that_takes_nothing_is_said_and_hinders_nobody(
 def test_the_last_word_of_each_connection_arrives(make: Callable[..., Book], seed: int) -> None:
     """Whatever happens: connections open, grow and end, daemons end, loggers do not answer."""
     dice = random.Random(seed)
-    book, truth, there = make(most=9999), {}, {}
+    book = make(most=9999)
+    truth: dict[tuple[int, int], tuple[int, str]] = {}
+    there: dict[int, tuple[int, int]] = {}
     logger: dict[tuple[int, int], HeldStream] = {}
     for step in range(300):
         ends = []
@@ -368,8 +371,6 @@ def test_without_a_program_it_goes_on(scene: Scene, monkeypatch: pytest.MonkeyPa
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    import time
-
     deadline = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < deadline

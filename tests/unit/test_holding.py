@@ -97,13 +97,15 @@ def test_a_connection_whose_logger_died_is_closed_with_the_reason(
     assert end(log, 2) == (None, None, None, None), "its logger runs"
     assert end(log, 3) == (None, None, None, None), "the hardworker has it open"
     assert end(log, 4) == (None, None, None, None), "the rest waits in the spool"
+    store.note_held([], [])
+    assert end(log, 4) == (START + 2, reset, reason, None), "it waits there no more"
     with SqlLog(log.url) as opened:
         verdicts = list(verify(opened, opened.connections()))
     assert [(verdict.faults, verdict.account and verdict.account.verdict) for verdict in verdicts] == [
         ([], "hole"),
         ([], "pending"),
         ([], "pending"),
-        ([], "hole"),  # but for the 8 bytes
+        ([], "hole"),
     ]
 
 

@@ -6,8 +6,9 @@ closed here.
 """
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, case, delete, exists, func, insert, or_, select, update
 
 from midstream.logger.run import Run
 from midstream.logger.schema import connections, forgotten, held, messages, pending
@@ -30,6 +31,9 @@ def note(database: Connection, streams: Iterable[HeldStream], waiting: Collectio
         _note_stream(database, stream)
         if stream.state not in (OPEN, UNTOLD):
             _close_dead(database, stream)
+    if waiting is not None:  # what waited may have come, and a logger have died since an end was told
+        for row in database.execute(_ended_here()).all():
+            _close_dead(database, HeldStream(*row))
 
 
 def forget(database: Connection) -> None:
@@ -64,6 +68,17 @@ def _note_stream(database: Connection, stream: HeldStream) -> None:
         database.execute(insert(held).values(dict(zip(held.c.keys(), stream.values, strict=True))))
 
 
+def _ended_here() -> Select[Any]:
+    """What was held, and has ended, of connections that have no end here."""
+    same = and_(
+        connections.c.sensor == held.c.sensor,
+        connections.c.port == held.c.port,
+        connections.c.first == held.c.first,
+    )
+    ended = held.c.state.not_in((OPEN, UNTOLD))
+    return select(held).where(exists().where(same, connections.c.closed_ns.is_(None)), ended)
+
+
 def _close_dead(database: Connection, stream: HeldStream) -> None:
     row = database.execute(
         select(connections)
@@ -90,7 +105,7 @@ def _close_dead(database: Connection, stream: HeldStream) -> None:
     )
 
 
-def _is_dead(row: Row[tuple[object, ...]]) -> bool:
+def _is_dead(row: Row[Any]) -> bool:
     run = Run.parse(row.token or "")
     return run is not None and run.ended
 
