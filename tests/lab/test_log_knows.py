@@ -127,7 +127,7 @@ def test_a_connection_that_ends_while_no_daemon_runs(lab: Lab, tmp_path: Path) -
 
 
 def test_the_logger_loses_power(lab: Lab, tmp_path: Path) -> None:
-    """What it had acknowledged and not committed, and what came while it was away, is pending, and then there."""
+    """What it had not committed, and what came while it was away, is pending, and then there."""
     with flowing(lab, tmp_path) as flow:
         time.sleep(2)
         cut_power(flow.ends.logger)
