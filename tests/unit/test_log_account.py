@@ -7,17 +7,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.hosts import configure
 from tests.unit.logs import SECOND, START, LogFile
 
 from midstream.cli import main
 from midstream.cli.log import HOLE, PENDING
 from midstream.errors import StoreError
 from midstream.framing import Framing
-from midstream.log.account import Account, Accounts, accounts
+from midstream.log.account import Account, Accounts, accounts, summary
 from midstream.log.spans import Spans
 from midstream.log.verify import verify
 from midstream.logger.sql_log import SqlLog
@@ -326,6 +328,49 @@ def test_list_names_what_is_lacking(
         (1, "hole", 384),
         (None, "pending", 96),
     ]
+
+
+def test_a_summary_of_each_sensor(log: LogFile) -> None:
+    add(log, numbered(0, 10))
+    add(log, numbered(10, 10), index=1, there=[0, 1, 2, 8, 9])  # the gap is not looked for
+    log.add(numbered(0, 3), sensor="10.83.0.12", port=5, first=7)
+    other = HeldStream("10.83.0.12", 5, 7, START, 3 * SIZE, CLOSED, False)
+    log.tell(Knowledge([held(12), held(15, index=1), other], [waiting(1, 10, 13)]))
+    with SqlLog(log.url) as opened:
+        found = summary(opened)
+    assert found == {
+        SENSOR: {
+            "verdict": "hole",
+            "connections": 2,
+            "pending_bytes": 4 * SIZE,
+            "lost_bytes": SIZE,  # what the first one lacks came again
+            "lost_messages": 1,
+            "oldest_pending_ns": START + 60 * SECOND,
+        },
+        "10.83.0.12": {
+            "verdict": "complete",
+            "connections": 1,
+            "pending_bytes": 0,
+            "lost_bytes": 0,
+            "lost_messages": 0,
+            "oldest_pending_ns": None,
+        },
+    }
+
+
+def test_status_on_the_logger_says_it(
+    log: LogFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(log, numbered(0, 10))
+    log.tell(Knowledge([held(12)]))
+    config = configure(tmp_path)
+    config.write_text(f'role = "logger"\n{config.read_text()}[logger]\ndatabase = "{log.url}"\n')
+    monkeypatch.setattr(sys, "argv", ["midstream", "status", "--config", str(config)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert (left.value.code or 0) == 0
+    said = f"log: {SENSOR}: hole, 1 connections were held, 64 bytes are missing"
+    assert said in capsys.readouterr().out
 
 
 # any history
