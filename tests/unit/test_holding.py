@@ -1,6 +1,5 @@
 """What a hardworker says it holds is written down, and closes connections whose logger died."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,12 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from tests.unit.exchanges import asking, exchanging
 from tests.unit.logs import SECOND, START, LogFile
 from tests.unit.site import SIZE, Serving, Site
 
 from midstream.config import load
 from midstream.errors import NetworkError
-from midstream.line import Line, call
+from midstream.line import Line
 from midstream.log.verify import verify
 from midstream.logger import retention, run
 from midstream.logger.holding import MOST, Holding
@@ -24,7 +24,6 @@ from midstream.logger.sql import SqlStore
 from midstream.logger.sql_log import SqlLog
 from midstream.told import CLOSED, LOST, OPEN, RESET, HeldStream, Knowledge, Pending
 
-KEY = b"k" * 32
 SENSOR = "10.83.0.11"
 
 
@@ -134,14 +133,8 @@ def say(line: Line, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_it_is_said_on_a_line_to_the_logger(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    site.configure(logger=f'replay_port = {port}\n[daemon]\nkey = "key"\n')
-    key = tmp_path / "key"
-    key.write_bytes(KEY)
-    key.chmod(0o600)
-    with Serving(site.config), call("127.0.0.1", KEY, port) as line:
+    site = exchanging(Site(tmp_path))
+    with Serving(site.config), asking(site) as line:
         said = {"kind": "held", "connections": [held(1, 100).values], "pending": [waiting(9).values]}
         assert say(line, said) == {"noted": 1}
         assert say(line, {"kind": "held", "connections": [held(1, 200, CLOSED).values]}) == {"noted": 1}

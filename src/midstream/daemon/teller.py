@@ -107,7 +107,10 @@ class Teller:
     def close(self) -> None:
         """What is not told yet is in the book's file."""
         self._stopped.set()
-        self._thread.join(PERIOD)
+        if self._thread.is_alive():
+            self._thread.join(PERIOD)
+        for ear in self._ears.values():
+            ear.hang_up()
 
     def state(self) -> dict[str, object]:
         """For status: what no logger has confirmed, what waits in the spool, and what hinders it."""
@@ -166,5 +169,3 @@ class Teller:
                 self._fault = ""
             except MidstreamError as error:  # there is no program just now
                 self._fault = str(error)
-        for ear in self._ears.values():
-            ear.hang_up()
