@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,43 @@ def test_a_spool_that_waits_takes_no_more_until_there_is_room(path: Path) -> Non
         store.write(sender.batch(50))
     assert query(path, "SELECT count(*) FROM messages") == [(count - 50,)]
     assert query(path, "SELECT count(*) FROM forgotten") == [(0,)]
+
+
+def test_connections_of_which_nothing_is_left_go_at_last(path: Path) -> None:
+    """Sensors may connect again and again for as long as there is no logger."""
+    opened(path).close()
+    rows = [("10.83.0.11", number, 1, 2, f"a.{number:0>40}") for number in range(8000)]
+    with closing(sqlite3.connect(path)) as database, database:
+        database.executemany(
+            "INSERT INTO connections (sensor, port, opened_ns, closed_ns, token) VALUES (?, ?, ?, ?, ?)", rows
+        )
+    assert used(path) > LIMIT
+    with opened(path) as store:
+        sender = Sender(10_000)
+        for _ in range(3):
+            store.write(sender.batch(10))
+    assert used(path) <= LIMIT
+    ((count, last),) = query(path, "SELECT count(*), max(id) FROM connections")
+    assert (count > 2000, last) == (True, 8001)
+    assert query(path, "SELECT max(sequence) FROM messages") == [(29,)]
+
+
+def test_forgetting_keeps_up(path: Path) -> None:
+    """With 30,000 messages of 1 KiB per second, by the time of one processor."""
+    senders = [Sender(number) for number in range(16)]
+    with opened(path, spool_size=8 << 20) as store:
+        for _ in range(3):
+            for sender in senders:
+                store.write(sender.batch(250, 1024))
+        began = time.process_time()
+        for _ in range(5):
+            batch = Batch()
+            for sender in senders:
+                batch.pieces += sender.batch(250, 1024).pieces
+            batch.messages = 16 * 250
+            store.write(batch)
+            assert batch.forgotten > 3000
+        assert time.process_time() - began < 5 * 16 * 250 / 30_000
 
 
 def test_it_leaves_free_space_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

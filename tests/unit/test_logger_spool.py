@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from random import Random
 
 import pytest
 from tests.unit.program import Program, unacknowledged
@@ -262,6 +263,34 @@ def test_a_full_spool_that_waits_goes_on_when_there_is_room(
     assert serving.summary.messages == 60_000
     assert serving.summary.forgotten == 0
     assert site.query("SELECT bytes, reset FROM connections") == [(len(stream), False)]
+
+
+def test_killed_while_it_forgets(site: Site, workers: Workers) -> None:
+    """Each message is stored or counted, once, although what was stored first is not there any more."""
+    site.configure(hardworker='spool_size = "1MiB"\nspool_free = 0\n')
+    random = Random(7)
+    with Serving(site.config, spool=True) as serving, site.connect() as busy, site.connect() as silent:
+        silent.sendall(bytes(SIZE) * 10)
+        for _ in range(5):
+            busy.sendall(bytes(SIZE) * 10_000)
+            time.sleep(random.random())
+            workers.kill()
+        for client in (silent, busy):
+            client.sendall(bytes(SIZE) * 10)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+    assert serving.error is None
+    assert serving.summary.restarts == 5
+    assert serving.summary.messages == 50_030
+    rows = site.query(
+        "SELECT bytes, coalesce(pruned, 0), count(*), min(sequence), max(sequence) "
+        "FROM connections JOIN messages ON connection_id = id GROUP BY id ORDER BY bytes"
+    )
+    assert [size for size, *_ in rows] == [20 * SIZE, 50_010 * SIZE]
+    for size, pruned, count, first, last in rows:
+        assert (first, last + 1, count) == (pruned, size // SIZE, size // SIZE - pruned)
+    ((forgotten,),) = site.query("SELECT messages FROM forgotten")
+    assert forgotten == sum(pruned for _, pruned, *_ in rows) > 30_000
 
 
 @pytest.fixture

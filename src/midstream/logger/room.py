@@ -22,6 +22,7 @@ from midstream.logger.schema import connections, forgotten
 from midstream.logger.store import Unavailable
 
 ROW = 64  # bytes of a message's row and of its index besides the payload, about
+CONNECTION = 256  # bytes of a connection's row and of its index, about
 BLOCK = 512  # bytes, of st_blocks
 LOG = 16 << 20  # bytes that SQLite's log (the file with -wal) takes at most, about
 AHEAD = 4 << 20  # bytes of the file itself that are reserved at a time
@@ -31,6 +32,10 @@ _OLDEST = text("SELECT rowid, connection_id, sequence, received_ns, length(paylo
 _OF = text(
     "SELECT sensor, CASE WHEN closed_ns IS NULL THEN "
     "(SELECT max(sequence) FROM messages WHERE connection_id = :id) END FROM connections WHERE id = :id"
+)
+_FORGET_CONNECTIONS = text(
+    "DELETE FROM connections WHERE id IN (SELECT id FROM connections WHERE closed_ns IS NOT NULL "
+    "AND NOT EXISTS (SELECT 1 FROM messages WHERE connection_id = connections.id) ORDER BY id LIMIT :count)"
 )
 _FORGET = text(
     "DELETE FROM messages WHERE rowid <= :last AND rowid NOT IN (SELECT value FROM json_each(:kept))"
@@ -140,7 +145,10 @@ class Room(Closing):
         return self._forget(database, needed - room, page)
 
     def _forget(self, database: Connection, lacking: int, page: int) -> int:
-        """The oldest messages go. Of an open connection the last one stays: there the logger goes on."""
+        """The oldest messages go, and if there are none, the oldest connections of which none is left.
+
+        Of an open connection the last message stays: there the logger goes on.
+        """
         sensors: dict[int, tuple[str, int | None]] = {}  # and the sequence that stays
         pruned: dict[int, int] = {}
         holes: dict[str, _Hole] = {}
@@ -164,6 +172,8 @@ class Room(Closing):
         database.execute(_FORGET, {"last": last, "kept": str(kept)})
         for key, below in pruned.items():
             database.execute(update(connections).where(connections.c.id == key).values(pruned=below))
+        if lacking > 0:
+            database.execute(_FORGET_CONNECTIONS, {"count": 1 + lacking // CONNECTION})
         for sensor, hole in holes.items():
             _note(database, sensor, hole)
         if holes and not self._told:

@@ -39,7 +39,8 @@ _OFFERED: dict[Role, tuple[str, ...]] = {
     "sensor": ("midstream-sensor",),
 }
 _SETTINGS: dict[Role, str] = {
-    "hardworker": f'\n[hardworker]\nsocket = "/run/midstream/ring.sock"\nsocket_group = "{USER}"\n',
+    "hardworker": f'\n[hardworker]\nsocket = "/run/midstream/ring.sock"\nsocket_group = "{USER}"\n'
+    f'spool = "{STATE}/spool.db"\n',
     "logger": f'\n[logger]\ndatabase = "sqlite:///{STATE}/midstream.db"\n',
     "sensor": "\n[sensor]\nreconnect = 86400.0\n",
 }
@@ -171,6 +172,11 @@ def _faults(config: Config, role: Role) -> Iterator[str]:
         yield (
             "hardworker.socket: missing; the application has no privileges, so add to [hardworker] "
             f'socket = "/run/midstream/ring.sock" and socket_group = "{USER}"'
+        )
+    if role == "hardworker" and config.spool_path and not config.spool_path.is_relative_to(STATE):
+        yield (
+            f'hardworker.spool = "{config.hardworker.spool}": the services may not write there; set '
+            f'spool = "{STATE}/spool.db"'
         )
     if role != "logger":
         return
