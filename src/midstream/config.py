@@ -217,6 +217,7 @@ class HardworkerSection(Section):
         default="0660", description='octal digits, such as "0660"'
     )
     checksums: bool = Field(default=True, description="true or false")
+    retain: bool = Field(default=True, description="true or false")
     quota: float = Field(
         default=0.5,
         gt=0,
@@ -224,7 +225,6 @@ class HardworkerSection(Section):
         description="a number above 0, at most 1: the part of ring and connections that one of several "
         "sensors may take",
     )
-    retain: bool = Field(default=True, description="true or false")
     spool: str = Field(default="spool.db", description='a path, relative to this file, or "" for no spool')
     spool_size: Annotated[int, BeforeValidator(values.byte_count)] = Field(
         default=2**30,

@@ -114,6 +114,7 @@ class Bench:
                 "ring": ring_size,
                 "connections": connections,
                 "journal": records.journal_size(connections) // 8,
+                "committed": records.committed_size(connections) // 8,
             },
             settings=records.settings(
                 bytes(32), wakeup=wakeup, check=check, ring_quota=ring_quota, open_quota=open_quota

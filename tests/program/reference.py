@@ -90,15 +90,14 @@ class Stream:
                 self.passed.add(offset)
 
 
-def source(bench: Bench) -> Ring:
+def source(bench: Bench, retain: int = 0) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
-    maps = ("ring", "journal", "unfinished", "control", "beginnings")
-    ring, journal, unfinished, control, beginnings = (os.dup(bench.program.map_fd(name)) for name in maps)
+    maps = ("ring", "journal", "unfinished", "committed", "control", "beginnings")
+    descriptors = [os.dup(bench.program.map_fd(name)) for name in maps]
     no_lock = os.open(os.devnull, os.O_RDONLY)
-    sensors = len(bench.topology.sensors)
-    size, place = bench.ring.size, Path(os.devnull)
-    held = handover.Ring(ring, journal, unfinished, control, beginnings, no_lock, size, sensors, place)
-    return Ring.map(held, bench.connections)
+    size, sensors, place = bench.ring.size, len(bench.topology.sensors), Path(os.devnull)
+    held = handover.Ring(*descriptors, lock=no_lock, size=size, sensors=sensors, place=place)
+    return Ring.map(held, bench.connections, retain=retain)
 
 
 class Application:

@@ -236,7 +236,7 @@ class Program:
         ring, self.next = self.next, None
         looker: Any = Watch(Held())  # type: ignore[arg-type]  # all that it needs
         self.opened = RingSource(ring, looker)
-        self.opened.close = looker.close
+        self.opened._let_go = looker.close
         return self.opened
 
 

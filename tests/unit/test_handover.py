@@ -39,6 +39,7 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "ring": RING,
             "journal": JOURNAL,
             "unfinished": UNFINISHED,
+            "committed": b"what the logger has committed",
             "control": bytes(mmap.PAGESIZE),
             "beginnings": b"",
         }
@@ -324,7 +325,7 @@ def test_too_few_descriptors(path: Path) -> None:
             socket.send_fds(connection, [message], [file.fileno()])
 
     with answering(path, answer):
-        assert "no room for six more descriptors" in refused(path)
+        assert "no room for seven more descriptors" in refused(path)
 
 
 def test_a_long_explanation_arrives_whole(pinned: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

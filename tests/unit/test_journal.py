@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.fake_ring import as_record
 
-from midstream.ebpf.records import OPEN, RECORD, journal_size
+from midstream.ebpf.records import OPEN, RECORD, committed_size, journal_size
 from midstream.hardworker.journal import Journal
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
@@ -32,10 +32,11 @@ class Memory:
         self.consumer = shared(page)
         self.pages = shared(page + 2 * SIZE)
         self.journal = shared(journal_size(CONNECTIONS, PENDING))
+        self.word = shared(committed_size(CONNECTIONS))
 
     def reader(self) -> Ring:
         journal = Journal(self.journal, CONNECTIONS, PENDING)
-        return Ring(self.consumer, self.pages, journal, Spill({}), event=-1, close=lambda: None)
+        return Ring(self.consumer, self.pages, journal, Spill({}), self.word, event=-1, close=lambda: None)
 
     def store(self, segment: Segment) -> None:
         """As the program does; never more than fits before the end of the ring."""

@@ -31,6 +31,7 @@ CONSTANTS = [
     f"RECORD_RESET == {records.RESET}",
     f"HERE == {records.HERE}",
     f"BPF_RB_NO_WAKEUP == {records.NO_WAKEUP}",
+    f"BPF_RB_FORCE_WAKEUP == {records.FORCE_WAKEUP}",
 ]
 
 
@@ -76,6 +77,9 @@ def test_layouts_and_constants(sources: Path) -> None:
         *layout("struct beginning", records.BEGINNING),
         *layout("struct beginnings", records.BEGINNINGS),
         *layout("struct control", records.CONTROL),
+        *layout("struct committed_head", records.COMMITTED_HEAD),
+        *layout("struct committed_table", records.COMMITTED_TABLE),
+        *layout("struct committed", records.COMMITTED),
         *CONSTANTS,
     )
 
@@ -105,7 +109,16 @@ def test_settings_in_bytes() -> None:
     assert (value["check"], value["ring_quota"], value["open_quota"]) == (1, 5, 2**32 - 1)
     assert value["stamp"].tobytes() == stamp
     raw = records.settings(stamp, wakeup=True, check=False, ring_quota=5, open_quota=7)
-    assert raw[:24] == bytes(8) + (5).to_bytes(8, "little") + (7).to_bytes(4, "little") + bytes(4)
+    assert raw[:24] == (2).to_bytes(8, "little") + (5).to_bytes(8, "little") + (7).to_bytes(
+        4, "little"
+    ) + bytes(4)
+
+
+@pytest.mark.parametrize("connections", [1, 3, 4096, 5000])
+def test_half_of_what_is_committed_is_free(connections: int) -> None:
+    slots = records.committed_slots(connections)
+    assert slots & (slots - 1) == 0 and slots // 4 < connections <= slots // 2
+    assert records.committed_size(connections) == 32 + 2 * (16 + 16 * slots)
 
 
 @pytest.mark.parametrize(("connections", "pending"), [(1, 1), (3, 4096), (4096, 4 << 20)])

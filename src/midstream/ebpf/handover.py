@@ -31,19 +31,21 @@ from midstream.errors import ConfigError, KernelError
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
-_DESCRIPTORS = 6  # of a Ring
+_MAPS = ("ring", "journal", "unfinished", "committed", "control", "beginnings")  # of a Ring
+_DESCRIPTORS = len(_MAPS) + 1
 _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`, or as root)"
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what the
-    daemon tells (control.py), of which connections came first (beginning.h), and of the lock that keeps
-    others away; the ring's bytes, how many sensors there is room for, and its place."""
+    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what it
+    is told (retained.py, control.py, beginning.h), and of the lock that keeps others away; the ring's bytes,
+    how many sensors there is room for, and its place."""
 
     ring: int
     journal: int
     unfinished: int
+    committed: int
     control: int
     beginnings: int
     lock: int
@@ -52,9 +54,10 @@ class Ring:
     place: Path
 
     @property
-    def descriptors(self) -> tuple[int, int, int, int, int, int]:
+    def descriptors(self) -> tuple[int, ...]:
         """All of them."""
-        return self.ring, self.journal, self.unfinished, self.control, self.beginnings, self.lock
+        maps = self.ring, self.journal, self.unfinished, self.committed, self.control, self.beginnings
+        return *maps, self.lock
 
     @property
     def is_gone(self) -> bool:
@@ -95,14 +98,12 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             maps = []
-            for name in ("ring", "journal", "unfinished", "control", "beginnings"):
+            for name in _MAPS:
                 maps.append(pins.open_map(folder, name))
                 undo.callback(os.close, maps[-1])
-            ring, journal, unfinished, control, beginnings = maps
-            size = libbpf.map_info(ring).max_entries
-            sensors = libbpf.map_info(beginnings).max_entries
+            size, sensors = (libbpf.map_info(maps[index]).max_entries for index in (0, -1))
             undo.pop_all()
-            return Ring(ring, journal, unfinished, control, beginnings, lock, size, sensors, folder)
+            return Ring(*maps, lock=lock, size=size, sensors=sensors, place=folder)
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -147,7 +148,7 @@ def request(path: Path, layout: bytes) -> Ring:
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
     if not fault and (len(descriptors) < _DESCRIPTORS or flags & socket.MSG_CTRUNC):
-        fault = "this process has no room for six more descriptors; raise its limit (`ulimit -n`)"
+        fault = "this process has no room for seven more descriptors; raise its limit (`ulimit -n`)"
     elif not fault and bytes.fromhex(answer["layout"]) != layout:
         fault = (
             f"the attached program was made from other files (stamp {answer['layout'][:12]}, this "
@@ -157,9 +158,8 @@ def request(path: Path, layout: bytes) -> Ring:
         for descriptor in descriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}", errno=answer.get("errno", 0))
-    ring, journal, unfinished, control, beginnings, lock = descriptors
-    size, sensors = answer["size"], answer["sensors"]
-    return Ring(ring, journal, unfinished, control, beginnings, lock, size, sensors, path)
+    *maps, lock = descriptors
+    return Ring(*maps, lock=lock, size=answer["size"], sensors=answer["sensors"], place=path)
 
 
 def serve(

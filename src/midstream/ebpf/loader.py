@@ -174,6 +174,7 @@ def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topol
         program.set_max_entries("connections", settings.connections)
         journal = records.journal_size(settings.connections)
         program.set_max_entries("journal", journal // 8)
+        program.set_max_entries("committed", records.committed_size(settings.connections) // 8)
         # Room for sensors that come later, so that a program that knows them can go on with these maps.
         capacity = (len(topology.sensors) // _SENSORS + 1) * _SENSORS
         program.set_max_entries("shares", capacity)

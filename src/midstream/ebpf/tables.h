@@ -159,4 +159,37 @@ struct {
 	__uint(max_entries, 1);
 } control SEC(".maps");
 
+/* What the logger has committed of each connection's stream: the daemon says so, and the reader gives no other room of
+ * the ring back (ebpf/retained.py, hardworker/ring.c). A head, then two tables of which the generation's lowest bit
+ * names the valid one: hash tables by number with open addressing, of `mask` + 1 places.
+ */
+struct committed {
+	__u64 key; /* 1 << 32 | the connection's number; 0: free */
+	__u64 offset;
+};
+
+struct committed_table {
+	__u32 known; /* of the connections up to this number those that are not here need not be retained */
+	__u32 mask;
+	__u64 unused;
+	struct committed slots[];
+};
+
+struct committed_head {
+	__u64 generation;
+	__u64 time;	 /* of the logger's last word, as bpf_ktime_get_ns() counts; 0: there was none */
+	__u64 read;	 /* the reader's: the ring's position up to which it is done */
+	__u64 forfeited; /* the reader's: bytes of the ring given back that it should have retained */
+};
+
+#define COMMITTED_READ (offsetof(struct committed_head, read) / sizeof(__u64))
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, sizeof(struct committed_head) / sizeof(__u64)); /* config.toml: hardworker.connections */
+} committed SEC(".maps");
+
 #endif

@@ -89,6 +89,9 @@ class SocketHandler:
         """Up to _BATCH bytes may be read until the next look."""
         self._taken = 0
 
+    def tend(self) -> None:
+        """Nothing is ever due."""
+
     def regular(self, size: int, streams: Streams) -> np.ndarray:
         """Always empty: a socket knows no boundaries of messages."""
         del streams

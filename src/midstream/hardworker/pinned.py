@@ -36,7 +36,10 @@ def open_ring(config: Config, topology: Topology) -> Ring:
         ):  # records name a sensor by its place in const.toml: it must be the program's when we start
             folder = pins.default_folder("hardworker", config)
             pins.verify(folder, stamp=pins.stamp("hardworker", config, topology))
-        return Ring.map(held, config.hardworker.connections, patience(config, topology))
+        settings = config.hardworker
+        # What is retained takes nothing from the sensors: at most half of the ring, and none of a quota.
+        retain = settings.ring_size // 2 if settings.retain else 0
+        return Ring.map(held, settings.connections, patience(config, topology), retain)
     except BaseException:
         held.close()
         raise

@@ -30,8 +30,6 @@ from midstream.hardworker.pinned import open_ring, reopen
 from midstream.hardworker.source import Pace, Source
 from midstream.hardworker.watch import INTERVAL, DetachedError
 
-_PATIENCE = 0.001  # seconds between two looks while something is not committed
-
 
 class Hardworker:
     """Receives every sensor's messages, each once and in order.
@@ -91,7 +89,7 @@ class Hardworker:
         self._batch: np.ndarray | None = None  # of this turn, if its messages were put together here
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
-        self._stop_poll, self._poll = select.poll(), select.poll()
+        self._poll = select.poll()
         self._attention: select.epoll | None = None  # to stop, or when the source's timer expires
         self._running = threading.Lock()  # held until `stop`
         self._running.acquire()
@@ -108,7 +106,6 @@ class Hardworker:
             raise
         self._attention = select.epoll()
         self._attention.register(self._stop, select.EPOLLIN)
-        self._stop_poll.register(self._stop, select.POLLIN)
         self._poll.register(self._attention, select.POLLIN)
         self._begin(self._source)
         return self
@@ -117,7 +114,6 @@ class Hardworker:
         """Read from this source from now on, where an earlier reader of it stopped."""
         self._source = source
         self._paced, self._turn, self._batch = None, _no_turn, None
-        self._poll_for(source.fileno())
         if self._attention and source.timer >= 0:
             self._attention.register(source.timer, select.EPOLLIN)
         if snapshot := source.restore():
@@ -295,6 +291,13 @@ class Hardworker:
                 self._go_over(error)
         return self._opened_source()
 
+    def _tend(self) -> None:
+        """See whether anything may still come."""
+        try:
+            self._opened_source().tend()
+        except DetachedError as error:
+            self._go_over(error)
+
     def _go_over(self, error: DetachedError) -> None:
         """To the ring of the program that was attached after this one's was detached, if there is one."""
         if self._reopen is None:
@@ -422,9 +425,6 @@ class Hardworker:
                 await asyncio.sleep(left)
                 continue
             self._settle()
-            if not self._committed:
-                await asyncio.sleep(_PATIENCE)
-                continue
             ready = asyncio.Event()
             source = self._opened_source()
             descriptors = [fd for fd in (source.fileno(), source.timer, self._stop) if fd >= 0]
@@ -435,7 +435,7 @@ class Hardworker:
             finally:
                 for fd in descriptors:
                     loop.remove_reader(fd)
-            self._look()
+            self._tend()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out or
@@ -443,9 +443,7 @@ class Hardworker:
 
         With a period it waits for the next multiple of the period instead, and nothing wakes it before. Where
         the interface's interrupts are deferred (`hardworker.defer`) it follows the interface: it waits until
-        shortly after that is going to look for packets, at most a period after it last found some. Without a
-        period: the ring wakes only a reader that has committed all; another one is made to look every
-        millisecond.
+        shortly after that is going to look for packets, at most a period after it last found some.
         """
         self._opened_source()
         self._settle()
@@ -454,16 +452,16 @@ class Hardworker:
             late = timeout is not None and timeout < left
             self._sleep(max(0.0, timeout) if late and timeout is not None else left)
             return not self._stopped and not late
-        if not self._committed:
-            self._stop_poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
+        if self._rest is not None:
             return not self._stopped
         end = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
+            self._follow_descriptor()
             left = end - time.monotonic()
             ready = dict(self._poll.poll(None if timeout is None else max(0.0, left) * 1000))
             if self._stopped or self._polled in ready or left <= 0:
                 return not self._stopped and self._polled in ready
-            self._look()
+            self._tend()
 
     def _sleep(self, seconds: float) -> None:
         """Until the time is over or `stop` is called."""
@@ -474,12 +472,13 @@ class Hardworker:
             self._look()
         self._running.release()
 
-    def _poll_for(self, fd: int) -> None:
-        """What arrives at this source, and no longer for that of the one before."""
-        if self._polled >= 0:
-            self._poll.unregister(self._polled)
-        self._poll.register(fd, select.POLLIN)
-        self._polled = fd
+    def _follow_descriptor(self) -> None:
+        """Poll the source's descriptor, and no longer that of the one before."""
+        if (fd := self._opened_source().fileno()) != self._polled:
+            if self._polled >= 0:
+                self._poll.unregister(self._polled)
+            self._poll.register(fd, select.POLLIN)
+            self._polled = fd
 
     @property
     def totals(self) -> Totals:

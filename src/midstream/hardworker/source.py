@@ -62,8 +62,11 @@ class Source(Protocol):
 
     @property
     def timer(self) -> int:
-        """A descriptor that polls readable when a look is due although nothing has arrived; -1: it never
-        is."""
+        """A descriptor that polls readable when `tend` is due; -1: it never is."""
+        ...
+
+    def tend(self) -> None:
+        """See whether anything may still come: raises as `look` does."""
         ...
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:

@@ -32,98 +32,96 @@ class Backfilling:
 
     def __init__(self, config: Config, size: int) -> None:
         self._config, self._size = config, size
-        self._store: Store | None = None
         self._turn = threading.Lock()
 
     def answer(self, line: Line, _: Head) -> None:
         """Until the hardworker ends the line."""
+        with open_store(self._config, self._size) as store:
+            line.send({"ready": True})
+            self._serve(line, store)
+
+    def _serve(self, line: Line, store: Store) -> None:
         connection: ConnectionRow | None = None  # the spool's
-        line.send({"ready": True})
         while True:
             head, data = line.receive()
             if "here" in head:  # it waits, so that its rate is kept
                 continue
             try:
-                if "open" in head:
-                    connection = _described(head["open"])
-                    answer = self._open(connection, head["open"]["framing"])
-                elif "forgotten" in head:
-                    answer = self._note_forgotten(head["forgotten"])
-                elif connection is None:
-                    raise KeyError("open")
-                elif "end" in head:
-                    answer = self._end(connection, head["end"], bytes(data))
-                else:
-                    answer = self._take(connection, unpack(head["messages"], data))
+                with self._alone():
+                    if "open" in head:
+                        connection = _described(head["open"])
+                        answer = self._open(store, connection, head["open"]["framing"])
+                    elif "forgotten" in head:
+                        answer = _note_forgotten(store, head["forgotten"])
+                    elif connection is None:
+                        raise KeyError("open")
+                    elif "end" in head:
+                        answer = _end(store, connection, head["end"], bytes(data))
+                    else:
+                        answer = self._take(store, connection, unpack(head["messages"], data))
             except (KeyError, TypeError, ValueError) as error:
                 raise NetworkError("no request of a backfill") from error
             line.send(answer)
 
-    def _open(self, connection: ConnectionRow, framing: object) -> Head:
+    def _open(self, store: Store, connection: ConnectionRow, framing: object) -> Head:
         if framing != self._config.data.framing:
             return {"refused": f'its framing is "{framing}", and the logger\'s "{self._config.data.framing}"'}
-        with self._writing() as store:
-            known = _own(store, connection)
-            if known is not None and known.token != connection.token and _is_open(known):
-                return {"busy": "the logger still has this connection"}
-            position = store.resume([known]).get(known.token) if known is not None else None
-            return {"next": position.sequence if position is not None else 0}
+        known = _own(store, connection)
+        if known is not None and known.token != connection.token and _is_open(known):
+            return {"busy": "the logger still has this connection"}
+        position = store.resume([known]).get(known.token) if known is not None else None
+        return {"next": position.sequence if position is not None else 0}
 
-    def _take(self, connection: ConnectionRow, rows: list[Row]) -> Head:
+    def _take(self, store: Store, connection: ConnectionRow, rows: list[Row]) -> Head:
         if self._config.data.framing == "fixed" and any(len(row.payload) != self._size for row in rows):
             return {"refused": f"a message has another size than the logger's {self._size} bytes"}
-        with self._writing() as store:
-            batch, own = Batch(), _own(store, connection)
-            if own is None:
-                own = connection
-                batch.opened.append(own)
-            position = store.resume([own]).get(own.token)
-            following = position.sequence if position is not None else 0
-            missing = [row for row in rows if row.sequence >= following]
-            batch.pieces += _pieces(own, missing, FRAME[self._config.data.framing])
-            batch.messages = len(missing)
-            if position is not None and position.head and missing:
-                batch.completed.append(own)
-            if missing:
-                store.write(batch)
-                following = missing[-1].sequence + 1
-            return {"next": following}
-
-    def _end(self, connection: ConnectionRow, facts: dict[str, Any], unfinished: bytes) -> Head:
-        with self._writing() as store:
-            batch, own = Batch(), _own(store, connection)
-            if own is None:
-                own = connection
-                batch.opened.append(own)
-            elif (position := store.resume([own]).get(own.token)) and position.head:
-                store.write(Batch(completed=[own]))  # it is also in what the hardworker says is unfinished
-            if own.closed_ns is None or own.size < facts["bytes"]:
-                _complete(own, facts, unfinished)
-                batch.closed.append(own)
-                store.write(batch)
-            return {"ended": True}
-
-    def _note_forgotten(self, holes: list[Any]) -> Head:
-        with self._writing() as store:
-            store.note_forgotten([Hole(str(sensor), *map(int, rest)) for sensor, *rest in holes])
-        return {"noted": len(holes)}
+        batch, own = Batch(), _own(store, connection)
+        if own is None:
+            own = connection
+            batch.opened.append(own)
+        position = store.resume([own]).get(own.token)
+        following = position.sequence if position is not None else 0
+        missing = [row for row in rows if row.sequence >= following]
+        batch.pieces += _pieces(own, missing, FRAME[self._config.data.framing])
+        batch.messages = len(missing)
+        if position is not None and position.head and missing:
+            batch.completed.append(own)
+        if missing:
+            store.write(batch)
+            following = missing[-1].sequence + 1
+        return {"next": following}
 
     @contextmanager
-    def _writing(self) -> Iterator[Store]:
-        """The store, when it is this thread's turn. What fails is opened anew."""
+    def _alone(self) -> Iterator[None]:
+        """When it is this line's turn: what is read of the database is so until it is written."""
         if not self._turn.acquire(timeout=TURN):
             raise Unavailable("the logger's database does not answer. What to do: see that it runs")
         try:
-            if self._store is None:
-                self._store = open_store(self._config, self._size)
-            yield self._store
-        except BaseException:
-            if self._store is not None:
-                self._store.close()
-                self._store = None
-            raise
+            yield
         finally:
             self._turn.release()
+
+
+def _end(store: Store, connection: ConnectionRow, facts: dict[str, Any], unfinished: bytes) -> Head:
+    """How it ended is told by the one that saw more of it."""
+    batch, own = Batch(), _own(store, connection)
+    if own is None:
+        own = connection
+        batch.opened.append(own)
+    elif (position := store.resume([own]).get(own.token)) and position.head:
+        store.write(Batch(completed=[own]))  # it is also in what the hardworker says is unfinished
+    if own.closed_ns is None or own.size < facts["bytes"]:
+        own.closed_ns, own.size = int(facts["closed_ns"]), int(facts["bytes"])
+        own.digest, own.reset, own.reason = facts["digest"], bool(facts["reset"]), str(facts["reason"])
+        own.unfinished, own.spooled = unfinished, True
+        batch.closed.append(own)
+        store.write(batch)
+    return {"ended": True}
+
+
+def _note_forgotten(store: Store, holes: list[Any]) -> Head:
+    store.note_forgotten([Hole(str(sensor), *map(int, rest)) for sensor, *rest in holes])
+    return {"noted": len(holes)}
 
 
 def _own(store: Store, connection: ConnectionRow) -> ConnectionRow | None:
@@ -170,10 +168,3 @@ def _described(found: dict[str, Any]) -> ConnectionRow:
         first=None if found["first"] is None else int(found["first"]),
         spooled=True,
     )
-
-
-def _complete(own: ConnectionRow, facts: dict[str, Any], unfinished: bytes) -> None:
-    """How it ended, by the one that saw more of it."""
-    own.closed_ns, own.size = int(facts["closed_ns"]), int(facts["bytes"])
-    own.digest, own.reset, own.reason = facts["digest"], bool(facts["reset"]), str(facts["reason"])
-    own.unfinished, own.spooled = unfinished, True
