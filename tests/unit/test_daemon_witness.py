@@ -112,7 +112,7 @@ def test_a_connection_that_nobody_answers() -> None:
     def asked(before: float) -> list[Open]:
         return [stream(1, 0, established=False, opened=int((look.now + 0.1 - before) * 1e9))]
 
-    assert look(asked(0.2), counters()).unanswered == 0
+    assert look(asked(0.1), counters()).unanswered == 0
     trail = look(asked(0.4), counters())
     assert (trail.unanswered, trail.repeating) == (1, look.now)
     assert look(asked(60.0), counters()).unanswered == 0, "nobody waits for that one any more"

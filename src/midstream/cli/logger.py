@@ -28,6 +28,7 @@ def logger(
         bool,
         typer.Option("--drain", help="With --spool: only send what is in it to the logger, then end."),
     ] = False,
+    door: Annotated[int | None, typer.Option("--door", hidden=True)] = None,
 ) -> None:
     """Receive what the hardworker passes on and store it in the database.
 
@@ -45,7 +46,7 @@ def logger(
         if drain:
             opened.enter_context(Backfill(config)).run(stop)
             return
-        server = patiently(lambda: Logger(config, spool=spool).__enter__(), stop, then="listening")
+        server = patiently(lambda: Logger(config, spool=spool, door=door).__enter__(), stop, then="listening")
         opened.push(server)
         summary = server.serve(stop, listening=lambda: say("logger: listening"), hand_back=hand_back)
     show(asdict(summary), as_json)

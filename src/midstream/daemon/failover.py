@@ -18,8 +18,6 @@ CONFIRM = 0.1  # seconds without progress that confirm a daemon that says that n
 REPEATS = 2  # segments sent again that confirm a silence: of one sensor the second comes after 0.6 s
 STEADY = 0.5  # seconds for which a logger must have served, and taken what came, before it is one again,
 PATIENT = 60.0  # and at most so many, after it has failed again and again
-SOON = 0.25  # seconds without an answer after which the spool is started, as a first suspicion
-YOUNG = 10.0  # seconds after the first question within which a logger that never answered is suspected
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """reason: why the destination is another than before, or should be. spool: the spool has to run."""
+    """reason: why the destination before is none, also where there is no other."""
 
     destination: int
     reason: str = ""
-    spool: bool = False
 
 
 def fault(found: Evidence, limits: Limits) -> str:
@@ -79,7 +76,9 @@ def fault(found: Evidence, limits: Limits) -> str:
         return ""
     if min(found.still, found.repeating) < SURE:
         return ""
-    if found.repeats >= REPEATS or (heard and min(found.silent, found.still) >= limits.silence):
+    if found.repeats >= (REPEATS if found.answered else 1) or (
+        heard and min(found.silent, found.still) >= limits.silence
+    ):
         return f"its daemon has not answered for {found.silent:.1f} s, and sensors repeat themselves"
     return ""
 
@@ -90,35 +89,19 @@ def is_ready(found: Evidence) -> bool:
     return found.answers and found.serves and found.steady >= wanted
 
 
-def is_suspect(found: Evidence, limits: Limits) -> bool:
-    """May the logger in use soon be none? Then the spool is started, so that the switch does not wait."""
-    heard = found.repeats + found.probes
-    if found.answered and found.silent <= SOON:
-        return not found.serves or bool(heard and min(found.waits, found.still) >= limits.stall / 2)
-    return heard > 0 or (not found.answered and MISSED < found.silent < YOUNG)
-
-
 def choose(
-    current: int,
-    order: Sequence[int],
-    evidence: Mapping[int, Evidence],
-    limits: Limits,
-    *,
-    spool: bool | None,
+    current: int, order: Sequence[int], evidence: Mapping[int, Evidence], limits: Limits, *, spool: bool
 ) -> Choice:
-    """The destination that is to be. order: the loggers, the preferred one first. spool: does it listen?
-    None: there is none.
+    """The destination that is to be. order: the loggers, the preferred one first. spool: is there one?
 
     A logger that works is kept, also if a preferred one comes back: a change costs connections.
     """
-    reason = ""
-    if current != HERE:
-        reason = fault(evidence[current], limits)
-        if not reason:
-            return Choice(current, spool=spool is not None and is_suspect(evidence[current], limits))
+    reason = "" if current == HERE else fault(evidence[current], limits)
+    if current != HERE and not reason:
+        return Choice(current)
     for destination in order:
         if destination != current and is_ready(evidence[destination]):
             return Choice(destination, reason)
-    if spool is None:
-        return Choice(order[0] if current == HERE else current, reason)
-    return Choice(HERE if spool else current, reason, spool=True)
+    if spool:
+        return Choice(HERE, reason)
+    return Choice(order[0] if current == HERE else current, reason)

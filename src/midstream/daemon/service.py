@@ -169,7 +169,7 @@ class Service:
             "sensors": [str(host.ip) for host in topology.sensors] if topology else [],
             "program": self._host.attachment.mode if self._host.attachment else None,
             "loggers": _addresses(topology) if topology else [],
-            "destination": self._way.name(_addresses(topology)) if topology else "",
+            "destination": self._way.name(topology) if topology else "",
             "destination_reason": self._way.reason,
             "destination_seconds": round(self._awake.now() - self._way.since, 1),
             "spool": self._way.spool.state if self._way.spool else None,
@@ -343,7 +343,7 @@ class Service:
         try:
             logger = await self._is_logger_there(topology)
             if await self._enforce(topology, again=True, logger=logger):
-                await self._begin(topology)
+                await self._begin(topology, logger=logger)
         except MidstreamError as error:
             self._report_fault(str(error))
             return
@@ -376,10 +376,10 @@ class Service:
         finally:
             self._expect(_TURN)
 
-    async def _begin(self, topology: Topology) -> None:
+    async def _begin(self, topology: Topology, *, logger: bool = True) -> None:
         """The first topology is in force. A program that was there before may send the data another way."""
         if self.role == "hardworker" and self._host.attachment:
-            await self._way.take_up(topology.port)
+            await self._way.take_up(topology, logger=logger)
             self._is_on_the_way = True
 
     def _program(self) -> str:
@@ -503,7 +503,7 @@ class Service:
             return
         order = _order(topology, self._plan.loggers)
         try:
-            await self._way.look(topology.port, _addresses(topology), order, self._heartbeat.watched)
+            await self._way.look(topology, order, self._heartbeat.watched)
         except MidstreamError as error:
             if (unsaid := self._troubles.admit()) is not None:
                 self._log("way", level="error", reason=error, unsaid=unsaid)

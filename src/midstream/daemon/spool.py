@@ -3,6 +3,9 @@
 It outlives the daemon, as the program in the kernel does: what it holds must not end because the daemon does.
 The next daemon finds it by a file beside its own socket. The process has the file open and locked, by a
 descriptor that it was given, so the lock tells whether it lives, and no number of a process is trusted alone.
+
+Python takes a second to start, which the sensors need not wait for: the daemon itself opens the door, and
+hands it over. What comes meanwhile waits in the kernel, as it does at a logger before it is stored.
 """
 
 import fcntl
@@ -22,17 +25,17 @@ from midstream.config import Config
 from midstream.daemon import unprivileged
 from midstream.daemon.backlog import is_listening
 from midstream.daemon.log import Log
+from midstream.logger.door import Door
+from midstream.network import Topology
 
 USER = "midstream"
-LINGER = 30.0  # seconds after which one that was started in vain ends
-FIRST_DELAY, LAST_DELAY = (
-    0.2,
-    5.0,
-)  # seconds before it is started again, doubled as long as it does not listen
+FIRST_DELAY, LAST_DELAY = 0.2, 5.0  # seconds before one that has died is started again
+STOP_PATIENCE = 30.0  # seconds for a commit
+LASTED = 10.0  # seconds after which it was no use to wait longer
 
 _MANAGERS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the daemon, not of its children
 
-State = Literal["off", "starting", "listening", "handing back"]
+State = Literal["off", "running", "handing back"]
 
 
 class Spool:
@@ -42,84 +45,87 @@ class Spool:
         """path: the spool's file."""
         self.path = path
         self._config, self._log, self._now = config, log, now
-        self._place = Path(config.daemon.socket).with_name("spool.pid")
+        self._place = _place(config)
+        self._door: Door | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._handle: int | None = None  # of the process: pidfd_open(2)
         self.pid = 0
         self.state: State = "off"
-        self._wanted_at = now()
-        self._delay, self._start_at = FIRST_DELAY, 0.0
+        self._delay, self._start_at, self._started = FIRST_DELAY, 0.0, 0.0
         self._owes = path.exists()  # it may have rows that no logger has
         self._warned = False
 
-    def adopt(self, port: int) -> bool:
-        """Go on with one that an earlier daemon has started. False if there is none."""
-        with suppress(OSError, ValueError), self._place.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.pid = int(file.read())
-                self._handle = os.pidfd_open(self.pid)
-                self.state = "listening" if is_listening(port) else "handing back"
-                self._log("spool", what="goes on", pid=self.pid, state=self.state)
-                return True
-        return False
+    def adopt(self, topology: Topology) -> None:
+        """Go on with one that an earlier daemon has started, if there is one."""
+        if found := _find(self._place):
+            self.pid, self._handle = found
+            self.state = "running" if is_listening(topology.port) else "handing back"
+            self._log("spool", what="goes on", pid=self.pid, state=self.state)
 
-    def keep(self, port: int, *, wanted: bool, logger: bool) -> bool:
-        """Have it run while it is wanted; while it is not, and a logger takes data, have it give away what it
-        has left. True: one has ended. Raises OSError.
-        """
-        ended = self._look(port)
-        now = self._now()
-        if wanted:
-            self._wanted_at = now
-            if self.state == "handing back":
-                self._end(signal.SIGTERM)  # it listens no more; the next one does
-            elif self.state == "off" and now >= self._start_at:
-                self._start()
-        elif self.state == "listening" and now - self._wanted_at > LINGER:
-            self.hand_back()
-        elif self.state == "off" and logger and self._owes and now >= self._start_at:
+    def open(self, topology: Topology) -> None:
+        """Let the kernel take connections from now on. Raises NetworkError."""
+        if self._door or self.state == "running":
+            return
+        address = str(topology.hardworker.ip), topology.port
+        whose = f"the hardworker of {self._config.const_path}"
+        self._door = Door(address, topology.tos, whose, lambda _: True)
+        self._door.open()
+
+    def keep(self, topology: Topology, *, here: bool, logger: bool) -> bool:
+        """Have it run while the data goes here; else, and if a logger takes data, have it give away what it
+        has. True: one has ended. Raises NetworkError, OSError."""
+        ended = self._look()
+        may_start = self.state == "off" and self._now() >= self._start_at
+        if here:
+            self.open(topology)
+        if here and self.state == "handing back":
+            self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
+        elif may_start and self._door:  # also if somebody waits behind it whom nobody has let in
+            self._start()
+        elif self.state == "running" and self._hears():
+            self._shut()
+            self._signal(signal.SIGUSR1)
+            self.state = "handing back"
+        elif may_start and logger and self._owes:
             self._start("--drain")
         return ended
 
-    def hand_back(self) -> None:
-        """Let it end: it shows the sensors its end, gives the logger all it has, and exits."""
-        self._end(signal.SIGUSR1)
-        self._owes = True
-        self.state = "handing back"
-
     def close(self) -> None:
-        """Let it run."""
+        """Let it run, without us."""
+        self._shut()
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
-    def _look(self, port: int) -> bool:
-        if self._handle is None:
-            return False
-        if self.state == "starting" and is_listening(port):
-            self.state, self._delay = "listening", FIRST_DELAY
-            self._log("spool", what="listens", pid=self.pid)
-        if not select.select([self._handle], [], [], 0)[0]:
+    def _shut(self) -> None:
+        if self._door:
+            self._door.close()
+            self._door = None
+
+    def _hears(self) -> bool:
+        """Is it there already, to take the signal? It would end by it."""
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            caught = int(next(line for line in lines if line.startswith("SigCgt:")).split()[1], 16)
+            return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+        return False
+
+    def _look(self) -> bool:
+        """Has it ended?"""
+        if self._handle is None or not select.select([self._handle], [], [], 0)[0]:
             return False
         code = self._child.wait() if self._child else None
         os.close(self._handle)
-        before, self.state = self.state, "off"
-        ended_well = before == "handing back" and code in (0, None)
-        self._log(
-            "spool",
-            level="info" if ended_well else "warning",
-            what="ended",
-            pid=self.pid,
-            code="unknown" if code is None else code,
-        )
         # One that was adopted does not tell whether it gave away everything; another look is cheap.
-        self._owes = not (ended_well and code == 0)
-        self._start_at = self._now() + (0.0 if ended_well else self._delay)
-        if not ended_well:
-            self._delay = min(2 * self._delay, LAST_DELAY)
-        self._child, self._handle, self.pid = None, None, 0
+        self._owes = self.state == "running" or code != 0
+        well = self.state == "handing back" and code in (0, None)
+        self._log("spool", level="info" if well else "warning", what="ended", pid=self.pid, code=code)
+        now = self._now()
+        if well or now - self._started > LASTED:
+            self._delay = FIRST_DELAY
+        self._start_at = now + self._delay
+        self._delay = min(2 * self._delay, LAST_DELAY)
+        self._child, self._handle, self.pid, self.state = None, None, 0, "off"
         return True
 
     def _start(self, *options: str) -> None:
@@ -128,13 +134,17 @@ class Spool:
         self._place.touch()
         with self._place.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            given = [lock.fileno()]  # it has the lock as long as it lives
+            if self._door and not options:
+                given.append(self._door.fileno())
+                options = ("--door", str(self._door.fileno()))
             launcher = [sys.executable, "-I", "-S", unprivileged.__file__]
             command = [sys.executable, "-P", "-m", "midstream", "logger", "--spool", *options]
             self._child = subprocess.Popen(
                 [*launcher, *command, "--config", str(self._config.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[lock.fileno()],  # it has the lock as long as it lives
+                pass_fds=given,
                 start_new_session=True,  # Ctrl-C is for the daemon
                 env={name: value for name, value in os.environ.items() if name not in _MANAGERS},
                 user=user.pw_uid if user else None,
@@ -144,8 +154,9 @@ class Spool:
         self.pid = self._child.pid
         self._place.write_text(f"{self.pid}\n")
         self._handle = os.pidfd_open(self.pid)
-        self.state = "handing back" if options else "starting"
-        self._log("spool", what="gives away what is left" if options else "started", pid=self.pid)
+        self._started = self._now()
+        self.state = "handing back" if "--drain" in options else "running"
+        self._log("spool", what="started" if self.state == "running" else "gives back", pid=self.pid)
 
     def _user(self) -> pwd.struct_passwd | None:
         """Whom root lets do it: the services' user, or who owns the spool's folder, if they can read what the
@@ -177,10 +188,37 @@ class Spool:
             )
         return None
 
-    def _end(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         if self._handle is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, number)
+
+
+def stop(config: Config) -> int:
+    """End the process that a daemon has left: it commits what was acknowledged. Its number, or 0."""
+    if not (found := _find(_place(config))):
+        return 0
+    pid, handle = found
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+    select.select([handle], [], [], STOP_PATIENCE)
+    os.close(handle)
+    return pid
+
+
+def _place(config: Config) -> Path:
+    return Path(config.daemon.socket).with_name("spool.pid")
+
+
+def _find(place: Path) -> tuple[int, int] | None:
+    """The process that has this file locked: its number, and a descriptor (pidfd_open(2))."""
+    with suppress(OSError, ValueError), place.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = int(file.read())
+            return pid, os.pidfd_open(pid)
+    return None
 
 
 def _may(user: pwd.struct_passwd, path: Path, wanted: int) -> bool:

@@ -1,8 +1,8 @@
 """Become a command that may do nothing that an ordinary user may not: `python unprivileged.py COMMAND…`.
 
 It is run by its path and needs only the standard library. A daemon of systemd's has capabilities that its
-children inherit; root's has all, and what it starts as another user has none. Where there is only root, its
-number stays, for the sake of its files, and every capability goes.
+children inherit (capabilities(7): ambient ones); root's has all, and what it starts as another user has none.
+Where there is only root, its number stays, for the sake of its files, and every capability goes.
 """
 
 import contextlib
@@ -16,21 +16,18 @@ _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NO_ROOT = 0b11  # SECBIT_NOROOT, and locked (linux/securebits.h)
 _CAPABILITIES = 64
-_VERSION_3 = 0x20080522  # linux/capability.h
 _NICE = 5  # the application comes first
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def drop() -> None:
-    """Have no capability, now or after another program was executed. Raises OSError."""
+    """Have no capability once another program is executed. Raises OSError."""
     if os.geteuid() == 0:
         for capability in range(_CAPABILITIES):
             _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL: this kernel knows fewer
         _check(_libc.prctl(_PR_SET_SECUREBITS, _NO_ROOT, 0, 0, 0))
     _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
-    head = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
-    _check(_libc.capset(head, (ctypes.c_uint32 * 6)()))
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 

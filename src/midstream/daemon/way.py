@@ -16,7 +16,8 @@ from midstream.daemon.spool import Spool
 from midstream.daemon.witness import Witness
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE
-from midstream.errors import MidstreamError
+from midstream.errors import NetworkError
+from midstream.network import Topology
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,55 +56,54 @@ class Way:
         self.reason = ""
         self.since = now()
 
-    def name(self, loggers: Sequence[str]) -> str:
+    def name(self, topology: Topology) -> str:
         """The destination in words: a logger's address, or the spool."""
         if self.destination == HERE:
             return SPOOL
-        return loggers[self.destination] if self.destination < len(loggers) else loggers[0]
+        loggers = topology.loggers
+        return str(loggers[min(self.destination, len(loggers) - 1)].ip)
 
-    async def take_up(self, port: int) -> None:
+    async def take_up(self, topology: Topology, *, logger: bool) -> None:
         """The program is attached. One that was there before may send the data elsewhere than to the first
-        logger, and a spool that an earlier daemon has started goes on."""
+        logger, and a spool that an earlier daemon has started goes on. logger: has any logger answered? If
+        not, and nobody has a connection that would end, the data goes to the spool from the beginning."""
         self.destination = await self._worker(self._program.destination)
-        if self.spool:
-            await self._worker(self.spool.adopt, port)
+        if not self.spool:
+            return
+        await self._worker(self.spool.adopt, topology)
+        opened, _ = await self._worker(self._program.look)
+        if not logger and not opened and self.destination != HERE:
+            await self._switch(Choice(HERE, "no answer"), topology)
 
     async def hold(self) -> None:
         """Maps that are new know nothing of the destination. Raises KernelError."""
         if await self._worker(self._program.destination) != self.destination:
             await self._worker(self._program.send_to, self.destination)
 
-    async def look(
-        self, port: int, loggers: Sequence[str], order: Sequence[int], watched: dict[str, Watched]
-    ) -> None:
-        """Once a beat. loggers: their addresses, in const.toml's order. order: positions in it, the preferred
-        logger first. Raises KernelError."""
+    async def look(self, topology: Topology, order: Sequence[int], watched: dict[str, Watched]) -> None:
+        """Once a beat. order: positions of loggers, the preferred one first. Raises MidstreamError."""
         now = self._now()
-        if self.destination != HERE and self.destination >= len(loggers):
-            self.destination = order[0]
-            await self._worker(self._program.send_to, self.destination)
-        if self.destination != HERE and _seems_wrong(watched.get(loggers[self.destination]), now):
+        addresses = [str(host.ip) for host in topology.loggers]
+        if self.destination != HERE and self.destination >= len(addresses):
+            await self._switch(Choice(order[0], "it is no logger any more"), topology)
+        if self.destination != HERE and _seems_wrong(watched.get(addresses[self.destination]), now):
             opened, counters = await self._worker(self._program.look)
             self._witness.look([self.destination], opened, counters, now=now, ns=time.monotonic_ns())
         else:
             self._witness.forget()
         evidence = {
             position: self._evidence(position, address, watched.get(address), now)
-            for position, address in enumerate(loggers)
+            for position, address in enumerate(addresses)
         }
-        listens = self.spool.state == "listening" if self.spool else None
-        choice = choose(self.destination, order, evidence, self._limits, spool=listens)
+        choice = choose(self.destination, order, evidence, self._limits, spool=self.spool is not None)
         if choice.destination != self.destination:
-            await self._switch(choice, loggers, now)
-        elif choice.reason and choice.reason != self._fault:
-            self._fault = choice.reason
-            self._log(
-                "way", level="warning", destination=self.name(loggers), reason=choice.reason, what="waits"
-            )
-        elif not choice.reason:
-            self._fault = ""
+            await self._switch(choice, topology)
+        elif choice.reason and not self._fault:
+            self._log("way", level="warning", destination=self.name(topology), reason=choice.reason)
+        self._fault = choice.reason if choice.destination == self.destination else ""
         if self.spool:
-            await self._keep_spool(port, choice, evidence)
+            logger = self.destination != HERE and evidence[self.destination].answers
+            await self._keep(self.spool, topology, logger=logger)
 
     def _evidence(self, position: int, address: str, watched: Watched | None, now: float) -> Evidence:
         failures = self._failures_of(address, now)
@@ -133,37 +133,36 @@ class Way:
             return 0
         return failures
 
-    async def _switch(self, choice: Choice, loggers: Sequence[str], now: float) -> None:
-        began = time.monotonic()
-        before, self.destination = self.destination, choice.destination
+    async def _switch(self, choice: Choice, topology: Topology) -> None:
+        began, now = time.monotonic(), self._now()
+        before, name = self.destination, self.name(topology)
+        if choice.destination == HERE and self.spool:
+            await self._worker(self.spool.open, topology)
         await self._worker(self._program.send_to, choice.destination)
+        self.destination = choice.destination
         broken = 0
         if before != HERE:
-            address = loggers[before]
-            self._failures[address] = self._failures_of(address, now) + 1, now
+            self._failures[name] = self._failures_of(name, now) + 1, now
             broken = await self._worker(self._program.reset, before)
-        self.reason = f"{loggers[before]}: {choice.reason}" if choice.reason else ""
-        self.since, self._fault = now, ""
+        self.reason = f"{name}: {choice.reason}" if choice.reason else ""
+        self.since = now
         self._witness.forget()
         self._log(
             "way",
             level="warning" if choice.reason else "info",
-            destination=self.name(loggers),
+            destination=self.name(topology),
             reason=self.reason or "the logger serves",
             connections_reset=broken,
             seconds=round(time.monotonic() - began, 3),
         )
-        if before == HERE and self.spool and self.spool.state == "listening":
-            await self._worker(self.spool.hand_back)
 
-    async def _keep_spool(self, port: int, choice: Choice, evidence: dict[int, Evidence]) -> None:
-        assert self.spool
-        logger = self.destination != HERE and evidence[self.destination].answers
+    async def _keep(self, spool: Spool, topology: Topology, *, logger: bool) -> None:
+        here = self.destination == HERE
         try:
-            ended = await self._worker(self.spool.keep, port, wanted=choice.spool, logger=logger)
+            ended = await self._worker(spool.keep, topology, here=here, logger=logger)
         except OSError as error:
-            raise MidstreamError(
-                f"{self.spool.path}: the spool's process cannot be started ({error.strerror or error})"
+            raise NetworkError(
+                f"{spool.path}: the spool's process cannot be started ({error.strerror or error})"
             ) from error
         # Its sockets are gone, whatever sensors still send to them.
         if ended and (broken := await self._worker(self._program.reset, HERE)):

@@ -12,7 +12,7 @@ import numpy as np
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import OUTCOMES
 
-UNANSWERED = (0.3, 3.0)  # seconds after its SYN for which a connection without an answer counts
+UNANSWERED = (0.2, 3.0)  # seconds after its SYN for which a connection without an answer counts
 _KNOWN, _BARE = OUTCOMES.index("known"), OUTCOMES.index("bare")
 
 

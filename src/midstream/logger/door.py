@@ -36,17 +36,28 @@ log = logging.getLogger("midstream.logger")
 class Door:
     """Bound to that address at once, listening from `open` on. Raises NetworkError."""
 
-    def __init__(self, address: tuple[str, int], tos: int, whose: str, admits: Callable[[str], bool]) -> None:
-        """`tos`: the mark of replies. `whose` the address must be, for messages. `admits` an IP address?"""
+    def __init__(
+        self,
+        address: tuple[str, int],
+        tos: int,
+        whose: str,
+        admits: Callable[[str], bool],
+        descriptor: int | None = None,
+    ) -> None:
+        """`tos`: the mark of replies. `whose` the address must be, for messages. `admits` an IP address?
+        `descriptor`: of a door that another process has opened, and leaves to this one."""
         self._address, self._whose, self._admits = address, whose, admits
         self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
         self.is_shut = False
         self._pause_until = 0.0
         self._told = False
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=descriptor)
         try:
-            self._prepare(tos)
-            self._listener.bind(self._address)
+            if descriptor is None:
+                self._prepare(tos)
+                self._listener.bind(self._address)
+            else:
+                self._listener.setblocking(False)
         except OSError as error:
             self._listener.close()
             raise self._refused(error) from error

@@ -34,12 +34,13 @@ class Logger(Closing):
     takes its place, no connection notices, and every message is stored once.
     """
 
-    def __init__(self, config: str | Path | Config, *, spool: bool = False) -> None:
+    def __init__(self, config: str | Path | Config, *, spool: bool = False, door: int | None = None) -> None:
         self._config = config if isinstance(config, Config) else load_config(config)
         self._topology = load_topology(self._config.const_path)
         self._size = self._config.message_size(self._topology.size)
         self._holder: Holder | None = None
         self._spool = path_of(self._config) if spool else None
+        self._descriptor = door
         self._exchange: ExchangeProcess | None = None
         self._pruning: Companion | None = None
         self._backfill: Backfill | None = None
@@ -129,7 +130,9 @@ class Logger(Closing):
             return Door((str(topology.logger.ip), topology.port), topology.tos, whose, lambda _: True)
         sensors = Sensors(const)
         whose = f"the hardworker of {const}"
-        return Door((str(topology.hardworker.ip), topology.port), topology.tos, whose, sensors.has)
+        return Door(
+            (str(topology.hardworker.ip), topology.port), topology.tos, whose, sensors.has, self._descriptor
+        )
 
     def _hands_back(self, hand_back: Callable[[], bool]) -> bool:
         """Has it to? The spool is sent from then on: a sensor may take its time to end."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from midstream import config as configuration
 from midstream import key, modes
 from midstream.config import SYSTEM_CONFIG, Config, Role
+from midstream.daemon import spool
 from midstream.ebpf import loader, pins
 from midstream.errors import ConfigError, KernelError
 from midstream.systemd import place, state
@@ -99,6 +100,7 @@ def uninstall(say: Say, *, purge: bool = False) -> None:
         for name in names:
             say(f"{name}: stopped and disabled")
     _detach(say)
+    _end_spool(say)
     for path in (*sorted(_UNITS.glob("midstream-*.service")), *_FILES.values()):
         if path.exists():
             path.unlink()
@@ -223,6 +225,16 @@ def _detach(say: Say) -> None:
             say(str(error))
     with suppress(OSError):  # not empty: what others have pinned there stays
         Path(config.network.pins).rmdir()
+
+
+def _end_spool(say: Say) -> None:
+    """Its process outlives the daemon."""
+    try:
+        config = configuration.load(SYSTEM_CONFIG)
+    except ConfigError:
+        return
+    if pid := spool.stop(config):
+        say(f"process {pid}: the spool, ended; what it holds stays")
 
 
 def _remove(say: Say, path: Path) -> None:
