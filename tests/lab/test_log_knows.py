@@ -3,18 +3,19 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.lab.ends import Ends, running
-from tests.lab.test_daemon import BARE, SIZE, Flow, daemon_pid, is_well, state
-from tests.lab.triangle import Program, command, started, wait_until
+from tests.lab.test_daemon import BARE, RATE, SIZE, Flow, daemon_pid, is_well, state
+from tests.lab.triangle import HARDWORKER, PORT, TOS, Program, command, started, wait_until
 
 from midstream.cli.log import HOLE, PENDING
 from midstream.lab import Lab, daemons
@@ -71,19 +72,36 @@ def assert_all_is_there(flow: Flow) -> None:
     assert len(found) == max(found) + 1
 
 
-def cut_power(program: Program) -> None:
-    """All processes of a logger die at once."""
-    group = [program.process.pid]
+def kill_all(pid: int) -> None:
+    """A process and its children die at once, as when the power goes."""
+    group = [pid]
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if parent == program.process.pid:
+        if parent == pid:
             group.append(int(entry))
-    for pid in group:
-        os.kill(pid, signal.SIGKILL)
-    program.process.wait()
+    for each in group:
+        os.kill(each, signal.SIGKILL)
+
+
+def plain(stop: Path) -> None:
+    """A client that connects again and sends nothing twice: 1000 messages per second that bear a number."""
+    number, began = 0, time.monotonic()
+    while not stop.exists():
+        with suppress(OSError), socket.socket() as client:
+            client.settimeout(5)
+            client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.connect((HARDWORKER, PORT))
+            while not stop.exists():
+                time.sleep(max(0.0, began + number / RATE - time.monotonic()))
+                number += 1  # with no time beside it nobody takes it for a counter
+                client.sendall(number.to_bytes(8, "little").ljust(SIZE, b"\0"))
+            client.shutdown(socket.SHUT_WR)
+            client.recv(1)
+        time.sleep(0.05)
 
 
 def again(flow: Flow, folder: Path) -> None:
@@ -126,30 +144,60 @@ def test_a_connection_that_ends_while_no_daemon_runs(lab: Lab, tmp_path: Path) -
         assert log(lab, flow.ends, "verify")[0] == 0
 
 
-def test_the_logger_loses_power(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spool_dies", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_logger_loses_power(lab: Lab, tmp_path: Path, spool_dies: bool) -> None:
     """What it had not committed, and what came while it was away, is pending, and then there."""
     with flowing(lab, tmp_path) as flow:
         time.sleep(2)
-        cut_power(flow.ends.logger)
+        kill_all(flow.ends.logger.process.pid)
+        flow.ends.logger.process.wait()
         wait_until(lambda: state(lab, "hardworker")["destination"] == "spool", 10)
         flow.wait_for_fresh(5)
         time.sleep(2)
+        if spool_dies:
+            kill_all(int((daemons.folder(lab, "hardworker") / "spool.pid").read_text()))
+            flow.wait_for_fresh(10)
+            time.sleep(2)
         waiting = state(lab, "hardworker")["held"]["pending"]
         assert [each["messages"] > 1000 for each in waiting.values()] == [True]
         again(flow, tmp_path)
         seen: set[int] = set()
-
-        def healed() -> bool:
-            seen.add(log(lab, flow.ends, "verify")[0])
-            return (
-                not state(lab, "hardworker")["held"]["untold_ends"] and log(lab, flow.ends, "verify")[0] == 0
-            )
-
         flow.sensor.end()
-        wait_until(healed, 60)
+        wait_until(lambda: is_whole(lab, flow.ends, seen), 60)
         assert seen <= {0, PENDING}, "nothing was called lost that was not"
         assert_all_is_there(flow)
         found = log(lab, flow.ends, "list")[1]
         assert {row["verdict"] for row in found} == {"complete"}
         assert {row["state"] for row in found} <= {"closed", "reset"}
-        assert np.all(np.diff(flow.numbers()[:100]) == 1)
+
+
+@pytest.mark.slow
+def test_the_logger_loses_power_while_a_plain_client_sends(lab: Lab, tmp_path: Path) -> None:
+    """What its TCP had not had acknowledged is lost with the connection, for application and log alike."""
+    with running(lab, tmp_path, daemon={"key": "key"}) as ends, ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: is_well(lab), 20)
+        stop = tmp_path / "stop"
+        client = pool.submit(lab.call, "sensor", plain, stop)
+        flow = Flow(lab, ends, ends.logger, stop)
+        try:
+            time.sleep(3)
+            kill_all(ends.logger.process.pid)
+            ends.logger.process.wait()
+            wait_until(lambda: state(lab, "hardworker")["destination"] == "spool", 10)
+            time.sleep(2)
+            again(flow, tmp_path)
+            wait_until(lambda: state(lab, "hardworker")["destination"] != "spool", 10)
+            time.sleep(2)
+        finally:
+            stop.touch()
+            client.result()
+        wait_until(lambda: is_whole(lab, ends, set()), 60)
+        found = flow.numbers().tolist()
+        assert len(found) == len(set(found)) > 5 * RATE
+        assert numbers(ends.database) == set(found)
+
+
+def is_whole(lab: Lab, ends: Ends, seen: set[int]) -> bool:
+    """Does the log lack nothing, and has it heard how all connections ended? `seen`: codes of verify."""
+    seen.add(code := log(lab, ends, "verify")[0])
+    return code == 0 and not state(lab, "hardworker")["held"]["untold_ends"]
