@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -31,7 +32,7 @@ from midstream.ebpf import attachment, deferral, handover, loader
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
-from midstream.errors import ConfigError, KernelError, NetworkError
+from midstream.errors import ConfigError, KernelError, NetworkError, StoreError
 
 app = typer.Typer()
 
@@ -143,6 +144,8 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         result["daemon"] = told
     if not told or told["ready_after"] or told["program"]:
         result |= _programs(config)
+    if found := _log(config, told["role"] if told else config.role):
+        result["log"] = found
     if not result:
         raise KernelError(f"{config.network.pins}: no program is attached; run `midstream attach`")
     if as_json:
@@ -153,6 +156,8 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         for line in _daemon_lines(told):
             console.print(line, highlight=False, soft_wrap=True)
         del result["daemon"]
+    for line in _log_lines(result.pop("log", {})):
+        console.print(line, highlight=False, soft_wrap=True)
     for role, facts in result.items():
         where = f"{facts['mode']} on {facts['interface']}" if facts["attached"] else "not attached here"
         console.print(f"{role}: {where}, pinned in {facts['pins']}")
@@ -201,6 +206,7 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"data goes {way} for {told['destination_seconds']:.0f} s{reason}"
         if told["spool"] not in (None, "off"):
             yield f"the spool's process is {told['spool']}"
+    yield from _held_lines(told["held"] or {})
     for peer in told["peers"]:
         when = f"heard {peer['age']:.1f} s ago" + (", standby" if peer["standby"] else "")
         yield f"  {peer['role']} {peer['name']} {peer['ip']} {peer['mac']}, {when}"
@@ -208,6 +214,41 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"repaired {told['repaired']} times, last {told['repairs'][-1]}"
     if told["rejected"]:
         yield "rejected: " + ", ".join(f"{count} {kind}" for kind, count in told["rejected"].items())
+
+
+def _held_lines(held: dict[str, Any]) -> Iterator[str]:
+    """What the hardworker holds that a log does not have, or has not heard of."""
+    for sensor, waiting in held.get("pending", {}).items():
+        age = time.time() - waiting["oldest_ns"] / 1e9
+        yield (
+            f"spool: {waiting['messages']:,} messages of {sensor}, {waiting['bytes']:,} bytes, are not "
+            f"confirmed by a logger yet, the oldest came {age:,.0f} s ago"
+        )
+    if untold := held.get("untold_ends"):
+        yield f"no logger has heard yet how {untold:,} connections ended"
+    yield from held.get("faults", [])
+
+
+def _log(config: configuration.Config, role: str | None) -> dict[str, dict[str, Any]]:
+    """On the logger: what its log lacks of what the hardworker held, by sensor."""
+    if role != "logger":
+        return {}
+    from midstream.log import account  # with SQLAlchemy, which no other host needs
+    from midstream.logger.databases import open_log
+
+    with suppress(StoreError), open_log(config.database_url) as log:
+        return account.summary(log)
+    return {}
+
+
+def _log_lines(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    for sensor, row in found.items():
+        line = f"log: {sensor}: {row['verdict']}, {row['connections']:,} connections were held"
+        if row["pending_bytes"]:
+            line += f", {row['pending_bytes']:,} bytes are pending"
+        if row["lost_bytes"]:
+            line += f", {row['lost_bytes']:,} bytes are missing (`midstream log list` names them)"
+        yield line
 
 
 def _counters_table(counters: dict[str, dict[str, int]]) -> Table:

@@ -36,6 +36,7 @@ from midstream.daemon.plan import Plan, decide_mark, make_plan, preferred
 from midstream.daemon.role import find_role
 from midstream.daemon.seal import Key
 from midstream.daemon.spool import Spool
+from midstream.daemon.teller import Teller
 from midstream.daemon.watch import Watch
 from midstream.daemon.way import Way
 from midstream.errors import ConfigError, MidstreamError, NetworkError
@@ -85,6 +86,7 @@ class Service:
         self._expected = self._started + _TURN  # when the comparison in hand has to be done
         self._status = ""
         self._is_on_the_way = False  # has the way of the data been taken up?
+        self._teller = self._make_teller()
         self.ready_after = 0.0
 
     async def run(self, stop: asyncio.Event, *, once: bool = False) -> None:
@@ -100,6 +102,8 @@ class Service:
             await self._start_talking()
             notify("READY=1")
             self._tell()
+            if self._teller and not once:
+                self._teller.start()
             if self._config.daemon.explore and not once:
                 await self._restore()
             while not stop.is_set():
@@ -131,6 +135,8 @@ class Service:
                 self._log("stopped", program="stays attached" if self._host.attachment else "none")
             if self._way.spool:
                 self._way.spool.close()
+            if self._teller and not once:
+                await self._in_worker(self._teller.close)
             self._worker.shutdown()
             self._quick.shutdown()
 
@@ -167,6 +173,7 @@ class Service:
             "destination_reason": self._way.reason,
             "destination_seconds": round(self._awake.now() - self._way.since, 1),
             "spool": self._way.spool.state if self._way.spool else None,
+            "held": self._teller.state() if self._teller else None,
             "repaired": self._repaired,
             "repairs": list(self._repairs),
             "rejected": dict(self._rejected),
@@ -468,6 +475,19 @@ class Service:
         spool = Spool(config, config.spool_path, log, now) if config.spool_path else None
         limits = Limits(config.daemon.silence, config.daemon.stall)
         return Way(self._host, spool, limits, log, now, self._in_quick)
+
+    def _make_teller(self) -> Teller | None:
+        """What tells the loggers what is held; None where nobody would be heard, or nothing is held."""
+        config = self._config
+        if self.role != "hardworker" or config.hardworker.receiver != "ebpf":
+            return None
+        if not config.logger.replay_port or not self._key:
+            return None
+
+        def loggers() -> list[str]:
+            return _addresses(self._host.in_force) if self._host.in_force else []
+
+        return Teller(config, self._host.folder, loggers)
 
     def _watch_loggers(self, topology: Topology) -> None:
         if self.role == "hardworker" and self._heartbeat:

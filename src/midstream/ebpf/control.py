@@ -4,6 +4,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -76,30 +77,36 @@ def connections(folder: Path) -> list[Open]:
     fd = pins.open_map(folder, "connections", value_size=records.CONNECTION.itemsize)
     try:
         found = {
-            key: libbpf.lookup(fd, key, records.CONNECTION.itemsize)
+            key: value
             for key in set(libbpf.keys(fd, _KEY_SIZE))
+            if (value := libbpf.lookup(fd, key, records.CONNECTION.itemsize))
         }
     finally:
         os.close(fd)
-    opened = []
-    for key, value in found.items():
-        if value is not None:
-            (state,) = np.frombuffer(value, records.CONNECTION)
-            opened.append(
-                Open(
-                    IPv4Address(key[:4]),
-                    int.from_bytes(key[4:6]),
-                    first=int(state["first"]),
-                    acknowledged=int(state["acknowledged"]) if state["established"] else None,
-                    next=int(state["next"]),
-                    number=int(state["number"]),
-                    sensor=int(state["sensor"]),
-                    destination=int(state["destination"]),
-                    opened_ns=int(state["opened"]),
-                    seen_ns=int(state["seen"]),
-                )
-            )
-    return opened
+    states = np.frombuffer(b"".join(found.values()), records.CONNECTION)
+    names = (
+        "next",
+        "number",
+        "sensor",
+        "destination",
+        "opened",
+        "seen",
+        "first",
+        "acknowledged",
+        "established",
+    )
+    return [
+        Open(
+            IPv4Address(key[:4]),
+            int.from_bytes(key[4:6]),
+            first,
+            acknowledged if established else None,
+            *state,
+        )
+        for key, *state, first, acknowledged, established in zip(
+            found, *(states[name].tolist() for name in names), strict=True
+        )
+    ]
 
 
 def ended(folder: Path) -> list[Ended]:
@@ -108,7 +115,7 @@ def ended(folder: Path) -> list[Ended]:
     fd = pins.open_map(folder, "ended", value_size=records.ENDED.itemsize)
     try:
         most = libbpf.map_info(fd).max_entries
-        values = [value for _ in range(most) if (value := libbpf.pop(fd, records.ENDED.itemsize))]
+        values = list(islice(iter(lambda: libbpf.pop(fd, records.ENDED.itemsize), None), most))
     finally:
         os.close(fd)
     return [

@@ -21,6 +21,7 @@ from midstream.errors import MidstreamError, NetworkError
 from midstream.line import Head, Line
 from midstream.logger.admission import Admission, Client
 from midstream.logger.backfilling import Backfilling
+from midstream.logger.holding import Holding
 from midstream.logger.replaying import REQUEST_BYTES, Replaying
 from midstream.logger.store import Unavailable
 
@@ -36,6 +37,7 @@ def handlers(config: Config, size: int) -> dict[str, Handler]:
     return {
         "replay": Replaying(config).answer,
         "backfill": Backfilling(config, size).answer,
+        "held": Holding(config, size).answer,
     }
 
 

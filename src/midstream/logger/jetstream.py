@@ -12,6 +12,7 @@ and what a lost answer leaves open the stream itself tells. `Nats-Msg-Id` is the
 """
 
 import json
+import time
 import uuid
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,17 @@ from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
-from midstream.logger.published import HEADERS_SIZE, PLACE, Item, Published, batches
+from midstream.logger.published import BATCH_MESSAGES, HEADERS_SIZE, PLACE, Item, Published, batches
 from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, Position, Unavailable
 from midstream.nats_url import EXPECTED
+from midstream.told import OPEN, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
 
 ANSWER_TIMEOUT = 5.0  # seconds for a batch
 _NOT_CLUSTERED, _NO_PEERS = 10074, 10005  # err_code: one server and replicas > 1; servers are missing
+SELDOM = 60.0  # seconds after which it is published again how far an open connection is held
 DUPLICATE_WINDOW = 120.0  # seconds in which the server remembers message ids
 
 
@@ -47,6 +50,8 @@ class JetStreamStore(Closing):
         described = layout.describe() if layout is not None else None
         self._published = Published(self._address.stream, framing, described)
         self._longest = longest
+        self._said: dict[str, float] = {}  # when that of an open connection was last published
+        self._unsaid: dict[str, HeldStream] = {}
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
         self._servers = NatsServers(self._address)
         try:
@@ -64,6 +69,9 @@ class JetStreamStore(Closing):
 
     def note_forgotten(self, holes: Collection[Hole]) -> None:
         self._servers.run(self._note_forgotten(holes))
+
+    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
+        self._servers.run(self._note_held(streams, waiting))
 
     def write(self, batch: Batch) -> int:
         return self._servers.run(self._write(batch))
@@ -153,6 +161,31 @@ class JetStreamStore(Closing):
             known = await self._last_message(item.subject)
             if known is None or json.loads(known.data or b"{}")["messages"] < hole.messages:
                 await self._publish([item])
+
+    async def _note_held(
+        self, streams: Collection[HeldStream], waiting: Collection[Pending] | None
+    ) -> None:
+        """Of an open connection now and then: whatever is published stays."""
+        now, items = time.monotonic(), []
+        if waiting is not None:
+            items.append(self._published.waiting(waiting))
+        for stream in streams:
+            item = self._published.held(stream)
+            self._unsaid[item.subject] = stream
+        for subject, stream in list(self._unsaid.items()):
+            if stream.state != OPEN or now >= self._said.get(subject, float("-inf")) + SELDOM:
+                items.append(self._published.held(stream))
+        for item in items:
+            await self._last_message(item.subject)
+        for start in range(0, len(items), BATCH_MESSAGES):
+            await self._publish(items[start : start + BATCH_MESSAGES])
+        for item in items:
+            self._last.pop(item.subject, None)
+            stream_said = self._unsaid.pop(item.subject, None)
+            if stream_said is not None and stream_said.state == OPEN:
+                self._said[item.subject] = now
+            else:
+                self._said.pop(item.subject, None)
 
     async def _position(self, row: ConnectionRow, event: dict[str, Any] | None) -> Position | None:
         """None if nothing is known. The stream's limits may have removed the opening, and left messages."""

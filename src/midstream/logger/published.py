@@ -4,12 +4,13 @@ The docstring of `jetstream` names the subjects; `Nats-Msg-Id` is the token and 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from midstream.framing import Framing
 from midstream.logger.store import Batch, ConnectionRow, Hole, Piece
+from midstream.told import HeldStream, Pending
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
@@ -90,6 +91,23 @@ class Published:
         subject = f"{self.stream}.forgotten.{hole.sensor.replace('.', '-')}.{hole.first_ns}"
         body = json.dumps(hole._asdict()).encode()
         return Item(subject, body, {"Nats-Msg-Id": f"{subject}:{hole.messages}"})
+
+    def held(self, stream: HeldStream) -> Item:
+        """How far a hardworker held a connection: of a subject the last one counts."""
+        place = f"{stream.sensor.replace('.', '-')}.{stream.port}.{stream.first}.{stream.opened_ns}"
+        subject = f"{self.stream}.held.{place}"
+        return Item(subject, json.dumps(stream.values).encode(), {})
+
+    def waiting(self, waiting: Collection[Pending]) -> Item:
+        """All that is in the spool, as far as a message has room: the last one counts."""
+        body, size = [], 0
+        for each in waiting:
+            body.append(json.dumps(each.values))
+            size += len(body[-1]) + 2
+            if size > self.piece:
+                body.pop()
+                break
+        return Item(f"{self.stream}.pending", f"[{', '.join(body)}]".encode(), {})
 
     def subject(self, kind: str, row: ConnectionRow, token: str = "") -> str:
         """Of a connection; or, with the wildcard `token`, of all from its port."""

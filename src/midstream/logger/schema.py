@@ -5,6 +5,7 @@ messages        one row a message, complete in itself: where it lies in the stre
 fragments       the beginning of a message that is not whole yet and too long to wait in the kernel
 readings        the fields of each message as typed columns, where config.toml names fields
 held            how far the hardworker held each connection, as its daemon says
+pending         what is in the hardworker's spool, as its daemon says
 forgotten       holes: what a full spool has forgotten, of each sensor
 log             a view: who sent what, when
 schema_version  one row: VERSION
@@ -92,8 +93,21 @@ held = Table(
     Column("first", BigInteger, primary_key=True, autoincrement=False),  # as in connections
     Column("opened_ns", BigInteger, primary_key=True, autoincrement=False),  # by the hardworker's clock
     Column("held_bytes", BigInteger, nullable=False),  # of the stream
-    Column("state", String(8), nullable=False),  # open, closed or reset
+    Column("state", String(8), nullable=False),  # told.py has the words
     Column("destination_here", Boolean, nullable=False),  # it went to the spool
+)
+
+pending = Table(
+    "pending",
+    metadata,
+    Column("sensor", String(15), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),  # told.UNKNOWN: it is not known
+    Column("opened_ns", BigInteger, primary_key=True, autoincrement=False),  # by the hardworker's clock
+    Column("stream_start", BigInteger, nullable=False),
+    Column("stream_end", BigInteger, nullable=False),
+    Column("messages", BigInteger, nullable=False),
+    Column("oldest_ns", BigInteger, nullable=False),
 )
 
 forgotten = Table(

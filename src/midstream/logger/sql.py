@@ -25,11 +25,12 @@ from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.framing import Framing
-from midstream.logger import readings, schema
+from midstream.logger import readings, schema, telling
 from midstream.logger.inserts import inserter
 from midstream.logger.opening import begin_writing, fault, open_with
 from midstream.logger.schema import connections, forgotten, fragments, messages
 from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, MessageRow, Position, Unavailable
+from midstream.told import HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
@@ -119,6 +120,13 @@ class SqlStore(Closing):
                         database.execute(insert(forgotten).values(hole._asdict()))
                     elif known.messages < hole.messages:
                         database.execute(update(forgotten).where(same).values(hole._asdict()))
+        except self._errors as error:
+            raise self._failed(error) from error
+
+    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
+        try:
+            with self._engine.begin() as database:
+                telling.note(database, streams, waiting)
         except self._errors as error:
             raise self._failed(error) from error
 

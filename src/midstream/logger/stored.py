@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.logger.run import Run
+from midstream.told import Knowledge
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -109,8 +110,9 @@ class Log(Closing, Protocol):
     def connections(self) -> list[StoredConnection]:
         """All connections, the oldest first."""
 
-    def extents(self) -> dict[int, Extent]:
-        """What there is of each connection that has messages, by its id."""
+    def extents(self, *, gaps: bool = True) -> dict[int, Extent]:
+        """What there is of each connection that has messages, by its id. gaps: False: as if there were none,
+        which is cheaper where messages have to be counted."""
 
     def last_sequences(self) -> dict[int, int]:
         """The sequence of each connection's last message, by its id; cheaper than `extents`."""
@@ -131,6 +133,9 @@ class Log(Closing, Protocol):
 
     def pruned(self, connection: StoredConnection) -> int:
         """How many messages of a connection were removed on purpose until now: it may have become more."""
+
+    def told(self) -> Knowledge:
+        """What hardworkers have told the logger. Read it before `extents`: what it speaks of came earlier."""
 
     def faults(self) -> list[str]:
         """What is wrong with the database as a whole; nothing if it is sound."""
