@@ -122,6 +122,20 @@ def test_a_connection_that_the_logger_began_goes_on(config: Config, overlap: int
     assert query(config, "SELECT spooled FROM connections ORDER BY opened_ns", logged=True) == [(0,), (1,)]
 
 
+def test_the_same_numbers_of_another_day_are_another_connection(config: Config) -> None:
+    """A sensor that begins with the same port and number each time that it is switched on."""
+    some = payloads(10)
+    with logged(config) as store:
+        store.write(batch(ConnectionRow("bb.1", "10.83.0.11", 40000, 10**18 - 10**13, 77), some))
+    with spool(config) as store:
+        row = opening(1, first=77)
+        store.write(batch(row, some))
+        store.write(ended(row, 10 * SIZE))
+    with Receiving(config):
+        drain(config)
+    assert [len(rows) for _, rows in contents(config.database_url).values()] == [10, 10]
+
+
 def test_what_the_logger_knows_better_stays(config: Config) -> None:
     """It had committed all before its word could be heard."""
     some = payloads(10)
