@@ -30,7 +30,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     daemons.start(built, key="../key")
     yield built
     for name in ("hardworker", "logger", "sensor"):
-        assert "Traceback" not in (daemons.folder(built, name) / "daemon.log").read_text(), name
+        text = (daemons.folder(built, name) / "daemon.log").read_text()
+        assert "Traceback" not in text, f"{name}: {text[text.index('Traceback') :][:2000]}"
 
 
 @contextmanager
@@ -53,9 +54,9 @@ def log(lab: Lab, ends: Ends, *arguments: str) -> tuple[int, Any]:
     return ended.code, json.loads(ended.out) if ended.out else None
 
 
-def verdicts(lab: Lab, ends: Ends) -> list[tuple[str, str]]:
-    """Of each connection its state and the verdict."""
-    return [(row["state"], row["verdict"]) for row in log(lab, ends, "list")[1]]
+def verdicts(lab: Lab, ends: Ends) -> list[tuple[str, str, str]]:
+    """Of each connection its state, that at the hardworker, and the verdict."""
+    return [(row["state"], row["held_state"], row["verdict"]) for row in log(lab, ends, "list")[1]]
 
 
 def numbers(database: Path) -> set[int]:
@@ -116,7 +117,7 @@ def test_all_that_was_held_is_there(lab: Lab, tmp_path: Path) -> None:
         code, _ = log(lab, flow.ends, "verify")
         assert code in (0, PENDING), "a second's messages may be on their way"
         flow.sensor.end()
-        wait_until(lambda: verdicts(lab, flow.ends) == [("closed", "complete")], 10)
+        wait_until(lambda: verdicts(lab, flow.ends) == [("closed", "closed", "complete")], 10)
         code, rows = log(lab, flow.ends, "verify")
         assert (code, [row["verdict"] for row in rows]) == (0, ["complete"])
         assert rows[0]["held"] == rows[0]["messages"] * SIZE
@@ -140,7 +141,7 @@ def test_a_connection_that_ends_while_no_daemon_runs(lab: Lab, tmp_path: Path) -
         assert log(lab, flow.ends, "verify")[0] == 0  # of what it was told
         daemons.start(lab, ["hardworker"], key="../key")
         wait_until(lambda: log(lab, flow.ends, "list")[1][0]["held"] == len(flow.numbers()) * SIZE, 20)
-        assert verdicts(lab, flow.ends) == [("closed", "complete")]
+        assert verdicts(lab, flow.ends) == [("closed", "closed", "complete")]
         assert log(lab, flow.ends, "verify")[0] == 0
 
 
@@ -158,8 +159,8 @@ def test_the_logger_loses_power(lab: Lab, tmp_path: Path, spool_dies: bool) -> N
             kill_all(int((daemons.folder(lab, "hardworker") / "spool.pid").read_text()))
             flow.wait_for_fresh(10)
             time.sleep(2)
-        waiting = state(lab, "hardworker")["held"]["pending"]
-        assert [each["messages"] > 1000 for each in waiting.values()] == [True]
+        held = state(lab, "hardworker")["held"]
+        assert [each["messages"] > 1000 for each in held["pending"].values()] == [True], held
         again(flow, tmp_path)
         seen: set[int] = set()
         flow.sensor.end()
@@ -200,4 +201,5 @@ def test_the_logger_loses_power_while_a_plain_client_sends(lab: Lab, tmp_path: P
 def is_whole(lab: Lab, ends: Ends, seen: set[int]) -> bool:
     """Does the log lack nothing, and has it heard how all connections ended? `seen`: codes of verify."""
     seen.add(code := log(lab, ends, "verify")[0])
-    return code == 0 and not state(lab, "hardworker")["held"]["untold_ends"]
+    told = all(at_the_hardworker != "open" for _, at_the_hardworker, _ in verdicts(lab, ends))
+    return code == 0 and told and not state(lab, "hardworker")["held"]["untold_ends"]

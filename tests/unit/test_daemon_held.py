@@ -211,6 +211,7 @@ def test_a_spool_that_is_no_database_yet(tmp_path: Path) -> None:
     (tmp_path / "spool.db").touch()
     spool = SpoolFile(tmp_path / "spool.db")
     assert spool.look() == []
+    assert "spool.db: cannot be read just now (no such table: connections)" in spool.fault
     with closing(sqlite3.connect(tmp_path / "spool.db")) as database:
         database.execute("CREATE TABLE connections (id)")
     assert spool.look() == []

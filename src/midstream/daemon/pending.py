@@ -35,6 +35,7 @@ class SpoolFile:
         self._path = path
         self._seen: object = None
         self.pending: list[Pending] = []
+        self.fault = ""  # why it could not be read just now
 
     def look(self) -> list[Pending]:
         """What waits there now; what was known before where it cannot be read just now."""
@@ -42,9 +43,9 @@ class SpoolFile:
         if seen != self._seen:
             try:
                 self.pending = self._read() if seen[0] else []
-                self._seen = seen
-            except sqlite3.Error:
-                pass  # its logger makes its tables, or holds it just now
+                self._seen, self.fault = seen, ""
+            except sqlite3.Error as error:  # its logger makes its tables, or holds it
+                self.fault = f"{self._path}: cannot be read just now ({error})"
         return self.pending
 
     def _read(self) -> list[Pending]:

@@ -121,7 +121,8 @@ class Teller:
             found["messages"] += each.messages
             found["bytes"] += each.end - each.start
             found["oldest_ns"] = min(found["oldest_ns"], each.oldest_ns)
-        faults = [self._fault, self._book.fault, *(ear.fault for ear in list(self._ears.values()))]
+        unread = self._spool.fault if self._spool else ""
+        faults = [self._fault, self._book.fault, unread, *(ear.fault for ear in list(self._ears.values()))]
         return {
             "untold_ends": self._book.ends,
             "pending": sensors,

@@ -47,6 +47,7 @@ def row(
         "reason": connection.reason,
         "spooled": connection.spooled,
         "held": account.held.bytes if account else None,
+        "held_state": account.held.state if account else None,
         "verdict": account.verdict if account else None,
         "lacks": lack_rows(account),
         "framing": connection.framing,
@@ -67,6 +68,7 @@ def lost_row(account: Account) -> dict[str, Any]:
         "bytes": 0,
         "state": held.state,
         "held": held.bytes,
+        "held_state": held.state,
         "verdict": account.verdict,
         "lacks": lack_rows(account),
     }
