@@ -162,9 +162,7 @@ class JetStreamStore(Closing):
             if known is None or json.loads(known.data or b"{}")["messages"] < hole.messages:
                 await self._publish([item])
 
-    async def _note_held(
-        self, streams: Collection[HeldStream], waiting: Collection[Pending] | None
-    ) -> None:
+    async def _note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
         """Of an open connection now and then: whatever is published stays."""
         now, items = time.monotonic(), []
         if waiting is not None:
