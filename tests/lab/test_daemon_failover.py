@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.lab.test_daemon import BARE, Flow, daemon_pid, flowing, is_well, set_port, state
+from tests.lab.test_daemon import BARE, Flow, daemon_pid, flowing, is_well, log, set_port, state
 from tests.lab.triangle import LOGGER, PROGRAM, Program, wait_until
 
 from midstream.daemon.way import SPOOL
@@ -29,10 +29,11 @@ TIMES = 3
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+def lab(tmp_path: Path) -> Iterator[Lab]:
     built = lab_up(run_dir=tmp_path / "lab", **BARE)
     daemons.start(built, ["hardworker", "logger", "sensor"])
-    return built
+    yield built
+    print(log(built, "hardworker"))  # shown if the test fails
 
 
 def children(pid: int) -> list[int]:

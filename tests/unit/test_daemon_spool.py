@@ -115,6 +115,16 @@ def test_the_door_is_open_before_the_process_is_there(place: Place) -> None:
         assert client.recv(4) == b"here", "who came before is served"
 
 
+def test_it_goes_on_as_long_as_the_data_goes_here(place: Place) -> None:
+    spool = place.daemon()
+    place.until(spool, place.answers, here=True)
+    first = spool.pid
+    place.until(spool, spool._hears, here=True)
+    for _ in range(20):
+        spool.keep(place.topology, here=True, logger=True)
+    assert (spool.state, spool.pid) == ("running", first) and place.answers()
+
+
 def test_one_that_is_killed_is_started_again_behind_the_same_door(place: Place) -> None:
     spool = place.daemon()
     place.until(spool, place.answers, here=True)

@@ -66,6 +66,8 @@ class Spool:
         """Let the kernel take connections from now on. Raises NetworkError."""
         if self._door or self.state == "running":
             return
+        if self.state == "handing back":
+            self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
         address = str(topology.hardworker.ip), topology.port
         whose = f"the hardworker of {self._config.const_path}"
         self._door = Door(address, topology.tos, whose, lambda _: True)
@@ -78,11 +80,9 @@ class Spool:
         may_start = self.state == "off" and self._now() >= self._start_at
         if here:
             self.open(topology)
-        if here and self.state == "handing back":
-            self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
-        elif may_start and self._door:  # also if somebody waits behind it whom nobody has let in
+        if may_start and self._door:  # also if somebody waits behind it whom nobody has let in
             self._start()
-        elif self.state == "running" and self._hears():
+        elif self.state == "running" and not here and self._hears():
             self._shut()
             self._signal(signal.SIGUSR1)
             self.state = "handing back"
