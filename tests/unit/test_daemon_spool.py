@@ -77,6 +77,10 @@ class Place:
             return False
 
 
+def state(spool: Spool) -> str:
+    return spool.state
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     stand_in = tmp_path / "stand_in.py"
@@ -94,7 +98,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         children.append(start([*command[: at - 1], str(stand_in), *command[at + 1 :]], **options))
         return children[-1]
 
-    monkeypatch.setattr(module.subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     made = Place(tmp_path)
     yield made
     for child in children:
@@ -108,9 +112,9 @@ def test_the_door_is_open_before_the_process_is_there(place: Place) -> None:
     spool = place.daemon()
     spool.open(place.topology)
     with socket.create_connection((str(HOME.ip), place.topology.port), 5) as client:
-        assert spool.state == "off"
+        assert state(spool) == "off"
         spool.keep(place.topology, here=True, logger=False)
-        assert spool.state == "running"
+        assert state(spool) == "running"
         client.settimeout(20)
         assert client.recv(4) == b"here", "who came before is served"
 
@@ -179,9 +183,9 @@ def test_what_an_earlier_one_has_left_is_given_away_once_a_logger_is_there(place
     place.path.touch()
     spool = place.daemon()
     spool.keep(place.topology, here=False, logger=False)
-    assert spool.state == "off"
+    assert state(spool) == "off"
     spool.keep(place.topology, here=False, logger=True)
-    assert spool.state == "handing back"
+    assert state(spool) == "handing back"
     place.until(spool, lambda: spool.state == "off", here=False)
     assert [fact["what"] for fact in place.said if fact["event"] == "spool"][-2:] == ["gives back", "ended"]
 
