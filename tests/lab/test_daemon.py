@@ -136,7 +136,7 @@ def flowing(lab: Lab, folder: Path) -> Iterator[Flow]:
 def is_well(lab: Lab) -> bool:
     """Does the data go to a logger, and is nothing suspected?"""
     found = state(lab, "hardworker")
-    return found["destination"] != SPOOL and found["spool"] != "running"
+    return bool(found["destination"] != SPOOL and found["spool"] != "running")
 
 
 def state(lab: Lab, name: str) -> dict[str, Any]:

@@ -191,25 +191,29 @@ def test_a_logger_that_was_silent_serves_anew() -> None:
     asyncio.run(run())
 
 
+def has_answered(watched: Watched) -> bool:
+    return watched.answered is not None
+
+
 def test_an_answer_without_the_key_or_a_repeated_one_is_none() -> None:
     watched = asyncio.run(beat(Heartbeat(Key(b"other" * 8), lambda: Told(True))))
     asker = Heartbeat(KEY, Told)
-    assert watched.answered is None
+    assert not has_answered(watched)
     said = {"from": str(HOME), "to": watched.own, "serving": True}
     asker.take(watched, KEY.seal("answer", json.dumps(said | {"number": "0" * 16}).encode()))
-    assert watched.answered is None, "nobody asked that"
+    assert not has_answered(watched), "nobody asked that"
     said["number"] = next(iter(watched.asked))
     asker.take(watched, KEY.seal("question", json.dumps(said).encode()))
-    assert watched.answered is None, "a question is no answer"
+    assert not has_answered(watched), "a question is no answer"
     for name in ("from", "to"):
         asker.take(watched, KEY.seal("answer", json.dumps(said | {name: "127.0.0.9"}).encode()))
-        assert watched.answered is None, "of another host, or to another"
+        assert not has_answered(watched), "of another host, or to another"
     answer = KEY.seal("answer", json.dumps(said).encode())
     asker.take(watched, answer)
-    assert watched.answered
+    assert has_answered(watched)
     watched.answered = None
     asker.take(watched, answer)
-    assert watched.answered is None, "the second time it answers nothing"
+    assert not has_answered(watched), "the second time it answers nothing"
 
 
 @pytest.mark.parametrize("noise", [b"", b"x", bytes(2000)])

@@ -77,6 +77,10 @@ class Place:
             return False
 
 
+def state(spool: Spool) -> str:
+    return spool.state
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     stand_in = tmp_path / "stand_in.py"
@@ -94,7 +98,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         children.append(start([*command[: at - 1], str(stand_in), *command[at + 1 :]], **options))
         return children[-1]
 
-    monkeypatch.setattr(module.subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     made = Place(tmp_path)
     yield made
     for child in children:
@@ -108,11 +112,21 @@ def test_the_door_is_open_before_the_process_is_there(place: Place) -> None:
     spool = place.daemon()
     spool.open(place.topology)
     with socket.create_connection((str(HOME.ip), place.topology.port), 5) as client:
-        assert spool.state == "off"
+        assert state(spool) == "off"
         spool.keep(place.topology, here=True, logger=False)
-        assert spool.state == "running"
+        assert state(spool) == "running"
         client.settimeout(20)
         assert client.recv(4) == b"here", "who came before is served"
+
+
+def test_it_goes_on_as_long_as_the_data_goes_here(place: Place) -> None:
+    spool = place.daemon()
+    place.until(spool, place.answers, here=True)
+    first = spool.pid
+    place.until(spool, spool._hears, here=True)
+    for _ in range(20):
+        spool.keep(place.topology, here=True, logger=True)
+    assert (spool.state, spool.pid) == ("running", first) and place.answers()
 
 
 def test_one_that_is_killed_is_started_again_behind_the_same_door(place: Place) -> None:
@@ -169,9 +183,9 @@ def test_what_an_earlier_one_has_left_is_given_away_once_a_logger_is_there(place
     place.path.touch()
     spool = place.daemon()
     spool.keep(place.topology, here=False, logger=False)
-    assert spool.state == "off"
+    assert state(spool) == "off"
     spool.keep(place.topology, here=False, logger=True)
-    assert spool.state == "handing back"
+    assert state(spool) == "handing back"
     place.until(spool, lambda: spool.state == "off", here=False)
     assert [fact["what"] for fact in place.said if fact["event"] == "spool"][-2:] == ["gives back", "ended"]
 
@@ -181,7 +195,15 @@ def test_one_that_hands_back_ends_when_it_is_needed_again(place: Place) -> None:
     place.until(spool, place.answers, here=True)
     first = spool.pid
     place.until(spool, lambda: spool.state == "handing back", here=False)
-    place.until(spool, lambda: spool.pid not in (0, first), here=True)
+    ended: list[int] = []
+    before = time.monotonic_ns()
+
+    def again() -> bool:
+        ended.append(spool.keep(place.topology, here=True, logger=True))
+        return spool.pid not in (0, first)
+
+    place.until(spool, again, here=False, logger=False)
+    assert before < max(ended) < before + 5 * 10**8, "who came since is not its own"
     assert place.answers()
 
 

@@ -58,7 +58,7 @@ class Program:
         )
         return [one] if self.held else [], counters
 
-    def reset(self, destination: int) -> int:
+    def reset(self, destination: int, before_ns: int = 0) -> int:
         self.resets.append(destination)
         return 1
 
@@ -80,12 +80,12 @@ class Spool:
             raise NetworkError(self.refused)
         self.did.append("open")
 
-    def keep(self, topology: Topology, *, here: bool, logger: bool) -> bool:
+    def keep(self, topology: Topology, *, here: bool, logger: bool) -> int:
         if self.dies:
             self.dies = False
-            return True
+            return 1
         self.state = "running" if here else "off"
-        return False
+        return 0
 
 
 class World:

@@ -26,6 +26,8 @@ from midstream.ebpf.control import Open
 from midstream.errors import ConfigError, KernelError, NetworkError
 from midstream.network import Topology
 
+_EVER = 1 << 64  # nanoseconds, more than any clock counts
+
 
 class ThisHost:
     """The host of a role. in_force: the topology that neighbours, const.toml and program follow now."""
@@ -148,9 +150,14 @@ class ThisHost:
         """The open connections, and what was counted."""
         return control.connections(self.folder), loader.counters(self.folder)
 
-    def reset(self, destination: int) -> int:
-        """End the connections that go there, for the reader and for the sensors; how many they were."""
-        opened = [one for one in control.connections(self.folder) if one.destination == destination]
+    def reset(self, destination: int, before_ns: int = _EVER) -> int:
+        """End the connections that go there and were opened before that, for the reader and for the sensors;
+        how many they were."""
+        opened = [
+            one
+            for one in control.connections(self.folder)
+            if one.destination == destination and one.opened_ns < before_ns
+        ]
         deadline = time.monotonic() + 1.0
         while control.break_off(self.folder, opened) and time.monotonic() < deadline:
             time.sleep(0.01)  # the ring is full; the reader makes room

@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,7 @@ class Spool:
         self._config, self._log, self._now = config, log, now
         self._place = _place(config)
         self._door: Door | None = None
+        self._opened_ns = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._handle: int | None = None  # of the process: pidfd_open(2)
         self.pid = 0
@@ -66,23 +68,25 @@ class Spool:
         """Let the kernel take connections from now on. Raises NetworkError."""
         if self._door or self.state == "running":
             return
+        if self.state == "handing back":
+            self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
         address = str(topology.hardworker.ip), topology.port
         whose = f"the hardworker of {self._config.const_path}"
         self._door = Door(address, topology.tos, whose, lambda _: True)
         self._door.open()
+        self._opened_ns = time.monotonic_ns()
 
-    def keep(self, topology: Topology, *, here: bool, logger: bool) -> bool:
+    def keep(self, topology: Topology, *, here: bool, logger: bool) -> int:
         """Have it run while the data goes here; else, and if a logger takes data, have it give away what it
-        has. True: one has ended. Raises NetworkError, OSError."""
+        has. If one has ended: before when the connections were opened that ended with it (CLOCK_MONOTONIC,
+        nanoseconds), else 0. Raises NetworkError, OSError."""
         ended = self._look()
         may_start = self.state == "off" and self._now() >= self._start_at
         if here:
             self.open(topology)
-        if here and self.state == "handing back":
-            self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
-        elif may_start and self._door:  # also if somebody waits behind it whom nobody has let in
+        if may_start and self._door:  # also if somebody waits behind it whom nobody has let in
             self._start()
-        elif self.state == "running" and self._hears():
+        elif self.state == "running" and not here and self._hears():
             self._shut()
             self._signal(signal.SIGUSR1)
             self.state = "handing back"
@@ -110,10 +114,11 @@ class Spool:
             return bool(caught >> (signal.SIGUSR1 - 1) & 1)
         return False
 
-    def _look(self) -> bool:
-        """Has it ended?"""
+    def _look(self) -> int:
+        """Has it ended? See keep."""
         if self._handle is None or not select.select([self._handle], [], [], 0)[0]:
-            return False
+            return 0
+        before = self._opened_ns if self.state == "handing back" and self._door else time.monotonic_ns()
         code = self._child.wait() if self._child else None
         os.close(self._handle)
         # One that was adopted does not tell whether it gave away everything; another look is cheap.
@@ -126,7 +131,7 @@ class Spool:
         self._start_at = now + self._delay
         self._delay = min(2 * self._delay, LAST_DELAY)
         self._child, self._handle, self.pid, self.state = None, None, 0, "off"
-        return True
+        return before
 
     def _start(self, *options: str) -> None:
         user = self._user()

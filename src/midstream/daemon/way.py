@@ -31,7 +31,7 @@ class Program(Protocol):
     def destination(self) -> int: ...
     def send_to(self, destination: int) -> None: ...
     def look(self) -> tuple[list[Open], Any]: ...
-    def reset(self, destination: int) -> int: ...
+    def reset(self, destination: int, before_ns: int = ...) -> int: ...
 
 
 class Way:
@@ -165,7 +165,7 @@ class Way:
                 f"{spool.path}: the spool's process cannot be started ({error.strerror or error})"
             ) from error
         # Its sockets are gone, whatever sensors still send to them.
-        if ended and (broken := await self._worker(self._program.reset, HERE)):
+        if ended and (broken := await self._worker(self._program.reset, HERE, ended)):
             self._log("way", level="warning", reason="the spool has died", connections_reset=broken)
 
 
