@@ -267,7 +267,7 @@ class LoggerSection(Section):
         description='bytes, or a string such as "10GiB" (KiB, MiB, GiB); 0: without limit',
     )
     replay_port: int = Field(
-        default=0, ge=0, le=65535, description="a TCP port from 1 to 65535, or 0 for no replay"
+        default=12347, ge=0, le=65535, description="a TCP port from 1 to 65535, or 0 for no exchange"
     )
 
 

@@ -71,7 +71,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "batch_size": 4096,
             "keep_age": 0.0,
             "keep_size": 0,
-            "replay_port": 0,
+            "replay_port": 12347,
         },
         "daemon": {
             "explore": True,

@@ -70,10 +70,14 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
 @pytest.fixture
 def look(site: Site, program: Program) -> Iterator[Callable[[], None]]:
     """What the daemon does each second."""
-    assert program
     teller = Teller(load(site.config), Path("pins"), lambda: ["127.0.0.1"])
     yield teller.look
     teller.close()
+
+
+def waited(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
 
 
 @contextmanager
@@ -106,7 +110,7 @@ def test_a_connection_that_ends(
     with Serving(site.config):
         with sending(site, 100) as client:
             port = client.getsockname()[1]
-            ((program.first[port],),) = site.query("SELECT first FROM connections")  # type: ignore[misc]
+            ((program.first[port],),) = site.query("SELECT first FROM connections")
             program.held[port] = 100 * SIZE
             look()
             assert verify() == 0
@@ -132,9 +136,7 @@ def test_a_connection_that_goes_to_the_spool(
         look()
         assert site.query("SELECT stream_start, stream_end, messages FROM pending") == [(0, 50 * SIZE, 50)]
         assert verify() == PENDING
-        Sender(config, lambda: ["127.0.0.1"], print).run(
-            lambda seconds: bool(time.sleep(seconds)), drain=True
-        )
+        Sender(config, lambda: ["127.0.0.1"], print).run(waited, drain=True)
         look()
         assert verify() == 0
         assert site.query("SELECT count(*) FROM pending") == [(0,)]
@@ -146,7 +148,7 @@ def test_a_logger_that_is_started_later_hears_of_it(
 ) -> None:
     with Serving(site.config), sending(site, 10) as client:
         port = client.getsockname()[1]
-        ((program.first[port],),) = site.query("SELECT first FROM connections")  # type: ignore[misc]
+        ((program.first[port],),) = site.query("SELECT first FROM connections")
     program.held[port] = 10 * SIZE
     program.end(port, reset=True)
     look()  # nobody is there

@@ -57,7 +57,7 @@ class Logger(Closing):
         }
         holder = Holder(self._door(), settings, _start_worker, self._summary)
         try:
-            if self._config.logger.replay_port and not self._spool:
+            if not self._spool and _exchanges(self._config):
                 self._exchange = ExchangeProcess(self._config, str(self._topology.logger.ip), settings)
             holder.start()
             if prunes:
@@ -148,6 +148,12 @@ class Logger(Closing):
         if self._backfill is not None:
             self._backfill.keep()
         return stop is not None and stop()
+
+
+def _exchanges(config: Config) -> bool:
+    """Does the logger take a hardworker's word? Where nobody asked for it, only if there is a key."""
+    asked = "replay_port" in config.logger.model_fields_set
+    return bool(config.logger.replay_port) and (asked or config.key_path.exists())
 
 
 def _prunes(config: Config) -> bool:
