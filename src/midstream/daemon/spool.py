@@ -34,6 +34,7 @@ FIRST_DELAY, LAST_DELAY = 0.2, 5.0  # seconds before one that has died is starte
 STOP_PATIENCE = 30.0  # seconds for a commit
 LASTED = 10.0  # seconds after which it was no use to wait longer
 
+_BUFFER = 4 << 20  # bytes a connection, some seconds of data: what comes until the process is there
 _MANAGERS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the daemon, not of its children
 
 State = Literal["off", "running", "handing back"]
@@ -72,7 +73,7 @@ class Spool:
             self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
         address = str(topology.hardworker.ip), topology.port
         whose = f"the hardworker of {self._config.const_path}"
-        self._door = Door(address, topology.tos, whose, lambda _: True)
+        self._door = Door(address, topology.tos, whose, lambda _: True, buffer=_BUFFER)
         self._door.open()
         self._opened_ns = time.monotonic_ns()
 

@@ -43,9 +43,11 @@ class Door:
         whose: str,
         admits: Callable[[str], bool],
         descriptor: int | None = None,
+        buffer: int = RECEIVE_BUFFER,
     ) -> None:
         """`tos`: the mark of replies. `whose` the address must be, for messages. `admits` an IP address?
-        `descriptor`: of a door that another process has opened, and leaves to this one."""
+        `descriptor`: of a door that another process has opened, and leaves to this one.
+        `buffer`: bytes that a kernel takes for a connection."""
         self._address, self._whose, self._admits = address, whose, admits
         self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
         self.is_shut = False
@@ -54,7 +56,7 @@ class Door:
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=descriptor)
         try:
             if descriptor is None:
-                self._prepare(tos)
+                self._prepare(tos, buffer)
                 self._listener.bind(self._address)
             else:
                 self._listener.setblocking(False)
@@ -150,7 +152,7 @@ class Door:
                 listen_again(self._listener)
         self._queue = queue
 
-    def _prepare(self, tos: int) -> None:
+    def _prepare(self, tos: int, buffer: int) -> None:
         """Accepted connections inherit all of it."""
         listener = self._listener
         listener.setblocking(False)
@@ -164,9 +166,9 @@ class Door:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
         # A fixed size: the kernel's own tuning does not see that a worker takes what it only peeks at.
         try:
-            listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
         except PermissionError:  # as far as net.core.rmem_max
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         keep_syns(listener)
         with suppress(OSError):  # an older kernel, or one with a coarser clock
             listener.setsockopt(socket.IPPROTO_TCP, _TCP_DELACK_MAX_US, DELAYED_ACK)
