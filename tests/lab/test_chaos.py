@@ -29,7 +29,7 @@ def test_nothing_wrong_and_nothing_missing_but_what_is_allowed(tmp_path: Path, s
             sensors=2,
             bare=True,
             data={"size": SIZE, "freq": RATE},
-            hardworker={"ring_size": "1MiB"},
+            hardworker={"ring_size": "1MiB", "spool": str(tmp_path / "spool" / "spool.db")},
             logger={"database": f"sqlite:///{disk / 'chaos.db'}"},
         )
         daemons.start(lab, sensors=2)
