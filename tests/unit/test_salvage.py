@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tests.unit.exchanges import KEY, write_key
 from tests.unit.site import SIZE, Site, wait_until
 from tests.unit.spools import Receiving, contents, drain, ended
-from tests.unit.test_backfill import FAST, logged, query, sending
+from tests.unit.test_backfill import FAST, query, sending
 
 from midstream.config import Config, load
 from midstream.daemon.salvage import FAILED, in_order, save
 from midstream.framing import Framing, encode
 from midstream.logger import backfill
-from midstream.logger.databases import open_spool
+from midstream.logger.databases import open_spool, open_store
 from midstream.logger.run import new_name
 from midstream.logger.spooled import SpoolState, spool_state
 from midstream.logger.store import FRAME, STREAM, Batch, ConnectionRow, Piece
@@ -39,13 +39,14 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backfill, name, 0.01)
 
 
-def configured(folder: Path, framing: Framing) -> Config:
+def configured(folder: Path, framing: Framing, url: str = "", max_size: int = 1 << 20) -> Config:
     """A logger and a hardworker in one."""
-    site = Site(folder)
+    site = Site(folder, url)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     site.configure(
         framing=framing,
+        max_size=max_size,
         logger=f'replay_port = {port}\n[daemon]\nkey = "key"\n',
         hardworker=f"{FAST}spool_free = 0\n",
     )
@@ -79,7 +80,7 @@ def stored(config: Config, row: ConnectionRow, some: list[bytes], whole: int, be
     """The logger has so many messages of them, and so many bytes of the next one; where that ends."""
     framing = config.data.framing
     offset = ([0, *ends(framing, some)])[whole]
-    with logged(config) as store:
+    with open_store(config, SIZE) as store:
         times = [OPENED + number for number in range(whole)]
         piece = Piece(row, 0, 0, some[:whole], times, FRAME[framing])
         store.write(Batch(opened=[row], pieces=[piece] if whole else [], messages=whole))
@@ -181,7 +182,7 @@ def test_a_logger_that_lives_stores_the_same(tmp_path: Path, framing: Framing) -
     salvage(config, lost(parts(data, committed, places), committed))
     said: list[str] = []
     stopped = threading.Event()
-    with Receiving(config), logged(config) as store:
+    with Receiving(config), open_store(config, SIZE) as store:
         sender = sending(config, said.append, stopped)
         sender.start()
         wait_until(lambda: said != [])

@@ -198,8 +198,11 @@ class Spool:
         self._keep_saving()
 
     def _keep_saving(self) -> None:
-        """One after the other, and again if that has failed."""
+        """One after the other, and again if that has failed. What sensors send now comes first: Python takes
+        its time to start."""
         if not self._saves or self._now() < self._save_at:
+            return
+        if self.state == "running" and not self._hears():
             return
         save = self._saves[0]
         if save.child is None:

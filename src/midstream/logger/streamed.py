@@ -10,7 +10,10 @@ from midstream.logger.store import Batch, ConnectionRow, Piece, Position
 
 
 class Streamed:
-    """Of one connection. position: how far it is stored. size: bytes of each message, None if they differ."""
+    """Of one connection. position: how far it is stored. size: bytes of each message, None if they differ.
+
+    The beginning of a message that is in the row of a connection which is closed becomes a fragment again.
+    """
 
     def __init__(
         self,
@@ -22,8 +25,10 @@ class Streamed:
         self._row, self._new_decoder, self._size = row, new_decoder, size
         self._decoder = new_decoder()
         self._skipped = False
-        self._closed, self._kept = position.closed, len(position.head)
-        self._sequence, self._begin = position.sequence, position.offset - len(position.head)
+        is_in_row = position.closed and bool(row.unfinished) and position.offset == row.size
+        self._begun = len(position.head)  # bytes of a message in front of what comes
+        self._kept = 0 if is_in_row else self._begun  # of these, in fragments
+        self._sequence = position.sequence
         self._next = position.offset
         self._pieces: list[tuple[int, int, list[bytes]]] = []  # sequence, offset, payloads
         self._ends: list[tuple[int, int]] = []  # where each part ends, and when it came
@@ -57,12 +62,12 @@ class Streamed:
         return batch
 
     def rest(self) -> Batch:
-        """The beginning of a message, to be written behind the batch, if it can be: without a message before
-        it it has to follow what is stored of a connection that is not closed."""
+        """The beginning of a message, to be written behind the batch. Behind bytes that are missing there has
+        to be a message first."""
         batch, unfinished = Batch(), self._decoder.unfinished
-        kept = 0 if self._pieces else self._kept
-        follows = bool(self._pieces) or not (self._closed or self._skipped)
-        if len(unfinished) > kept and self._decoder.error is None and follows:
+        begun, kept = (0, 0) if self._pieces else (self._begun, self._kept)
+        follows = bool(self._pieces) or not self._skipped
+        if len(unfinished) > begun and self._decoder.error is None and follows:
             batch.fragments.append((self._row, self._next - len(unfinished) + kept, unfinished[kept:]))
         return batch
 
@@ -78,7 +83,7 @@ class Streamed:
 
     def _skip_to(self, offset: int, size: int) -> None:
         """Messages of one size begin at its multiples."""
-        self._skipped, self._kept = True, 0
+        self._skipped, self._begun, self._kept = True, 0, 0
         self._sequence = -(-offset // size)
         self._next = self._sequence * size
         self._decoder = self._new_decoder()
