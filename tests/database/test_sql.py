@@ -139,6 +139,7 @@ def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as database:
         for change in (
+            "DROP INDEX connections_first",
             "ALTER TABLE connections DROP COLUMN first",
             "ALTER TABLE connections DROP COLUMN spooled",
             "DROP TABLE held",

@@ -27,6 +27,7 @@ def test_the_log_and_the_application_have_all(tmp_path: Path, faults: int) -> No
             run_dir=tmp_path / "lab",
             sensors=SENSORS,
             bare=True,
+            daemon={"key": "key"},
             data={"size": SIZE, "freq": RATE},
             logger={"database": f"sqlite:///{disk / 'log.db'}"},
             hardworker={"spool": str(tmp_path / "spool" / "spool.db")},

@@ -300,7 +300,7 @@ def small_disk(site: Site) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48M", "tmpfs", folder], check=True)
     site.url = f"sqlite:///{folder}/spool.db"
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @needs_root

@@ -129,7 +129,7 @@ def test_no_logger_and_no_replay(site: Site) -> None:
         pytest.raises(NetworkError, match=r"no answer.*logger.replay_port"),
     ):
         next(hardworker.replay())
-    site.configure()
+    site.configure(logger="replay_port = 0\n")
     with (
         Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker,
         pytest.raises(ConfigError, match=r"logger.replay_port = 0"),
