@@ -1,5 +1,6 @@
 """What a logger has committed, as its kernel tells it: real sockets, and a kernel that is made up."""
 
+import json
 import socket
 import struct
 import time
@@ -9,6 +10,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from midstream.daemon.heartbeat import Told
+from midstream.daemon.seal import Key
 from midstream.daemon.sockets import FIND, LISTEN, MOST, NOTHING, Kernel, Seen, Sockets, Word
 
 HOME = "127.0.0.1"
@@ -115,7 +118,9 @@ class Made(Kernel):
 
 def seen(key: int, state: int, queued: int = 0, received: int = 0) -> Seen:
     ip = IPv4Address(0x0A000000 + key).packed
-    return Seen(state, struct.pack("!HH16x4s12x4xQ", 12345, 40000 + key, ip, key), queued, received)
+    return Seen(
+        state, struct.pack("!HH16x4s12x4x", 12345, 40000 + key, ip) + struct.pack("=Q", key), queued, received
+    )
 
 
 def test_what_arrives_between_two_counts_is_not_committed() -> None:
@@ -149,6 +154,16 @@ def test_new_ones_are_searched_for_now_and_then() -> None:
     assert sockets.look().count == 1
     now[0] = FIND
     assert sockets.look().count == 2
+
+
+def test_a_word_fits_into_a_packet() -> None:
+    kernel = Made(MOST)
+    for key in range(1, MOST + 1):
+        kernel.sockets[key] = seen(key, ESTABLISHED, received=1 << 62)
+    told = Told(True, 1.5, Sockets(12345, kernel).look())
+    answer = {"number": "f" * 16, "from": "255.255.255.255", "to": "255.255.255.255", **told.described()}
+    assert len(Key(bytes(32)).seal("answer", json.dumps(answer).encode())) <= 1500 - 28
+    assert Told.parse(json.loads(json.dumps(answer))) == told
 
 
 def test_a_word_is_read_as_it_was_written() -> None:

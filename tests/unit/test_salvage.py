@@ -7,7 +7,9 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,8 +19,11 @@ from tests.unit.site import SIZE, Site, wait_until
 from tests.unit.spools import Receiving, contents, drain, ended
 from tests.unit.test_backfill import FAST, query, sending
 
+from midstream import network
 from midstream.config import Config, load
+from midstream.daemon import spool as spool_module
 from midstream.daemon.salvage import FAILED, in_order, save
+from midstream.daemon.spool import Spool
 from midstream.framing import Framing, encode
 from midstream.logger import backfill
 from midstream.logger.databases import open_spool, open_store
@@ -229,3 +234,42 @@ def test_what_is_behind_a_hole_is_left_out() -> None:
     assert [*in_order(lost(some, 3))] == [Part(3, 2, b"a" * 7 + b"b" * 10)]
     assert [*in_order(lost([Part(10, 1, b"b")], 3))] == [Part(10, 1, b"b")], "it was not retained"
     assert [*in_order(lost([], 3))] == []
+
+
+class Daemon:
+    """Keeps a spool, as the hardworker's daemon does."""
+
+    def __init__(self, config: Config) -> None:
+        self.said: list[dict[str, Any]] = []
+        assert config.spool_path
+        self.spool = Spool(config, config.spool_path, self._log, time.monotonic)  # type: ignore[arg-type]
+        self._topology = network.load(config.const_path)
+
+    def keep(self) -> None:
+        self.spool.keep(self._topology, here=False, logger=False)
+
+    def saved(self) -> list[int]:
+        """The exit codes of what has stored it."""
+        self.keep()
+        return [facts["code"] for facts in self.said if facts.get("what") == "saved"]
+
+    def _log(self, _: str, **facts: Any) -> None:
+        self.said.append(facts)
+
+
+def test_it_is_stored_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If that fails, it is tried again."""
+    monkeypatch.setattr(spool_module, "LAST_DELAY", 0.1)
+    config, some = configured(tmp_path, "fixed"), messages("fixed", 5)
+    daemon = Daemon(config)
+    path = Path(str(config.spool_path))
+    path.write_bytes(b"no database" * 1000)
+    daemon.spool.save([lost(parts(stream("fixed", some), 0, []), 0)])
+    wait_until(lambda: daemon.saved() == [1])
+    path.unlink()
+    wait_until(lambda: daemon.saved()[-1] == 0)
+    assert spool_state(path).bytes == 5 * SIZE
+    with Receiving(config):
+        drain(config)
+    ((_, rows),) = contents(config.database_url).values()
+    assert [each[4] for each in rows] == some

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -36,15 +37,15 @@ _HEADER = struct.Struct("=IHHII")
 _ASKED = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
 _OPERATION = struct.Struct("=BBH")
 _FOUND = struct.Struct("=xBxx48s4xI12x")  # struct inet_diag_msg
-_NAME = struct.Struct("!2xH16x4s12x4xQ")  # struct inet_diag_sockid: peer's port and address, cookie
+_NAME = struct.Struct("!2xH16x4s12x4x4s4x")  # struct inet_diag_sockid: peer, half of the cookie
 _ATTRIBUTE = struct.Struct("=HH")
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # in struct tcp_info; a FIN counts one, here and in the queue
-_SOCKET = struct.Struct("!4sHQQ")  # in a word
+_SOCKET = struct.Struct("!4sHIQ")  # in a word
 _ASK_AT_ONCE = 64
 
 
 class Socket(NamedTuple):
-    """A connection. key: no other one of that kernel has it. committed: bytes of its stream."""
+    """A connection. key: no other one that is there has it. committed: bytes of its stream."""
 
     ip: IPv4Address
     port: int
@@ -139,7 +140,7 @@ class Sockets:
             later = self._kernel.look(self._known)
         except OSError:
             return NOTHING
-        runs = [_NAME.unpack(each.name)[-1] for each in later if each.state == LISTEN]
+        runs = [_key(each.name) for each in later if each.state == LISTEN]
         if not runs:
             return NOTHING
         found = sorted(self._committed(each) for each in later if each.state != LISTEN)
@@ -148,8 +149,14 @@ class Sockets:
         return Word(f"{_boot()}.{min(runs):x}", len(found), tuple(found[begin : self._next]))
 
     def _committed(self, later: Seen) -> Socket:
-        port, ip, key = _NAME.unpack(later.name)
-        return Socket(IPv4Address(ip), port, key, max(0, self._known[later.name].received - later.queued))
+        port, ip, _ = _NAME.unpack(later.name)
+        committed = self._known[later.name].received - later.queued
+        return Socket(IPv4Address(ip), port, _key(later.name), max(0, committed))
+
+
+def _key(name: bytes) -> int:
+    """The kernel counts sockets."""
+    return int.from_bytes(_NAME.unpack(name)[-1], sys.byteorder)
 
 
 def _by_name(sockets: Collection[Seen]) -> dict[bytes, Seen]:
