@@ -105,6 +105,11 @@ def plain(stop: Path) -> None:
         time.sleep(0.05)
 
 
+def pending(lab: Lab) -> list[dict[str, int]]:
+    """What waits in the spool, of each sensor."""
+    return list(state(lab, "hardworker")["held"]["pending"].values())
+
+
 def again(flow: Flow, folder: Path) -> None:
     """The logger is started anew."""
     flow.ends.logger = Program(flow.lab, "logger", folder, ("logger", "--config", flow.ends.config, "--json"))
@@ -159,8 +164,7 @@ def test_the_logger_loses_power(lab: Lab, tmp_path: Path, spool_dies: bool) -> N
             kill_all(int((daemons.folder(lab, "hardworker") / "spool.pid").read_text()))
             flow.wait_for_fresh(10)
             time.sleep(2)
-        held = state(lab, "hardworker")["held"]
-        assert [each["messages"] > 1000 for each in held["pending"].values()] == [True], held
+        wait_until(lambda: [each["messages"] > 1000 for each in pending(lab)] == [True], 20)
         again(flow, tmp_path)
         seen: set[int] = set()
         flow.sensor.end()
@@ -187,7 +191,7 @@ def test_the_logger_loses_power_while_a_plain_client_sends(lab: Lab, tmp_path: P
             wait_until(lambda: state(lab, "hardworker")["destination"] == "spool", 10)
             time.sleep(2)
             again(flow, tmp_path)
-            wait_until(lambda: state(lab, "hardworker")["destination"] != "spool", 10)
+            wait_until(lambda: state(lab, "hardworker")["destination"] != "spool", 30)
             time.sleep(2)
         finally:
             stop.touch()
