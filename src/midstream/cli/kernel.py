@@ -206,6 +206,8 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"data goes {way} for {told['destination_seconds']:.0f} s{reason}"
         if told["spool"] not in (None, "off"):
             yield f"the spool's process is {told['spool']}"
+    if told.get("retains") is False and told["destination"] not in ("", "spool"):
+        yield "what the logger has not committed is not retained: its daemon does not say what it has"
     if told.get("forfeited"):
         yield (
             f"{told['forfeited']:,} bytes of the ring were not retained for the logger: the ring was half "

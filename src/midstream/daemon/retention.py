@@ -96,6 +96,11 @@ class Retention:
         self._tell(opened, rounds=-(-word.count // MOST))
         return lost
 
+    @property
+    def retains(self) -> bool:
+        """Does the logger in use say what it has committed?"""
+        return self._retains
+
     def renew(self) -> None:
         """What the logger said last holds, although it says nothing."""
         if self._retains:
