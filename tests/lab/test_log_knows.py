@@ -145,6 +145,11 @@ def test_a_connection_that_ends_while_no_daemon_runs(lab: Lab, tmp_path: Path) -
         assert log(lab, flow.ends, "verify")[0] == 0
 
 
+def pending(lab: Lab) -> list[dict[str, Any]]:
+    """What the hardworker's daemon says of each sensor's part of the spool."""
+    return [*state(lab, "hardworker")["held"]["pending"].values()]
+
+
 @pytest.mark.parametrize("spool_dies", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_logger_loses_power(lab: Lab, tmp_path: Path, spool_dies: bool) -> None:
     """What it had not committed, and what came while it was away, is pending, and then there."""
@@ -159,8 +164,7 @@ def test_the_logger_loses_power(lab: Lab, tmp_path: Path, spool_dies: bool) -> N
             kill_all(int((daemons.folder(lab, "hardworker") / "spool.pid").read_text()))
             flow.wait_for_fresh(10)
             time.sleep(2)
-        held = state(lab, "hardworker")["held"]
-        assert [each["messages"] > 1000 for each in held["pending"].values()] == [True], held
+        wait_until(lambda: [each["messages"] > 1000 for each in pending(lab)] == [True], 20)
         again(flow, tmp_path)
         seen: set[int] = set()
         flow.sensor.end()
