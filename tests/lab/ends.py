@@ -51,7 +51,12 @@ def running(lab: Lab, folder: Path, **tables: Mapping[str, object] | float) -> I
             )
         )
         logger.wait_for("listening")
-        yield Ends(config, record, database, logger, hardworker)
+        ends = Ends(config, record, database, logger, hardworker)
+        try:
+            yield ends
+        finally:
+            ends.logger.process.kill()  # it may be another one by now
+            ends.logger.process.wait()
 
 
 def sensor(lab: Lab, config: Path, *options: str | Path) -> Result:

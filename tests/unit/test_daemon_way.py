@@ -11,10 +11,12 @@ import pytest
 
 from midstream.daemon.failover import PATIENT, Limits
 from midstream.daemon.heartbeat import Told, Watched
+from midstream.daemon.sockets import Word
 from midstream.daemon.way import SPOOL, Way
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE, OUTCOMES
 from midstream.errors import NetworkError
+from midstream.lost import Lost
 from midstream.network import Host, Topology
 
 HOSTS = {n: Host(IPv4Address(f"192.0.2.{n}"), f"02:00:00:00:00:{n:02x}") for n in (2, 3, 4, 11)}
@@ -69,6 +71,7 @@ class Spool:
     def __init__(self) -> None:
         self.state, self.path = "off", "spool.db"
         self.did: list[str] = []
+        self.saved: list[Lost] = []
         self.dies = False
         self.refused = ""
 
@@ -79,6 +82,9 @@ class Spool:
         if self.refused:
             raise NetworkError(self.refused)
         self.did.append("open")
+
+    def save(self, lost: list[Lost]) -> None:
+        self.saved += lost
 
     def keep(self, topology: Topology, *, here: bool, logger: bool) -> int:
         if self.dies:
@@ -91,7 +97,7 @@ class Spool:
 class World:
     """A hardworker's daemon whose time only passes here."""
 
-    def __init__(self, *, spool: bool = True) -> None:
+    def __init__(self, *, spool: bool = True, retention: Any = None) -> None:
         self.now = 0.0
         self.program, self.spool = Program(), Spool()
         self.said: list[dict[str, Any]] = []
@@ -103,6 +109,7 @@ class World:
             lambda event, **facts: self.said.append(facts),  # type: ignore[arg-type]
             lambda: self.now,
             self._worker,
+            retention,
         )
 
     async def _worker(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -277,3 +284,75 @@ def test_without_a_spool_the_logger_is_waited_for_and_that_is_said_once() -> Non
     world.beats(3, lambda: world.answer(LOGGER, Told(False)))
     assert world.program.to == 0
     assert [facts["reason"] for facts in world.said] == ["no logger listens on the port"]
+
+
+class Retention:
+    """What it was asked."""
+
+    def __init__(self) -> None:
+        self.did: list[Any] = []
+
+    def hear(self, destination: int, word: Word) -> list[Lost]:
+        self.did.append(("hear", destination, word.run))
+        return [LOST] if word.run == "other" else []
+
+    def renew(self) -> None:
+        self.did.append("renew")
+
+    def look(self) -> None:
+        self.did.append("look")
+
+    def leave(self) -> list[Lost]:
+        self.did.append("leave")
+        return [LOST]
+
+    def withdraw(self) -> None:
+        self.did.append("withdraw")
+
+
+LOST = Lost("192.0.2.11", 4000, 1, 0, 0, False, [])
+
+
+def retaining() -> tuple[World, Retention]:
+    retention = Retention()
+    return World(retention=retention), retention
+
+
+def serving(run: str) -> Told:
+    return Told(True, word=Word(run))
+
+
+def test_each_answer_is_told_once() -> None:
+    world, retention = retaining()
+    world.beats(0.2, lambda: world.answer(LOGGER, serving("a")))
+    world.beats(0.1)
+    assert retention.did == [("hear", 0, "a"), ("hear", 0, "a"), "renew"]
+
+
+def test_of_a_logger_that_is_left_all_is_saved() -> None:
+    """What it said last holds, also beyond a second, until it is left."""
+    world, retention = retaining()
+    world.program.held = 1024
+    world.beats(0.1, lambda: world.answer(LOGGER, serving("a")))
+    retention.did.clear()
+    world.beats(1.5)
+    assert retention.did == ["renew"] * 15
+    world.program.known = 3
+    world.beats(1)
+    assert world.program.to == HERE
+    assert [one for one in retention.did if one != "renew"] == ["look", "leave"]
+    assert world.spool.saved == [LOST]
+
+
+def test_the_word_of_a_silent_logger_holds_for_so_long() -> None:
+    world, retention = retaining()
+    world.beats(0.1, lambda: world.answer(LOGGER, serving("a")))
+    world.beats(20)
+    assert world.program.to == 0, "nobody sends anything"
+    assert len(retention.did) == pytest.approx(1 + 30, abs=1)
+
+
+def test_another_run_of_the_logger() -> None:
+    world, _ = retaining()
+    world.beats(0.1, lambda: world.answer(LOGGER, serving("other")))
+    assert world.spool.saved == [LOST]

@@ -206,6 +206,11 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"data goes {way} for {told['destination_seconds']:.0f} s{reason}"
         if told["spool"] not in (None, "off"):
             yield f"the spool's process is {told['spool']}"
+    if told.get("forfeited"):
+        yield (
+            f"{told['forfeited']:,} bytes of the ring were not retained for the logger: the ring was half "
+            "full, or the logger silent"
+        )
     yield from _held_lines(told["held"] or {})
     for peer in told["peers"]:
         when = f"heard {peer['age']:.1f} s ago" + (", standby" if peer["standby"] else "")

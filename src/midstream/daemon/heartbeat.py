@@ -6,6 +6,7 @@ who asks answers a challenge first (freshness.py). What follows from a silence: 
 """
 
 import asyncio
+import base64
 import json
 import secrets
 import socket
@@ -14,11 +15,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, Self
 
 from midstream.daemon.failover import MISSED
 from midstream.daemon.freshness import Ear, Stamp, Voice
 from midstream.daemon.seal import ForgedError, Key
+from midstream.daemon.sockets import NOTHING, Word
 from midstream.errors import NetworkError
 
 INTERVAL = 0.1  # seconds between two questions
@@ -32,10 +34,28 @@ _QUESTION, _ANSWER = "question", "answer"
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a logger's daemon says of it. serves: does it listen? waits: for so many seconds it has taken
-    nothing of what its kernel holds."""
+    nothing of what its kernel holds. word: what it has committed."""
 
     serves: bool = False
     waits: float = 0.0
+    word: Word = NOTHING
+
+    def described(self) -> dict[str, object]:
+        word = self.word
+        return {
+            "serving": self.serves,
+            "waits": round(self.waits, 1),
+            "run": word.run,
+            "connections": word.count,
+            "committed": base64.b64encode(word.packed()).decode(),
+        }
+
+    @classmethod
+    def parse(cls, answer: dict[str, Any]) -> Self:
+        """Raises ValueError, KeyError, TypeError."""
+        committed = base64.b64decode(str(answer.get("committed", "")))
+        word = Word.unpack(str(answer.get("run", "")), int(answer.get("connections", 0)), committed)
+        return cls(bool(answer["serving"]), float(answer.get("waits", 0)), word)
 
 
 @dataclass
@@ -110,8 +130,7 @@ class Heartbeat(asyncio.DatagramProtocol):
             answer: dict[str, object] = {"number": asked["number"], "from": self._ip, "to": asked["from"]}
             match self._ear.judge(asked["from"], Stamp.model_validate(asked["stamp"])):
                 case "first" | "fresh":
-                    told = self._tell()
-                    answer |= {"serving": told.serves, "waits": round(told.waits, 1)}
+                    answer |= self._tell().described()
                 case "unproven":
                     answer["challenge"] = self._ear.challenge()
                 case _:
@@ -131,7 +150,7 @@ class Heartbeat(asyncio.DatagramProtocol):
             answer = json.loads(self._key.open(_ANSWER, data))
             number, names = str(answer["number"]), (answer["from"], answer["to"])
             challenge = answer.get("challenge")
-            told = Told() if challenge else Told(bool(answer["serving"]), float(answer.get("waits", 0)))
+            told = Told() if challenge else Told.parse(answer)
         except (ForgedError, ValueError, KeyError, TypeError, AttributeError):
             return
         if names != (watched.address[0], watched.own) or watched.asked.pop(number, None) is None:

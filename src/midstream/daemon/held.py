@@ -202,8 +202,15 @@ class Book:
 class Collector:
     """Asks the program so seldom that it costs next to nothing, however many connections there are."""
 
-    def __init__(self, book: Book, folder: Path, now: Callable[[], float] = time.monotonic) -> None:
-        self._book, self._folder, self._now = book, folder, now
+    def __init__(
+        self,
+        book: Book,
+        folder: Path,
+        now: Callable[[], float] = time.monotonic,
+        seen: Callable[[list[Open], list[Ended]], None] = lambda *_: None,
+    ) -> None:
+        """seen: told of what is open, and what has ended since it was told last."""
+        self._book, self._folder, self._now, self._seen = book, folder, now, seen
         self._due = 0.0
 
     def collect(self) -> None:
@@ -213,6 +220,7 @@ class Collector:
         opened = control.connections(self._folder)
         ended = control.ended(self._folder)
         self._book.see(opened, ended)
+        self._seen(opened, ended)
         self._due = self._now() + (len(opened) + len(ended)) / RATE
 
 

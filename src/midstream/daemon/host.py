@@ -8,8 +8,8 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from shlex import quote
 
 import numpy as np
@@ -23,6 +23,7 @@ from midstream.daemon.resets import send_resets
 from midstream.ebpf import attachment, control, loader, pins
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.control import Open
+from midstream.ebpf.retained import Committed, Retained, retained
 from midstream.errors import ConfigError, KernelError, NetworkError
 from midstream.network import Topology
 
@@ -165,6 +166,28 @@ class ThisHost:
             send_resets(opened, self.in_force.hardworker.ip, self.in_force.port)
         return len(opened)
 
-    @property
-    def pins(self) -> Path:
-        return self.folder
+    # what retention.py asks of the ring
+
+    def connections(self) -> list[Open]:
+        """Those that are open."""
+        return control.connections(self.folder)
+
+    def tell(self, committed: Mapping[int, int], known: int) -> None:
+        """What the logger has committed."""
+        Committed.open(self.folder).tell(committed, known)
+
+    def renew(self) -> None:
+        """That holds for another second."""
+        Committed.open(self.folder).renew()
+
+    def withdraw(self) -> None:
+        """Nothing is to be retained."""
+        Committed.open(self.folder).withdraw()
+
+    def retained(self) -> dict[int, Retained]:
+        """What the ring has."""
+        return retained(self.folder)
+
+    def forfeited(self) -> int:
+        """Bytes that were to be retained and were not."""
+        return Committed.open(self.folder).forfeited

@@ -33,13 +33,15 @@ from midstream.daemon.log import Log, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.peers import Peers
 from midstream.daemon.plan import Plan, decide_mark, make_plan, preferred
+from midstream.daemon.retention import Retention
 from midstream.daemon.role import find_role
 from midstream.daemon.seal import Key
+from midstream.daemon.sockets import Sockets
 from midstream.daemon.spool import Spool
 from midstream.daemon.teller import Teller
 from midstream.daemon.watch import Watch
 from midstream.daemon.way import Way
-from midstream.errors import ConfigError, MidstreamError, NetworkError
+from midstream.errors import ConfigError, KernelError, MidstreamError, NetworkError
 from midstream.network import Host, Topology
 
 P = ParamSpec("P")
@@ -70,6 +72,7 @@ class Service:
         self._started = time.monotonic()
         self._awake = Awake(2 * heartbeat.INTERVAL)
         self._backlog: Backlog | None = None
+        self._sockets: Sockets | None = None
         self._repairs: deque[str] = deque(maxlen=_KEPT)
         self._repaired = 0
         self._rejected: Counter[str] = Counter()
@@ -77,6 +80,7 @@ class Service:
         self._fault = ""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="daemon")
         self._quick = ThreadPoolExecutor(1, thread_name_prefix="way")  # what no compiler may hold up
+        self._retention = self._make_retention()
         self._way = self._make_way()
         self._changed = asyncio.Event()
         self._discovery: Discovery | None = None
@@ -173,11 +177,18 @@ class Service:
             "destination_reason": self._way.reason,
             "destination_seconds": round(self._awake.now() - self._way.since, 1),
             "spool": self._way.spool.state if self._way.spool else None,
+            "forfeited": self._forfeited(),
             "held": self._teller.state() if self._teller else None,
             "repaired": self._repaired,
             "repairs": list(self._repairs),
             "rejected": dict(self._rejected),
         }
+
+    def _forfeited(self) -> int | None:
+        """Bytes that the ring could not retain for the logger; None if it retains nothing."""
+        with suppress(KernelError):  # there is no program just now
+            return self._host.forfeited() if self._retention else None
+        return None
 
     def _reason(self) -> str:
         """What is being waited for, and what holds meanwhile."""
@@ -301,7 +312,9 @@ class Service:
             return Told()
         if self._backlog is None or self._backlog.port != topology.port:
             self._backlog = Backlog(topology.port, topology.size)
-        return Told(is_listening(topology.port), self._backlog.waits())
+        if self._sockets is None or self._sockets.port != topology.port:
+            self._sockets = Sockets(topology.port)
+        return Told(is_listening(topology.port), self._backlog.waits(), self._sockets.look())
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
@@ -474,7 +487,15 @@ class Service:
         config, log, now = self._config, self._log, self._awake.now
         spool = Spool(config, config.spool_path, log, now) if config.spool_path else None
         limits = Limits(config.daemon.silence, config.daemon.stall)
-        return Way(self._host, spool, limits, log, now, self._in_quick)
+        return Way(self._host, spool, limits, log, now, self._in_quick, self._retention if spool else None)
+
+    def _make_retention(self) -> Retention | None:
+        """None where what is retained could not be sent to the logger: it would have no use."""
+        config = self._config
+        sends = bool(config.logger.replay_port and config.spool_path and self._key)
+        if self.role != "hardworker" or config.hardworker.receiver != "ebpf" or not sends:
+            return None
+        return Retention(self._host, config.logger.batch_interval) if config.hardworker.retain else None
 
     def _make_teller(self) -> Teller | None:
         """What tells the loggers what is held; None where nobody would be heard, or nothing is held."""
@@ -487,7 +508,8 @@ class Service:
         def loggers() -> list[str]:
             return _addresses(self._host.in_force) if self._host.in_force else []
 
-        return Teller(config, self._host.folder, loggers)
+        seen = self._retention.note_ends if self._retention else lambda *_: None
+        return Teller(config, self._host.folder, loggers, seen=seen)
 
     def _watch_loggers(self, topology: Topology) -> None:
         if self.role == "hardworker" and self._heartbeat:

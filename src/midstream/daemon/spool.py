@@ -16,10 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from midstream import modes
 from midstream.config import Config
@@ -27,6 +28,7 @@ from midstream.daemon import unprivileged
 from midstream.daemon.backlog import is_listening
 from midstream.daemon.log import Log
 from midstream.logger.door import Door
+from midstream.lost import Lost, dump
 from midstream.network import Topology
 
 USER = "midstream"
@@ -37,7 +39,18 @@ LASTED = 10.0  # seconds after which it was no use to wait longer
 _BUFFER = 4 << 20  # bytes a connection, some seconds of data: what comes until the process is there
 _MANAGERS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the daemon, not of its children
 
+SALVAGE = "midstream.daemon.salvage"  # the module that stores what a logger may have lost
+
 State = Literal["off", "running", "handing back"]
+
+
+@dataclass
+class _Save:
+    """What a logger may have lost, in memory until it is stored. size: bytes of streams."""
+
+    file: IO[bytes]
+    size: int
+    child: "subprocess.Popen[bytes] | None" = None
 
 
 class Spool:
@@ -57,6 +70,8 @@ class Spool:
         self._delay, self._start_at, self._started = FIRST_DELAY, 0.0, 0.0
         self._owes = path.exists()  # it may have rows that no logger has
         self._warned = False
+        self._saves: list[_Save] = []
+        self._save_at = 0.0
 
     def adopt(self, topology: Topology) -> None:
         """Go on with one that an earlier daemon has started, if there is one."""
@@ -82,6 +97,7 @@ class Spool:
         has. If one has ended: before when the connections were opened that ended with it (CLOCK_MONOTONIC,
         nanoseconds), else 0. Raises NetworkError, OSError."""
         ended = self._look()
+        self._keep_saving()
         may_start = self.state == "off" and self._now() >= self._start_at
         if here:
             self.open(topology)
@@ -91,7 +107,7 @@ class Spool:
             self._shut()
             self._signal(signal.SIGUSR1)
             self.state = "handing back"
-        elif may_start and logger and self._owes:
+        elif may_start and logger and self._owes and not self._saves:
             self._start("--drain")
         return ended
 
@@ -123,7 +139,7 @@ class Spool:
         code = self._child.wait() if self._child else None
         os.close(self._handle)
         # One that was adopted does not tell whether it gave away everything; another look is cheap.
-        self._owes = self.state == "running" or code != 0
+        self._owes = self.state == "running" or code != 0 or bool(self._saves)
         well = self.state == "handing back" and code in (0, None)
         self._log("spool", level="info" if well else "warning", what="ended", pid=self.pid, code=code)
         now = self._now()
@@ -135,7 +151,6 @@ class Spool:
         return before
 
     def _start(self, *options: str) -> None:
-        user = self._user()
         modes.make_folder(self._place.parent)
         self._place.touch()
         with self._place.open("rb") as lock:
@@ -144,25 +159,66 @@ class Spool:
             if self._door and not options:
                 given.append(self._door.fileno())
                 options = ("--door", str(self._door.fileno()))
-            launcher = [sys.executable, "-I", "-S", unprivileged.__file__]
-            command = [sys.executable, "-P", "-m", "midstream", "logger", "--spool", *options]
-            self._child = subprocess.Popen(
-                [*launcher, *command, "--config", str(self._config.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=given,
-                start_new_session=True,  # Ctrl-C is for the daemon
-                env={name: value for name, value in os.environ.items() if name not in _MANAGERS},
-                user=user.pw_uid if user else None,
-                group=user.pw_gid if user else None,
-                extra_groups=[] if user else None,
-            )
+            command = "midstream", "logger", "--spool", *options, "--config", str(self._config.path)
+            self._child = self._launch(*command, given=given)
         self.pid = self._child.pid
         self._place.write_text(f"{self.pid}\n")
         self._handle = os.pidfd_open(self.pid)
         self._started = self._now()
         self.state = "handing back" if "--drain" in options else "running"
         self._log("spool", what="started" if self.state == "running" else "gives back", pid=self.pid)
+
+    def _launch(
+        self, module: str, *arguments: str, given: Sequence[int] = (), stdin: int = subprocess.DEVNULL
+    ) -> "subprocess.Popen[bytes]":
+        """`python -m MODULE ARGUMENTS` without privileges. Raises OSError."""
+        user = self._user()
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", unprivileged.__file__),
+                *(sys.executable, "-P", "-m", module, *arguments),
+            ],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            pass_fds=given,
+            start_new_session=True,  # Ctrl-C is for the daemon
+            env={name: value for name, value in os.environ.items() if name not in _MANAGERS},
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+        )
+
+    def save(self, lost: Sequence[Lost]) -> None:
+        """Store what a logger may have lost, by a process of its own, until that has done it. Raises
+        OSError."""
+        file = os.fdopen(os.memfd_create("lost", os.MFD_CLOEXEC), "w+b")
+        dump(lost, file)
+        file.flush()
+        self._saves.append(_Save(file, sum(len(part.data) for each in lost for part in each.parts)))
+        self._keep_saving()
+
+    def _keep_saving(self) -> None:
+        """One after the other, and again if that has failed. What sensors send now comes first: Python takes
+        its time to start."""
+        if not self._saves or self._now() < self._save_at:
+            return
+        if self.state == "running" and not self._hears():
+            return
+        save = self._saves[0]
+        if save.child is None:
+            save.file.seek(0)
+            save.child = self._launch(SALVAGE, str(self._config.path), stdin=save.file.fileno())
+            return
+        if (code := save.child.poll()) is None:
+            return
+        save.child = None
+        self._log("spool", level="info" if code == 0 else "warning", what="saved", bytes=save.size, code=code)
+        if code:
+            self._save_at = self._now() + LAST_DELAY
+            return
+        save.file.close()
+        self._saves.pop(0)
+        self._owes = True
 
     def _user(self) -> pwd.struct_passwd | None:
         """Whom root lets do it: the services' user, or who owns the spool's folder, if they can read what the

@@ -14,6 +14,7 @@ from midstream import key
 from midstream.config import Config
 from midstream.daemon.held import Book, Collector
 from midstream.daemon.pending import SpoolFile
+from midstream.ebpf.control import Ended, Open
 from midstream.ebpf.records import HERE
 from midstream.errors import MidstreamError, NetworkError
 from midstream.line import Line, call
@@ -76,7 +77,8 @@ class Ear:
 
 
 class Teller:
-    """Its own thread from `start` to `close`. `loggers`: their addresses now, in const.toml's order.
+    """Its own thread from `start` to `close`. `loggers`: their addresses now, in const.toml's order. `seen`:
+    see Collector.
 
     Raises ConfigError if there is no key, or no port of the loggers (logger.replay_port).
     """
@@ -89,12 +91,13 @@ class Teller:
         *,
         dial: Callable[[str], Line] | None = None,
         now: Callable[[], float] = time.monotonic,
+        seen: Callable[[list[Open], list[Ended]], None] = lambda *_: None,
     ) -> None:
         secret, port = key.read(config.key_path), config.logger.replay_port
         self._dial = dial or (lambda address: call(address, secret, port))
         self._loggers, self._now = loggers, now
         self._book = Book(config.const_path.with_name("held.jsonl"))
-        self._collector = Collector(self._book, folder, now)
+        self._collector = Collector(self._book, folder, now, seen)
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
         self._ears: dict[str, Ear] = {}
         self._fault = ""

@@ -12,16 +12,19 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from midstream.daemon.failover import MISSED, PATIENT, Choice, Evidence, Limits, choose
 from midstream.daemon.heartbeat import INTERVAL, WAITS, Watched
 from midstream.daemon.log import Log
+from midstream.daemon.retention import Retention
 from midstream.daemon.spool import Spool
 from midstream.daemon.witness import Witness
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE
 from midstream.errors import NetworkError
+from midstream.lost import Lost
 from midstream.network import Topology
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+GRACE = 1.0  # seconds beyond daemon.silence for which the word of a silent logger holds
 SPOOL = "spool"  # how status calls the destination that is this host
 
 
@@ -45,9 +48,11 @@ class Way:
         log: Log,
         now: Callable[[], float],
         worker: Callable[..., Awaitable[Any]],
+        retention: Retention | None = None,
     ) -> None:
         self._program, self._limits, self._log, self._now = program, limits, log, now
-        self._worker = worker
+        self._worker, self._retention = worker, retention
+        self._heard: float | None = None  # when the logger in use answered last
         self._witness = Witness()
         self._failures: dict[str, tuple[int, float]] = {}  # of a logger: how many, and when the last was
         self._fault = ""
@@ -71,6 +76,8 @@ class Way:
         if not self.spool:
             return
         await self._worker(self.spool.adopt, topology)
+        if self._retention and self.destination == HERE:
+            await self._worker(self._retention.withdraw)
         opened, _ = await self._worker(self._program.look)
         if not logger and not opened and self.destination != HERE:
             await self._switch(Choice(HERE, "no answer"), topology)
@@ -104,6 +111,7 @@ class Way:
         if self.spool:
             logger = self.destination != HERE and evidence[self.destination].answers
             await self._keep(self.spool, topology, logger=logger)
+        await self._retain(watched.get(self.name(topology)), now)
 
     def _evidence(self, position: int, address: str, watched: Watched | None, now: float) -> Evidence:
         failures = self._failures_of(address, now)
@@ -143,6 +151,8 @@ class Way:
         broken = 0
         if before != HERE:
             self._failures[name] = self._failures_of(name, now) + 1, now
+            if self._retention:
+                await self._worker(self._retention.look)
             broken = await self._worker(self._program.reset, before)
         self.reason = f"{name}: {choice.reason}" if choice.reason else ""
         self.since = now
@@ -155,6 +165,29 @@ class Way:
             connections_reset=broken,
             seconds=round(time.monotonic() - began, 3),
         )
+        if before != HERE and self._retention:
+            await self._save(await self._worker(self._retention.leave))
+
+    async def _retain(self, watched: Watched | None, now: float) -> None:
+        """Tell the reader what the logger has committed. While it says nothing, and is not given up yet, what
+        it said last holds. Raises NetworkError, KernelError."""
+        if not self._retention or not watched or watched.answered is None:
+            return
+        if watched.answered != self._heard:
+            self._heard = watched.answered
+            await self._save(await self._worker(self._retention.hear, self.destination, watched.told.word))
+        elif now - watched.answered <= self._limits.silence + GRACE:
+            await self._worker(self._retention.renew)
+
+    async def _save(self, lost: list[Lost]) -> None:
+        if not lost or not self.spool:
+            return
+        try:
+            await self._worker(self.spool.save, lost)
+        except OSError as error:
+            raise NetworkError(
+                f"{self.spool.path}: what the logger may have lost cannot be saved ({error.strerror})"
+            ) from error
 
     async def _keep(self, spool: Spool, topology: Topology, *, logger: bool) -> None:
         here = self.destination == HERE

@@ -141,6 +141,10 @@ class Committed:
         """What was told last holds for another second: so the reader waits until `retained` was asked."""
         self._head["time"] = time.monotonic_ns()
 
+    def withdraw(self) -> None:
+        """Nothing is retained any more, until it is told again."""
+        self._head["time"] = 0
+
     @property
     def forfeited(self) -> int:
         """Bytes of the ring (with the records' heads) that the reader has given back uncommitted, since the

@@ -8,6 +8,9 @@ Nothing is remembered here: for each page the database itself says which message
 A connection whose beginning this logger received itself is continued: it is known by its sensor, port and
 first sequence number, and by when it opened, since some sensors begin with the same numbers after each start.
 As long as the logger may still be storing it, it is busy.
+
+Of some connections the spool has parts of the stream and no messages (store.STREAM): what the ring had
+retained. They go on where the logger's own messages end, and are cut here.
 """
 
 import threading
@@ -17,10 +20,22 @@ from typing import Any
 
 from midstream.config import Config
 from midstream.errors import NetworkError
+from midstream.framing import Decoder, decoder
 from midstream.line import Head, Line
 from midstream.logger.databases import open_store
 from midstream.logger.run import Run
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, Piece, Store, Unavailable
+from midstream.logger.store import (
+    FRAME,
+    STREAM,
+    Batch,
+    ConnectionRow,
+    Hole,
+    Piece,
+    Position,
+    Store,
+    Unavailable,
+)
+from midstream.logger.streamed import Streamed
 from midstream.page import Row, unpack
 
 TURN = 5.0  # seconds to wait for another hardworker's page
@@ -42,6 +57,7 @@ class Backfilling:
 
     def _serve(self, line: Line, store: Store) -> None:
         connection: ConnectionRow | None = None  # the spool's
+        is_stream = False
         while True:
             head, data = line.receive()
             if "here" in head:  # it waits, so that its rate is kept
@@ -50,13 +66,17 @@ class Backfilling:
                 with self._alone():
                     if "open" in head:
                         connection = _described(head["open"])
+                        is_stream = head["open"]["framing"] == STREAM
                         answer = self._open(store, connection, head["open"]["framing"])
                     elif "forgotten" in head:
                         answer = _note_forgotten(store, head["forgotten"])
                     elif connection is None:
                         raise KeyError("open")
                     elif "end" in head:
-                        answer = _end(store, connection, head["end"], bytes(data))
+                        unfinished = None if is_stream else bytes(data)
+                        answer = _end(store, connection, head["end"], unfinished)
+                    elif is_stream:
+                        answer = self._take_stream(store, connection, unpack(head["messages"], data))
                     else:
                         answer = self._take(store, connection, unpack(head["messages"], data))
             except (KeyError, TypeError, ValueError) as error:
@@ -64,11 +84,13 @@ class Backfilling:
             line.send(answer)
 
     def _open(self, store: Store, connection: ConnectionRow, framing: object) -> Head:
-        if framing != self._config.data.framing:
+        if framing not in (STREAM, self._config.data.framing):
             return {"refused": f'its framing is "{framing}", and the logger\'s "{self._config.data.framing}"'}
         known = _own(store, connection)
         if known is not None and known.token != connection.token and _is_open(known):
             return {"busy": "the logger still has this connection"}
+        if framing == STREAM:  # the spool's own numbers: what the logger has already it leaves out
+            return {"next": 0}
         position = store.resume([known]).get(known.token) if known is not None else None
         return {"next": position.sequence if position is not None else 0}
 
@@ -91,6 +113,34 @@ class Backfilling:
             following = missing[-1].sequence + 1
         return {"next": following}
 
+    def _take_stream(self, store: Store, connection: ConnectionRow, rows: list[Row]) -> Head:
+        """Each page is committed whole, the beginning of a message too that the next page goes on with."""
+        own = _own(store, connection)
+        position = store.resume([own]).get(own.token) if own is not None else None
+        own = own or connection
+        streamed = Streamed(own, position or Position(0, 0, 0), self._new_decoder, self._message_size)
+        for row in rows:
+            if row.offset is None:
+                raise NetworkError("a part of a stream has no place in it")
+            if not streamed.take(row.offset, row.received_ns, row.payload):
+                return {"refused": "its beginning is not in this log"}
+        batch = streamed.batch(FRAME[self._config.data.framing])
+        if position is None:
+            batch.opened.append(own)
+        if batch:
+            store.write(batch)
+        if rest := streamed.rest():
+            store.write(rest)
+        return {"next": rows[-1].sequence + 1}
+
+    def _new_decoder(self) -> Decoder:
+        data = self._config.data
+        return decoder(data.framing, size=self._size, max_size=data.max_size)
+
+    @property
+    def _message_size(self) -> int | None:
+        return self._size if self._config.data.framing == "fixed" else None
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """When it is this line's turn: what is read of the database is so until it is written."""
@@ -102,16 +152,22 @@ class Backfilling:
             self._turn.release()
 
 
-def _end(store: Store, connection: ConnectionRow, facts: dict[str, Any], unfinished: bytes) -> Head:
-    """How it ended is told by the one that saw more of it."""
+def _end(store: Store, connection: ConnectionRow, facts: dict[str, Any], unfinished: bytes | None) -> Head:
+    """How it ended is told by the one that saw more of it. unfinished: bytes behind its last message, None if
+    all of them are here."""
     batch, own = Batch(), _own(store, connection)
+    position = store.resume([own]).get(own.token) if own is not None else None
     if own is None:
         own = connection
         batch.opened.append(own)
-    elif (position := store.resume([own]).get(own.token)) and position.head:
+    elif unfinished is not None and position is not None and position.head:
         store.write(Batch(completed=[own]))  # it is also in what the hardworker says is unfinished
-    if own.closed_ns is None or own.size < facts["bytes"]:
-        own.closed_ns, own.size = int(facts["closed_ns"]), int(facts["bytes"])
+    size = int(facts["bytes"])
+    if unfinished is None:
+        size, unfinished = (position.offset, position.head) if position is not None else (0, b"")
+        batch.completed.append(own)
+    if own.closed_ns is None or own.size < size:
+        own.closed_ns, own.size = int(facts["closed_ns"]), size
         own.digest, own.reset, own.reason = facts["digest"], bool(facts["reset"]), str(facts["reason"])
         own.unfinished, own.spooled = unfinished, True
         batch.closed.append(own)

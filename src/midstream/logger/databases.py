@@ -40,12 +40,13 @@ def open_store(config: Config, size: int) -> Store:
     )
 
 
-def open_spool(config: Config, path: Path) -> Store:
-    """The hardworker's spool: its messages as bytes, whatever fields they have."""
+def open_spool(config: Config, path: Path, framing: str = "") -> Store:
+    """The hardworker's spool: its messages as bytes, whatever fields they have. framing: store.STREAM, if it
+    is to be given parts of streams."""
     return SqlStore(
         URL.create("sqlite", database=str(path)),
         batch_size=config.logger.batch_size,
-        framing=config.data.framing,
+        framing=framing or config.data.framing,
         room=Room(config, path),
     )
 

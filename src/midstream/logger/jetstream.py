@@ -196,14 +196,14 @@ class JetStreamStore(Closing):
             sequence, offset = before + 1, start + len(last.data or b"") + FRAME[self._framing]
         fragments = self._published.subject("fragments", row)
         await self._last_message(fragments)
-        if event is not None and event["state"] == "closed":
-            return Position(0, sequence, event["bytes"], closed=True)
         head, number = b"", 1
         while (found := await self._message(fragments, number)) is not None:
             if int(_header(found)[PLACE]) >= offset:
                 head += found.data or b""
             number = found.seq + 1 if found.seq is not None else number
-        return Position(0, sequence, offset + len(head), head)
+        closed = event is not None and event["state"] == "closed"
+        size = event["bytes"] if event is not None and closed else 0
+        return Position(0, sequence, max(offset + len(head), size), head, closed=closed)
 
     async def _last_message(self, subject: str) -> RawStreamMsg | None:
         """A subject's last message; what is expected of the next one is noted."""

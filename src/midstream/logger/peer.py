@@ -137,8 +137,9 @@ class Peer:
                 position.sequence,
                 len(position.head),
             )
-            self._decoder.feed(position.head)
             self.over = position.closed
+            if not self.over:
+                self._decoder.feed(position.head)
         else:
             self.offset, (self.sequence, self._head_size) = self.consumed, self._told
             if self._head_size:

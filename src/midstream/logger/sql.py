@@ -24,7 +24,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
-from midstream.framing import Framing
 from midstream.logger import readings, schema, telling
 from midstream.logger.inserts import inserter
 from midstream.logger.opening import begin_writing, fault, open_with
@@ -46,7 +45,8 @@ _OPENING = 0x6D696473747265  # a lock of PostgreSQL's: the number is free to cho
 class SqlStore(Closing):
     """The database at a SQLAlchemy URL; tables are made if they are missing, and brought up to date.
 
-    `batch_size` is the most messages in a transaction. With a `layout` each message's fields are columns too.
+    `batch_size` is the most messages in a transaction; `framing` may be store.STREAM. With a `layout` each
+    message's fields are columns too.
     `room` bounds a file of SQLite, and is closed with the store.
     """
 
@@ -55,7 +55,7 @@ class SqlStore(Closing):
         url: str | URL,
         *,
         batch_size: int,
-        framing: Framing = "fixed",
+        framing: str = "fixed",
         layout: "Layout | None" = None,
         room: "Room | None" = None,
     ) -> None:
@@ -192,7 +192,7 @@ class SqlStore(Closing):
             self._insert_readings(database, [key + value for key, value in zip(keys, values, strict=True)])
 
     def _position(self, database: Connection, row: Row[Any]) -> Position:
-        """Behind the last message and the fragments that follow it; behind everything if it is closed."""
+        """Behind the last message and the fragments that follow it, or what is unfinished if it is closed."""
         last = database.execute(
             select(
                 messages.c.sequence, messages.c.stream_offset, func.length(messages.c.payload).label("size")
@@ -207,9 +207,10 @@ class SqlStore(Closing):
         )
         head = b"".join(database.execute(following.order_by(fragments.c.stream_offset)).scalars())
         sequence = last.sequence + 1 if last else row.pruned or 0
-        if row.closed_ns is not None:
-            return Position(row.id, sequence, row.bytes, closed=True)
-        return Position(row.id, sequence, offset + len(head), head)
+        closed = row.closed_ns is not None
+        if closed and row.bytes is not None and row.bytes >= offset + len(head):
+            return Position(row.id, sequence, row.bytes, row.unfinished or b"", closed=True)
+        return Position(row.id, sequence, offset + len(head), head, closed=closed)
 
     def _failed(self, error: Exception) -> StoreError | Unavailable:
         """What to raise: Unavailable for what may pass without a change of the configuration."""

@@ -14,7 +14,8 @@ from midstream.closing import Closing
 from midstream.framing import PREFIX
 from midstream.told import HeldStream, Pending
 
-FRAME = {"fixed": 0, "length": PREFIX, "line": 1}  # bytes of a message's frame besides its payload
+STREAM = "stream"  # in the place of a framing: the rows are parts of a stream, whatever messages are in it
+FRAME = {"fixed": 0, "length": PREFIX, "line": 1, STREAM: 0}  # bytes of a message's frame besides its payload
 
 
 _HEAD = struct.Struct("<qqq")
