@@ -296,7 +296,7 @@ def test_what_the_logger_cannot_have_stays(config: Config, size: int, framing: s
     assert why in said[0]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_line_may_end_at_any_byte(
     tmp_path_factory: pytest.TempPathFactory, at_once: None, data: st.DataObject
@@ -304,9 +304,9 @@ def test_a_line_may_end_at_any_byte(
     """Connections of any length, some of which the logger began; the line ends again and again."""
     site = exchanging(Site(tmp_path_factory.mktemp("cut")), 'backfill_rate = "1MiB"\n')
     config = load(site.config)
-    counts = data.draw(st.lists(st.integers(0, 4000), min_size=1, max_size=4))
+    counts = data.draw(st.lists(st.integers(0, 1000), min_size=1, max_size=3))
     had = [data.draw(st.integers(0, count)) for count in counts]
-    limits = data.draw(st.lists(st.integers(0, 200_000), max_size=12))
+    limits = data.draw(st.lists(st.integers(0, 50_000), max_size=8))
     expected = {}
     with logged(config) as own, spool(config) as store:
         for number, (count, begun) in enumerate(zip(counts, had, strict=True)):
