@@ -202,7 +202,7 @@ class Spool:
         its time to start."""
         if not self._saves or self._now() < self._save_at:
             return
-        if self.state == "running" and not self._hears():
+        if (self._door or self.state == "running") and not (self.pid and self._hears()):
             return
         save = self._saves[0]
         if save.child is None:

@@ -53,6 +53,7 @@ class Way:
         self._program, self._limits, self._log, self._now = program, limits, log, now
         self._worker, self._retention = worker, retention
         self._heard: float | None = None  # when the logger in use answered last
+        self._owes = False  # was a logger left, and is not saved yet what it may have lost?
         self._witness = Witness()
         self._failures: dict[str, tuple[int, float]] = {}  # of a logger: how many, and when the last was
         self._fault = ""
@@ -111,6 +112,9 @@ class Way:
         if self.spool:
             logger = self.destination != HERE and evidence[self.destination].answers
             await self._keep(self.spool, topology, logger=logger)
+        if self._retention and self._owes:  # after the spool has started: what sensors send now comes first
+            self._owes = False
+            await self._save(await self._worker(self._retention.leave))
         await self._retain(watched.get(self.name(topology)), now)
 
     def _evidence(self, position: int, address: str, watched: Watched | None, now: float) -> Evidence:
@@ -165,8 +169,7 @@ class Way:
             connections_reset=broken,
             seconds=round(time.monotonic() - began, 3),
         )
-        if before != HERE and self._retention:
-            await self._save(await self._worker(self._retention.leave))
+        self._owes = self._owes or before != HERE
 
     async def _retain(self, watched: Watched | None, now: float) -> None:
         """Tell the reader what the logger has committed. While it says nothing, and is not given up yet, what
