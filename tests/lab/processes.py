@@ -1,4 +1,4 @@
-"""The processes that the tests of this worker have started: other workers' tests have labs of the same names."""
+"""The processes that this worker's tests have started: other workers' labs have the same names."""
 
 import os
 from collections.abc import Iterator

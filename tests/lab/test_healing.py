@@ -38,6 +38,7 @@ def test_the_log_and_the_application_have_all(tmp_path: Path, faults: int) -> No
             storm.revive()
             for client in storm.clients:
                 client.revive()
+            wait_until(storm.rows.exists, 60)
             for _ in range(faults):
                 storm.strike()
             storm.stop.touch()

@@ -105,6 +105,11 @@ def plain(stop: Path) -> None:
         time.sleep(0.05)
 
 
+def pending(lab: Lab) -> list[dict[str, int]]:
+    """What waits in the spool, of each sensor."""
+    return list(state(lab, "hardworker")["held"]["pending"].values())
+
+
 def again(flow: Flow, folder: Path) -> None:
     """The logger is started anew."""
     flow.ends.logger = Program(flow.lab, "logger", folder, ("logger", "--config", flow.ends.config, "--json"))
@@ -191,7 +196,11 @@ def test_the_logger_loses_power_while_a_plain_client_sends(lab: Lab, tmp_path: P
             wait_until(lambda: state(lab, "hardworker")["destination"] == "spool", 10)
             time.sleep(2)
             again(flow, tmp_path)
+<<<<<<< HEAD
             wait_until(lambda: state(lab, "hardworker")["destination"] != "spool", 60)
+=======
+            wait_until(lambda: state(lab, "hardworker")["destination"] != "spool", 30)
+>>>>>>> retain
             time.sleep(2)
         finally:
             stop.touch()

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from ipaddress import IPv4Address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from midstream.cli.kernel import retained_lines
 from midstream.daemon.retention import ALL, LINGER, Retention
 from midstream.daemon.sockets import Socket, Word
 from midstream.ebpf.control import Ended, Open
@@ -241,3 +243,20 @@ def test_nothing_is_given_back_that_was_not_committed(steps: list[tuple[str, int
             for which in set(sockets.values()):
                 held = sum(len(each.data) for each in world.ring.records[which].records)
                 assert min(world.retained(which), held) <= stored[which]
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, []),
+        ({"retains": True, "forfeited": 0}, []),
+        ({"retains": None, "forfeited": None}, []),
+        ({"retains": True, "forfeited": 1234}, ["1,234 bytes of the ring were not retained"]),
+        ({"retains": False, "forfeited": 0}, ["is not retained: its daemon does not say"]),
+        ({"retains": False, "forfeited": 0, "destination": "spool"}, []),
+    ],
+)
+def test_status_says_what_is_not_retained(told: dict[str, object], words: list[str]) -> None:
+    said = list(retained_lines({"destination": "192.0.2.3", **told}))
+    assert len(said) == len(words)
+    assert all(word in line for word, line in zip(words, said, strict=True))

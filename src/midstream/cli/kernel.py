@@ -206,11 +206,7 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"data goes {way} for {told['destination_seconds']:.0f} s{reason}"
         if told["spool"] not in (None, "off"):
             yield f"the spool's process is {told['spool']}"
-    if told.get("forfeited"):
-        yield (
-            f"{told['forfeited']:,} bytes of the ring were not retained for the logger: the ring was half "
-            "full, or the logger silent"
-        )
+    yield from retained_lines(told)
     yield from _held_lines(told["held"] or {})
     for peer in told["peers"]:
         when = f"heard {peer['age']:.1f} s ago" + (", standby" if peer["standby"] else "")
@@ -219,6 +215,17 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"repaired {told['repaired']} times, last {told['repairs'][-1]}"
     if told["rejected"]:
         yield "rejected: " + ", ".join(f"{count} {kind}" for kind, count in told["rejected"].items())
+
+
+def retained_lines(told: dict[str, Any]) -> Iterator[str]:
+    """What a logger would lose with its power, as the daemon says."""
+    if told.get("retains") is False and told["destination"] not in ("", "spool"):
+        yield "what the logger has not committed is not retained: its daemon does not say what it has"
+    if told.get("forfeited"):
+        yield (
+            f"{told['forfeited']:,} bytes of the ring were not retained for the logger: the ring was half "
+            "full, or the logger silent"
+        )
 
 
 def _held_lines(held: dict[str, Any]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from midstream.ebpf.retained import Retained
 from midstream.lost import Lost, Part
 
 LINGER = 1.0  # seconds, beside the logger's batch_interval, for which a commit may have no socket
+UNHEARD = 64  # calls of `note_ends` that are kept while no logger is heard: no word holds so long
 ALL = (1 << 63) - 1  # bytes of a stream of which nothing has to be retained
 
 
@@ -64,7 +65,7 @@ class Retention:
     ) -> None:
         self._ring, self._clocks = ring, clocks
         self._linger = round((LINGER + batch_interval) / INTERVAL)
-        self._ends: deque[tuple[list[Open], list[Ended]]] = deque()
+        self._ends: deque[tuple[list[Open], list[Ended]]] = deque(maxlen=UNHEARD)
         self._known = 0  # of connections up to this number all is known
         self._connections: dict[int, _Connection] = {}
         self._destination, self._run, self._words = 0, "", 0
@@ -94,6 +95,11 @@ class Retention:
         self._take(word)
         self._tell(opened, rounds=-(-word.count // MOST))
         return lost
+
+    @property
+    def retains(self) -> bool:
+        """Does the logger in use say what it has committed?"""
+        return self._retains
 
     def renew(self) -> None:
         """What the logger said last holds, although it says nothing."""
