@@ -196,11 +196,7 @@ def test_the_logger_loses_power_while_a_plain_client_sends(lab: Lab, tmp_path: P
             wait_until(lambda: state(lab, "hardworker")["destination"] == "spool", 10)
             time.sleep(2)
             again(flow, tmp_path)
-<<<<<<< HEAD
             wait_until(lambda: state(lab, "hardworker")["destination"] != "spool", 60)
-=======
-            wait_until(lambda: state(lab, "hardworker")["destination"] != "spool", 30)
->>>>>>> retain
             time.sleep(2)
         finally:
             stop.touch()
