@@ -1,7 +1,7 @@
 """What holds for every test: no thread is left behind, root skips nothing, SIGINT ends what is started.
 
-Tests run side by side (`pytest -n 2`, pytest-xdist). Each worker has a world of its own, since the lab's
-names are fixed. The labs stay on one worker, since they measure times, and what else runs gives way to them.
+Tests run side by side (`pytest -n 3`, pytest-xdist). Each worker has a world of its own, since the lab's
+names are fixed. Two at most have labs, which measure times, and what else runs gives way to them.
 """
 
 import os
@@ -11,7 +11,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]  # xdist ships no types
@@ -22,6 +24,7 @@ from midstream.lab import enter
 HERE = Path(__file__).parent
 LAB = HERE / "lab"
 NEEDS_ROOT = (HERE / "program", LAB, HERE / "hosts")
+_NAPI = pytest.StashKey[set[int]]()
 GRACE = 2.0  # seconds that a thread may take to end after its test
 
 # A shell that is no terminal's starts what it puts in the background with SIGINT ignored, which is inherited.
@@ -29,16 +32,35 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # therefore Any
-    """The labs together, and every other module by itself."""
+    """The labs in two halves, and every other module by itself."""
 
     def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
         folder = LAB.relative_to(self.config.rootpath).as_posix()
-        return folder if nodeid.startswith(f"{folder}/") else nodeid.partition("::")[0]
+        return f"{folder} {crc32(module.encode()) % 2}" if module.startswith(f"{folder}/") else module
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
     return Scheduling(config, log)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.stash[_NAPI] = _napi_threads()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """When all workers have ended, no kernel thread of a lab's interface may be left."""
+    if hasattr(session.config, "workerinput"):
+        return
+    before, deadline = session.stash[_NAPI], time.monotonic() + GRACE
+    while left := _napi_threads() - before:
+        if time.monotonic() > deadline:
+            print(f"\nthe tests left NAPI threads behind: {sorted(left)}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            return
+        time.sleep(0.02)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -105,3 +127,12 @@ def _enter_a_world_of_its_own() -> None:
         "mount -t bpf bpf /sys/fs/bpf",
     ):
         subprocess.run(command.split(), check=True)
+
+
+def _napi_threads() -> set[int]:
+    found = set()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if Path("/proc", entry, "comm").read_text().startswith("napi/"):
+                found.add(int(entry))
+    return found

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from tests.lab.ends import Ends, running
+from tests.lab.processes import processes
 from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, started, wait_until
 from tests.unit.announcements import announcement
 
@@ -151,13 +152,11 @@ def log(lab: Lab, name: str) -> str:
 
 def daemon_pid(name: str) -> int:
     """The process id of a host's daemon."""
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path("/proc", entry, "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"\0daemon\0" in command and f"/{name}/config.toml".encode() in command:
-            return int(entry)
+    for process in processes():
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if b"\0daemon\0" in command and f"/{name}/config.toml".encode() in command:
+                return int(process.name)
     raise AssertionError(f"no daemon of {name}")
 
 
