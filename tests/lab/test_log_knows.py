@@ -105,6 +105,11 @@ def plain(stop: Path) -> None:
         time.sleep(0.05)
 
 
+def pending(lab: Lab) -> list[dict[str, int]]:
+    """What waits in the spool, of each sensor."""
+    return list(state(lab, "hardworker")["held"]["pending"].values())
+
+
 def again(flow: Flow, folder: Path) -> None:
     """The logger is started anew."""
     flow.ends.logger = Program(flow.lab, "logger", folder, ("logger", "--config", flow.ends.config, "--json"))
