@@ -159,7 +159,7 @@ class Storm:
         longest = 10.0 if "stopped" in what and self.random.random() < 0.1 else 1.5
         time.sleep(self.random.uniform(0, longest))
         undo()
-        self.revive()
+        self._revive_all()
         healed = time.monotonic()
         self._await_fresh(healed)
         self.gaps.append((what, time.monotonic() - healed))
@@ -178,8 +178,14 @@ class Storm:
                 rows = np.frombuffer(data, ROW, len(data) // ROW.itemsize)
                 fresh = rows[(rows["committed"] == 0) & (rows["time"] > since)]
                 missing -= set(fresh["sensor"].tolist())
-                self.revive()
+                self._revive_all()
                 time.sleep(0.02)
+
+    def _revive_all(self) -> None:
+        """The clients too: their hosts lose power."""
+        self.revive()
+        for client in self.clients:
+            client.revive()
 
     def _survivor(self, name: str, host: str, argv: Callable[[int], list[str | Path]]) -> Survivor:
         folder = self.folder / name
