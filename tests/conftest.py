@@ -1,7 +1,7 @@
 """What holds for every test: no thread is left behind, root skips nothing, SIGINT ends what is started.
 
 Tests run side by side (`pytest -n 3`, pytest-xdist). Each worker has a world of its own, since the lab's
-names are fixed. Two at most have labs, which measure times, and what else runs gives way to them.
+names are fixed. One has the labs, which measure times, and what else runs gives way to them.
 """
 
 import os
@@ -13,8 +13,8 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from zlib import crc32
 
+import hypothesis
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]  # xdist ships no types
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -30,14 +30,18 @@ GRACE = 2.0  # seconds that a thread may take to end after its test
 # A shell that is no terminal's starts what it puts in the background with SIGINT ignored, which is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# How long an example takes depends on what the other workers do.
+hypothesis.settings.register_profile("midstream", deadline=None)
+hypothesis.settings.load_profile("midstream")
+
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # therefore Any
-    """The labs in two halves, and every other module by itself."""
+    """The labs together, and every other module by itself."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
         folder = LAB.relative_to(self.config.rootpath).as_posix()
-        return f"{folder} {crc32(module.encode()) % 2}" if module.startswith(f"{folder}/") else module
+        return folder if module.startswith(f"{folder}/") else module
 
 
 @pytest.hookimpl(optionalhook=True)

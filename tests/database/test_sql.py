@@ -113,7 +113,7 @@ def test_resume_knows_connections_without_messages_and_ended_ones(store: SqlStor
     assert second.id is not None
     assert store.resume([first, second]) == {
         "a.1": Position(first.id, 0, 0),
-        "a.2": Position(second.id, 1, 3, closed=True),
+        "a.2": Position(second.id, 1, 3, b"c", closed=True),
     }
 
 

@@ -49,7 +49,8 @@ def test_everything_arrives_once_in_order_and_unchanged() -> None:
     assert [found[key] for key in ("missing", "duplicates", "corrupt", "logged_missing")] == [0] * 4
     assert (found["mode"], 0 < found["ready_seconds"] < 10) == ("native", True)
     assert (found["connections"], found["reset"], found["counters"]["opened"]) == (1, 0, 1)
-    assert found["hardworker_stack"] == {"tcp_segments_in": 0, "sockets": 0}
+    assert found["hardworker_stack"]["sockets"] == 0
+    assert found["hardworker_stack"]["tcp_segments_in"] < 40, "the daemon's word to the logger, and no data"
     assert 0 < found["latency_us"]["p50"] <= found["latency_us"]["p99"]
     assert 0 < found["hardworker_cpu_us_per_message"] < 10_000
     assert found["seconds"] == pytest.approx(399 / 400, rel=0.2)

@@ -137,6 +137,7 @@ def test_all_that_was_held_is_there(lab: Lab, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_connection_that_ends_while_no_daemon_runs(lab: Lab, tmp_path: Path) -> None:
     with flowing(lab, tmp_path) as flow:
         time.sleep(1.5)

@@ -21,7 +21,7 @@ LATE = 0.5  # seconds between two commits of the logger: so much is acknowledged
 KEY = "../key"
 
 
-@pytest.fixture(params=[True, False], ids=["retain", "no-retain"])
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["retain", "no-retain"])
 def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Lab, bool]]:
     retain: bool = request.param
     tables: dict[str, Any] = {

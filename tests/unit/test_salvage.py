@@ -165,7 +165,7 @@ def test_a_message_came_when_its_last_byte_did(tmp_path: Path, framing: Framing)
 @each_framing
 def test_page_by_page(tmp_path: Path, framing: Framing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page begins amid a message, and is sent twice."""
-    config, some = configured(tmp_path, framing), messages(framing, 50)
+    config, some = configured(tmp_path, framing), messages(framing, 12)
     committed = stored(config, own(), some, 3, 1)
     data = stream(framing, some)
     monkeypatch.setattr(backfill, "PAGE_BYTES", 7)
