@@ -11,7 +11,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -24,7 +23,6 @@ from midstream.lab import enter
 HERE = Path(__file__).parent
 LAB = HERE / "lab"
 NEEDS_ROOT = (HERE / "program", LAB, HERE / "hosts")
-_NAPI = pytest.StashKey[set[int]]()
 GRACE = 2.0  # seconds that a thread may take to end after its test
 
 # A shell that is no terminal's starts what it puts in the background with SIGINT ignored, which is inherited.
@@ -47,24 +45,6 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # therefore Any
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
     return Scheduling(config, log)
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    session.stash[_NAPI] = _napi_threads()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """When all workers have ended, no kernel thread of a lab's interface may be left."""
-    if hasattr(session.config, "workerinput"):
-        return
-    before, deadline = session.stash[_NAPI], time.monotonic() + GRACE
-    while left := _napi_threads() - before:
-        if time.monotonic() > deadline:
-            print(f"\nthe tests left NAPI threads behind: {sorted(left)}")
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            return
-        time.sleep(0.02)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -131,12 +111,3 @@ def _enter_a_world_of_its_own() -> None:
         "mount -t bpf bpf /sys/fs/bpf",
     ):
         subprocess.run(command.split(), check=True)
-
-
-def _napi_threads() -> set[int]:
-    found = set()
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            if Path("/proc", entry, "comm").read_text().startswith("napi/"):
-                found.add(int(entry))
-    return found

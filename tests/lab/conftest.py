@@ -95,6 +95,7 @@ class Machine:
             "network namespaces in use": len(_namespaces_of_processes()),
             "links": sorted(os.listdir("/sys/class/net")),
             "pins": Path("/sys/fs/bpf/midstream-lab").exists(),
+            "NAPI threads": sorted(_napi_threads()),
             "files": sorted(str(path) for path in Path("/run").glob("midstream-lab*")),
             "mounts": [
                 line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "/ms-" in line
@@ -139,3 +140,10 @@ def _namespaces_of_processes() -> set[int]:
         with suppress(OSError):
             found.add(os.stat(process / "ns/net").st_ino)
     return found
+
+
+def _napi_threads() -> Iterator[int]:
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if Path("/proc", entry, "comm").read_text().startswith("napi/"):
+                yield int(entry)
