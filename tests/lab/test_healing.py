@@ -19,8 +19,9 @@ from midstream.lab import up as lab_up
 SENSORS = 4
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(10_000)
-@pytest.mark.parametrize("faults", [8, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("faults", [8, 1000])
 def test_the_log_and_the_application_have_all(tmp_path: Path, faults: int) -> None:
     with small_disk(tmp_path / "disk", "3g") as disk:
         lab = lab_up(
