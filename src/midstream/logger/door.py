@@ -40,6 +40,7 @@ class Door:
         self._address = (str(topology.logger.ip), topology.port)
         self._const = const
         self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
+        self.is_shut = False
         self._pause_until = 0.0
         self._told = False
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -61,11 +62,6 @@ class Door:
     def fileno(self) -> int:
         return self._listener.fileno()
 
-    @property
-    def is_open(self) -> bool:
-        """Has it been opened?"""
-        return self._queue is not None
-
     def open(self) -> None:
         """Let connections in from now on."""
         try:
@@ -76,7 +72,7 @@ class Door:
 
     def lets_in(self, held: int) -> bool:
         """May somebody be accepted now, beside so many connections?"""
-        if self._queue is None or time.monotonic() < self._pause_until:
+        if self._queue is None or self.is_shut or time.monotonic() < self._pause_until:
             return False
         self._let_wait(self._room - held)
         if self._queue == 0 and not self._told:
@@ -91,6 +87,8 @@ class Door:
 
     def accept(self, held: int) -> tuple[socket.socket, tuple[str, int]] | None:
         """The next connection beside so many; None if none waits, or none can be accepted now."""
+        if self._queue is None:
+            return None
         if self._queue:
             self._let_wait(self._room - held - 1)  # first: nobody may take its place who has no room
         while True:
@@ -111,6 +109,7 @@ class Door:
 
     def shut(self) -> None:
         """Let nobody in any more. Those who wait stay to be accepted."""
+        self.is_shut = True
         if self._queue is not None:
             self._let_wait(0)
 
@@ -129,7 +128,8 @@ class Door:
         if queue == self._queue:
             return
         if queue == 0:
-            deafen(self._listener)
+            with suppress(PermissionError):  # a kernel that lets the privileged alone do it: some more wait
+                deafen(self._listener)
         else:
             self._listener.listen(queue - 1)  # the kernel lets one more wait
             if self._queue == 0:

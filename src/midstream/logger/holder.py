@@ -73,6 +73,7 @@ class Holder:
         self._restart_at = 0.0
         self._send_at = 0.0
         self._waiting = Waiting()
+        self._opened = False  # has a worker opened the database?
         self._stopping = False
         self._moved_at = 0.0  # when something was stored last, or the stop came
 
@@ -82,7 +83,7 @@ class Holder:
         Raises what only the user can mend: StoreError, ConfigError, NetworkError.
         """
         silent = time.monotonic() + SILENCE
-        while not self._door.is_open and not self._waiting.reason:
+        while not self._opened and not self._waiting.reason:
             self._turn(POLL)
             if time.monotonic() > silent:
                 self._wait(f"the database is not open after {SILENCE:g} s. What to do: see that it runs")
@@ -96,7 +97,7 @@ class Holder:
         told = False
         try:
             while time.monotonic() < deadline and not stop():
-                if self._door.is_open and not told:
+                if self._opened and not told:
                     told = True
                     listening()
                 self._turn(min(POLL, max(0.0, deadline - time.monotonic())))
@@ -114,16 +115,25 @@ class Holder:
         self._lose_worker()
         self._door.close()
 
+    def _shut_door(self) -> bool:
+        """Accept those who wait, for they are acknowledged. Later ones are refused, and connect elsewhere.
+        True if there are some that cannot be accepted now."""
+        self._door.shut()
+        self._accept()
+        if self._door.paused:
+            return True
+        self._door.close()
+        return False
+
     def _stop(self) -> None:
-        """Have all stored that was acknowledged. Who waits to be accepted is acknowledged, too."""
-        if not self._door.is_open:
+        """Have all stored that was acknowledged."""
+        if not self._opened:
             self.close()
             return
-        self._door.shut()
         self._stopping = True
         self._moved_at = time.monotonic()
         self._outbox.append({"stop": True})
-        while self._accept() or self._door.paused or self._held or self._channel is not None:
+        while self._shut_door() or self._held or self._channel is not None:
             self._turn(POLL)
             if time.monotonic() > self._moved_at + STOP_PATIENCE:
                 self._give_up()
@@ -152,7 +162,7 @@ class Holder:
             self._start()
         self._flush(now)
         poll = select.poll()
-        if not self._stopping and self._door.lets_in(len(self._held)):
+        if self._door.lets_in(len(self._held)):
             poll.register(self._door, select.POLLIN)
         if self._channel is not None:
             sends = (self._outbox or self._new) and now >= self._send_at
@@ -174,7 +184,7 @@ class Holder:
             held = Held(self._numbers, token, sensor, port, time.time_ns(), sock)
             self._held[held.number] = held
             self._new.append(held)
-            if not self._stopping and not self._door.lets_in(len(self._held)):
+            if not (self._door.is_shut or self._door.lets_in(len(self._held))):
                 break
         self._summary.connections += self._numbers - before
         return self._numbers > before
@@ -195,7 +205,7 @@ class Holder:
             return
         self._channel, self._ready, self._committed = ours, False, False
         self._new = deque(self._held.values())
-        self._outbox = deque([{"settings": {**self._settings, "opened": self._door.is_open}}])
+        self._outbox = deque([{"settings": {**self._settings, "opened": self._opened}}])
         if self._stopping:
             self._outbox.append({"stop": True})
 
@@ -243,7 +253,8 @@ class Holder:
             match what:
                 case "ready":
                     self._ready = True
-                    if not self._door.is_open:
+                    if not self._opened:
+                        self._opened = True
                         self._waiting.over()
                         self._door.open()
                 case "failed":
@@ -276,7 +287,7 @@ class Holder:
         raise error(text)
 
     def _wait(self, reason: str) -> None:
-        comfort = "Nothing is lost: the sensors wait too" if self._door.is_open else "No sensor is let in"
+        comfort = "Nothing is lost: the sensors wait too" if self._opened else "No sensor is let in"
         self._waiting.because(reason, comfort)
         self._summary.waits = self._waiting.times
 
