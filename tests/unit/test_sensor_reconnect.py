@@ -57,6 +57,8 @@ class Peer(threading.Thread):
                 while data := connection.recv(65536):
                     stream += data
                     if len(stream) >= self._size and end == "reset":
+                        # An acknowledgement that is held back would go with the connection (tcp(7)).
+                        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                         break
                     if len(stream) >= self._size and end == "shutdown":
