@@ -31,9 +31,9 @@ def ago(nanoseconds: int) -> int:
     return (time.monotonic_ns() - nanoseconds) % 2**64
 
 
-def opened(bench: Bench, *, sensor: int = 0, silent: int | None = None) -> Sensor:
+def opened(bench: Bench, *, sensor: int = 0, silent: int | None = None, port: int | None = None) -> Sensor:
     """An established connection; silent: for so many nanoseconds."""
-    found = Sensor(bench, sensor=sensor, isn=random.randrange(2**32))
+    found = Sensor(bench, sensor=sensor, isn=random.randrange(2**32), port=port)
     found.open()
     found.establish()
     found.store(0, b"data")
@@ -92,7 +92,8 @@ def test_floods_and_then_a_good_one(kind: str, count: int) -> None:
     """The logger refuses, or never answers, or the sensor forgets: who is open goes on, a new one opens."""
     size = 4096 if count > 10_000 else 16
     with closing(Bench(connections=size)) as bench:
-        good = [opened(bench, sensor=number) for number in (0, 1)]
+        # The flood comes from every port from 1024 on, and again from the first.
+        good = [opened(bench, sensor=number, port=1000 + number) for number in (0, 1)]
         connections = bench.program.map_fd("connections")
         for number in range(1, count + 1):
             sensor = Sensor(bench, isn=number * 7919)
@@ -108,11 +109,13 @@ def test_floods_and_then_a_good_one(kind: str, count: int) -> None:
             assert verdict == XDP_TX
             if number % 500 == 0:
                 bench.ring.take()
+                for alive in good:
+                    alive.change(seen=ago(0))
         assert sum(1 for _ in libbpf.keys(connections, 8)) == size
         assert [int(bench.share(number)["open"]) for number in range(3)] == [size - 1, 1, 0]
         bench.ring.take()
-        for sensor in good:
-            sensor.store(4, b"goes on")
+        for alive in good:
+            alive.store(4, b"goes on")
         late = Sensor(bench, sensor=2)
         verdict, output = bench.run(late.frame(SYN, -1))
         if kind == "abandoned":
