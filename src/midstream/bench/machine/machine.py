@@ -23,6 +23,15 @@ HERE = Path(__file__).parent
 TIMED_OUT = 124
 NOT_STARTED = 125
 
+_KERNEL_PARAMETERS = (
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",
+    "mitigations=off",
+    "net.ifnames=0",
+    "transparent_hugepage=never",  # what makes them works now and then, in a measured window or not
+    "no_timer_check",  # a guest that gets no processor for a while finds no timer, and panics
+)
 # What it takes to reach the host's files and to report back; everything else is loaded on demand.
 _PRELOAD = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 _PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "MIDSTREAM_CACHE", "XDG_CACHE_HOME")
@@ -71,9 +80,7 @@ class Machine(Closing):
                 "-machine", "q35", *self._hardware,
                 "-accel", "tcg,tb-size=512",  # works everywhere; nested KVM does not
                 "-kernel", str(kernel.image), "-initrd", str(initramfs),
-                # No huge pages: what makes them works now and then, in one measured window or another.
-                "-append",
-                "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 transparent_hugepage=never",
+                "-append", " ".join(_KERNEL_PARAMETERS),
                 "-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on",
                 "-chardev", f"file,id=console,path={self._log}", "-serial", "chardev:console",
                 "-device", "virtio-serial-pci",
