@@ -1,7 +1,7 @@
 """What holds for every test: no thread is left behind, root skips nothing, SIGINT ends what is started.
 
-Tests run side by side (`pytest -n 3`, pytest-xdist). Each worker has a world of its own, since the lab's
-names are fixed. One has the labs, which measure times, and what else runs gives way to them.
+Tests run side by side (`pytest -n 2`, pytest-xdist). Each worker has a world of its own, since the lab's
+names are fixed. The labs stay on one worker, since they measure times, and what else runs gives way to them.
 """
 
 import os
@@ -28,7 +28,7 @@ GRACE = 2.0  # seconds that a thread may take to end after its test
 # A shell that is no terminal's starts what it puts in the background with SIGINT ignored, which is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes depends on what the other workers do.
+# How long an example takes depends on what the other worker does.
 hypothesis.settings.register_profile("midstream", deadline=None)
 hypothesis.settings.load_profile("midstream")
 
@@ -37,9 +37,8 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # therefore Any
     """The labs together, and every other module by itself."""
 
     def _split_scope(self, nodeid: str) -> str:
-        module = nodeid.partition("::")[0]
         folder = LAB.relative_to(self.config.rootpath).as_posix()
-        return folder if module.startswith(f"{folder}/") else module
+        return folder if nodeid.startswith(f"{folder}/") else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
