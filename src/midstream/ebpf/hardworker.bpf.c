@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The hardworker: take a copy of what the sensors send, pass the packets on to their destination.
  *
- * A destination is a logger or, where there is none, this host's own stack. A byte goes there only if it is in
- * the ring, or was before: what the destination has acknowledged, the hardworker holds. Whatever cannot be held is dropped, and the sensor's own TCP
- * sends it again. Traffic that is not marked passes untouched.
+ * A destination is a logger or, where there is none, this host's own stack. A byte goes there only if it is in the ring,
+ * or was before: what the destination has acknowledged, the hardworker holds. Whatever cannot be held is dropped, and
+ * the sensor's own TCP sends it again. Traffic that is not marked passes untouched.
  *
  * Here it is decided what a packet is. What happens then: opening.h (with reclaim.h), store.h (with connection.h and
  * copy.h), lifecycle.h, beginning.h; what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h,
