@@ -165,7 +165,7 @@ class DataSection(Section):
         faults: list[tuple[Location, str]] = []
         owners: dict[str, int] = {}
         for index, (field, offset) in enumerate(zip(self.field, self.field_offsets, strict=True)):
-            for column in field_columns(field.name, field.count):
+            for column in [field.name, *field_columns(field.name, field.count)]:
                 owner = owners.setdefault(column.lower(), index)  # SQL does not tell capitals apart
                 if owner != index:
                     faults.append((("field", index, "name"), f"data.field[{owner}] is called {column} too"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.database.flood import flood
+from tests.database.flood import Flooded, flood
 from tests.unit import site as sites
 from tests.unit.site import Site
 
@@ -35,9 +35,8 @@ def test_the_limit_holds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sites, "SIZE", size)
-    keep = 64 << 20
-    found = {}
-    for name, logger in (("all", ""), ("limited", f"keep_size = {keep}\n")):
+
+    def run(name: str, logger: str, seconds: float) -> Flooded:
         folder = tmp_path / name
         folder.mkdir()
         url = ""
@@ -46,13 +45,16 @@ def test_the_limit_holds(
             url = server.new_database(f"{name}{size}x{connections}")
         site = Site(folder, url)
         site.configure(interval=0.1, logger=logger)
-        found[name] = flood(site, connections=connections, seconds=5 if name == "all" else 20)
-    free, limited = found["all"], found["limited"]
+        return flood(site, connections=connections, seconds=seconds)
+
+    free = run("all", "", 5)
+    keep = min(64 << 20, free.sent)  # four times the time, at a third of the rate or more, exceeds that
+    limited = run("limited", f"keep_size = {keep}\n", 20)
     with capsys.disabled():
         print(
             f"\n{kind}, {size} B, {connections} connections: {limited.messages / limited.seconds:,.0f} of "
             f"{free.messages / free.seconds:,.0f} messages/s; kept {limited.most / 2**20:.0f} MiB at most, "
-            f"{limited.left / 2**20:.0f} at the end, of 64; {limited.rate * 1e-6:.1f} MB/s, "
+            f"{limited.left / 2**20:.0f} at the end, of {keep / 2**20:.0f}; {limited.rate * 1e-6:.1f} MB/s, "
             f"{limited.waits} waits"
         )
     assert limited.most <= keep + keep / 16 + MARGIN * limited.rate

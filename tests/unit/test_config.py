@@ -272,6 +272,10 @@ def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowe
             'data.field[1].name = "x_1": data.field[0] is called x_1 too',
         ),
         (
+            'name = "x"\ntype = "i8"\n[[data.field]]\nname = "x"\ntype = "i8"\ncount = 2',
+            'data.field[1].name = "x": data.field[0] is called x too',
+        ),
+        (
             'name = "x"\ntype = "i32"\ncount = 600\n[[data.field]]\nname = "y"\ntype = "i8"\ncount = 500',
             "data.field = [",
         ),
