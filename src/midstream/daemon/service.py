@@ -205,7 +205,7 @@ class Service:
             status = f"exploring: {self._reason()}"
         else:
             status = f"working, sensors: {len(self._host.in_force.sensors) if self._host.in_force else 0}"
-            status += f", not to the first logger: {self._way.reason}" if self._way.reason else ""
+            status += f", {self._way.reason}" if self._way.reason else ""
         if status != self._status:
             self._status = status
             notify(f"STATUS={self.role}: {status}")
