@@ -177,6 +177,7 @@ class Service:
             "destination_reason": self._way.reason,
             "destination_seconds": round(self._awake.now() - self._way.since, 1),
             "spool": self._way.spool.state if self._way.spool else None,
+            "spool_fault": self._way.spool.fault() if self._way.spool else "",
             "retains": self._retention.retains if self._retention else None,
             "forfeited": self._forfeited(),
             "held": self._teller.state() if self._teller else None,
