@@ -30,6 +30,7 @@ from midstream.config import Config
 from midstream.daemon import unprivileged
 from midstream.daemon.backlog import is_listening
 from midstream.daemon.log import Log
+from midstream.errors import NetworkError
 from midstream.logger.door import Door
 from midstream.lost import Lost, dump
 from midstream.network import Topology
@@ -107,7 +108,11 @@ class Spool:
         with suppress(OSError):  # `keep` tries again, and says so; the application does not wait for it
             if self._may_start:
                 self._start()
-        self._door.open()
+        try:
+            self._door.open()
+        except NetworkError:
+            self._shut()
+            raise
 
     def keep(self, topology: Topology, *, here: bool, logger: bool) -> int:
         """Have it run while the data goes here; else, and if a logger takes data, have it give away what it
