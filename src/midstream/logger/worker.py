@@ -70,7 +70,7 @@ class Worker:
         self._batch_size = batch_size
         self._patient = patient
         self._forgets_after = forgets_after
-        self._failing_since = 0.0  # 0: it does not
+        self._failing_since = self._failed_at = 0.0  # 0: it does not
         self._forgotten = Forgotten()
         self._store: Store | None = None
         self._usable = False  # is the store open and in order?
@@ -369,7 +369,9 @@ class Worker:
     def _fail(self, reason: str) -> None:
         """Forget the batch; all of it is still in the kernel."""
         now = time.monotonic()
-        self._failing_since = self._failing_since or now
+        if not self._failing_since or now > self._failed_at + SLOW:  # nobody had anything to store meanwhile
+            self._failing_since = now
+        self._failed_at = now
         self._trouble(reason)
         self._usable = False
         self._strangers = list(self._peers.values())
