@@ -135,9 +135,8 @@ def flowing(lab: Lab, folder: Path) -> Iterator[Flow]:
 
 
 def is_well(lab: Lab) -> bool:
-    """Does the data go to a logger, and is nothing suspected?"""
-    found = state(lab, "hardworker")
-    return bool(found["destination"] != SPOOL and found["spool"] != "running")
+    """Does the data go to the logger, and does nobody have to end for that any more?"""
+    return daemons.is_logger_taken(lab) and state(lab, "hardworker")["spool"] != "running"
 
 
 def state(lab: Lab, name: str) -> dict[str, Any]:

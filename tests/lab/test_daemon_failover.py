@@ -190,6 +190,38 @@ def test_the_spool_outlives_the_daemon_and_is_restarted_when_it_dies(lab: Lab, t
     flow.assert_nothing_lost(repeated=summary["repeated"])
 
 
+def test_a_damaged_spool_does_not_starve_the_application(lab: Lab, tmp_path: Path) -> None:
+    """It takes what comes and forgets it, and says which file it is; with another file it stores again."""
+    folder = daemons.folder(lab, "hardworker")
+    spool = folder / "spool.db"
+    with flowing(lab, tmp_path) as flow:
+        spool.write_bytes(b"no database" * 1000)
+        before = time.time_ns()
+        kill(flow)
+        wait_until(lambda: "is forgotten" in state(lab, "hardworker")["spool_fault"], 20)
+        assert str(spool) in state(lab, "hardworker")["spool_fault"]
+        for command in ("status", "doctor"):
+            told = lab.run(
+                "hardworker",
+                [PROGRAM, command, "--config", folder / "config.toml"],
+                capture_output=True,
+                text=True,
+            )
+            assert str(spool) in told.stdout.replace("\n", "").replace(" ", ""), told.stdout
+        time.sleep(6)  # longer than what the kernel takes without anybody
+        flow.wait_for_fresh(3)
+        print(f"no message for {flow.longest_gap(before):.2f} s")
+        assert flow.longest_gap(before) < 4
+        spool.unlink()
+        wait_until(lambda: state(lab, "hardworker")["spool_fault"] == "", 10)
+        wait_until(lambda: numbers(spool), 10)
+        start_logger(flow, tmp_path)
+        wait_until(lambda: state(lab, "hardworker")["destination"] == LOGGER, 10)
+        flow.wait_for_fresh(5)
+        summary = flow.end()
+    flow.assert_nothing_lost(repeated=summary["repeated"])
+
+
 def test_a_boot_without_a_logger(lab: Lab, tmp_path: Path) -> None:
     """What was in force before is in force again, and data flows into application and spool."""
     os.kill(daemon_pid("hardworker"), signal.SIGKILL)

@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,11 @@ class Site:
 class Serving(threading.Thread):
     """A logger that serves in a thread until the `with` block ends."""
 
-    def __init__(self, config: Path, *, spool: bool = False) -> None:
+    def __init__(
+        self, config: Path, *, spool: bool = False, tell: Callable[[str], object] = lambda _: None
+    ) -> None:
         super().__init__()
-        self.logger = Logger(config, spool=spool)
+        self.logger = Logger(config, spool=spool, tell=tell)
         self.summary = LoggerSummary()
         self.error: Exception | None = None
         self._stop_requested = threading.Event()
@@ -108,6 +111,20 @@ class Serving(threading.Thread):
             self.summary = self.logger.serve(self._stop_requested.is_set)
         except Exception as error:
             self.error = error
+
+    @staticmethod
+    def lets_in(site: Site) -> bool:
+        """Can a sensor connect?"""
+        try:
+            site.connect().close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    def has(self, **counts: int) -> bool:
+        """Does its summary say so by now?"""
+        summary = asdict(self.logger.summary)
+        return summary == summary | counts
 
     def stop(self) -> None:
         self._stop_requested.set()

@@ -23,15 +23,18 @@ from midstream.ebpf.records import HERE
 
 LIMITS = Limits(silence=2.0, stall=2.0)
 WELL = Evidence(silent=0.05, steady=99.0)
+BOOTING = Evidence(silent=0.05, serves=False, served=False, still=1.0)
 DEAD = Evidence(silent=0.9, still=0.7, repeats=2, repeating=0.5)
 
 seconds = st.floats(0, 100, allow_nan=False)
 few = st.integers(0, 20)
 anything = st.builds(
     Evidence,
+    watched=seconds,
     silent=seconds,
     answered=st.booleans(),
     serves=st.booleans(),
+    served=st.booleans(),
     waits=seconds,
     steady=seconds,
     failures=few,
@@ -117,6 +120,9 @@ def test_a_choice_is_kept_as_long_as_nothing_changes(found: list[Evidence], data
         (replace(DEAD, repeats=1, silent=2.1, still=2.1), "its daemon has not answered for 2.1 s"),
         (replace(DEAD, repeats=0, probes=1, silent=2.1, still=2.1), "its daemon has not answered for 2.1 s"),
         (replace(WELL, serves=False, still=CONFIRM), "no logger listens on the port"),
+        (replace(BOOTING, watched=1.9), ""),
+        (replace(BOOTING, watched=2.0), "no logger listens on the port"),
+        (replace(BOOTING, watched=1.9, served=True), "no logger listens on the port"),
         (replace(WELL, waits=2.5, still=2.1, probes=2), "it has taken nothing for 2.5 s"),
         (replace(WELL, waits=2.5, still=1.9, probes=2), ""),
         (replace(WELL, waits=2.5, still=9.0), ""),  # nobody sends

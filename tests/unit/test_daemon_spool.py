@@ -7,29 +7,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from midstream.config import Config, DaemonSection
+from midstream.config import Config, DaemonSection, HardworkerSection
 from midstream.daemon import spool as module
 from midstream.daemon import unprivileged
 from midstream.daemon.spool import Spool
 from midstream.network import Host, Topology
 
+ROOT = Path(__file__).resolve().parents[2]
+
 HOME = Host(IPv4Address("127.0.0.1"), "02:00:00:00:00:02")
+
 OTHER = Host(IPv4Address("192.0.2.3"), "02:00:00:00:00:03")
 
 # What `midstream logger` is to the daemon: it has the door, and hands back on a signal.
 LOGGER = """
-import signal, socket, sys, time
+import os, signal, socket, sys, time
 arguments = sys.argv[1:]
 if "--drain" in arguments:
     sys.exit(0)
 door = socket.socket(fileno=int(arguments[arguments.index("--door") + 1]))
 door.setblocking(True)
+door.listen()
+os.write(int(arguments[arguments.index("--state") + 1]), b"the disk is gone")
 signal.signal(signal.SIGUSR1, lambda *_: (door.close(), time.sleep(0.1), sys.exit(0)))
 while True:
     connection, _ = door.accept()
@@ -41,9 +47,9 @@ while True:
 class Place:
     """A hardworker with a spool."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int = 0) -> None:
         with socket.socket() as probe:
-            probe.bind((str(HOME.ip), 0))
+            probe.bind((str(HOME.ip), port))
             port = probe.getsockname()[1]
         self.config = Config(daemon=DaemonSection(socket=str(folder / "run" / "daemon.sock")))
         self.topology = Topology((OTHER,), HOME, OTHER, tos=104, port=port, mtu=1500, size=1024)
@@ -81,15 +87,17 @@ def state(spool: Spool) -> str:
     return spool.state
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    stand_in = tmp_path / "stand_in.py"
+def stands_in(folder: Path) -> list["subprocess.Popen[bytes]"]:
+    """From now on the stand-in is started; its processes."""
+    stand_in = folder / "stand_in.py"
     stand_in.write_text(LOGGER)
     start = subprocess.Popen
 
     children: list[subprocess.Popen[bytes]] = []
 
     def popen(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        if unprivileged.__file__ not in command:
+            return start(command, **options)
         at = command.index("midstream")
         assert command[: at + 1] == [
             *(sys.executable, "-I", "-S", unprivileged.__file__),
@@ -98,7 +106,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         children.append(start([*command[: at - 1], str(stand_in), *command[at + 1 :]], **options))
         return children[-1]
 
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    subprocess.Popen = popen  # type: ignore[misc,assignment]
+    return children
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(subprocess, "Popen", subprocess.Popen)  # put back at the end
+    children = stands_in(tmp_path)
     made = Place(tmp_path)
     yield made
     for child in children:
@@ -112,11 +127,70 @@ def test_the_door_is_open_before_the_process_is_there(place: Place) -> None:
     spool = place.daemon()
     spool.open(place.topology)
     with socket.create_connection((str(HOME.ip), place.topology.port), 5) as client:
-        assert state(spool) == "off"
-        spool.keep(place.topology, here=True, logger=False)
-        assert state(spool) == "running"
+        assert (state(spool), spool._hears()) == ("running", False)
         client.settimeout(20)
         assert client.recv(4) == b"here", "who came before is served"
+
+
+def test_who_would_rather_wait_is_let_in_when_the_process_is_there(place: Place) -> None:
+    """It listens itself, once its database is open."""
+    place.config = place.config.model_copy(update={"hardworker": HardworkerSection(spool_full="wait")})
+    spool = place.daemon()
+    spool.keep(place.topology, here=True, logger=False)
+    assert state(spool) == "running"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((str(HOME.ip), place.topology.port), 5)
+    place.until(spool, place.answers, here=True)
+
+
+DIES = """
+import os, signal, sys, time
+from tests.unit import test_daemon_spool as module
+from midstream.daemon.spool import Spool
+from pathlib import Path
+place = module.Place(Path(sys.argv[1]), int(sys.argv[2]))
+launch = Spool._launch
+def launch_and_die(*arguments, **options):
+    child = launch(*arguments, **options)
+    if sys.argv[3] == "started":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return child
+Spool._launch = launch_and_die
+module.stands_in(Path(sys.argv[1]))
+spool = place.daemon()
+spool.open(place.topology)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["started", "open"])
+def test_the_next_daemon_finds_one_whose_daemon_has_just_died(place: Place, moment: str) -> None:
+    """kill -9 as soon as the process has been started, and as soon as sensors are let in."""
+    command = [sys.executable, "-c", DIES, str(place.path.parent), str(place.topology.port), moment]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), *sys.path))}
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    spool = place.daemon()
+    spool.adopt(place.topology)
+    pid = spool.pid
+    assert pid
+    try:
+        if moment == "started":  # nobody was let in yet: another one takes its place
+            place.until(spool, lambda: spool.pid not in (0, pid), here=True)
+        assert place.answers()
+        assert state(spool) == "running"
+    finally:
+        for each in {pid, spool.pid} - {0}:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+
+
+def test_what_it_cannot_store_is_told(place: Place) -> None:
+    spool = place.daemon()
+    assert spool.fault() == ""
+    place.until(spool, lambda: bool(spool.fault()), here=True)
+    assert spool.fault() == "the disk is gone"
+    place.until(spool, lambda: spool.state == "off", here=False)
+    assert spool.fault() == ""
 
 
 def test_it_goes_on_as_long_as_the_data_goes_here(place: Place) -> None:
@@ -206,10 +280,11 @@ def test_one_that_hands_back_ends_when_it_is_needed_again(place: Place) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to lose")
 def test_it_has_no_capabilities() -> None:
-    command = [sys.executable, "-I", "-S", unprivileged.__file__, "/bin/cat", "/proc/self/status"]
-    told = dict(
-        line.split(":\t", 1)
-        for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    )
+    look = "/bin/sh", "-c", "echo $$ >&2; cat /proc/self/status >&2; echo nobody reads this"
+    command = [sys.executable, "-I", "-S", unprivileged.__file__, *look]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    number, *lines = found.stderr.splitlines()
+    assert found.stdout.split() == [number], "it says its number, and then nothing"
+    told = dict(line.split(":\t", 1) for line in lines)
     assert {told[name].strip("0") for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
     assert told["NoNewPrivs"] == "1"

@@ -12,7 +12,7 @@ import pytest
 from midstream.daemon.failover import PATIENT, Limits
 from midstream.daemon.heartbeat import Told, Watched
 from midstream.daemon.sockets import Word
-from midstream.daemon.way import SPOOL, Way
+from midstream.daemon.way import EXPECTED, SPOOL, Way
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE, OUTCOMES
 from midstream.errors import NetworkError
@@ -118,6 +118,7 @@ class World:
     def answer(self, ip: str, told: Told | None = None) -> None:
         watched = self.watched[ip]
         watched.told, watched.answered = told or Told(True), self.now
+        watched.served = watched.served or watched.told.serves
         if watched.told.serves and watched.told.waits < 1:
             watched.well = self.now if watched.well is None else watched.well
         else:
@@ -222,6 +223,7 @@ def test_a_logger_that_takes_nothing_and_takes_again() -> None:
 
 def test_who_fails_again_and_again_is_left_alone_longer() -> None:
     world = World()
+    world.beats(0.1, lambda: world.answer(LOGGER))
     away = []
     for _ in range(9):
         world.beats(0.3, lambda: world.answer(LOGGER, Told(False)))
@@ -243,6 +245,27 @@ def test_a_boot_without_a_logger() -> None:
     assert world.program.to == 0
 
 
+def test_a_logger_that_boots_is_expected() -> None:
+    """Its daemon answers first. A spool for a second would only cost the sensors their connections."""
+    world = World()
+    world.take_up(logger=True)
+    assert world.way.reason == EXPECTED
+    world.beats(1.8, lambda: world.answer(LOGGER, Told(False)))
+    assert (world.program.to, world.way.reason) == (0, EXPECTED)
+    world.beats(0.1, lambda: world.answer(LOGGER))
+    assert (world.program.to, world.way.reason, world.spool.did) == (0, "", ["adopt"])
+
+
+def test_a_logger_that_boots_for_long_is_not_waited_for() -> None:
+    """And the data changes its way once more only when that logger is there."""
+    world = World()
+    world.take_up(logger=True)
+    world.beats(10, lambda: world.answer(LOGGER, Told(False)))
+    world.beats(10, lambda: world.answer(LOGGER))
+    assert [facts["destination"] for facts in world.said] == [SPOOL, LOGGER]
+    assert world.way.reason == ""
+
+
 def test_a_daemon_that_starts_anew_goes_on() -> None:
     world = World()
     world.program.held = 1024
@@ -255,7 +278,7 @@ def test_a_daemon_that_starts_anew_goes_on() -> None:
 
 def test_maps_that_are_new_are_told() -> None:
     world = World()
-    world.beats(0.5, lambda: world.answer(LOGGER, Told(False)))
+    world.beats(2.5, lambda: world.answer(LOGGER, Told(False)))
     assert world.program.to == HERE
     world.program.to = 0
     asyncio.run(world.way.hold())
@@ -264,7 +287,7 @@ def test_maps_that_are_new_are_told() -> None:
 
 def test_a_spool_that_dies_takes_its_connections_with_it() -> None:
     world = World()
-    world.beats(0.5, lambda: world.answer(LOGGER, Told(False)))
+    world.beats(2.5, lambda: world.answer(LOGGER, Told(False)))
     world.program.resets.clear()
     world.spool.dies = True
     world.beats(0.2, lambda: world.answer(LOGGER, Told(False)))
@@ -275,7 +298,7 @@ def test_a_door_that_cannot_be_had_changes_nothing() -> None:
     world = World()
     world.spool.refused = "port 12345: in use"
     with pytest.raises(NetworkError):
-        world.beats(0.5, lambda: world.answer(LOGGER, Told(False)))
+        world.beats(2.5, lambda: world.answer(LOGGER, Told(False)))
     assert (world.program.to, world.way.destination, world.program.resets) == (0, 0, [])
 
 

@@ -521,6 +521,11 @@ WORKING = {
             "warning",
             "this host's spool for 99 s: 192.0.2.3: no logger listens",
         ),
+        (
+            Daemon(WORKING | {"spool_fault": "sqlite:////spool.db: file is not a database"}),
+            "fault",
+            "the spool stores nothing: sqlite:////spool.db: file is not a database",
+        ),
     ],
 )
 def test_what_the_daemon_says(facts: Daemon, status: Status, words: str) -> None:

@@ -3,13 +3,15 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
@@ -326,3 +328,115 @@ def test_sensors_go_on_although_others_fill_the_disk(site: Site, small_disk: Pat
     assert count > 10_000
     assert site.query("SELECT messages FROM forgotten") == [(pruned,)] == [(serving.summary.forgotten,)]
     assert site.query("PRAGMA integrity_check") == [("ok",)]
+
+
+def _no_folder(site: Site) -> Callable[[], object]:
+    folder = site.folder / "later"
+    site.url = f"sqlite:///{folder}/spool.db"
+    return folder.mkdir
+
+
+def _damaged(site: Site) -> Callable[[], object]:
+    path = site.folder / "midstream.db"
+    path.write_bytes(b"no database" * 1000)
+    return path.unlink
+
+
+def _in_the_way(site: Site) -> Callable[[], object]:
+    path = site.folder / "midstream.db"
+    path.mkdir()
+    return path.rmdir
+
+
+broken = pytest.mark.parametrize("broken", [_no_folder, _damaged, _in_the_way])
+
+
+@broken
+def test_a_spool_that_cannot_be_opened_does_not_starve_the_application(
+    site: Site, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Site], Callable[[], object]]
+) -> None:
+    """What comes after daemon.stall is forgotten and counted, until the spool can be opened."""
+    monkeypatch.setattr(server, "_start_worker", ThreadWorker)
+    mend = broken(site)
+    site.configure(hardworker="spool_free = 0\n[daemon]\nstall = 1.0\n")
+    told: list[str] = []
+    with Serving(site.config, spool=True, tell=told.append) as serving:
+        wait_until(lambda: serving.lets_in(site))
+        assert "What comes is forgotten until then" in told[-1]
+        assert site.url in told[-1], "it names the file"
+        with site.connect() as client:
+            for number in range(1, 101):
+                client.sendall(bytes(SIZE) * 1000)
+                if number == 50:
+                    wait_until(lambda: unacknowledged(client) == 0)
+                    wait_until(lambda: serving.logger.summary.forgotten == 50_000)
+                    mend()
+                    wait_until(lambda: told[-1] == "")
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+    assert serving.error is None
+    ((forgotten, size),) = site.query("SELECT messages, bytes FROM forgotten")
+    assert (serving.summary.forgotten, size) == (forgotten, forgotten * SIZE)
+    ((count, first, last),) = site.query("SELECT count(*), min(sequence), max(sequence) FROM messages")
+    assert (first, last, count) == (forgotten, 99_999, 100_000 - forgotten)
+    assert 50_000 <= forgotten < 100_000
+
+
+@broken
+def test_a_spool_that_cannot_be_opened_lets_nobody_in_if_it_is_to_wait(
+    site: Site, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Site], Callable[[], object]]
+) -> None:
+    monkeypatch.setattr(server, "_start_worker", ThreadWorker)
+    mend = broken(site)
+    site.configure(hardworker='spool_free = 0\nspool_full = "wait"\n[daemon]\nstall = 0.5\n')
+    told: list[str] = []
+    with Serving(site.config, spool=True, tell=told.append) as serving:
+        time.sleep(1.5)
+        assert not serving.lets_in(site)
+        assert "No sensor is let in" in told[-1]
+        assert site.url in told[-1], "it names the file"
+        mend()
+        wait_until(lambda: serving.lets_in(site))
+        with site.connect() as client:
+            client.sendall(bytes(SIZE))
+    assert serving.error is None
+    assert (serving.summary.messages, serving.summary.forgotten) == (1, 0)
+
+
+def test_a_spool_that_takes_nothing_for_a_while(site: Site) -> None:
+    """What was stored before, and comes afterwards, is there; between them is a hole with a name."""
+    site.configure(hardworker="spool_free = 0\n[daemon]\nstall = 0.5\n")
+    told: list[str] = []
+    path = site.folder / "midstream.db"
+    with Serving(site.config, spool=True, tell=told.append) as serving, site.connect() as client:
+        for hole in (1, 2):
+            client.sendall(bytes(SIZE) * 1000)
+            wait_until(partial(serving.has, messages=1000 * hole))
+            with closing(sqlite3.connect(path, isolation_level=None)) as another:
+                another.execute("BEGIN IMMEDIATE")
+                client.sendall(bytes(SIZE) * 1000)
+                wait_until(partial(serving.has, forgotten=1000 * hole))
+                assert str(path) in told[-1]
+            wait_until(lambda: told[-1] == "")
+        client.sendall(bytes(SIZE) * 1000)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    assert serving.error is None
+    assert site.query("SELECT messages FROM forgotten") == [(1000,), (1000,)]
+    numbers = [number for (number,) in site.query("SELECT sequence FROM messages ORDER BY 1")]
+    assert numbers == [*range(1000), *range(2000, 3000), *range(4000, 5000)]
+
+
+def test_what_a_full_spool_forgets_is_added_to_the_newest_hole(site: Site) -> None:
+    """Holes of before have their count."""
+    with Serving(site.config, spool=True):
+        pass
+    for first_ns in (1, 2):
+        site.execute(f"INSERT INTO forgotten VALUES ('127.0.0.1', {first_ns}, {first_ns}, 5, 5)")
+    site.configure(hardworker='spool_size = "1MiB"\nspool_free = 0\n')
+    with Serving(site.config, spool=True) as serving, site.connect() as client:
+        client.sendall(bytes(SIZE) * 50_000)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    holes = site.query("SELECT messages FROM forgotten ORDER BY first_ns")
+    assert holes == [(5,), (5 + serving.summary.forgotten,)]

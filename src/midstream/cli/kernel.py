@@ -205,7 +205,8 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         reason = f": {told['destination_reason']}" if told["destination_reason"] else ""
         yield f"data goes {way} for {told['destination_seconds']:.0f} s{reason}"
         if told["spool"] not in (None, "off"):
-            yield f"the spool's process is {told['spool']}"
+            fault = f", and stores nothing: {told['spool_fault']}" if told.get("spool_fault") else ""
+            yield f"the spool's process is {told['spool']}{fault}"
     yield from retained_lines(told)
     yield from _held_lines(told["held"] or {})
     for peer in told["peers"]:

@@ -1,8 +1,10 @@
 """midstream logger."""
 
+import os
 import signal
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -29,6 +31,7 @@ def logger(
         typer.Option("--drain", help="With --spool: only send what is in it to the logger, then end."),
     ] = False,
     door: Annotated[int | None, typer.Option("--door", hidden=True)] = None,
+    state: Annotated[int | None, typer.Option("--state", hidden=True)] = None,
 ) -> None:
     """Receive what the hardworker passes on and store it in the database.
 
@@ -46,7 +49,16 @@ def logger(
         if drain:
             opened.enter_context(Backfill(config)).run(stop)
             return
-        server = patiently(lambda: Logger(config, spool=spool, door=door).__enter__(), stop, then="listening")
+        tell = partial(_write, state) if state is not None else lambda _: None
+        server = patiently(
+            lambda: Logger(config, spool=spool, door=door, tell=tell).__enter__(), stop, then="listening"
+        )
         opened.push(server)
         summary = server.serve(stop, listening=lambda: say("logger: listening"), hand_back=hand_back)
     show(asdict(summary), as_json)
+
+
+def _write(descriptor: int, text: str) -> None:
+    """For the daemon, which shows it."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)

@@ -32,18 +32,21 @@ class Limits:
 class Evidence:
     """What is known of a logger. All times are seconds of this daemon's own time (awake.py).
 
-    silent: since its daemon answered last, or was first asked. answered: did it ever? serves: did it say that
-    a logger listens? waits: for so long the logger had taken nothing of what its kernel held. steady: for so
-    long all of that was well. failures: how often it was left since it last worked for a while.
+    watched: since its daemon was first asked. silent: since it answered last, or was first asked. answered:
+    did it ever? serves: did it say that a logger listens? served: did it ever? waits: for so long the logger
+    had taken nothing of what its kernel held. steady: for so long all of that was well. failures: how often
+    it was left since it last worked for a while.
 
     still: since a stream to it advanced, or a connection was answered. repeats: segments that sensors have
     sent again since, and connections that nobody has answered; probes: packets without data; repeating: since
     the first of all these.
     """
 
+    watched: float = 0.0
     silent: float = 0.0
     answered: bool = True
     serves: bool = True
+    served: bool = True
     waits: float = 0.0
     steady: float = 0.0
     failures: int = 0
@@ -69,7 +72,9 @@ def fault(found: Evidence, limits: Limits) -> str:
     """Why the logger that is in use is no destination; "" if it is one."""
     heard = found.repeats + found.probes
     if found.answers:
-        if not found.serves and found.still >= CONFIRM:
+        # One that has never listened boots: it may hold the data up for as long as one that takes nothing.
+        boots = not found.served and found.watched < limits.stall
+        if not found.serves and not boots and found.still >= CONFIRM:
             return "no logger listens on the port"
         if heard >= REPEATS and min(found.waits, found.still) >= limits.stall:
             return f"it has taken nothing for {found.waits:.1f} s"

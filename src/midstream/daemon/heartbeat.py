@@ -61,7 +61,8 @@ class Told:
 @dataclass
 class Watched:
     """What is known of a logger; times by the clock of the one who asks. since: when it was first asked.
-    well: since when its daemon answers without a silence, and says nothing bad; None: it does not."""
+    served: has a logger ever listened there? well: since when its daemon answers without a silence, and says
+    nothing bad; None: it does not."""
 
     address: tuple[str, int]
     since: float
@@ -72,6 +73,7 @@ class Watched:
     challenged: bool = False
     answered: float | None = None
     told: Told = Told()
+    served: bool = False
     well: float | None = None
 
 
@@ -164,6 +166,7 @@ class Heartbeat(asyncio.DatagramProtocol):
             return
         silent = watched.answered is None or now - watched.answered > MISSED
         watched.answered, watched.told = now, told
+        watched.served = watched.served or told.serves
         if not told.serves or told.waits >= WAITS:
             watched.well = None
         elif watched.well is None or silent:

@@ -177,6 +177,7 @@ class Service:
             "destination_reason": self._way.reason,
             "destination_seconds": round(self._awake.now() - self._way.since, 1),
             "spool": self._way.spool.state if self._way.spool else None,
+            "spool_fault": self._way.spool.fault() if self._way.spool else "",
             "retains": self._retention.retains if self._retention else None,
             "forfeited": self._forfeited(),
             "held": self._teller.state() if self._teller else None,
@@ -205,7 +206,7 @@ class Service:
             status = f"exploring: {self._reason()}"
         else:
             status = f"working, sensors: {len(self._host.in_force.sensors) if self._host.in_force else 0}"
-            status += f", not to the first logger: {self._way.reason}" if self._way.reason else ""
+            status += f", {self._way.reason}" if self._way.reason else ""
         if status != self._status:
             self._status = status
             notify(f"STATUS={self.role}: {status}")

@@ -2,10 +2,13 @@
 
 It outlives the daemon, as the program in the kernel does: what it holds must not end because the daemon does.
 The next daemon finds it by a file beside its own socket. The process has the file open and locked, by a
-descriptor that it was given, so the lock tells whether it lives, and no number of a process is trusted alone.
+descriptor that it was given, so the lock tells whether it lives. It writes its number there itself, before
+it gives up its privileges: so the daemon may die at any moment, and no number is trusted without the lock.
 
-Python takes a second to start, which the sensors need not wait for: the daemon itself opens the door, and
-hands it over. What comes meanwhile waits in the kernel, as it does at a logger before it is stored.
+Python takes a second to start, which the sensors need not wait for: the daemon binds the door, gives it to
+the process, and listens. What comes meanwhile waits in the kernel, as it does at a logger before it is
+stored, and does not depend on the daemon. With `spool_full = "wait"` nobody is let in before it can be
+stored: there the process listens once its database is open.
 """
 
 import fcntl
@@ -27,6 +30,7 @@ from midstream.config import Config
 from midstream.daemon import unprivileged
 from midstream.daemon.backlog import is_listening
 from midstream.daemon.log import Log
+from midstream.errors import NetworkError
 from midstream.logger.door import Door
 from midstream.lost import Lost, dump
 from midstream.network import Topology
@@ -34,6 +38,8 @@ from midstream.network import Topology
 USER = "midstream"
 FIRST_DELAY, LAST_DELAY = 0.2, 5.0  # seconds before one that has died is started again
 STOP_PATIENCE = 30.0  # seconds for a commit
+BIRTH = 10.0  # seconds that a process may take to say who it is
+_LOOK = 0.02  # seconds between two looks at that
 LASTED = 10.0  # seconds after which it was no use to wait longer
 
 _BUFFER = 4 << 20  # bytes a connection, some seconds of data: what comes until the process is there
@@ -61,6 +67,7 @@ class Spool:
         self.path = path
         self._config, self._log, self._now = config, log, now
         self._place = _place(config)
+        self._said = self._place.with_name("spool.state")
         self._door: Door | None = None
         self._opened_ns = 0
         self._child: subprocess.Popen[bytes] | None = None
@@ -80,8 +87,14 @@ class Spool:
             self.state = "running" if is_listening(topology.port) else "handing back"
             self._log("spool", what="goes on", pid=self.pid, state=self.state)
 
+    def fault(self) -> str:
+        """Why it cannot store what comes, and what becomes of that; "" if it can."""
+        with suppress(OSError):
+            return self._said.read_text().strip() if self.state != "off" else ""
+        return ""
+
     def open(self, topology: Topology) -> None:
-        """Let the kernel take connections from now on. Raises NetworkError."""
+        """Have connections taken from now on. Raises NetworkError."""
         if self._door or self.state == "running":
             return
         if self.state == "handing back":
@@ -89,8 +102,17 @@ class Spool:
         address = str(topology.hardworker.ip), topology.port
         whose = f"the hardworker of {self._config.const_path}"
         self._door = Door(address, topology.tos, whose, lambda _: True, buffer=_BUFFER)
-        self._door.open()
         self._opened_ns = time.monotonic_ns()
+        if self._config.hardworker.spool_full == "wait":
+            return
+        with suppress(OSError):  # `keep` tries again, and says so; the application does not wait for it
+            if self._may_start:
+                self._start()
+        try:
+            self._door.open()
+        except NetworkError:
+            self._shut()
+            raise
 
     def keep(self, topology: Topology, *, here: bool, logger: bool) -> int:
         """Have it run while the data goes here; else, and if a logger takes data, have it give away what it
@@ -98,18 +120,21 @@ class Spool:
         nanoseconds), else 0. Raises NetworkError, OSError."""
         ended = self._look()
         self._keep_saving()
-        may_start = self.state == "off" and self._now() >= self._start_at
         if here:
             self.open(topology)
-        if may_start and self._door:  # also if somebody waits behind it whom nobody has let in
+        if self._may_start and self._door:  # also if somebody waits behind it whom nobody has let in
             self._start()
         elif self.state == "running" and not here and self._hears():
             self._shut()
             self._signal(signal.SIGUSR1)
             self.state = "handing back"
-        elif may_start and logger and self._owes and not self._saves:
+        elif self._may_start and logger and self._owes and not self._saves:
             self._start("--drain")
         return ended
+
+    @property
+    def _may_start(self) -> bool:
+        return self.state == "off" and self._now() >= self._start_at
 
     def close(self) -> None:
         """Let it run, without us."""
@@ -155,23 +180,29 @@ class Spool:
         self._place.touch()
         with self._place.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            given = [lock.fileno()]  # it has the lock as long as it lives
-            if self._door and not options:
-                given.append(self._door.fileno())
-                options = ("--door", str(self._door.fileno()))
-            command = "midstream", "logger", "--spool", *options, "--config", str(self._config.path)
-            self._child = self._launch(*command, given=given)
+            with self._place.open("wb") as number, self._said.open("wb") as said:
+                given = [lock.fileno(), said.fileno()]  # it has the lock as long as it lives
+                if self._door and not options:
+                    given.append(self._door.fileno())
+                    options = ("--door", str(self._door.fileno()))
+                options = (*options, "--state", str(said.fileno()))
+                command = "midstream", "logger", "--spool", *options, "--config", str(self._config.path)
+                self._child = self._launch(*command, given=given, stdout=number.fileno())
         self.pid = self._child.pid
-        self._place.write_text(f"{self.pid}\n")
         self._handle = os.pidfd_open(self.pid)
         self._started = self._now()
         self.state = "handing back" if "--drain" in options else "running"
         self._log("spool", what="started" if self.state == "running" else "gives back", pid=self.pid)
 
     def _launch(
-        self, module: str, *arguments: str, given: Sequence[int] = (), stdin: int = subprocess.DEVNULL
+        self,
+        module: str,
+        *arguments: str,
+        given: Sequence[int] = (),
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
     ) -> "subprocess.Popen[bytes]":
-        """`python -m MODULE ARGUMENTS` without privileges. Raises OSError."""
+        """`python -m MODULE ARGUMENTS` without privileges. stdout: takes its number. Raises OSError."""
         user = self._user()
         return subprocess.Popen(
             [
@@ -179,7 +210,7 @@ class Spool:
                 *(sys.executable, "-P", "-m", module, *arguments),
             ],
             stdin=stdin,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             pass_fds=given,
             start_new_session=True,  # Ctrl-C is for the daemon
             env={name: value for name, value in os.environ.items() if name not in _MANAGERS},
@@ -228,16 +259,19 @@ class Spool:
         folder, users = self.path.parent, []
         with suppress(KeyError):
             users.append(pwd.getpwnam(USER))
-        if not folder.exists():
-            modes.make_folder(folder, 0o750)
-            if users:
-                os.chown(folder, users[0].pw_uid, users[0].pw_gid)
-        with suppress(KeyError):
+        is_there = folder.exists()
+        with suppress(OSError):  # the process says what is wrong with it, and goes on when that is mended
+            if not is_there:
+                modes.make_folder(folder, 0o750)
+                if users:
+                    os.chown(folder, users[0].pw_uid, users[0].pw_gid)
+                is_there = True
+        with suppress(KeyError, OSError):
             users += [pwd.getpwuid(owner)] if (owner := folder.stat().st_uid) else []
         config = self._config
         read = (config.path, config.const_path, *([config.key_path] if config.key_path.exists() else []))
         for user in users:
-            if _may(user, folder, 0o3) and all(_may(user, path, 0o4) for path in read):
+            if (not is_there or _may(user, folder, 0o3)) and all(_may(user, path, 0o4) for path in read):
                 return user
         if not self._warned:
             self._warned = True
@@ -273,13 +307,19 @@ def _place(config: Config) -> Path:
 
 
 def _find(place: Path) -> tuple[int, int] | None:
-    """The process that has this file locked: its number, and a descriptor (pidfd_open(2))."""
-    with suppress(OSError, ValueError), place.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = int(file.read())
-            return pid, os.pidfd_open(pid)
+    """The process that has this file locked: its number, and a descriptor (pidfd_open(2)). One that a daemon
+    has started last of all may not have written its number yet."""
+    deadline = time.monotonic() + BIRTH
+    with suppress(OSError), place.open("rb") as file:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if number := place.read_text():
+                    return int(number), os.pidfd_open(int(number))
+                time.sleep(_LOOK)
+            else:
+                return None
     return None
 
 

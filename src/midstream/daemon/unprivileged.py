@@ -1,5 +1,6 @@
 """Become a command that may do nothing that an ordinary user may not: `python unprivileged.py COMMAND…`.
 
+It writes its number to its standard output, and gives that away: who it is depends on nobody else's life.
 It is run by its path and needs only the standard library. A daemon of systemd's has capabilities that its
 children inherit (capabilities(7): ambient ones); root's has all, and what it starts as another user has none.
 Where there is only root, its number stays, for the sake of its files, and every capability goes.
@@ -32,6 +33,9 @@ def drop() -> None:
 
 
 def main(command: Sequence[str]) -> NoReturn:
+    os.write(sys.stdout.fileno(), b"%d\n" % os.getpid())
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
     with contextlib.suppress(OSError):  # a unit may forbid it
         os.nice(_NICE)
     drop()

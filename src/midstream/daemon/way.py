@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 GRACE = 1.0  # seconds beyond daemon.silence for which the word of a silent logger holds
 SPOOL = "spool"  # how status calls the destination that is this host
+EXPECTED = "no logger has been heard to listen yet"  # the reason until one is
 
 
 class Program(Protocol):
@@ -74,6 +75,7 @@ class Way:
         logger, and a spool that an earlier daemon has started goes on. logger: has any logger answered? If
         not, and nobody has a connection that would end, the data goes to the spool from the beginning."""
         self.destination = await self._worker(self._program.destination)
+        self.reason = "" if self.destination == HERE else EXPECTED
         if not self.spool:
             return
         await self._worker(self.spool.adopt, topology)
@@ -109,6 +111,8 @@ class Way:
         elif choice.reason and not self._fault:
             self._log("way", level="warning", destination=self.name(topology), reason=choice.reason)
         self._fault = choice.reason if choice.destination == self.destination else ""
+        if self.reason == EXPECTED and evidence[self.destination].served:
+            self.reason = ""
         if self.spool:
             logger = self.destination != HERE and evidence[self.destination].answers
             await self._keep(self.spool, topology, logger=logger)
@@ -125,9 +129,11 @@ class Way:
         answered = watched.answered
         silent = now - (watched.since if answered is None else answered)
         return Evidence(
+            watched=now - watched.since,
             silent=silent,
             answered=answered is not None,
             serves=watched.told.serves,
+            served=watched.served,
             waits=watched.told.waits,
             steady=now - watched.well if watched.well is not None and silent <= MISSED else 0.0,
             failures=failures,

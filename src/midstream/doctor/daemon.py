@@ -76,6 +76,13 @@ def check(daemon: Daemon, subject: Subject) -> Finding:
             "all roles found",
             "start the daemons of the other hosts",
         )
+    if told.get("spool_fault"):
+        return fault(
+            "daemon",
+            f"the spool stores nothing: {told['spool_fault']}",
+            "a spool that stores what comes while there is no logger",
+            "do what it says; hardworker.spool in config.toml names the file",
+        )
     if told.get("destination") == "spool":
         return warning(
             "daemon",

@@ -28,6 +28,7 @@ def work(holder: socket.socket) -> None:
         return decoder(data.framing, size=size, max_size=data.max_size)
 
     spool = settings["spool"]
+    forgets = spool and config.hardworker.spool_full == "forget"
 
     def new_store() -> Store:
         return open_spool(config, Path(spool)) if spool else open_store(config, size)
@@ -39,8 +40,9 @@ def work(holder: socket.socket) -> None:
         frame=FRAME[data.framing],
         batch_interval=config.logger.batch_interval,
         batch_size=config.logger.batch_size,
-        patient=settings["opened"],
+        patient=bool(settings["opened"] or spool),
         spools=bool(spool),
+        forgets_after=config.daemon.stall if forgets else None,
     ).run()
 
 

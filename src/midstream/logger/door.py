@@ -144,8 +144,7 @@ class Door:
         if queue == self._queue:
             return
         if queue == 0:
-            with suppress(PermissionError):  # a kernel that lets the privileged alone do it: some more wait
-                deafen(self._listener)
+            deafen(self._listener)
         else:
             self._listener.listen(queue - 1)  # the kernel lets one more wait
             if self._queue == 0:

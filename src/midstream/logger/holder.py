@@ -48,7 +48,7 @@ class Child(Protocol):
 
 class Holder:
     """`start_worker` starts one that talks over the socket it is given, or raises OSError; `settings` is told
-    to each. Counts into `summary`.
+    to each. Counts into `summary`. `tell` hears why nothing can be stored, and "" when all can be.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Holder:
         settings: channel.Message,
         start_worker: Callable[[socket.socket], Child],
         summary: LoggerSummary,
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._door = door
         self._settings = settings
@@ -74,7 +75,7 @@ class Holder:
         self._delay = FIRST_DELAY
         self._restart_at = 0.0
         self._send_at = 0.0
-        self._waiting = Waiting()
+        self._waiting = Waiting(tell)
         self._opened = False  # has a worker opened the database?
         self._stopping = False
         self._moved_at = 0.0  # when something was stored last, or the stop came
@@ -269,9 +270,8 @@ class Holder:
                 case "ready":
                     self._ready = True
                     if not self._opened:
-                        self._opened = True
                         self._waiting.over()
-                        self._door.open()
+                        self._open()
                 case "failed":
                     self._fail(*content)
                 case "consume":
@@ -289,6 +289,11 @@ class Holder:
                         setattr(self._summary, name, getattr(self._summary, name) + more)
                 case "crashed":
                     self._waiting.say(f"logger: its worker failed, another one is started: {content}")
+                case "forgetting":
+                    self._ready = True
+                    self._wait(content, "What comes is forgotten until then, so that the application goes on")
+                    if not self._opened:
+                        self._open()
                 case "waiting" if content:
                     self._wait(content)
                 case "waiting":
@@ -301,9 +306,13 @@ class Holder:
         error: type[MidstreamError] = getattr(errors, kind, StoreError)
         raise error(text)
 
-    def _wait(self, reason: str) -> None:
-        comfort = "Nothing is lost: the sensors wait too" if self._opened else "No sensor is let in"
-        self._waiting.because(reason, comfort)
+    def _open(self) -> None:
+        self._opened = True
+        self._door.open()
+
+    def _wait(self, reason: str, comfort: str = "") -> None:
+        waits = "Nothing is lost: the sensors wait too" if self._opened else "No sensor is let in"
+        self._waiting.because(reason, comfort or waits)
         self._summary.waits = self._waiting.times
 
     def _lose_worker(self) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, text, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from midstream.closing import Closing
 from midstream.config import Config
@@ -87,7 +87,7 @@ class Reserve(Closing):
         """By how much a file of `size` bytes may grow and leave `free` bytes free; it wants `needed` now, and
         `most` at last.
         """
-        disk = os.statvfs(self._path.parent)
+        disk = os.statvfs(self._path.parent if self._file is None else self._file)
         spare = disk.f_bavail * disk.f_frsize - free
         if self._file is None or not self._reserves:
             return max(0, spare)
@@ -193,9 +193,10 @@ def _allocate(file: int, size: int) -> bool:
 def _note(database: Connection, sensor: str, hole: _Hole) -> None:
     """It follows what this sensor lost before, if that is still here."""
     table = forgotten.c
+    newest = select(func.max(table.first_ns)).where(table.sensor == sensor).scalar_subquery()
     noted = database.execute(
         update(forgotten)
-        .where(table.sensor == sensor)
+        .where(table.sensor == sensor, table.first_ns == newest)
         .values(last_ns=hole.last_ns, messages=table.messages + hole.messages, bytes=table.bytes + hole.bytes)
     )
     if not noted.rowcount:

@@ -27,6 +27,7 @@ class Logger(Closing):
     """Receives on the logger's address of const.toml and stores in `[logger] database`.
 
     Or, with `spool`, on the hardworker's address, and stores in `[hardworker] spool` what only sensors send.
+    `tell` hears why nothing can be stored, and "" when it can be.
     `config` is config.toml's path or its content. Entering the context starts a worker process that opens
     the database. When it is open the logger listens, and sensors can connect. A database that cannot be
     opened just now is waited for, also in `serve`. Both raise StoreError or ConfigError if only a person can
@@ -34,13 +35,21 @@ class Logger(Closing):
     takes its place, no connection notices, and every message is stored once.
     """
 
-    def __init__(self, config: str | Path | Config, *, spool: bool = False, door: int | None = None) -> None:
+    def __init__(
+        self,
+        config: str | Path | Config,
+        *,
+        spool: bool = False,
+        door: int | None = None,
+        tell: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self._config = config if isinstance(config, Config) else load_config(config)
         self._topology = load_topology(self._config.const_path)
         self._size = self._config.message_size(self._topology.size)
         self._holder: Holder | None = None
         self._spool = path_of(self._config) if spool else None
         self._descriptor = door
+        self._tell = tell
         self._exchange: ExchangeProcess | None = None
         self._pruning: Companion | None = None
         self._backfill: Backfill | None = None
@@ -55,7 +64,7 @@ class Logger(Closing):
             "size": self._size,
             "spool": str(self._spool) if self._spool else "",
         }
-        holder = Holder(self._door(), settings, _start_worker, self._summary)
+        holder = Holder(self._door(), settings, _start_worker, self._summary, self._tell)
         try:
             if not self._spool and _exchanges(self._config):
                 self._exchange = ExchangeProcess(self._config, str(self._topology.logger.ip), settings)
