@@ -14,6 +14,7 @@ from tests.lab.chaos.messages import SIZE
 from tests.lab.chaos.storm import FEW, RATE, SINGLE, Fault, Storm, small_disk
 from tests.lab.mortal import is_drained
 from tests.lab.test_chaos import SEED
+from tests.lab.test_daemon import log as daemon_log
 from tests.lab.triangle import command, wait_until
 
 from midstream.lab import daemons
@@ -68,6 +69,7 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
         finally:
             for survivor in storm.everything():
                 survivor.kill()
+            print(daemon_log(lab, "hardworker"))
         found = healed.judge(
             judge.account(storm.accounts),
             judge.lives(storm.rows),
@@ -76,7 +78,8 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
         )
         print(found, storm.counts, sorted(storm.gaps, key=lambda gap: -gap[1])[:10], sep="\n")
         print(f"{time.monotonic() - began:.0f} s, the spool was empty {emptied:.1f} s after the last message")
-        words = [*(pair for survivor in storm.everything() for pair in survivor.words())]
+        words = [pair for survivor in storm.everything() for pair in survivor.words()]
+        words += [(f"daemon of {name}", daemon_log(lab, name)) for name in storm.hosts]
         assert not [name for name, text in words if "Traceback" in text]
         assert not found.faults
         assert verified.code == 0, verified.out + verified.err

@@ -17,6 +17,7 @@ from tests.lab.chaos import power
 from tests.lab.chaos.application import ROW
 from tests.lab.chaos.healed import HARDWORKER_OUT
 from tests.lab.chaos.judge import Event
+from tests.lab.processes import on_host
 from tests.lab.test_daemon import daemon_pid, falsify, flush, set_port
 from tests.lab.test_logger_killed import workers
 from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command, wait_until
@@ -189,6 +190,7 @@ class Storm:
 
     def _is_saved(self) -> bool:
         """Is nothing that a logger may have lost in the memory of the hardworker's daemon alone?"""
+        self._revive_all()
         found = daemons.state(self.lab, "hardworker")
         return found is not None and not found["unsaved"]
 
@@ -308,7 +310,7 @@ def daemon_stopped(storm: Storm) -> Begun:
 def process_killed(storm: Storm) -> Begun:
     """Any process of any host but the spool's own, whose kernel has what no other host has."""
     host = storm.random.choice(storm.hosts)
-    pids = set(power.processes(storm.lab, host)) - {storm.spool_pid}
+    pids = set(on_host(host)) - {storm.spool_pid}
     os.kill(storm.random.choice(sorted(pids)), signal.SIGKILL)
     return "process killed", storm.revive
 
