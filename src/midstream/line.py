@@ -130,7 +130,7 @@ def call(address: str, key: bytes, port: int) -> Line:
     except OSError as error:
         raise NetworkError(
             f"{address} port {port}: no answer ({error.strerror or error}); see that `midstream logger` runs "
-            "there with the same logger.replay_port"
+            "there with the same logger.replay_port, and finds the key (daemon.key)"
         ) from error
     try:
         return Line(connection, key, asks=True)

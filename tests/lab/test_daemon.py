@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from tests.lab.ends import Ends, running
-from tests.lab.processes import processes
+from tests.lab.processes import on_host
 from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, started, wait_until
 from tests.unit.announcements import announcement
 
@@ -151,11 +151,11 @@ def log(lab: Lab, name: str) -> str:
 
 def daemon_pid(name: str) -> int:
     """The process id of a host's daemon."""
-    for process in processes():
+    for pid in on_host(name):
         with suppress(OSError):
-            command = (process / "cmdline").read_bytes()
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
             if b"\0daemon\0" in command and f"/{name}/config.toml".encode() in command:
-                return int(process.name)
+                return pid
     raise AssertionError(f"no daemon of {name}")
 
 

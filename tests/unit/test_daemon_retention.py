@@ -252,6 +252,7 @@ def test_nothing_is_given_back_that_was_not_committed(steps: list[tuple[str, int
         ({"retains": True, "forfeited": 0}, []),
         ({"retains": None, "forfeited": None}, []),
         ({"retains": True, "forfeited": 1234}, ["1,234 bytes of the ring were not retained"]),
+        ({"retains": True, "unsaved": 5678}, ["5,678 bytes that a logger may have lost are not"]),
         ({"retains": False, "forfeited": 0}, ["is not retained: its daemon does not say"]),
         ({"retains": False, "forfeited": 0, "destination": "spool"}, []),
     ],

@@ -30,7 +30,10 @@ OTHER = Host(IPv4Address("192.0.2.3"), "02:00:00:00:00:03")
 LOGGER = """
 import os, signal, socket, sys, time
 arguments = sys.argv[1:]
+if not arguments:  # it stores what a logger may have lost
+    sys.exit(0)
 if "--drain" in arguments:
+    time.sleep(0.5)
     sys.exit(0)
 door = socket.socket(fileno=int(arguments[arguments.index("--door") + 1]))
 door.setblocking(True)
@@ -98,12 +101,14 @@ def stands_in(folder: Path) -> list["subprocess.Popen[bytes]"]:
     def popen(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
         if unprivileged.__file__ not in command:
             return start(command, **options)
-        at = command.index("midstream")
-        assert command[: at + 1] == [
+        *begin, name = command[:8]
+        assert begin == [
             *(sys.executable, "-I", "-S", unprivileged.__file__),
-            *(sys.executable, "-P", "-m", "midstream"),
+            *(sys.executable, "-P", "-m"),
         ]
-        children.append(start([*command[: at - 1], str(stand_in), *command[at + 1 :]], **options))
+        arguments = command[8:] if name == "midstream" else []
+        assert name in ("midstream", module.SALVAGE)
+        children.append(start([*command[:6], str(stand_in), *arguments], **options))
         return children[-1]
 
     subprocess.Popen = popen  # type: ignore[misc,assignment]
@@ -262,6 +267,25 @@ def test_what_an_earlier_one_has_left_is_given_away_once_a_logger_is_there(place
     assert state(spool) == "handing back"
     place.until(spool, lambda: spool.state == "off", here=False)
     assert [fact["what"] for fact in place.said if fact["event"] == "spool"][-2:] == ["gives back", "ended"]
+
+
+def test_what_is_stored_while_one_gives_away_is_given_away_too(place: Place) -> None:
+    """It may have looked for the last time before."""
+    place.path.touch()
+    spool = place.daemon()
+    spool.keep(place.topology, here=False, logger=True)
+    spool.save([])
+
+    def told(what: str) -> int:
+        return [fact["what"] for fact in place.said if fact["event"] == "spool"].count(what)
+
+    place.until(spool, lambda: told("ended") == 1, here=False)
+    assert told("saved") == 1
+    place.until(spool, lambda: told("ended") == 2, here=False)
+    for _ in range(20):
+        spool.keep(place.topology, here=False, logger=True)
+        time.sleep(0.02)
+    assert told("gives back") == 2, "nothing is left to give away"
 
 
 def test_one_that_hands_back_ends_when_it_is_needed_again(place: Place) -> None:

@@ -227,6 +227,11 @@ def retained_lines(told: dict[str, Any]) -> Iterator[str]:
             f"{told['forfeited']:,} bytes of the ring were not retained for the logger: the ring was half "
             "full, or the logger silent"
         )
+    if told.get("unsaved"):
+        yield (
+            f"{told['unsaved']:,} bytes that a logger may have lost are not in the spool yet: keep this "
+            "host's daemon running"
+        )
 
 
 def _held_lines(held: dict[str, Any]) -> Iterator[str]:

@@ -180,6 +180,7 @@ class Service:
             "spool_fault": self._way.spool.fault() if self._way.spool else "",
             "retains": self._retention.retains if self._retention else None,
             "forfeited": self._forfeited(),
+            "unsaved": self._way.spool.unsaved if self._way.spool else 0,
             "held": self._teller.state() if self._teller else None,
             "repaired": self._repaired,
             "repairs": list(self._repairs),

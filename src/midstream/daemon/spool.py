@@ -75,7 +75,8 @@ class Spool:
         self.pid = 0
         self.state: State = "off"
         self._delay, self._start_at, self._started = FIRST_DELAY, 0.0, 0.0
-        self._owes = path.exists()  # it may have rows that no logger has
+        # The file may have rows that no process has been asked to give away.
+        self._owes = path.exists()
         self._warned = False
         self._saves: list[_Save] = []
         self._save_at = 0.0
@@ -127,7 +128,7 @@ class Spool:
         elif self.state == "running" and not here and self._hears():
             self._shut()
             self._signal(signal.SIGUSR1)
-            self.state = "handing back"
+            self.state, self._owes = "handing back", False
         elif self._may_start and logger and self._owes and not self._saves:
             self._start("--drain")
         return ended
@@ -163,8 +164,9 @@ class Spool:
         before = self._opened_ns if self.state == "handing back" and self._door else time.monotonic_ns()
         code = self._child.wait() if self._child else None
         os.close(self._handle)
-        # One that was adopted does not tell whether it gave away everything; another look is cheap.
-        self._owes = self.state == "running" or code != 0 or bool(self._saves)
+        # One that was adopted does not tell whether it gave away everything; another look is cheap. So it is
+        # for what was stored while this one was ending.
+        self._owes = self._owes or self.state == "running" or code != 0
         well = self.state == "handing back" and code in (0, None)
         self._log("spool", level="info" if well else "warning", what="ended", pid=self.pid, code=code)
         now = self._now()
@@ -192,6 +194,7 @@ class Spool:
         self._handle = os.pidfd_open(self.pid)
         self._started = self._now()
         self.state = "handing back" if "--drain" in options else "running"
+        self._owes = self._owes and self.state == "running"
         self._log("spool", what="started" if self.state == "running" else "gives back", pid=self.pid)
 
     def _launch(
@@ -227,6 +230,11 @@ class Spool:
         file.flush()
         self._saves.append(_Save(file, sum(len(part.data) for each in lost for part in each.parts)))
         self._keep_saving()
+
+    @property
+    def unsaved(self) -> int:
+        """Bytes that a logger may have lost, and that only this daemon's memory has."""
+        return sum(save.size for save in list(self._saves))
 
     def _keep_saving(self) -> None:
         """One after the other, and again if that has failed. What sensors send now comes first: Python takes

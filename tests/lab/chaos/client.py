@@ -82,6 +82,9 @@ class Client:
             sock.settimeout(2)
             try:
                 sock.connect(self._address)
+            except ConnectionRefusedError:
+                self._source -= 1  # nobody has had a connection from there
+                return
             except OSError:
                 return
             sock.setblocking(False)

@@ -11,6 +11,7 @@ import subprocess
 import time
 from contextlib import suppress
 
+from tests.lab.processes import on_host
 from tests.lab.test_daemon import set_port
 from tests.lab.triangle import PINS
 
@@ -24,7 +25,7 @@ def cut(lab: Lab, host: str) -> None:
     """Switch it off."""
     set_port(lab, host, "disabled")
     deadline = time.monotonic() + _ENDS
-    while pids := _processes(lab, host):
+    while pids := on_host(host):
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -38,17 +39,6 @@ def cut(lab: Lab, host: str) -> None:
 def switch_on(lab: Lab, host: str) -> None:
     """Let its cable carry again; whoever wants its programs starts them."""
     set_port(lab, host, "forwarding")
-
-
-def _processes(lab: Lab, host: str) -> list[int]:
-    """All that run on a host; those that are dead and not waited for have no namespace any more."""
-    namespace = os.stat(f"/run/netns/{lab.host(host).namespace}").st_ino
-    found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            if os.stat(f"/proc/{entry}/ns/net").st_ino == namespace:
-                found.append(int(entry))
-    return found
 
 
 def _forget() -> None:

@@ -17,9 +17,10 @@ from tests.lab.chaos import power
 from tests.lab.chaos.application import ROW
 from tests.lab.chaos.healed import HARDWORKER_OUT
 from tests.lab.chaos.judge import Event
+from tests.lab.processes import on_host
 from tests.lab.test_daemon import daemon_pid, falsify, flush, set_port
 from tests.lab.test_logger_killed import workers
-from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command
+from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command, wait_until
 
 from midstream.lab import Lab, daemons
 
@@ -149,9 +150,14 @@ class Storm:
             self.revive()
             time.sleep(self.random.uniform(0, 2))
 
-    def strike(self) -> None:
+    def begin(self) -> None:
+        """Start everything, and return when the application has a message of each sensor."""
+        self._revive_all()
+        wait_until(self.rows.exists, PATIENCE)
+        self._await_fresh(time.monotonic())
+
+    def strike(self, fault: "Fault") -> None:
         """One fault, until it is over and every sensor's messages arrive again."""
-        fault = self.random.choice(SINGLE)
         name = fault.__name__.replace("_", " ")
         self.counts[name] = self.counts.get(name, 0) + 1
         since = time.monotonic()
@@ -163,7 +169,30 @@ class Storm:
         healed = time.monotonic()
         self._await_fresh(healed)
         self.gaps.append((what, time.monotonic() - healed))
+        wait_until(self._is_saved, PATIENCE)
         self.events.append(Event(what, since, time.monotonic()))
+
+    def await_logger(self) -> None:
+        """Return when a logger takes the data, and has what the spool took meanwhile. Until then the spool's
+        kernel has what no other host has, and loses it with the hardworker's power."""
+        wait_until(lambda: self._hardworker() == ("logger", "off"), 2 * PATIENCE)
+
+    def _hardworker(self) -> tuple[str, str]:
+        """Where the data goes, and what the spool's process does."""
+        found = daemons.state(self.lab, "hardworker") or {"destination": "", "spool": ""}
+        return "spool" if found["destination"] == "spool" else "logger", found["spool"]
+
+    @property
+    def spool_pid(self) -> int:
+        """The spool's process, also one that has ended; 0: there never was one."""
+        place = daemons.folder(self.lab, "hardworker") / "spool.pid"
+        return int(place.read_text() or 0) if place.exists() else 0
+
+    def _is_saved(self) -> bool:
+        """Is nothing that a logger may have lost in the memory of the hardworker's daemon alone?"""
+        self._revive_all()
+        found = daemons.state(self.lab, "hardworker")
+        return found is not None and not found["unsaved"]
 
     def _await_fresh(self, since: float) -> None:
         """Return when the application has a message of each sensor that came after this moment."""
@@ -215,6 +244,7 @@ class Storm:
 # Each fault begins, and returns what the judge is to know of it, and how it ends.
 
 Begun = tuple[str, Undo]
+Fault = Callable[[Storm], Begun]
 
 
 def application_killed(storm: Storm) -> Begun:
@@ -277,6 +307,14 @@ def daemon_stopped(storm: Storm) -> Begun:
     return "daemon stopped", lambda: os.kill(pid, signal.SIGCONT)
 
 
+def process_killed(storm: Storm) -> Begun:
+    """Any process of any host but the spool's own, whose kernel has what no other host has."""
+    host = storm.random.choice(storm.hosts)
+    pids = set(on_host(host)) - {storm.spool_pid}
+    os.kill(storm.random.choice(sorted(pids)), signal.SIGKILL)
+    return "process killed", storm.revive
+
+
 def disk_full(storm: Storm) -> Begun:
     ballast = storm.disk / "ballast"
     free = os.statvfs(storm.disk)
@@ -302,7 +340,20 @@ def neighbours_removed(storm: Storm) -> Begun:
 
 
 def power_cut(storm: Storm) -> Begun:
-    host = storm.random.choice(storm.hosts)
+    return _power_cut(storm, storm.random.choice(storm.hosts))
+
+
+def logger_power_cut(storm: Storm) -> Begun:
+    return _power_cut(storm, "logger")
+
+
+def sensor_power_cut(storm: Storm) -> Begun:
+    return _power_cut(storm, "sensor")
+
+
+def _power_cut(storm: Storm, host: str) -> Begun:
+    if host == "hardworker":
+        storm.await_logger()
     power.cut(storm.lab, host)
     what = HARDWORKER_OUT if host == "hardworker" else f"{host.partition('-')[0]}'s power cut"
     return what, lambda: power.switch_on(storm.lab, host)
@@ -347,7 +398,7 @@ for number in range(80):
 time.sleep(60)
 """
 
-FAULTS: list[Callable[[Storm], Begun]] = [
+FAULTS: list[Fault] = [
     application_killed,
     application_stopped,
     application_ends,
@@ -368,7 +419,7 @@ FAULTS: list[Callable[[Storm], Begun]] = [
 
 
 # After any one of these nothing may be missing.
-SINGLE: list[Callable[[Storm], Begun]] = [
+SINGLE: list[Fault] = [
     application_killed,
     application_stopped,
     worker_killed,
@@ -378,12 +429,15 @@ SINGLE: list[Callable[[Storm], Begun]] = [
     holder_stopped,
     daemon_killed,
     daemon_stopped,
+    process_killed,
+    process_killed,
     disk_full,
     cable_out,
     power_cut,
     power_cut,
     power_cut,
 ]
+FEW: list[Fault] = [logger_power_cut, worker_killed, sensor_power_cut, application_killed, daemon_killed]
 
 
 def _workers(storm: Storm) -> list[int]:
