@@ -206,8 +206,20 @@ def test_a_stop_while_no_process_can_be_started_tells_what_is_lost(
     assert f"{3 * SIZE} received bytes were not stored, of 1 connections" in str(serving.error)
 
 
+@pytest.fixture(params=[True, False], ids=["filters", "no filters"])
+def filters(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kernels let only the privileged attach one to a socket, and the logger is not."""
+
+    def refuse(sock: socket.socket) -> None:
+        raise PermissionError
+
+    if not request.param:
+        monkeypatch.setattr("midstream.logger.door.deafen", refuse)
+        monkeypatch.setattr("midstream.logger.peer.deafen", refuse)
+
+
 def test_a_stop_in_the_middle_of_a_flood_stores_all_that_was_acknowledged(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, filters: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_start_worker", ThreadWorker)
     sent = 0
@@ -226,9 +238,39 @@ def test_a_stop_in_the_middle_of_a_flood_stores_all_that_was_acknowledged(
         stopping.join()
         acknowledged = sent - unacknowledged(client)
     assert serving.error is None
-    ((stored,),) = site.query("SELECT bytes FROM connections")
+    ((stored, reset, reason),) = site.query("SELECT bytes, reset, reason FROM connections")
     assert acknowledged <= stored <= sent
     assert stored > 100 * SIZE
+    assert (reset, reason) == (0, "the logger was stopped")
+
+
+def test_a_stop_ends_though_sensors_connect_again_at_once(
+    site: Site, filters: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_start_worker", ThreadWorker)
+    over = threading.Event()
+
+    def connect_again() -> None:
+        while not over.is_set():
+            with suppress(OSError), site.connect() as client:
+                while True:
+                    client.sendall(bytes(SIZE))
+                    time.sleep(0.001)
+            time.sleep(0.001)
+
+    with Serving(site.config, spool=site.spool) as serving:
+        sensor = threading.Thread(target=connect_again)
+        sensor.start()
+        try:
+            site.wait_for("SELECT count(*) > 10 FROM messages", [(True,)])
+            began = time.monotonic()
+            serving.stop()
+            took = time.monotonic() - began
+        finally:
+            over.set()
+            sensor.join()
+    assert serving.error is None
+    assert took < 5
 
 
 def test_a_companion_that_cannot_be_started_is_tried_again(

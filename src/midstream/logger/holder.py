@@ -130,26 +130,32 @@ class Holder:
         self._door.close()
 
     def _hand_back(self) -> None:
-        self._door.shut()
-        self._accept()
-        if not self._door.paused:
-            self._door.close()  # who comes now is told so, and connects to the logger
+        self._shut_door()
         for held in self._held.values():
             if not held.shown_end:
                 held.shown_end = True
                 with suppress(OSError):  # it has just ended
                     held.socket.shutdown(socket.SHUT_WR)
 
+    def _shut_door(self) -> bool:
+        """Accept those who wait, for they are acknowledged. Later ones are refused, and connect elsewhere.
+        True if there are some that cannot be accepted now."""
+        self._door.shut()
+        self._accept()
+        if self._door.paused:
+            return True
+        self._door.close()
+        return False
+
     def _stop(self) -> None:
-        """Have all stored that was acknowledged. Who waits to be accepted is acknowledged, too."""
+        """Have all stored that was acknowledged."""
         if not self._opened:
             self.close()
             return
-        self._door.shut()
         self._stopping = True
         self._moved_at = time.monotonic()
         self._outbox.append({"stop": True})
-        while self._accept() or self._door.paused or self._held or self._channel is not None:
+        while self._shut_door() or self._held or self._channel is not None:
             self._turn(POLL)
             if time.monotonic() > self._moved_at + STOP_PATIENCE:
                 self._give_up()

@@ -68,9 +68,12 @@ class Peer:
         self._fault = ""  # how the connection broke
         self._squeezed = False  # nothing may stay in the kernel
         self._deaf = False
+        self._ended = False  # by us, before the last bytes are taken
 
     def woken(self, events: int) -> None:
         """epoll has reported something: note when. The newest mark is replaced if there are too many."""
+        if self._ended:
+            return
         self._acknowledge()
         if events & (select.EPOLLERR | select.EPOLLHUP):
             error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # told only once
@@ -106,7 +109,7 @@ class Peer:
             self._recorded = True
             batch.opened.append(self.row)
         waiting = unread(self.socket)
-        data = self._peek(min(waiting, limit))
+        data = self._peek(min(waiting, limit)) if waiting or not self._ended else None
         ended = data == b""
         data = data or b""
         more = len(data) < waiting
@@ -158,11 +161,20 @@ class Peer:
         return self._squeezed
 
     def deafen(self) -> None:
-        """Nothing more comes, nor is acknowledged: the sensor knows of nothing that is not here now."""
+        """Nothing more comes, nor is acknowledged: the sensor knows of nothing that is not here now.
+
+        Where only the privileged may attach a filter, both sides are ended instead: the kernel answers what
+        comes with a reset (RFC 9293, section 3.6.1), and what is here can still be read. So our FIN goes out
+        before all is stored.
+        """
         if not self._deaf:
             self._deaf = True
             with suppress(OSError):  # the connection is broken
-                deafen(self.socket)
+                try:
+                    deafen(self.socket)
+                except PermissionError:
+                    self._ended = True
+                    self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """A deaf socket sends its FIN, and answers what comes after that with a reset."""
