@@ -296,7 +296,7 @@ def test_what_the_logger_cannot_have_stays(config: Config, size: int, framing: s
     assert why in said[0]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_line_may_end_at_any_byte(
     tmp_path_factory: pytest.TempPathFactory, at_once: None, data: st.DataObject
