@@ -5,7 +5,7 @@ the log.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 OPEN, CLOSED, RESET, LOST, UNTOLD = "open", "closed", "reset", "lost", "untold"
 """States of what was held. lost: nobody saw its end, and the hardworker has it no more. untold: a sum of
@@ -73,9 +73,12 @@ class Pending:
         return *place, self.start, self.end, self.messages, self.oldest_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """A full spool forgot so many messages of a sensor, that were received at first_ns to last_ns."""
+class Forgotten(NamedTuple):
+    """Messages of a sensor that a full spool has forgotten, in the order of the columns of that name.
+
+    first_ns and last_ns: when the first and the last of them was received. It is known by its sensor and
+    first_ns, and grows. bytes: of their payload.
+    """
 
     sensor: str
     first_ns: int

@@ -23,7 +23,8 @@ from midstream.log.selection import Selection
 from midstream.log.verify import verify
 from midstream.logger.databases import open_log, open_store
 from midstream.logger.spooled import spool_state
-from midstream.logger.store import ConnectionRow, Hole
+from midstream.logger.store import ConnectionRow
+from midstream.told import Forgotten
 
 CONNECTIONS, MESSAGES = 6, 3000
 DATABASES = ["sqlite", "postgresql", "jetstream"]
@@ -85,7 +86,7 @@ def test_it_comes_into_every_database(database: str, tmp_path: Path) -> None:
     config = configured(tmp_path, database, "1GiB")
     expected = fill(config)
     with spool(config) as store:
-        store.note_forgotten([Hole("10.83.0.11", 1, 2, 3, 4)])
+        store.note_forgotten([Forgotten("10.83.0.11", 1, 2, 3, 4)])
     with Receiving(config):
         drain(config)
     check(config, expected)

@@ -10,7 +10,7 @@ from midstream.log.account import accounts
 from midstream.logger.databases import open_log
 from midstream.logger.jetstream import JetStreamStore
 from midstream.logger.sql import SqlStore
-from midstream.logger.store import ConnectionRow, Hole, Store
+from midstream.logger.store import ConnectionRow, Store
 from midstream.told import CLOSED, OPEN, RESET, Forgotten, HeldStream, Knowledge, Pending
 
 SENSOR = "10.83.0.11"
@@ -59,8 +59,8 @@ def test_the_last_word_of_all_that_was_told(opened: tuple[Store, str]) -> None:
     store.note_held([held(1, 40, RESET), held(3, 8, CLOSED)], None)
     assert told(url).held == [held(1, 100, RESET), held(2, 50), held(3, 8, CLOSED)]
     store.note_held([held(2, 60, CLOSED)], [])
-    store.note_forgotten([Hole(SENSOR, 5, 9, 3, 24)])
-    store.note_forgotten([Hole(SENSOR, 5, 12, 4, 32)])
+    store.note_forgotten([Forgotten(SENSOR, 5, 9, 3, 24)])
+    store.note_forgotten([Forgotten(SENSOR, 5, 12, 4, 32)])
     assert told(url) == Knowledge(
         [held(1, 100, RESET), held(2, 60, CLOSED), held(3, 8, CLOSED)], [], [Forgotten(SENSOR, 5, 12, 4, 32)]
     )

@@ -313,7 +313,7 @@ def check(bench: Bench, folder: Path, seed: int, history: list[Step]) -> None:
         application.close()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**16), history=st.lists(steps, max_size=80))
 def test_each_byte_once_and_in_order(
     small_bench: Bench, folder: Path, seed: int, history: list[Step]

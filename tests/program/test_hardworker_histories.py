@@ -113,7 +113,7 @@ def in_steps() -> st.SearchStrategy[list[Segment]]:
 places = st.sampled_from([1000, 2**32 - 1, 2**32 - SPAN // 2, 2**31 - 100])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     history=segments() | in_steps(),
     isn=places,
@@ -222,7 +222,7 @@ class Kernel:
         del early[place + 1 : covered]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(history=segments() | in_steps(), isn=places, joins=st.booleans())
 def test_the_application_has_the_bytes_that_the_logger_has(
     session_bench: Bench, history: list[Segment], isn: int, joins: bool

@@ -3,7 +3,6 @@
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 from sqlalchemy import create_engine, insert
@@ -123,7 +122,7 @@ class LogFile:
         """What a hardworker has said."""
         said = [(schema.held, each.values) for each in told.held]
         said += [(schema.pending, each.values) for each in told.pending]
-        said += [(schema.forgotten, astuple(each)) for each in told.forgotten]
+        said += [(schema.forgotten, each) for each in told.forgotten]
         with self._engine.begin() as database:
             for table, values in said:
                 database.execute(insert(table).values(values))

@@ -34,7 +34,8 @@ from midstream.logger.backfill import Rate, Sender
 from midstream.logger.run import new_name
 from midstream.logger.spooled import ENDED, SpoolState, spool_state
 from midstream.logger.sql import SqlStore
-from midstream.logger.store import Batch, ConnectionRow, Hole
+from midstream.logger.store import Batch, ConnectionRow
+from midstream.told import Forgotten
 
 FAST = 'backfill_rate = "1GiB"\n'
 
@@ -225,10 +226,10 @@ def test_a_connection_whose_logger_died_ends(
 
 
 def test_what_was_forgotten_is_named_once(config: Config) -> None:
-    hole = Hole("10.83.0.11", 1, 5, 3, 30)
-    grown = Hole("10.83.0.11", 1, 9, 7, 70)
+    hole = Forgotten("10.83.0.11", 1, 5, 3, 30)
+    grown = Forgotten("10.83.0.11", 1, 9, 7, 70)
     with spool(config) as store, Receiving(config):
-        store.note_forgotten([hole, Hole("10.83.0.12", 1, 1, 1, 10)])
+        store.note_forgotten([hole, Forgotten("10.83.0.12", 1, 1, 1, 10)])
         assert spool_state(Path(str(config.spool_path))).forgotten == 4
         drain(config)
         store.note_forgotten([hole])  # as if the logger's answer had been lost
@@ -296,7 +297,7 @@ def test_what_the_logger_cannot_have_stays(config: Config, size: int, framing: s
     assert why in said[0]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_line_may_end_at_any_byte(
     tmp_path_factory: pytest.TempPathFactory, at_once: None, data: st.DataObject

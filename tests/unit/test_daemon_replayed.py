@@ -172,14 +172,14 @@ def live(acts: list[Act]) -> None:
             assert {ip: believed.get(ip) for ip in expected} == expected, "honest hosts are heard in 3 s"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(ACTS, max_size=25))
 def test_nobody_believes_what_is_not_said_now(acts: list[Act]) -> None:
     live(acts)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.lists(ACTS, max_size=60))
 def test_nobody_believes_what_is_not_said_now_in_many_histories(acts: list[Act]) -> None:
     live(acts)

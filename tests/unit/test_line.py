@@ -217,7 +217,7 @@ def test_a_page_that_is_none_is_refused(rows: list[Row], more: int, rest: bytes)
         assert sum(len(row.payload) for row in page.unpack(len(rows) + more, memoryview(data))) <= len(data)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_a_stranger_may_say_anything(first: bytes, second: bytes) -> None:
     ours, theirs = socket.socketpair()

@@ -498,7 +498,7 @@ class TestCaptured:
         assert packet.judge(_pending(DATA), TOPOLOGY).action == "drop"
         assert packet.judge(DATA[:68], TOPOLOGY).action == "drop"
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.sampled_from([frame for frame, *_ in (*VERDICTS.values(), *CAPTURED.values())]), st.data())
     def test_cut_anywhere(self, frame: bytes, data: st.DataObject) -> None:
         """A verdict is that on the whole frame, as far as headers tell, or unknown."""

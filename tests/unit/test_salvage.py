@@ -116,7 +116,7 @@ def parts(data: bytes, begin: int, cuts: list[int]) -> list[Part]:
 
 
 @each_framing
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=st.data())
 def test_the_log_goes_on_where_it_ended(framing: Framing, drawn: st.DataObject) -> None:
     """Wherever the logger's power went, and however the ring's records are cut and ordered."""

@@ -8,11 +8,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from midstream import config as configuration
 from midstream import network
@@ -33,6 +31,9 @@ from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import ConfigError, KernelError, NetworkError, StoreError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer()
 
@@ -151,6 +152,8 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"config": str(config.path), **result}))
         return
+    from rich.console import Console  # here: it loads slowly, and most of these commands print no table
+
     console = Console()
     if told:
         for line in _daemon_lines(told):
@@ -269,8 +272,10 @@ def _log_lines(found: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield line
 
 
-def _counters_table(counters: dict[str, dict[str, int]]) -> Table:
+def _counters_table(counters: dict[str, dict[str, int]]) -> "Table":
     """Outcomes as rows, leaving out those that never occurred; a column for each sensor."""
+    from rich.table import Table
+
     table = Table("packets")
     for name in counters:
         table.add_column(name, justify="right")

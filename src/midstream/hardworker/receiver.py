@@ -1,6 +1,5 @@
 """Hardworker: the application's view of what the sensors send."""
 
-import asyncio
 import os
 import select
 import threading
@@ -24,7 +23,6 @@ from midstream.errors import ConfigError, MidstreamError
 from midstream.hardworker.assembly import Assembly, Totals
 from midstream.hardworker.forms import Columns, Form, Rows, Turn
 from midstream.hardworker.handler import SocketHandler
-from midstream.hardworker.history import history
 from midstream.hardworker.messages import Message, batch_dtype
 from midstream.hardworker.pinned import open_ring, reopen
 from midstream.hardworker.source import Pace, Source
@@ -375,6 +373,8 @@ class Hardworker:
         anything else; meanwhile the ring fills. Raises ConfigError and NetworkError, see `history`.
         """
         source = self._opened_source()
+        from midstream.hardworker.history import history
+
         yield from history(
             self.config,
             str(self.topology.logger.ip),
@@ -413,6 +413,8 @@ class Hardworker:
                 self.wait()
 
     async def __aiter__(self) -> AsyncIterator[Message]:
+        import asyncio  # here, and the history too: they load slowly, and few applications need them
+
         loop = asyncio.get_running_loop()
         while not self._stopped:
             for message in self.messages():

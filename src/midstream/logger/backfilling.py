@@ -29,7 +29,6 @@ from midstream.logger.store import (
     STREAM,
     Batch,
     ConnectionRow,
-    Hole,
     Piece,
     Position,
     Store,
@@ -37,6 +36,7 @@ from midstream.logger.store import (
 )
 from midstream.logger.streamed import Streamed
 from midstream.page import Row, unpack
+from midstream.told import Forgotten
 
 TURN = 5.0  # seconds to wait for another hardworker's page
 SAME = 3600 * 10**9  # ns by which two hosts may differ about when a connection opened
@@ -176,7 +176,7 @@ def _end(store: Store, connection: ConnectionRow, facts: dict[str, Any], unfinis
 
 
 def _note_forgotten(store: Store, holes: list[Any]) -> Head:
-    store.note_forgotten([Hole(str(sensor), *map(int, rest)) for sensor, *rest in holes])
+    store.note_forgotten([Forgotten(str(sensor), *map(int, rest)) for sensor, *rest in holes])
     return {"noted": len(holes)}
 
 

@@ -25,9 +25,9 @@ from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
 from midstream.logger.published import BATCH_MESSAGES, HEADERS_SIZE, PLACE, Item, Published, batches
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, Position, Unavailable
+from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
 from midstream.nats_url import EXPECTED
-from midstream.told import OPEN, HeldStream, Pending
+from midstream.told import OPEN, Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -67,7 +67,7 @@ class JetStreamStore(Closing):
     def find(self, row: ConnectionRow) -> ConnectionRow | None:
         return self._servers.run(self._find(row))
 
-    def note_forgotten(self, holes: Collection[Hole]) -> None:
+    def note_forgotten(self, holes: Collection[Forgotten]) -> None:
         self._servers.run(self._note_forgotten(holes))
 
     def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
@@ -155,7 +155,7 @@ class JetStreamStore(Closing):
             number = (event.seq or number) + 1
         return min(found.values(), key=lambda known: abs(known.opened_ns - row.opened_ns), default=None)
 
-    async def _note_forgotten(self, holes: Collection[Hole]) -> None:
+    async def _note_forgotten(self, holes: Collection[Forgotten]) -> None:
         for hole in holes:
             item = self._published.hole(hole)
             known = await self._last_message(item.subject)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from midstream.framing import Framing
-from midstream.logger.store import Batch, ConnectionRow, Hole, Piece
-from midstream.told import HeldStream, Pending
+from midstream.logger.store import Batch, ConnectionRow, Piece
+from midstream.told import Forgotten, HeldStream, Pending
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
@@ -86,7 +86,7 @@ class Published:
             self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}:{row.size}"}
         )
 
-    def hole(self, hole: Hole) -> Item:
+    def hole(self, hole: Forgotten) -> Item:
         """What a spool has forgotten: the last one of a subject is right."""
         subject = f"{self.stream}.forgotten.{hole.sensor.replace('.', '-')}.{hole.first_ns}"
         body = json.dumps(hole._asdict()).encode()

@@ -18,9 +18,10 @@ from midstream.logger import opening, schema
 from midstream.logger.opening import failed, open_engine
 from midstream.logger.run import Run
 from midstream.logger.sql_log import SqlLog
-from midstream.logger.store import FRAME, Hole
+from midstream.logger.store import FRAME
 from midstream.logger.stored import StoredConnection
 from midstream.page import Row
+from midstream.told import Forgotten
 
 ENDED = "its logger ended, and nobody saw how the connection did"
 
@@ -149,12 +150,12 @@ class Spooled(Closing):
             database.execute(delete(schema.fragments).where(schema.fragments.c.connection_id == key))
             database.execute(delete(known).where(known.c.id == key, known.c.token == outgoing.token))
 
-    def holes(self) -> list[Hole]:
+    def holes(self) -> list[Forgotten]:
         """What was forgotten and is not handed over."""
         with self._log.transaction() as database:
-            return [Hole(*row) for row in database.execute(select(schema.forgotten))]
+            return [Forgotten(*row) for row in database.execute(select(schema.forgotten))]
 
-    def remove_holes(self, holes: Sequence[Hole]) -> None:
+    def remove_holes(self, holes: Sequence[Forgotten]) -> None:
         """The logger knows of them. One that has grown meanwhile stays."""
         known = schema.forgotten
         with self._writing() as database:

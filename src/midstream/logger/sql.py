@@ -28,8 +28,8 @@ from midstream.logger import readings, schema, telling
 from midstream.logger.inserts import inserter
 from midstream.logger.opening import begin_writing, fault, open_with
 from midstream.logger.schema import connections, forgotten, fragments, messages
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Hole, MessageRow, Position, Unavailable
-from midstream.told import HeldStream, Pending
+from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+from midstream.told import Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
@@ -110,7 +110,7 @@ class SqlStore(Closing):
             raise self._failed(error) from error
         return None if found is None else _row(found)
 
-    def note_forgotten(self, holes: Collection[Hole]) -> None:
+    def note_forgotten(self, holes: Collection[Forgotten]) -> None:
         try:
             with self._engine.begin() as database:
                 for hole in holes:

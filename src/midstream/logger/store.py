@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.framing import PREFIX
-from midstream.told import HeldStream, Pending
+from midstream.told import Forgotten, HeldStream, Pending
 
 STREAM = "stream"  # in the place of a framing: the rows are parts of a stream, whatever messages are in it
 FRAME = {"fixed": 0, "length": PREFIX, "line": 1, STREAM: 0}  # bytes of a message's frame besides its payload
@@ -104,20 +104,6 @@ class Batch:
         return bool(self.opened or self.pieces or self.fragments or self.closed)
 
 
-class Hole(NamedTuple):
-    """Messages of a sensor that a full spool has forgotten, in the order of the columns of `forgotten`.
-
-    first_ns and last_ns: when the first and the last of them was received. A hole is known by its sensor and
-    first_ns, and grows. bytes: of their payload.
-    """
-
-    sensor: str
-    first_ns: int
-    last_ns: int
-    messages: int
-    bytes: int
-
-
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a connection is committed."""
@@ -142,7 +128,7 @@ class Store(Closing, Protocol):
         Raises as `write`.
         """
 
-    def note_forgotten(self, holes: Collection[Hole]) -> None:
+    def note_forgotten(self, holes: Collection[Forgotten]) -> None:
         """Commit what a spool has forgotten; a hole that is known may have grown. Raises as `write`."""
 
     def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
