@@ -117,7 +117,8 @@ def test_a_choice_is_kept_as_long_as_nothing_changes(found: list[Evidence], data
         (replace(DEAD, repeats=1, silent=2.1, still=2.1), "its daemon has not answered for 2.1 s"),
         (replace(DEAD, repeats=0, probes=1, silent=2.1, still=2.1), "its daemon has not answered for 2.1 s"),
         (replace(WELL, serves=False, still=CONFIRM), "no logger listens on the port"),
-        (replace(WELL, waits=2.5, still=2.1, probes=2), "it has taken nothing for 2.5 s"),
+        (replace(WELL, waits=2.5, still=2.1, probes=1), "it has taken nothing for 2.5 s"),
+        (replace(WELL, waits=2.5, still=2.1, repeats=1), "it has taken nothing for 2.5 s"),
         (replace(WELL, waits=2.5, still=1.9, probes=2), ""),
         (replace(WELL, waits=2.5, still=9.0), ""),  # nobody sends
         (WELL, ""),

@@ -33,8 +33,9 @@ class Evidence:
     """What is known of a logger. All times are seconds of this daemon's own time (awake.py).
 
     silent: since its daemon answered last, or was first asked. answered: did it ever? serves: did it say that
-    a logger listens? waits: for so long the logger had taken nothing of what its kernel held. steady: for so
-    long all of that was well. failures: how often it was left since it last worked for a while.
+    a logger listens? waits: for so long the logger had taken nothing of what its kernel held, or let nobody
+    in. steady: for so long all of that was well. failures: how often it was left since it last worked for a
+    while.
 
     still: since a stream to it advanced, or a connection was answered. repeats: segments that sensors have
     sent again since, and connections that nobody has answered; probes: packets without data; repeating: since
@@ -71,7 +72,7 @@ def fault(found: Evidence, limits: Limits) -> str:
     if found.answers:
         if not found.serves and found.still >= CONFIRM:
             return "no logger listens on the port"
-        if heard >= REPEATS and min(found.waits, found.still) >= limits.stall:
+        if heard and min(found.waits, found.still) >= limits.stall:
             return f"it has taken nothing for {found.waits:.1f} s"
         return ""
     if min(found.still, found.repeating) < SURE:
