@@ -36,7 +36,7 @@ FIRST_DELAY, LAST_DELAY = 0.2, 5.0  # seconds before one that has died is starte
 STOP_PATIENCE = 30.0  # seconds for a commit
 LASTED = 10.0  # seconds after which it was no use to wait longer
 
-_BUFFER = 4 << 20  # bytes a connection, some seconds of data: what comes until the process is there
+_BUFFER = 16 << 20  # bytes per connection: what comes until the process is there, which a load may delay
 _MANAGERS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the daemon, not of its children
 
 SALVAGE = "midstream.daemon.salvage"  # the module that stores what a logger may have lost
