@@ -31,14 +31,10 @@ SETTLED = 10.0  # seconds that nothing happens: what latency is compared with
 PATIENCE = 900.0  # seconds for the backfill, on a machine that has other work
 
 
-@pytest.fixture(scope="module")
-def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
-    return Clock(tmp_path_factory.mktemp("clock"))
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    built = lab_up(run_dir=tmp_path_factory.mktemp("lab"), **BARE | LINE)
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """One for each test: a logger that ended in the one before had to show for longer that it works."""
+    built = lab_up(run_dir=tmp_path / "lab", **BARE | LINE)
     daemons.start(built, key=KEY)
     yield built
     print(daemon_log(built, "hardworker"))  # shown if a test fails
@@ -139,37 +135,35 @@ def loaded(lab: Lab, name: str) -> Iterator[None]:
         yield
 
 
+# What is done to whom, and for how long.
+DISTURBANCES: list[tuple[Callable[[Lab, str], AbstractContextManager[None]], str, float]] = [
+    (stopped, "logger", 10),
+    (stopped, "hardworker", 10),
+    (loaded, "all", 20),
+    (unplugged, "sensor", 5),
+    (unplugged, "hardworker", 5),
+    (restarted, "logger", 1),
+    (restarted, "hardworker", 1),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("disturbed", "host", "seconds"),
-    [
-        (stopped, "logger", 10),
-        (stopped, "hardworker", 10),
-        (loaded, "all", 20),
-        (unplugged, "sensor", 5),
-        (unplugged, "hardworker", 5),
-        (restarted, "logger", 1),
-        (restarted, "hardworker", 1),
-    ],
-)
-def test_what_is_no_death_changes_nothing(
-    lab: Lab,
-    tmp_path: Path,
-    disturbed: Callable[[Lab, str], AbstractContextManager[None]],
-    host: str,
-    seconds: float,
-) -> None:
-    with flowing(lab, tmp_path) as flow, unchanged(flow), disturbed(lab, host):
-        time.sleep(seconds)
+def test_what_is_no_death_changes_nothing(lab: Lab, tmp_path: Path) -> None:
+    with flowing(lab, tmp_path) as flow, unchanged(flow) as check:
+        for disturbed, host, seconds in DISTURBANCES:
+            with disturbed(lab, host):
+                time.sleep(seconds)
+            check(f"{host} {disturbed.__name__} for {seconds} s")
 
 
 STEPS = (3600, -3600, 10 * 365 * 86400, -10 * 365 * 86400, 1, 0)  # seconds from the right time
 
 
 def test_a_clock_that_steps_changes_nothing(
-    lab: Lab, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On both hosts at once. The application's own clock, by which this test measures, stays."""
+    clock = Clock(tmp_path)
     with monkeypatch.context() as environment:
         for name, value in clock.environment.items():
             environment.setenv(name, value)
@@ -177,22 +171,28 @@ def test_a_clock_that_steps_changes_nothing(
             with restarted(lab, name):
                 pass
     launcher = ["/usr/bin/env", *(f"{name}={value}" for name, value in clock.environment.items())]
-    with flowing(lab, tmp_path, launcher=launcher) as flow, unchanged(flow):
+    with flowing(lab, tmp_path, launcher=launcher) as flow, unchanged(flow) as check:
         for step in STEPS:
             clock.set(step)
             time.sleep(0.7)
+        check("clocks that step")
 
 
 @contextmanager
-def unchanged(flow: Flow) -> Iterator[None]:
-    """Nothing that happens meanwhile switches, resets or loses anything. Then the flow is at its end."""
-    switches, began = Switches(flow.lab), time.time_ns()
-    yield
-    flow.wait_for_fresh(10)
-    time.sleep(2.5)  # daemon.silence and more
-    print(f"no message for {flow.longest_gap(began):.2f} s at most")
-    assert switches.said() == []
-    assert state(flow.lab, "hardworker")["spool"] == "off"
+def unchanged(flow: Flow) -> Iterator[Callable[[str], None]]:
+    """Gives a check that what happened until now has switched nothing. Afterwards the flow is at its end, and
+    no connection was reset, nothing lost."""
+    switches, since = Switches(flow.lab), [time.time_ns()]
+
+    def check(what: str) -> None:
+        flow.wait_for_fresh(10)
+        time.sleep(2.5)  # daemon.silence and more
+        print(f"{what}: no message for {flow.longest_gap(since[0]):.2f} s at most")
+        assert switches.said() == [], what
+        assert state(flow.lab, "hardworker")["spool"] == "off", what
+        since[0] = time.time_ns()
+
+    yield check
     assert_each_is_there_once(flow.lab, flow, reconnects=0)
 
 
