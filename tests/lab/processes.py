@@ -1,24 +1,24 @@
-"""The processes that this worker's tests have started: other workers' labs, and other people's, have the same
-names."""
+"""The processes that these tests have started: the labs of other workers and runs have the same names."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from midstream.lab.hosts import namespace
 
-_NAMES = ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")  # pytest-xdist's, and so its workers' children's
+_NAME = "MIDSTREAM_TESTS"
+_OURS = f"{_NAME}={os.getpid()}.{time.monotonic_ns()}"
+os.environ[_NAME] = _OURS.partition("=")[2]  # for all that is started from now on
 
 
 def processes() -> Iterator[Path]:
-    """Their folders in /proc; without workers those of all processes."""
-    ours = [f"{name}={os.environ[name]}\0".encode() for name in _NAMES if name in os.environ]
+    """Their folders in /proc."""
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):  # it has just ended
             folder = Path("/proc", entry)
-            environment = folder.joinpath("environ").read_bytes()
-            if all(variable in environment for variable in ours):
+            if f"{_OURS}\0".encode() in folder.joinpath("environ").read_bytes():
                 yield folder
 
 

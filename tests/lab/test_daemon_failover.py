@@ -8,16 +8,19 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.lab.test_daemon import BARE, Flow, daemon_pid, flowing, is_well, log, set_port, state
-from tests.lab.triangle import LOGGER, PINS, PROGRAM, Program, started, wait_until
+from tests.lab.test_log_knows import plain
+from tests.lab.triangle import LOGGER, PATIENCE, PINS, PROGRAM, Program, wait_until
 
 from midstream.daemon.way import SPOOL
 from midstream.ebpf.control import connections
+from midstream.errors import KernelError
 from midstream.hardworker import Hardworker
 from midstream.lab import Lab, daemons, namespaces
 from midstream.lab import up as lab_up
@@ -229,14 +232,33 @@ def test_a_boot_without_a_logger(lab: Lab, tmp_path: Path) -> None:
     set_port(lab, "logger", "disabled")
     folder = daemons.folder(lab, "hardworker")
     assert lab.run("hardworker", [PROGRAM, "detach", "--config", folder / "config.toml"]).returncode == 0
-    began = time.monotonic()
-    daemons.launch(lab, "hardworker")
-    wait_until(lambda: (daemons.state(lab, "hardworker") or {}).get("destination") == SPOOL, 20)
-    took = time.monotonic() - began
-    print(f"the spool takes data {took:.2f} s after the daemon's start")
-    arguments = ("sensor", "--config", lab.config, "--json")
-    with started(lab, "sensor", tmp_path, *arguments, ready="connected"):
-        with Hardworker(lab.config) as application:
-            wait_until(lambda: len(application.read()) > 0, 10)
-        wait_until(lambda: numbers(folder / "spool.db"), 20)
-    assert took < 4, "2 on a quiet machine"
+    stop = tmp_path / "stop"
+    with ThreadPoolExecutor(3) as pool:
+        client = pool.submit(lab.call, "sensor", plain, stop)
+        try:
+            began = time.monotonic()
+            daemons.launch(lab, "hardworker")
+            delivered, spooled = pool.submit(first_delivery, lab), pool.submit(first_row, folder / "spool.db")
+            took = [each.result() - began for each in (delivered, spooled)]
+        finally:
+            stop.touch()
+            client.result()
+    print("first message after the daemon's start: application {:.2f} s, spool {:.2f} s".format(*took))
+    assert max(took) < 4, "2 on a quiet machine"
+
+
+def first_delivery(lab: Lab) -> float:
+    """When an application that starts as soon as it can is given a message (CLOCK_MONOTONIC)."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with suppress(KernelError), Hardworker(lab.config) as application:
+            if application.wait(PATIENCE) and len(application.read()):
+                return time.monotonic()
+        time.sleep(0.01)
+    raise AssertionError(f"no message within {PATIENCE} s")
+
+
+def first_row(database: Path) -> float:
+    """When a message is committed to a database (CLOCK_MONOTONIC)."""
+    wait_until(lambda: numbers(database))
+    return time.monotonic()

@@ -6,7 +6,7 @@ import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -35,9 +35,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @contextmanager
-def flowing(lab: Lab, folder: Path) -> Iterator[Flow]:
+def flowing(
+    lab: Lab, folder: Path, *, disk: Path | None = None, launcher: Sequence[str] = ()
+) -> Iterator[Flow]:
     """A logger, an application that records, and a sensor that sends 1000 messages a second."""
-    with running(lab, folder, daemon={"key": "key"}) as ends:
+    with running(lab, folder, disk=disk, launcher=launcher, daemon={"key": "key"}) as ends:
         wait_until(lambda: is_well(lab), 20)
         record = folder / "sent"
         arguments = ("sensor", "--config", ends.config, "--json", "--record", record)

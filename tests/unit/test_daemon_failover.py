@@ -123,7 +123,8 @@ def test_a_choice_is_kept_as_long_as_nothing_changes(found: list[Evidence], data
         (replace(BOOTING, watched=1.9), ""),
         (replace(BOOTING, watched=2.0), "no logger listens on the port"),
         (replace(BOOTING, watched=1.9, served=True), "no logger listens on the port"),
-        (replace(WELL, waits=2.5, still=2.1, probes=2), "it has taken nothing for 2.5 s"),
+        (replace(WELL, waits=2.5, still=2.1, probes=1), "it has taken nothing for 2.5 s"),
+        (replace(WELL, waits=2.5, still=2.1, repeats=1), "it has taken nothing for 2.5 s"),
         (replace(WELL, waits=2.5, still=1.9, probes=2), ""),
         (replace(WELL, waits=2.5, still=9.0), ""),  # nobody sends
         (WELL, ""),

@@ -1,6 +1,7 @@
 """What a logger has committed, as its kernel tells it: real sockets, and a kernel that is made up."""
 
 import json
+import os
 import socket
 import struct
 import time
@@ -13,6 +14,7 @@ import pytest
 from midstream.daemon.heartbeat import Told
 from midstream.daemon.seal import Key
 from midstream.daemon.sockets import FIND, LISTEN, MOST, NOTHING, Kernel, Seen, Sockets, Word
+from midstream.logger.door import Door
 
 HOME = "127.0.0.1"
 ESTABLISHED = 1
@@ -116,11 +118,10 @@ class Made(Kernel):
         return [each for each in self.sockets.values() if each.name in names]
 
 
-def seen(key: int, state: int, queued: int = 0, received: int = 0) -> Seen:
+def seen(key: int, state: int, queued: int = 0, received: int = 0, room: int = 9) -> Seen:
     ip = IPv4Address(0x0A000000 + key).packed
-    return Seen(
-        state, struct.pack("!HH16x4s12x4x", 12345, 40000 + key, ip) + struct.pack("=Q", key), queued, received
-    )
+    name = struct.pack("!HH16x4s12x4x", 12345, 40000 + key, ip) + struct.pack("=Q", key)
+    return Seen(state, name, queued, received, room)
 
 
 def test_what_arrives_between_two_counts_is_not_committed() -> None:
@@ -154,6 +155,31 @@ def test_new_ones_are_searched_for_now_and_then() -> None:
     assert sockets.look().count == 1
     now[0] = FIND
     assert sockets.look().count == 2
+
+
+def test_a_door_that_lets_nobody_in() -> None:
+    """The kernel tells it of a real one; the time is that of a made one."""
+    door = Door((HOME, 0), 0, "this host", lambda _: True)
+    door.open()
+    with socket.socket(fileno=os.dup(door.fileno())) as same:
+        sockets = Sockets(same.getsockname()[1])
+    sockets.look()
+    assert sockets.deaf == 0
+    door.rest()
+    sockets.look()
+    assert sockets.deaf > 0
+    assert door.lets_in(0)
+    sockets.look()
+    assert sockets.deaf == 0
+    door.close()
+    sockets.look()
+    assert sockets.deaf == 0, "nobody is there"
+    now, kernel = [0.0], Made(0)
+    sockets = Sockets(12345, kernel, lambda: now[0])
+    kernel.sockets[0] = seen(0, LISTEN, room=0)
+    for now[0] in (1.0, 2.0):
+        sockets.look()
+        assert sockets.deaf == now[0]
 
 
 def test_a_word_fits_into_a_packet() -> None:

@@ -34,8 +34,8 @@ class Evidence:
 
     watched: since its daemon was first asked. silent: since it answered last, or was first asked. answered:
     did it ever? serves: did it say that a logger listens? served: did it ever? waits: for so long the logger
-    had taken nothing of what its kernel held. steady: for so long all of that was well. failures: how often
-    it was left since it last worked for a while.
+    had taken nothing of what its kernel held, or let nobody in. steady: for so long all of that was well.
+    failures: how often it was left since it last worked for a while.
 
     still: since a stream to it advanced, or a connection was answered. repeats: segments that sensors have
     sent again since, and connections that nobody has answered; probes: packets without data; repeating: since
@@ -76,7 +76,7 @@ def fault(found: Evidence, limits: Limits) -> str:
         boots = not found.served and found.watched < limits.stall
         if not found.serves and not boots and found.still >= CONFIRM:
             return "no logger listens on the port"
-        if heard >= REPEATS and min(found.waits, found.still) >= limits.stall:
+        if heard and min(found.waits, found.still) >= limits.stall:
             return f"it has taken nothing for {found.waits:.1f} s"
         return ""
     if min(found.still, found.repeating) < SURE:

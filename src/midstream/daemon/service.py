@@ -317,7 +317,9 @@ class Service:
             self._backlog = Backlog(topology.port, topology.size)
         if self._sockets is None or self._sockets.port != topology.port:
             self._sockets = Sockets(topology.port)
-        return Told(is_listening(topology.port), self._backlog.waits(), self._sockets.look())
+        word = self._sockets.look()
+        waits = max(self._backlog.waits(), self._sockets.deaf)
+        return Told(is_listening(topology.port), waits, word)
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""

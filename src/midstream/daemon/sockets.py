@@ -36,7 +36,7 @@ _STATES = _ESTABLISHED, _CLOSE_WAIT, LISTEN
 _HEADER = struct.Struct("=IHHII")
 _ASKED = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
 _OPERATION = struct.Struct("=BBH")
-_FOUND = struct.Struct("=xBxx48s4xI12x")  # struct inet_diag_msg
+_FOUND = struct.Struct("=xBxx48s4xII8x")  # struct inet_diag_msg
 _NAME = struct.Struct("!2xH16x4s12x4x4s4x")  # struct inet_diag_sockid: peer, half of the cookie
 _ATTRIBUTE = struct.Struct("=HH")
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # in struct tcp_info; a FIN counts one, here and in the queue
@@ -81,12 +81,13 @@ NOTHING = Word()
 
 class Seen(NamedTuple):
     """A socket, as the kernel describes it. name: by which it is found again. queued: bytes of its queue.
-    received: bytes that have ever arrived."""
+    received: bytes that have ever arrived. room: of one that listens, how many may wait behind the first."""
 
     state: int
     name: bytes
     queued: int
     received: int
+    room: int
 
 
 class Kernel:
@@ -119,7 +120,7 @@ class Kernel:
 
 
 class Sockets:
-    """Those of a port."""
+    """Those of a port. deaf: for so many seconds the one that listens has let nobody in."""
 
     def __init__(
         self, port: int, kernel: Kernel | None = None, clock: Callable[[], float] = time.monotonic
@@ -128,6 +129,7 @@ class Sockets:
         self._kernel, self._clock = kernel or Kernel(), clock
         self._known: dict[bytes, Seen] = {}
         self._found, self._next = float("-inf"), 0
+        self._heard, self.deaf = clock(), 0.0
 
     def look(self) -> Word:
         """Nothing, where the kernel does not answer."""
@@ -139,9 +141,13 @@ class Sockets:
                 self._known = _by_name(self._kernel.look(self._known))
             later = self._kernel.look(self._known)
         except OSError:
+            self.deaf = 0.0
             return NOTHING
-        runs = [_key(each.name) for each in later if each.state == LISTEN]
-        if not runs:
+        listening = [each for each in later if each.state == LISTEN]
+        if not listening or any(each.room for each in listening):
+            self._heard = now
+        self.deaf = now - self._heard
+        if not (runs := [_key(each.name) for each in listening]):
             return NOTHING
         found = sorted(self._committed(each) for each in later if each.state != LISTEN)
         begin = self._next if self._next < len(found) else 0
@@ -198,14 +204,14 @@ def _answers(link: socket.socket) -> list[Seen | None]:
 
 
 def _described(message: bytes) -> Seen:
-    state, name, queued = _FOUND.unpack_from(message)
+    state, name, queued, room = _FOUND.unpack_from(message)
     received, at = 0, _FOUND.size
     while at + _ATTRIBUTE.size <= len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, at)
         if kind == _INFO:
             (received,) = _BYTES_RECEIVED.unpack_from(message, at + _ATTRIBUTE.size)
         at += max((length + 3) & ~3, _ATTRIBUTE.size)
-    return Seen(state, name, queued, received)
+    return Seen(state, name, queued, received, room)
 
 
 @cache

@@ -42,7 +42,7 @@ BIRTH = 10.0  # seconds that a process may take to say who it is
 _LOOK = 0.02  # seconds between two looks at that
 LASTED = 10.0  # seconds after which it was no use to wait longer
 
-_BUFFER = 4 << 20  # bytes a connection, some seconds of data: what comes until the process is there
+_BUFFER = 16 << 20  # bytes per connection: what comes until the process is there, which a load may delay
 _MANAGERS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the daemon, not of its children
 
 SALVAGE = "midstream.daemon.salvage"  # the module that stores what a logger may have lost

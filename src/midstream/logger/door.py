@@ -126,6 +126,10 @@ class Door:
     def shut(self) -> None:
         """Let nobody in any more. Those who wait stay to be accepted."""
         self.is_shut = True
+        self.rest()
+
+    def rest(self) -> None:
+        """Let nobody in until `lets_in` is asked again."""
         if self._queue is not None:
             self._let_wait(0)
 
@@ -145,10 +149,10 @@ class Door:
             return
         if queue == 0:
             deafen(self._listener)
-        else:
-            self._listener.listen(queue - 1)  # the kernel lets one more wait
-            if self._queue == 0:
-                listen_again(self._listener)
+        # The kernel lets one more wait; that it is to be none is what it tells others (daemon/sockets.py).
+        self._listener.listen(max(0, queue - 1))
+        if queue and self._queue == 0:
+            listen_again(self._listener)
         self._queue = queue
 
     def _prepare(self, tos: int, buffer: int) -> None:

@@ -184,7 +184,9 @@ class Holder:
             self._start()
         self._flush(now)
         poll = select.poll()
-        if self._door.lets_in(len(self._held)):
+        if self._waiting.reason and not self._settings.get("spool"):
+            self._door.rest()  # others are there for the sensors; a spool is the last
+        elif self._door.lets_in(len(self._held)):
             poll.register(self._door, select.POLLIN)
         if self._channel is not None:
             sends = (self._outbox or self._new) and now >= self._send_at

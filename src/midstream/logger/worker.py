@@ -16,7 +16,7 @@ from typing import Any
 from midstream.errors import MidstreamError, StoreError
 from midstream.framing import Decoder
 from midstream.logger import channel
-from midstream.logger.forgetting import Forgotten
+from midstream.logger.forgetting import Forgetting
 from midstream.logger.peer import Peer
 from midstream.logger.report import Report
 from midstream.logger.store import Batch, ConnectionRow, Position, Store, Unavailable
@@ -71,7 +71,7 @@ class Worker:
         self._patient = patient
         self._forgets_after = forgets_after
         self._failing_since = self._failed_at = 0.0  # 0: it does not
-        self._forgotten = Forgotten()
+        self._forgotten = Forgetting()
         self._store: Store | None = None
         self._usable = False  # is the store open and in order?
         self._writer = Writer()

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 RATE = 200  # messages a second of each sensor
 PATIENCE = 60.0  # seconds until everything has healed
 DESCRIPTORS = 64  # that the logger may have
+_PIECE, _BLOCK = 64 << 20, 4096  # bytes by which a disk is filled, at first and at last
 FIRST_PORT, PORTS = 1_024, 7_500  # of the first sensor, and for each: below those that the kernel chooses
 
 Undo = Callable[[], None]
@@ -316,11 +317,7 @@ def process_killed(storm: Storm) -> Begun:
 
 
 def disk_full(storm: Storm) -> Begun:
-    ballast = storm.disk / "ballast"
-    free = os.statvfs(storm.disk)
-    with ballast.open("wb") as file, suppress(OSError):
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
-    return "disk full", ballast.unlink
+    return "disk full", fill(storm.disk)
 
 
 def cable_out(storm: Storm) -> Begun:
@@ -456,6 +453,19 @@ def _runs(name: str) -> bool:
 
 def _daemons(storm: Storm) -> list[str]:
     return [name for name in storm.hosts if _runs(name)]
+
+
+def fill(disk: Path) -> Undo:
+    """Take all its room, to the last block, whoever takes some at the same time."""
+    ballast, size, piece = disk / "ballast", 0, _PIECE
+    with ballast.open("wb") as file:
+        while piece >= _BLOCK:
+            try:
+                os.posix_fallocate(file.fileno(), size, piece)
+                size += piece
+            except OSError:  # nothing of this piece was taken
+                piece //= 2
+    return ballast.unlink
 
 
 @contextmanager
