@@ -134,7 +134,9 @@ def test_four_capabilities_are_enough(lab: Lab, folder: Path) -> None:
         program.wait_for("destination=spool")
         state = status.ask(folder / "run" / "daemon.sock")
         assert state and state["spool"] == "running"
-        spool = int((folder / "run" / "spool.pid").read_text())
+        place = folder / "run" / "spool.pid"
+        wait_until(lambda: bool(place.read_text()), 20)  # it writes its number itself
+        spool = int(place.read_text())
         assert facts(spool)["Uid"].split() == [str(NOBODY)] * 4
         # It drops what it was given, and only then is it the spool.
         wait_until(
