@@ -48,7 +48,7 @@ def test_page_by_page(
     tmp_path: Path, url: str, framing: Framing, begun: int, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each page begins amid a message, and all is sent twice. closed: the logger knows an end already."""
-    config, some = configured(tmp_path, framing, url, max_size=1 << 16), messages(framing, 50)
+    config, some = configured(tmp_path, framing, url, max_size=1 << 16), messages(framing, 20)
     data, row = stream(framing, some)[:-1], own()
     committed = stored(config, row, some, 3, begun)
     if closed:

@@ -434,7 +434,7 @@ def tables(log: LogFile, history: list[History]) -> None:
     log.tell(told)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories())
 def test_any_history_is_judged_right(log: LogFile, history: list[History]) -> None:
     """What the verdict of the whole log promises holds: complete only if each number is stored, and

@@ -165,10 +165,10 @@ def test_a_message_came_when_its_last_byte_did(tmp_path: Path, framing: Framing)
 @each_framing
 def test_page_by_page(tmp_path: Path, framing: Framing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page begins amid a message, and is sent twice."""
-    config, some = configured(tmp_path, framing), messages(framing, 12)
+    config, some = configured(tmp_path, framing), messages(framing, 8)
     committed = stored(config, own(), some, 3, 1)
     data = stream(framing, some)
-    monkeypatch.setattr(backfill, "PAGE_BYTES", 7)
+    monkeypatch.setattr(backfill, "PAGE_BYTES", 13)
     for _ in range(2):
         salvage(config, lost(parts(data, committed, [*range(0, len(data), 11)]), committed))
         with Receiving(config):

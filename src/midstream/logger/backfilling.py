@@ -160,18 +160,20 @@ def _end(store: Store, connection: ConnectionRow, facts: dict[str, Any], unfinis
     if own is None:
         own = connection
         batch.opened.append(own)
-    elif unfinished is not None and position is not None and position.head:
-        store.write(Batch(completed=[own]))  # it is also in what the hardworker says is unfinished
-    size = int(facts["bytes"])
+    size, beginning = int(facts["bytes"]), position.head if position is not None else b""
     if unfinished is None:
-        size, unfinished = (position.offset, position.head) if position is not None else (0, b"")
+        size, unfinished = position.offset if position is not None else 0, beginning
         batch.completed.append(own)
-    if own.closed_ns is None or own.size < size:
-        own.closed_ns, own.size = int(facts["closed_ns"]), size
-        own.digest, own.reset, own.reason = facts["digest"], bool(facts["reset"]), str(facts["reason"])
-        own.unfinished, own.spooled = unfinished, True
-        batch.closed.append(own)
-        store.write(batch)
+        beginning = b""
+    if own.closed_ns is not None and own.size >= size:
+        return {"ended": True}
+    if beginning:
+        store.write(Batch(completed=[own]))  # it is also in what the hardworker says is unfinished
+    own.closed_ns, own.size = int(facts["closed_ns"]), size
+    own.digest, own.reset, own.reason = facts["digest"], bool(facts["reset"]), str(facts["reason"])
+    own.unfinished, own.spooled = unfinished, True
+    batch.closed.append(own)
+    store.write(batch)
     return {"ended": True}
 
 
