@@ -239,6 +239,7 @@ def test_the_loggers_worker_is_killed(world: World, tmp_path: Path) -> None:
     assert len(world.assert_all_is_there()) == 2, "no connection ends"
 
 
+@pytest.mark.slow
 def test_the_loggers_processes_are_killed(world: World, tmp_path: Path) -> None:
     with world.sending(tmp_path):
         kill_all(world.logger.pid)
@@ -265,6 +266,7 @@ def test_the_loggers_host_loses_power(world: World, tmp_path: Path) -> None:
     assert len(world.assert_all_is_there()) >= 4
 
 
+@pytest.mark.slow
 def test_the_application_is_killed(world: World, tmp_path: Path) -> None:
     with world.sending(tmp_path):
         for _ in range(2):
@@ -276,6 +278,7 @@ def test_the_application_is_killed(world: World, tmp_path: Path) -> None:
     assert len(world.assert_all_is_there()) == 2, "no connection ends"
 
 
+@pytest.mark.slow
 def test_the_hardworkers_daemon_is_killed(world: World, tmp_path: Path) -> None:
     with world.sending(tmp_path):
         os.kill(daemon_pid("hardworker"), signal.SIGKILL)
