@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from tests.lab.chaos import healed, judge
 from tests.lab.chaos.messages import SIZE
-from tests.lab.chaos.storm import FEW, RATE, SINGLE, Fault, Storm, small_disk
+from tests.lab.chaos.storm import FEW, HANDED_BACK, RATE, SINGLE, Fault, Storm, small_disk
 from tests.lab.mortal import is_drained
 from tests.lab.test_chaos import SEED
 from tests.lab.test_daemon import log as daemon_log
@@ -59,7 +59,7 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
                 assert client.result(60) == 0
             wait_until(is_drained)
             stopped = time.monotonic()
-            wait_until(lambda: spooled(tmp_path / "spool" / "spool.db") == 0, 120)
+            wait_until(lambda: spooled(tmp_path / "spool" / "spool.db") == 0, HANDED_BACK)
             emptied = time.monotonic() - stopped
             storm.application.send(signal.SIGTERM)
             assert storm.application.result(30) == 0
@@ -78,6 +78,7 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
         )
         print(found, storm.counts, sorted(storm.gaps, key=lambda gap: -gap[1])[:10], sep="\n")
         print(f"{time.monotonic() - began:.0f} s, the spool was empty {emptied:.1f} s after the last message")
+        print(f"log verify: {verified.code}")
         words = [pair for survivor in storm.everything() for pair in survivor.words()]
         words += [(f"daemon of {name}", daemon_log(lab, name)) for name in storm.hosts]
         assert not [name for name, text in words if "Traceback" in text]

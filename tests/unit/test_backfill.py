@@ -334,6 +334,31 @@ def test_a_line_may_end_at_any_byte(
     assert not spool_state(Path(str(config.spool_path)))
 
 
+def test_a_line_that_ends_again_and_again_makes_it_no_slower(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits longer only where nothing at all is taken."""
+    monkeypatch.setattr(backfill, "PAGE_BYTES", 4 * SIZE)
+    monkeypatch.setattr(backfill, "LAST_RETRY", 100.0)
+    with spool(config) as store:
+        store.write(batch(row := opening(1), payloads(100)))
+        store.write(ended(row, 100 * SIZE))
+    rests: list[float] = []
+    with Receiving(config), Cutting(config.logger.replay_port, [2000 + 6 * SIZE] * 10) as wire:
+        cut = config.model_copy(
+            update={"logger": config.logger.model_copy(update={"replay_port": wire.port})}
+        )
+        cut._path = config.path
+
+        def stop(seconds: float) -> bool:
+            rests.append(seconds)
+            return False
+
+        Sender(cut, lambda: ["127.0.0.1"], lambda _: None).run(stop, drain=True)
+    assert not spool_state(Path(str(config.spool_path)))
+    assert max(rests) == backfill.FIRST_RETRY
+
+
 def test_the_next_logger_takes_it_where_the_first_does_not(config: Config) -> None:
     with spool(config) as store:
         row = opening(1, first=77)

@@ -134,6 +134,7 @@ class Sender:
             if not page:
                 break
             answer = self._ask({"messages": len(page)}, pack(page))
+            self._retry = FIRST_RETRY  # it gets on, however often it is interrupted
             following = page[-1].sequence + 1
             if not self._pause(sum(len(row.payload) for row in page), stop):
                 return

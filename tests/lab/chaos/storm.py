@@ -26,7 +26,8 @@ from midstream.lab import Lab, daemons
 
 HERE = Path(__file__).parent
 RATE = 200  # messages a second of each sensor
-PATIENCE = 60.0  # seconds until everything has healed
+PATIENCE = 60.0  # seconds until the application hears every sensor again
+HANDED_BACK = 300.0  # seconds until a logger that has failed often is trusted, and has all that the spool had
 DESCRIPTORS = 64  # that the logger may have
 _PIECE, _BLOCK = 64 << 20, 4096  # bytes by which a disk is filled, at first and at last
 FIRST_PORT, PORTS = 1_024, 7_500  # of the first sensor, and for each: below those that the kernel chooses
@@ -176,10 +177,11 @@ class Storm:
     def await_logger(self) -> None:
         """Return when a logger takes the data, and has what the spool took meanwhile. Until then the spool's
         kernel has what no other host has, and loses it with the hardworker's power."""
-        wait_until(lambda: self._hardworker() == ("logger", "off"), 2 * PATIENCE)
+        wait_until(lambda: self._hardworker() == ("logger", "off"), HANDED_BACK)
 
     def _hardworker(self) -> tuple[str, str]:
         """Where the data goes, and what the spool's process does."""
+        self._revive_all()
         found = daemons.state(self.lab, "hardworker") or {"destination": "", "spool": ""}
         return "spool" if found["destination"] == "spool" else "logger", found["spool"]
 
