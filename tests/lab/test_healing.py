@@ -24,6 +24,7 @@ SENSORS = 4
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "1000"))
 
 
+@pytest.mark.slow
 def test_few_faults(tmp_path: Path) -> None:
     all_is_there(tmp_path, FEW)
 
