@@ -40,7 +40,6 @@ class Door:
         self._address = (str(topology.logger.ip), topology.port)
         self._const = const
         self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
-        self.is_shut = False
         self._pause_until = 0.0
         self._told = False
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -72,7 +71,7 @@ class Door:
 
     def lets_in(self, held: int) -> bool:
         """May somebody be accepted now, beside so many connections?"""
-        if self._queue is None or self.is_shut or time.monotonic() < self._pause_until:
+        if self._queue is None or time.monotonic() < self._pause_until:
             return False
         self._let_wait(self._room - held)
         if self._queue == 0 and not self._told:
@@ -109,7 +108,6 @@ class Door:
 
     def shut(self) -> None:
         """Let nobody in any more. Those who wait stay to be accepted."""
-        self.is_shut = True
         if self._queue is not None:
             self._let_wait(0)
 

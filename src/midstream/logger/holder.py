@@ -162,7 +162,7 @@ class Holder:
             self._start()
         self._flush(now)
         poll = select.poll()
-        if self._door.lets_in(len(self._held)):
+        if not self._stopping and self._door.lets_in(len(self._held)):
             poll.register(self._door, select.POLLIN)
         if self._channel is not None:
             sends = (self._outbox or self._new) and now >= self._send_at
@@ -184,7 +184,7 @@ class Holder:
             held = Held(self._numbers, token, sensor, port, time.time_ns(), sock)
             self._held[held.number] = held
             self._new.append(held)
-            if not (self._door.is_shut or self._door.lets_in(len(self._held))):
+            if not self._stopping and not self._door.lets_in(len(self._held)):
                 break
         self._summary.connections += self._numbers - before
         return self._numbers > before
