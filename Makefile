@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "midstream: Python 3.11 or newer is needed; name one with PYTHON=")'
 	@echo "midstream: installing into .venv"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --no-compile --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: setup ## three hosts on this machine, from sensor to database (as root)

@@ -80,3 +80,13 @@ def unacknowledged(client: socket.socket) -> int:
     count = array.array("i", [0])
     fcntl.ioctl(client, termios.TIOCOUTQ, count)
     return count[0]
+
+
+def untaken(client: socket.socket) -> int:
+    """Bytes that the other end, a process of this host, has acknowledged and not yet read."""
+    ends = [f":{address[1]:04X}" for address in (client.getpeername(), client.getsockname())]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, remote, _, queues = line.split()[1:5]
+        if [local[-5:], remote[-5:]] == ends:
+            return int(queues.split(":")[1], 16)
+    raise ValueError(f"no connection between the ports {ends}")

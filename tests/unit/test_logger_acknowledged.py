@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.program import Program, unacknowledged
+from tests.unit.program import Program, unacknowledged, untaken
 from tests.unit.site import SIZE, Serving, Site, ThreadWorker, verify, wait_until
 
 from midstream.errors import NetworkError
@@ -195,7 +195,7 @@ def test_a_stop_while_no_process_can_be_started_tells_what_is_lost(
     with Serving(site.config, spool=site.spool) as serving, site.connect() as client:
         client.sendall(bytes(SIZE))
         wait_until(lambda: serving.logger.summary.messages == 1)
-        time.sleep(0.1)  # it leaves the kernel then
+        wait_until(lambda: untaken(client) == 0)
         refusing.errors = [OSError(errno.EAGAIN, "no process") for _ in range(100)]
         refusing.workers[-1].kill()
         wait_until(lambda: len(refusing.errors) < 100)
@@ -203,7 +203,7 @@ def test_a_stop_while_no_process_can_be_started_tells_what_is_lost(
         wait_until(lambda: unacknowledged(client) == 0)
         serving.stop()
     assert "no process" in str(serving.error)
-    assert f"{3 * SIZE} received bytes were not stored, of 1 connections" in str(serving.error)
+    assert f"Up to {3 * SIZE} received bytes were not stored, of 1 connections" in str(serving.error)
 
 
 @pytest.fixture(params=[True, False], ids=["filters", "no filters"])

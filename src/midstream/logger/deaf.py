@@ -1,8 +1,4 @@
-"""Sockets that hear nothing: the kernel drops every packet to them, and so acknowledges nothing more.
-
-A filter does it. Where a kernel lets only the privileged attach one, a TTL does that no packet has which
-passed its sender's default (64, 128): of these two only a sender that begins with 255 is still heard.
-"""
+"""Sockets that hear nothing: the kernel drops every packet to them, and so acknowledges nothing more."""
 
 import ctypes
 import socket
@@ -10,21 +6,19 @@ import struct
 from contextlib import suppress
 
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h
-_IP_MINTTL, _HIGHEST = 21, 255  # linux/in.h
 _NOTHING = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET, 0 bytes of a packet
 _PROGRAM = struct.pack("@HP", 1, ctypes.addressof(_NOTHING))
 
 
 def deafen(sock: socket.socket) -> None:
-    """Drop what comes from now on. Connections that wait to be accepted are others, and hear."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM)
-    except PermissionError:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, _HIGHEST)
+    """Drop what comes from now on. Connections that wait to be accepted are others, and hear.
+
+    Raises PermissionError if the kernel lets only the privileged do it.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM)
 
 
 def listen_again(sock: socket.socket) -> None:
     """Take back `deafen`."""
-    sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, 0)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # it was not deaf
         sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)

@@ -172,9 +172,10 @@ class Holder:
             raise self._lost(self._waiting.reason or f"its worker stores nothing for {STOP_PATIENCE:g} s")
 
     def _lost(self, reason: str) -> StoreError:
+        # A worker that was killed may have stored bytes that it had not yet taken off their socket.
         size = sum(unread(held.socket) for held in self._held.values())
         return StoreError(
-            f"{reason}. {size} received bytes were not stored, of {len(self._held)} connections"
+            f"{reason}. Up to {size} received bytes were not stored, of {len(self._held)} connections"
         )
 
     def _turn(self, timeout: float) -> None:
