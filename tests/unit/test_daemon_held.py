@@ -16,9 +16,9 @@ from tests.unit.logs import LogFile
 
 from midstream.config import load
 from midstream.daemon import teller
-from midstream.daemon.held import Book
+from midstream.daemon.held import Book, Entry
 from midstream.daemon.pending import SpoolFile
-from midstream.daemon.teller import CHUNK, IDLE, Teller
+from midstream.daemon.teller import CHUNK, GRACE, IDLE, Teller
 from midstream.ebpf.control import Ended, Open
 from midstream.ebpf.records import HERE
 from midstream.errors import KernelError, NetworkError
@@ -40,7 +40,7 @@ def stream(port: int, held: int, state: str, *, here: bool = False, since: int =
     return HeldStream("10.83.0.11", port, 7, EPOCH + since, held, state, here)
 
 
-def everywhere(_: int) -> bool:
+def everywhere(_: Entry) -> bool:
     return True
 
 
@@ -195,8 +195,11 @@ def test_what_waits_in_the_spool(log: LogFile) -> None:
         ("10.83.0.11", 4, 7, 100, 32, 72, 5, 104),
         ("10.83.0.12", 5, -1, 200, 0, 20, 5, 200),
     ]
+    assert [spool.has_all(stream(port, 9, CLOSED, here=True)) for port in (4, 5, 6)] == [False, None, None]
+    log.execute("UPDATE connections SET closed_ns = 1 WHERE id = 1")
     log.execute("DELETE FROM messages WHERE connection_id = 2")
     assert [each.port for each in spool.look()] == [4]
+    assert spool.has_all(stream(4, 9, CLOSED, here=True))
 
 
 def test_an_idle_spool_is_not_read(log: LogFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +268,7 @@ class Scene:
         path.write_text(path.read_text() + '[logger]\nreplay_port = 9\n[daemon]\nkey = "key"\n')
         self.open: list[Open] = []
         self.ends: list[Ended] = []
-        self.time = 0.0
+        self.time, self.saving = 0.0, False
         self.addresses = ["a", "b"]
         self.loggers = Loggers()
         monkeypatch.setattr("midstream.ebpf.control.connections", lambda _: self.open)
@@ -275,7 +278,12 @@ class Scene:
 
     def make(self) -> Teller:
         return Teller(
-            self.config, Path("pins"), lambda: self.addresses, dial=self.loggers.dial, now=lambda: self.time
+            self.config,
+            Path("pins"),
+            lambda: self.addresses,
+            dial=self.loggers.dial,
+            now=lambda: self.time,
+            saving=lambda: self.saving,
         )
 
     def _ended(self, _: Path) -> list[Ended]:
@@ -309,6 +317,34 @@ def test_the_first_that_answers_hears_of_the_spool(scene: Scene) -> None:
     scene.look(20)
     assert scene.loggers.ports("a") == [1]
     assert scene.teller.state() == {"untold_ends": 0, "pending": {}, "faults": []}
+
+
+def test_an_end_is_told_when_what_the_logger_lacks_is_stored_here(scene: Scene) -> None:
+    scene.saving, scene.ends = True, [ended(1, 9)]
+    scene.look()
+    scene.look()
+    assert scene.loggers.ports("a") == []
+    scene.saving = False
+    scene.look()
+    assert scene.loggers.ports("a") == [1]
+
+
+def test_an_end_here_is_told_when_the_spool_has_all_of_it(scene: Scene, log: LogFile) -> None:
+    """Or after a while, if that says nothing: who knows what it still gets, or has given away?"""
+    path = scene.config.path
+    path.write_text(path.read_text().replace("[hardworker]", f'[hardworker]\nspool = "{log.path}"'))
+    scene.config = load(path)
+    scene.teller = scene.make()
+    log.add([b"12345678"], sensor="10.83.0.11", port=3, first=7, closed=False)
+    scene.ends = [ended(3, 8, destination=HERE), ended(4, 8, destination=HERE)]
+    for _ in range(GRACE):
+        scene.look()
+        assert scene.loggers.ports("a") == []
+    scene.look()
+    assert scene.loggers.ports("a") == [4]
+    log.execute("UPDATE connections SET closed_ns = 1")
+    scene.look()
+    assert scene.loggers.ports("a") == [4, 3]
 
 
 def test_a_logger_that_is_away_is_called_less_and_less(scene: Scene) -> None:

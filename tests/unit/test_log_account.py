@@ -136,6 +136,15 @@ def test_what_the_logger_has_not_committed_yet_is_coming(log: LogFile, state: st
     assert lacks(log) == [("coming", 3)]
 
 
+def test_a_connection_whose_logger_died_is_pending_until_its_end_is_told(log: LogFile) -> None:
+    key = add(log, numbered(0, 5), closed=False)
+    log.add([], sensor=SENSOR, port=40000, first=99, start_ns=START + 3600 * SECOND)  # the port's next
+    log.tell(Knowledge([held(4, state=OPEN)]))
+    assert of(log).by_id[key].verdict == "pending" and lacks(log) == []
+    log.execute(f"UPDATE held SET state = 'lost', held_bytes = {5 * SIZE}")
+    assert of(log).by_id[key].verdict == "complete"
+
+
 def test_nothing_comes_into_the_middle_of_an_open_connection(log: LogFile) -> None:
     add(log, numbered(0, 9), there=[0, 1, 4, 5], closed=False)
     log.tell(Knowledge([held(9, state=OPEN)]))

@@ -27,12 +27,13 @@ Key = tuple[str, int, int, int]  # of a HeldStream: sensor, port, first, opened_
 
 
 @dataclass(slots=True)
-class _Entry:
-    """told: what its logger has confirmed."""
+class Entry:
+    """told: what its logger has confirmed. looks: how often the program was asked since it ended."""
 
     stream: HeldStream
     destination: int  # a logger's position, or records.HERE
     told: HeldStream | None = None
+    looks: int = 0
 
 
 class Book:
@@ -47,7 +48,7 @@ class Book:
         clocks: Callable[[], tuple[int, int]] = lambda: (time.time_ns(), time.monotonic_ns()),
     ) -> None:
         self._path, self._most = path, most
-        self._entries: dict[Key, _Entry] = {}
+        self._entries: dict[Key, Entry] = {}
         self._lines = 0
         self._failed = ""
         self._boot = boot.read_text().strip()
@@ -63,6 +64,8 @@ class Book:
     def see(self, opened: Iterable[Open], ended: Iterable[Ended]) -> None:
         """What the program says now; `opened` was asked before `ended`."""
         there = set()
+        for entry in self._entries.values():
+            entry.looks += entry.stream.state != OPEN
         for one in opened:
             stream = self._stream(one, one.next, OPEN)
             there.add(_key(stream))
@@ -81,11 +84,11 @@ class Book:
         if self._lines > 2 * len(self._entries) + SLACK:
             self._rewrite()
 
-    def untold(self, takes: Callable[[int], bool], most: int) -> list[HeldStream]:
-        """What has changed since it was confirmed, the longest known first; of destinations that `takes`."""
+    def untold(self, takes: Callable[[Entry], bool], most: int) -> list[HeldStream]:
+        """What has changed since it was confirmed, the longest known first, of what is to be told now."""
         found = []
         for entry in self._entries.values():
-            if entry.told != entry.stream and takes(entry.destination):
+            if entry.told != entry.stream and takes(entry):
                 found.append(entry.stream)
                 if len(found) == most:
                     break
@@ -119,7 +122,7 @@ class Book:
     def _note(self, stream: HeldStream, destination: int) -> None:
         entry = self._entries.get(_key(stream))
         if entry is None:
-            self._entries[_key(stream)] = _Entry(stream, destination)
+            self._entries[_key(stream)] = Entry(stream, destination)
             self._append(stream, destination)
         elif entry.stream != stream:
             entry.stream = stream
@@ -145,7 +148,7 @@ class Book:
             )
             if total is None:
                 summed = HeldStream(stream.sensor, 0, 0, stream.opened_ns, stream.bytes, UNTOLD, False)
-                self._entries[_key(summed)] = _Entry(summed, entry.destination)
+                self._entries[_key(summed)] = Entry(summed, entry.destination)
             else:
                 total.stream = replace(total.stream, bytes=total.stream.bytes + stream.bytes)
         self._rewrite()
@@ -163,7 +166,7 @@ class Book:
                 with suppress(ValueError):  # the last one, if the host went down
                     described, destination = json.loads(line)
                     stream = HeldStream.parse(described)
-                    self._entries[_key(stream)] = _Entry(stream, int(destination))
+                    self._entries[_key(stream)] = Entry(stream, int(destination))
             if not same:  # what was open then is not any more
                 for entry in self._entries.values():
                     if entry.stream.state == OPEN:

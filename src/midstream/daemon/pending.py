@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from midstream.told import UNKNOWN, Pending
+from midstream.told import UNKNOWN, HeldStream, Pending
 
 MOST = 4096  # connections that are told
 _PATIENCE = 0.1  # seconds to wait for the spool's own transaction
@@ -26,6 +26,9 @@ JOIN messages AS tail ON tail.connection_id = id
   AND tail.sequence = (SELECT max(sequence) FROM messages WHERE connection_id = id)
 ORDER BY id LIMIT ?
 """
+_CLOSED = (
+    "SELECT sensor, port, coalesce(first, ?), closed_ns IS NOT NULL FROM connections ORDER BY id LIMIT ?"
+)
 
 
 class SpoolFile:
@@ -35,6 +38,7 @@ class SpoolFile:
         self._path = path
         self._seen: object = None
         self.pending: list[Pending] = []
+        self._closed: dict[tuple[str, int, int], bool] = {}
         self.fault = ""  # why it could not be read just now
 
     def look(self) -> list[Pending]:
@@ -42,16 +46,24 @@ class SpoolFile:
         seen = [_state(self._path), _state(self._path.with_name(f"{self._path.name}-wal"))]
         if seen != self._seen:
             try:
-                self.pending = self._read() if seen[0] else []
+                self.pending, self._closed = self._read() if seen[0] else ([], {})
                 self._seen, self.fault = seen, ""
             except sqlite3.Error as error:  # its logger makes its tables, or holds it
                 self.fault = f"{self._path}: cannot be read just now ({error})"
+                self._closed = {}
         return self.pending
 
-    def _read(self) -> list[Pending]:
+    def has_all(self, stream: HeldStream) -> bool | None:
+        """Has the file all that its logger will store of a connection that has ended? None if it says
+        nothing of it: it does not know it yet, has given it away, or cannot be read."""
+        return self._closed.get((stream.sensor, stream.port, stream.first))
+
+    def _read(self) -> tuple[list[Pending], dict[tuple[str, int, int], bool]]:
         address = f"file:{quote(str(self._path))}?mode=ro"
         with closing(sqlite3.connect(address, _PATIENCE, uri=True)) as database:
-            return [Pending(*row) for row in database.execute(_QUERY, (UNKNOWN, MOST))]
+            pending = [Pending(*row) for row in database.execute(_QUERY, (UNKNOWN, MOST))]
+            rows = database.execute(_CLOSED, (UNKNOWN, MOST)).fetchall()
+        return pending, {(sensor, port, first): bool(closed) for sensor, port, first, closed in rows}
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -513,8 +513,11 @@ class Service:
         def loggers() -> list[str]:
             return _addresses(self._host.in_force) if self._host.in_force else []
 
+        def saving() -> bool:
+            return self._way.spool is not None and self._way.spool.unsaved > 0
+
         seen = self._retention.note_ends if self._retention else lambda *_: None
-        return Teller(config, self._host.folder, loggers, seen=seen)
+        return Teller(config, self._host.folder, loggers, seen=seen, saving=saving)
 
     def _watch_loggers(self, topology: Topology) -> None:
         if self.role == "hardworker" and self._heartbeat:

@@ -12,17 +12,18 @@ from pathlib import Path
 
 from midstream import key
 from midstream.config import Config
-from midstream.daemon.held import Book, Collector
+from midstream.daemon.held import Book, Collector, Entry
 from midstream.daemon.pending import SpoolFile
 from midstream.ebpf.control import Ended, Open
 from midstream.ebpf.records import HERE
 from midstream.errors import MidstreamError, NetworkError
 from midstream.line import Line, call
-from midstream.told import HeldStream, Pending
+from midstream.told import OPEN, UNTOLD, HeldStream, Pending
 
 PERIOD = 1.0  # seconds from one look to the next
 CHUNK = 256  # connections in a message
 IDLE = 5.0  # seconds without news after which a line is closed: the logger waits no longer than line.TIMEOUT
+GRACE = 5  # looks until an end is told of which the spool's file says nothing
 FIRST_RETRY, LAST_RETRY = 1.0, 16.0  # seconds until a logger is called again that did not answer
 
 
@@ -78,7 +79,7 @@ class Ear:
 
 class Teller:
     """Its own thread from `start` to `close`. `loggers`: their addresses now, in const.toml's order. `seen`:
-    see Collector.
+    see Collector. `saving`: is something of a logger's connections about to be stored in the spool?
 
     Raises ConfigError if there is no key, or no port of the loggers (logger.replay_port).
     """
@@ -92,10 +93,11 @@ class Teller:
         dial: Callable[[str], Line] | None = None,
         now: Callable[[], float] = time.monotonic,
         seen: Callable[[list[Open], list[Ended]], None] = lambda *_: None,
+        saving: Callable[[], bool] = lambda: False,
     ) -> None:
         secret, port = key.read(config.key_path), config.logger.replay_port
         self._dial = dial or (lambda address: call(address, secret, port))
-        self._loggers, self._now = loggers, now
+        self._loggers, self._now, self._saving = loggers, now, saving
         self._book = Book(config.const_path.with_name("held.jsonl"))
         self._collector = Collector(self._book, folder, now, seen)
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
@@ -135,6 +137,7 @@ class Teller:
     def look(self) -> None:
         """Once: see what has changed, and tell it. Raises KernelError."""
         self._collector.collect()
+        saving = self._saving()  # asked before the file is looked at: what is saved by then is seen there
         pending = self._spool.look() if self._spool else None
         addresses = list(self._loggers())
         for gone in self._ears.keys() - set(addresses):
@@ -144,20 +147,36 @@ class Teller:
             ear = self._ears.setdefault(address, Ear(address, self._dial, self._now))
             if not ear.may_answer:
                 continue
+            # The spool, and loggers that const.toml does not name any more.
             of_spool = range(len(addresses), HERE + 1) if not spool_told else range(0)
-            if self._tell(ear, position, of_spool, None if spool_told else pending):
+            tells = self._tells(position, of_spool, saving)
+            if self._tell(ear, tells, None if spool_told else pending):
                 spool_told = True
             ear.rest()
 
-    def _tell(self, ear: Ear, position: int, others: range, pending: list[Pending] | None) -> bool:
-        """False if it does not answer. others: destinations of which it hears beside its own: the spool, and
-        loggers that const.toml does not name any more."""
+    def _tells(self, position: int, others: range, saving: bool) -> Callable[[Entry], bool]:
+        """What a logger is to hear now, of its own connections and of other destinations.
 
-        def takes(destination: int) -> bool:
-            return destination == position or destination in others
+        How a connection ended it hears when what it lacks of it is pending, if it ever will be: before that
+        it would call it a hole.
+        """
 
+        def tells(entry: Entry) -> bool:
+            if entry.destination != position and entry.destination not in others:
+                return False
+            if entry.stream.state in (OPEN, UNTOLD):
+                return True
+            if not entry.stream.here or self._spool is None:
+                return not saving
+            all_of_it = self._spool.has_all(entry.stream)
+            return entry.looks >= GRACE if all_of_it is None else all_of_it
+
+        return tells
+
+    def _tell(self, ear: Ear, tells: Callable[[Entry], bool], pending: list[Pending] | None) -> bool:
+        """False if it does not answer."""
         news = pending if pending != ear.pending else None
-        while (streams := self._book.untold(takes, CHUNK)) or news is not None:
+        while (streams := self._book.untold(tells, CHUNK)) or news is not None:
             if not ear.tell(streams, news):
                 return False
             self._book.confirm(streams)

@@ -64,8 +64,13 @@ class Account:
     lacks: list[Lack] = field(default_factory=list)
 
     @property
+    def unheard(self) -> bool:
+        """Did its logger die, and has the hardworker not told yet how far it was held in the end?"""
+        return self.held.state == OPEN and any(row.lost for row in self.connections)
+
+    @property
     def verdict(self) -> Verdict:
-        found = {_VERDICTS[lack.kind] for lack in self.lacks}
+        found = {_VERDICTS[lack.kind] for lack in self.lacks} | ({"pending"} if self.unheard else set())
         return next((verdict for verdict in WORST if verdict in found), "complete")
 
     def explains(self, start: int, end: int) -> bool:
@@ -79,7 +84,8 @@ class Account:
         if self.held.state == UNTOLD:
             untold = f"the hardworker could not tell of connections with {self.held.bytes:,} bytes"
             return [f"{untold}: whether they are stored is not known"]
-        return [str(lack) for lack in self.lacks]
+        words = ["its logger died, and the hardworker has not told yet how it ended"] if self.unheard else []
+        return words + [str(lack) for lack in self.lacks]
 
 
 @dataclass(frozen=True, slots=True)
