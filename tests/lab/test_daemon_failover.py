@@ -245,7 +245,8 @@ def test_a_boot_without_a_logger(lab: Lab, tmp_path: Path) -> None:
             stop.touch()
             client.result()
     print("first message after the daemon's start: application {:.2f} s, spool {:.2f} s".format(*took))
-    assert max(took) < 4, "2 on a quiet machine"
+    assert took[0] < 4, "2 on a quiet machine"
+    assert took[1] < 8, "4 on a quiet machine: what comes meanwhile waits in the kernel"
 
 
 def first_delivery(lab: Lab) -> float:

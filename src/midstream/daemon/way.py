@@ -73,7 +73,7 @@ class Way:
     async def take_up(self, topology: Topology, *, logger: bool) -> None:
         """The program is attached. One that was there before may send the data elsewhere than to the first
         logger, and a spool that an earlier daemon has started goes on. logger: has any logger answered? If
-        not, and nobody has a connection that would end, the data goes to the spool from the beginning."""
+        not, and no connection has brought anything yet, the data goes to the spool from the beginning."""
         self.destination = await self._worker(self._program.destination)
         self.reason = "" if self.destination == HERE else EXPECTED
         if not self.spool:
@@ -82,7 +82,7 @@ class Way:
         if self._retention and self.destination == HERE:
             await self._worker(self._retention.withdraw)
         opened, _ = await self._worker(self._program.look)
-        if not logger and not opened and self.destination != HERE:
+        if not logger and not any(one.next for one in opened) and self.destination != HERE:
             await self._switch(Choice(HERE, "no answer"), topology)
 
     async def hold(self) -> None:
