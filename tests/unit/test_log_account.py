@@ -117,8 +117,15 @@ def test_a_tail_that_nobody_has_any_more_is_a_hole(log: LogFile) -> None:
 
 def test_what_is_in_the_spool_is_pending(log: LogFile) -> None:
     add(log, numbered(0, 10), there=[0, 1, 5, 6])
-    log.tell(Knowledge([held(10)], [waiting(0, 2, 4), waiting(1, 0, 5)]))
+    log.tell(Knowledge([held(10)], [waiting(0, 2, 4)]))
     assert lacks(log) == [("pending", 3), ("hole", 3)]
+
+
+def test_what_waits_of_a_connection_that_is_not_told_yet_is_pending(log: LogFile) -> None:
+    add(log, numbered(0, 5))
+    log.tell(Knowledge([held(5)], [waiting(1, 0, 3)]))
+    assert lacks(log) == [("pending", 4)]
+    assert [account.held.port for account in of(log).elsewhere()] == [40001]
 
 
 def test_a_connection_of_which_nothing_is_stored(log: LogFile) -> None:
@@ -205,6 +212,7 @@ def test_a_gap_between_connections_that_is_explained_is_no_other_fault(log: LogF
     log.tell(Knowledge([held(10), held(20, index=1), held(10, index=2)], [waiting(1, 0, 19)]))
     assert (lacks(log), of(log).holes) == ([("pending", 20)], {})
     log.execute("DELETE FROM held WHERE port = 40001")
+    log.execute("DELETE FROM pending")
     assert [hole.messages for hole in of(log).holes.values()] == [20]
 
 

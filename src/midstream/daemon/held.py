@@ -84,12 +84,14 @@ class Book:
         if self._lines > 2 * len(self._entries) + SLACK:
             self._rewrite()
 
-    def untold(self, takes: Callable[[Entry], bool], most: int) -> list[HeldStream]:
-        """What has changed since it was confirmed, the longest known first, of what is to be told now."""
+    def untold(self, words: Callable[[Entry], HeldStream | None], most: int) -> list[HeldStream]:
+        """What has changed since it was confirmed, the longest known first. words: what is to be told of it
+        now, None: nothing."""
         found = []
         for entry in self._entries.values():
-            if entry.told != entry.stream and takes(entry):
-                found.append(entry.stream)
+            said = words(entry)
+            if said is not None and said != entry.told:
+                found.append(said)
                 if len(found) == most:
                     break
         return found

@@ -8,6 +8,7 @@ logger that does not answer holds up nobody.
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from midstream import key
@@ -24,7 +25,7 @@ PERIOD = 1.0  # seconds from one look to the next
 CHUNK = 256  # connections in a message
 IDLE = 5.0  # seconds without news after which a line is closed: the logger waits no longer than line.TIMEOUT
 GRACE = 5  # looks until an end is told of which the spool's file says nothing
-FIRST_RETRY, LAST_RETRY = 1.0, 16.0  # seconds until a logger is called again that did not answer
+FIRST_RETRY, LAST_RETRY = 1.0, 5.0  # seconds until a logger is called again that did not answer
 
 
 class Ear:
@@ -149,34 +150,39 @@ class Teller:
                 continue
             # The spool, and loggers that const.toml does not name any more.
             of_spool = range(len(addresses), HERE + 1) if not spool_told else range(0)
-            tells = self._tells(position, of_spool, saving)
-            if self._tell(ear, tells, None if spool_told else pending):
+            words = self._words(position, of_spool, saving)
+            if self._tell(ear, words, None if spool_told else pending):
                 spool_told = True
             ear.rest()
 
-    def _tells(self, position: int, others: range, saving: bool) -> Callable[[Entry], bool]:
+    def _words(self, position: int, others: range, saving: bool) -> Callable[[Entry], HeldStream | None]:
         """What a logger is to hear now, of its own connections and of other destinations.
 
-        How a connection ended it hears when what it lacks of it is pending, if it ever will be: before that
-        it would call it a hole.
+        A connection that has ended is called open until what the logger lacks of it is pending, if it ever
+        will be: the logger would call it a hole.
         """
 
-        def tells(entry: Entry) -> bool:
+        def words(entry: Entry) -> HeldStream | None:
+            stream = entry.stream
             if entry.destination != position and entry.destination not in others:
-                return False
-            if entry.stream.state in (OPEN, UNTOLD):
-                return True
-            if not entry.stream.here or self._spool is None:
-                return not saving
-            all_of_it = self._spool.has_all(entry.stream)
-            return entry.looks >= GRACE if all_of_it is None else all_of_it
+                return None
+            if stream.state in (OPEN, UNTOLD):
+                return stream
+            settled: bool | None = not saving
+            if stream.here and self._spool is not None:
+                settled = self._spool.has_all(stream)
+            if settled is None:
+                settled = entry.looks >= GRACE
+            return stream if settled else replace(stream, state=OPEN)
 
-        return tells
+        return words
 
-    def _tell(self, ear: Ear, tells: Callable[[Entry], bool], pending: list[Pending] | None) -> bool:
+    def _tell(
+        self, ear: Ear, words: Callable[[Entry], HeldStream | None], pending: list[Pending] | None
+    ) -> bool:
         """False if it does not answer."""
         news = pending if pending != ear.pending else None
-        while (streams := self._book.untold(tells, CHUNK)) or news is not None:
+        while (streams := self._book.untold(words, CHUNK)) or news is not None:
             if not ear.tell(streams, news):
                 return False
             self._book.confirm(streams)

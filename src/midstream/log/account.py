@@ -125,7 +125,7 @@ def accounts(
     """Of what the log was told. `told` must have been read before the others. numbers: say what is missing
     between connections, too, for which their messages are read. Raises StoreError."""
     numbering = Numbering(log, connections, extents)
-    if not told.held:
+    if not told.held and not told.pending:
         return Accounts(False, [], {}, numbering.holes() if numbers else {})
     ledger = _Ledger(log, told, connections, extents, numbering)
     by_id = {row.id: account for account in ledger.accounts for row in account.connections}
@@ -172,7 +172,7 @@ class _Ledger:
         self._log, self._extents, self._numbering = log, extents, numbering
         self._framings = {connection.sensor: connection.framing for connection in connections}
         self._sizes = _sizes(connections, extents)
-        held = sorted(told.held, key=lambda each: each.opened_ns)
+        held = sorted([*told.held, *_unheard_of(told)], key=lambda each: each.opened_ns)
         self._rows = _matched(held, connections)
         self._pending = _matched(held, told.pending)
         self._forgotten = sorted(told.forgotten, key=lambda each: each.first_ns)
@@ -328,6 +328,17 @@ def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldS
             nearest = min(candidates, key=lambda each: abs(each.opened_ns - other.opened_ns))
             found.setdefault(nearest, []).append(other)
     return found
+
+
+def _unheard_of(told: Knowledge) -> list[HeldStream]:
+    """Connections of which nothing is told yet but what waits in the spool."""
+    known = {id(each) for waiting in _matched(told.held, told.pending).values() for each in waiting}
+    ends: dict[tuple[str, int, int, int], int] = {}
+    for each in told.pending:
+        if id(each) not in known:
+            key = each.sensor, each.port, each.first, each.opened_ns
+            ends[key] = max(each.end, ends.get(key, 0))
+    return [HeldStream(*key, end, OPEN, True) for key, end in ends.items()]
 
 
 def _lack(kind: Kind, span: Span, size: int) -> Lack:
