@@ -181,7 +181,11 @@ def running(config: Config) -> Iterator[Processes]:
         processes.close()
 
 
-@pytest.mark.parametrize("database", DATABASES, indirect=True)
+@pytest.mark.parametrize(
+    "database",
+    ["sqlite", *(pytest.param(name, marks=pytest.mark.slow) for name in DATABASES[1:])],
+    indirect=True,
+)
 @pytest.mark.parametrize(
     ("kills", "messages"), [(3, MESSAGES), pytest.param(20, 6000, marks=pytest.mark.slow)]
 )
@@ -208,6 +212,7 @@ def _has_less(path: Path, messages: int) -> bool:
     return spool_state(path).messages < messages
 
 
+@pytest.mark.slow
 def test_the_database_is_stopped_amid(postgres: servers.Postgres, tmp_path: Path) -> None:
     config = configured(tmp_path, postgres.new_database(f"stopped{time.monotonic_ns()}"), "256KiB")
     expected = fill(config, messages=2_000)

@@ -26,6 +26,8 @@ from midstream.daemon.way import SPOOL
 from midstream.lab import Lab, daemons
 from midstream.lab import up as lab_up
 
+pytestmark = pytest.mark.slow
+
 KEY = "../key"
 SETTLED = 10.0  # seconds that nothing happens: what latency is compared with
 PATIENCE = 900.0  # seconds for the backfill, on a machine that has other work
@@ -43,9 +45,8 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 def minutes(short: int, long: int) -> pytest.MarkDecorator:
-    """A form for every day, and the one that docs tell of."""
-    marks = (pytest.mark.slow, pytest.mark.timeout(3000))
-    return pytest.mark.parametrize("seconds", [short, pytest.param(long, marks=marks)])
+    """A short form, and the one that docs tell of."""
+    return pytest.mark.parametrize("seconds", [short, pytest.param(long, marks=pytest.mark.timeout(3000))])
 
 
 @minutes(5, 300)
@@ -147,7 +148,6 @@ DISTURBANCES: list[tuple[Callable[[Lab, str], AbstractContextManager[None]], str
 ]
 
 
-@pytest.mark.slow
 def test_what_is_no_death_changes_nothing(lab: Lab, tmp_path: Path) -> None:
     with flowing(lab, tmp_path) as flow, unchanged(flow) as check:
         for disturbed, host, seconds in DISTURBANCES:

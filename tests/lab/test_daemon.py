@@ -251,7 +251,9 @@ def test_another_network_card(lab: Lab, flow: Flow, name: str) -> None:
     print(f"{name}: {old} → {new}, fresh messages after {time.monotonic() - changed:.2f} s")
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(
+    "name", ["hardworker", *(pytest.param(name, marks=pytest.mark.slow) for name in ("logger", "sensor"))]
+)
 def test_a_daemon_that_stands_still_changes_nothing(lab: Lab, flow: Flow, name: str) -> None:
     before, pid = time.time_ns(), daemon_pid(name)
     os.kill(pid, signal.SIGSTOP)
@@ -265,7 +267,7 @@ def test_a_daemon_that_stands_still_changes_nothing(lab: Lab, flow: Flow, name: 
     assert (found["destination"], found["spool"]) == (LOGGER, "off")
 
 
-@pytest.mark.parametrize("name", ["hardworker", "sensor"])
+@pytest.mark.parametrize("name", ["hardworker", pytest.param("sensor", marks=pytest.mark.slow)])
 def test_a_cable_that_is_out_for_a_while_changes_nothing(lab: Lab, flow: Flow, name: str) -> None:
     """Its port of the switch passes nothing: no answer, nothing from the sensors, and no ICMP."""
     set_port(lab, name, "disabled")

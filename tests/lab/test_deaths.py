@@ -247,6 +247,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             assert "Traceback" not in (daemons.folder(lab, host) / "daemon.log").read_text(), host
 
 
+@pytest.mark.slow
 def test_the_loggers_worker_is_killed(world: World, tmp_path: Path) -> None:
     with world.sending(tmp_path):
         for pid in workers(world.logger.pid):

@@ -137,7 +137,9 @@ def test_killed(clean_up: str) -> None:
         assert (done.returncode, done.stderr) == (0, "demo: the lab that was up is replaced\n")
 
 
-@pytest.mark.parametrize("role", ["hardworker", "logger", pytest.param("sensor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "role", ["hardworker", *(pytest.param(role, marks=pytest.mark.slow) for role in ("logger", "sensor"))]
+)
 def test_a_program_that_dies_is_an_error(role: str) -> None:
     demonstration = start("--messages", "100000", "--rate", "500", "--json")
     wait_until(sending)

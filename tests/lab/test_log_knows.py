@@ -157,7 +157,8 @@ def test_a_connection_that_ends_while_no_daemon_runs(lab: Lab, tmp_path: Path) -
         assert log(lab, flow.ends, "verify")[0] == 0
 
 
-@pytest.mark.parametrize("spool_dies", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("spool_dies", [False, True])
 def test_the_logger_loses_power(lab: Lab, tmp_path: Path, spool_dies: bool) -> None:
     """What it had not committed, and what came while it was away, is pending, and then there."""
     with flowing(lab, tmp_path) as flow:

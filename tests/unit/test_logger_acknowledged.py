@@ -24,7 +24,7 @@ from midstream.logger.companion import Companion
 from midstream.logger.holder import Child
 
 
-@pytest.fixture(params=[False, True], ids=["logger", "spool"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["logger", "spool"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     return Site(tmp_path, spool=request.param)
 

@@ -18,7 +18,7 @@ from midstream.logger.store import FRAME
 from midstream.sensor import Sensor, numbered_messages
 
 
-@pytest.fixture(params=[False, True], ids=["logger", "spool"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["logger", "spool"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     return Site(tmp_path, spool=request.param)
 

@@ -237,6 +237,7 @@ def test_drain_alone_is_refused(site: Site) -> None:
     assert "--spool" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_full_spool_that_waits_goes_on_when_there_is_room(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,6 +307,7 @@ def small_disk(site: Site) -> Iterator[Path]:
 
 
 @needs_root
+@pytest.mark.slow
 def test_sensors_go_on_although_others_fill_the_disk(site: Site, small_disk: Path) -> None:
     """The room that the spool has it uses over and over: fresh messages are worth more than old ones."""
     site.configure(hardworker='spool_free = "16MiB"\n')
@@ -348,7 +350,9 @@ def _in_the_way(site: Site) -> Callable[[], object]:
     return path.rmdir
 
 
-broken = pytest.mark.parametrize("broken", [_no_folder, _damaged, _in_the_way])
+broken = pytest.mark.parametrize(
+    "broken", [_damaged, *(pytest.param(each, marks=pytest.mark.slow) for each in (_no_folder, _in_the_way))]
+)
 
 
 @broken
@@ -403,6 +407,7 @@ def test_a_spool_that_cannot_be_opened_lets_nobody_in_if_it_is_to_wait(
     assert (serving.summary.messages, serving.summary.forgotten) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_spool_that_takes_nothing_for_a_while(site: Site) -> None:
     """What was stored before, and comes afterwards, is there; between them is a hole with a name."""
     site.configure(hardworker="spool_free = 0\n[daemon]\nstall = 0.5\n")
