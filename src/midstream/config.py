@@ -27,6 +27,7 @@ SYSTEM_CONFIG = Path("/etc/midstream/config.toml")  # of the services (docs/depl
 MAX_MESSAGE = 2**20  # a fixed-size message
 MAX_FRAME = 2**29  # a length-prefixed message or a line: SQLite stores at most 10^9 bytes in a row
 MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger than this
+MIN_SPOOL = 2**20  # less holds no batch
 MAX_COLUMNS = 1000  # of fields: PostgreSQL takes 1600 in a table, SQLite 2000
 
 
@@ -216,12 +217,33 @@ class HardworkerSection(Section):
         default="0660", description='octal digits, such as "0660"'
     )
     checksums: bool = Field(default=True, description="true or false")
+    retain: bool = Field(default=True, description="true or false")
     quota: float = Field(
         default=0.5,
         gt=0,
         le=1,
         description="a number above 0, at most 1: the part of ring and connections that one of several "
         "sensors may take",
+    )
+    spool: str = Field(default="spool.db", description='a path, relative to this file, or "" for no spool')
+    spool_size: Annotated[int, BeforeValidator(values.byte_count)] = Field(
+        default=2**30,
+        ge=MIN_SPOOL,
+        le=2**60,
+        description='bytes, at least 1 MiB, or a string such as "1GiB" (KiB, MiB, GiB)',
+    )
+    spool_free: Annotated[int, BeforeValidator(values.byte_count)] = Field(
+        default=256 * 2**20,
+        ge=0,
+        le=2**60,
+        description='bytes, 0 or more, or a string such as "256MiB" (KiB, MiB, GiB)',
+    )
+    spool_full: Literal["forget", "wait"] = Field(default="forget", description='"forget" or "wait"')
+    backfill_rate: Annotated[int, BeforeValidator(values.byte_count)] = Field(
+        default=8 * 2**20,
+        ge=2**10,
+        le=2**40,
+        description='bytes per second, at least 1 KiB, or a string such as "8MiB" (KiB, MiB, GiB)',
     )
 
 
@@ -245,7 +267,7 @@ class LoggerSection(Section):
         description='bytes, or a string such as "10GiB" (KiB, MiB, GiB); 0: without limit',
     )
     replay_port: int = Field(
-        default=0, ge=0, le=65535, description="a TCP port from 1 to 65535, or 0 for no replay"
+        default=12347, ge=0, le=65535, description="a TCP port from 1 to 65535, or 0 for no exchange"
     )
 
 
@@ -265,6 +287,10 @@ class DaemonSection(Section):
         le=3600,
         description="a number of seconds above 0 that clocks may differ, at most 3600",
     )
+    silence: float = Field(
+        default=2.0, gt=0, le=3600, description="a number of seconds above 0, at most 3600"
+    )
+    stall: float = Field(default=2.0, gt=0, le=3600, description="a number of seconds above 0, at most 3600")
     port: int = Field(default=12346, ge=1, le=65535, description="a UDP port, the same on all hosts")
     rewrite_const: bool = Field(default=True, description="true or false")
     standby: bool = Field(default=False, description="true or false")
@@ -314,6 +340,11 @@ class Config(Section):
     def key_path(self) -> Path:
         """Absolute path of the key that the hosts share."""
         return self._path.parent / self.daemon.key
+
+    @property
+    def spool_path(self) -> Path | None:
+        """Absolute path of the hardworker's spool; None if there is none."""
+        return self._path.parent / self.hardworker.spool if self.hardworker.spool else None
 
     @property
     def database_url(self) -> str:

@@ -1,7 +1,7 @@
 """The key that the hosts of one network share: who has it belongs to them.
 
-`read` gives the secret of its file; from it the daemons derive what they encrypt with (daemon/seal.py), and
-hardworker and logger what they sign a replay with (replay.py).
+`read` gives the secret of its file; from it (crypto.py) comes what the daemons encrypt with (daemon/seal.py),
+and hardworkers and loggers (line.py).
 """
 
 import os

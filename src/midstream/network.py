@@ -8,7 +8,7 @@ through which interface a peer is reached.
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from midstream.errors import ConfigError, NetworkError
 from midstream.toml import FaultsError, Location, Section, parse_toml, read_text
 
 MAX_SENSORS = 4096
+MAX_LOGGERS = 16
 MIN_MTU = 576  # every IPv4 host takes a datagram of this size (RFC 791, section 3.1)
 # XDP keeps a frame, its headroom and the kernel's notes about it in one page; the smallest have 4096 bytes.
 MAX_MTU = 3498
@@ -43,8 +44,8 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """All that const.toml says. tos: the IPv4 TOS byte of marked packets, 0 for any. mtu: bytes of an IPv4
-    packet. size: bytes a message of fixed framing."""
+    """All that const.toml says. standbys: further loggers. tos: the IPv4 TOS byte of marked packets, 0 for
+    any. mtu: bytes of an IPv4 packet. size: bytes a message of fixed framing."""
 
     sensors: tuple[Host, ...]
     hardworker: Host
@@ -53,6 +54,12 @@ class Topology:
     port: int
     mtu: int
     size: int
+    standbys: tuple[Host, ...] = ()
+
+    @property
+    def loggers(self) -> tuple[Host, ...]:
+        """All loggers. The position of one here is its number as a destination (ebpf/records.py)."""
+        return (self.logger, *self.standbys)
 
 
 def load(path: str | Path) -> Topology:
@@ -71,7 +78,8 @@ def dumps(topology: Topology) -> str:
         f'hardworker = "{hardworker.mac}"\nlogger = "{logger.mac}"\n\n'
         f"[ip]\nsensor = {_list(str(host.ip) for host in sensors)}\n"
         f'hardworker = "{hardworker.ip}"\nlogger = "{logger.ip}"\n\n'
-        f"[mark]\ntos = {topology.tos}\nport = {topology.port}\n\n"
+        + "".join(f'[[standby]]\nip = "{host.ip}"\nmac = "{host.mac}"\n\n' for host in topology.standbys)
+        + f"[mark]\ntos = {topology.tos}\nport = {topology.port}\n\n"
         f"[data]\nmtu = {topology.mtu}\nsize = {topology.size}\n"
     )
 
@@ -196,6 +204,9 @@ Ip = Annotated[IPv4Address, BeforeValidator(_ip)]
 Mac = Annotated[str, AfterValidator(_mac)]
 _IP = 'a unicast IPv4 address such as "192.0.2.2", no other host\'s'
 _MAC = 'a unicast MAC address such as "02:00:00:00:00:02", no other host\'s'
+_Claim = tuple[str, Location, object]
+"""The name of a host's address in the file, its place, and the address."""
+
 _EACH = f"(sensor: one, or a list of 1 to {MAX_SENSORS})"
 
 
@@ -206,7 +217,7 @@ class _IpSection(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        _refuse_duplicates("ip", self.sensor, self.hardworker, self.logger)
+        _refuse_duplicates(_claims("ip", self))
         return self
 
 
@@ -217,8 +228,13 @@ class _MacSection(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        _refuse_duplicates("mac", self.sensor, self.hardworker, self.logger)
+        _refuse_duplicates(_claims("mac", self))
         return self
+
+
+class _StandbySection(Section):
+    ip: Ip = Field(description=_IP)
+    mac: Mac = Field(description=_MAC)
 
 
 class _MarkSection(Section):
@@ -243,6 +259,11 @@ class _DataSection(Section):
 class _File(Section):
     mac: _MacSection = Field(description="a table with sensor, hardworker and logger")
     ip: _IpSection = Field(description="a table with sensor, hardworker and logger")
+    standby: Annotated[tuple[_StandbySection, ...], Field(strict=False)] = Field(
+        default=(),
+        max_length=MAX_LOGGERS - 1,
+        description=f"at most {MAX_LOGGERS - 1} tables with ip and mac (loggers beside the first)",
+    )
     mark: _MarkSection = Field(default=_MarkSection(), description="a table with tos and port")
     data: _DataSection = Field(description="a table with mtu and size")
 
@@ -251,16 +272,35 @@ class _File(Section):
         if len(self.mac.sensor) != len(self.ip.sensor):
             counts = f"{len(self.mac.sensor)} in [mac] and {len(self.ip.sensor)} in [ip]"
             raise FaultsError([(("mac", "sensor"), f"not as many sensors in both tables: {counts}")])
+        for table, section in (("ip", self.ip), ("mac", self.mac)):
+            _refuse_duplicates(
+                [
+                    *_claims(table, section),
+                    *(
+                        (f"standby[{place}].{table}", ("standby", place, table), getattr(standby, table))
+                        for place, standby in enumerate(self.standby)
+                    ),
+                ]
+            )
         return self
 
 
-def _refuse_duplicates(table: str, sensors: tuple[object, ...], hardworker: object, logger: object) -> None:
-    hosts: list[tuple[Location, object]] = [(("hardworker",), hardworker), (("logger",), logger)]
-    hosts += [(("sensor", index), address) for index, address in enumerate(sensors)]
+def _claims(table: str, section: _IpSection | _MacSection) -> list[_Claim]:
+    """Who has which address by one of the two tables."""
+    return [
+        (f"{table}.hardworker", ("hardworker",), section.hardworker),
+        (f"{table}.logger", ("logger",), section.logger),
+        *(
+            (f"{table}.sensor[{index}]", ("sensor", index), address)
+            for index, address in enumerate(section.sensor)
+        ),
+    ]
+
+
+def _refuse_duplicates(claims: Iterable[_Claim]) -> None:
     owners: dict[object, str] = {}
     faults: list[tuple[Location, str]] = []
-    for location, address in hosts:
-        name = f"{table}.{location[0]}" + "".join(f"[{index}]" for index in location[1:])
+    for name, location, address in claims:
         owner = owners.setdefault(address, name)
         if owner != name:
             faults.append((location, f"the address of {owner} already"))
@@ -274,6 +314,7 @@ def _parse(text: str, path: Path) -> Topology:
         sensors=tuple(Host(ip, mac) for ip, mac in zip(file.ip.sensor, file.mac.sensor, strict=True)),
         hardworker=Host(file.ip.hardworker, file.mac.hardworker),
         logger=Host(file.ip.logger, file.mac.logger),
+        standbys=tuple(Host(standby.ip, standby.mac) for standby in file.standby),
         tos=file.mark.tos,
         port=file.mark.port,
         mtu=file.data.mtu,

@@ -112,7 +112,6 @@ def check(url: str, folder: Path, text_of_fields: str) -> bool:
 LISTS = st.lists(entries(), min_size=1, max_size=4).map("".join)
 FEW = settings(
     max_examples=4,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
     database=None,

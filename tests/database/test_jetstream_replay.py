@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
+from tests.unit.exchanges import Young, exchanging, message, send
 from tests.unit.fake_ring import FakeRing
 from tests.unit.site import Serving, Site
-from tests.unit.test_replay import KEY, Young, message, send, write_key
 
 from midstream.ebpf.records import OPEN
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker
-from midstream.hardworker.source import Segment
+from midstream.hardworker.source import Beginning, Segment
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
@@ -26,11 +26,7 @@ from midstream.logger.jetstream_log import JetStreamLog
 def site(tmp_path: Path, cluster: servers.Nats, stream: str) -> Site:
     made = Site(tmp_path, cluster.url(stream))
     servers.patient(made.url).close()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    made.configure(logger=f'replay_port = {port}\n[daemon]\nkey = "key"\n')
-    write_key(made, KEY)
-    return made
+    return exchanging(made)
 
 
 def test_history_and_then_the_ring(site: Site) -> None:
@@ -40,9 +36,10 @@ def test_history_and_then_the_ring(site: Site) -> None:
         send(site, range(5))
         between = datetime.now(UTC)
         send(site, range(2))
-        time.sleep(0.02)  # as long as a hardworker is down at least
-        with Hardworker(site.config, source=Young(ring)) as hardworker:
-            send(site, range(7))  # through the ring too
+        with Hardworker(site.config, source=(source := Young(ring))) as hardworker:
+            now = time.time_ns()
+            port = send(site, range(7))  # through the ring too
+            source.noted.append(Beginning(0, port, 0, now))
             ring.put(Segment(1, 0, 40000, 0, 5, OPEN, b""), capacity=None)
             ring.put(Segment(1, 0, 40000, 0, 5, 0, b"".join(map(message, range(7)))), capacity=None)
             got = list(islice(hardworker.replay(), 3014))

@@ -44,6 +44,8 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
             connection = ConnectionRow(
                 token=f"a.{number}", sensor=sensor, port=40000, opened_ns=1000 + number
             )
+            if number == 0:
+                connection.first, connection.spooled = 2**32 - 1, True
             batch = batch_of(connection, PAYLOADS)
             if number == 0:
                 digest = hashlib.sha256(b"".join(PAYLOADS) + b"half").hexdigest()
@@ -63,6 +65,8 @@ def test_what_was_written_is_read(written: tuple[str, Store]) -> None:
     with open_log(url) as log:
         ended, running = log.connections()
         assert (ended.sensor, ended.port, ended.opened_ns, ended.closed_ns) == (SENSORS[0], 40000, 1000, 9000)
+        assert (ended.first, ended.spooled) == (2**32 - 1, True)
+        assert (running.first, running.spooled) == (None, False)
         assert (ended.size, ended.unfinished, ended.state, ended.framing) == (
             40004,
             b"half",

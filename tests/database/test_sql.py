@@ -11,6 +11,7 @@ from tests.unit.batches import batch_of, end
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
 from midstream.logger.sql import SqlStore
+from midstream.logger.sql_log import SqlLog
 from midstream.logger.store import Batch, ConnectionRow, Position, checksum
 
 
@@ -112,7 +113,7 @@ def test_resume_knows_connections_without_messages_and_ended_ones(store: SqlStor
     assert second.id is not None
     assert store.resume([first, second]) == {
         "a.1": Position(first.id, 0, 0),
-        "a.2": Position(second.id, 1, 3, closed=True),
+        "a.2": Position(second.id, 1, 3, b"c", closed=True),
     }
 
 
@@ -129,7 +130,32 @@ def test_opening_again_appends(url: str) -> None:
     assert query(url, "SELECT connection_id, sequence FROM messages ORDER BY 1, 2") == [
         (connection, sequence) for connection in (1, 2) for sequence in range(2)
     ]
-    assert query(url, "SELECT version FROM schema_version") == [(2,)]
+    assert query(url, "SELECT version FROM schema_version") == [(3,)]
+
+
+def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
+    with SqlStore(url, batch_size=100) as store:
+        store.write(batch_of(row(), [b"a"]))
+    engine = create_engine(url)
+    with engine.begin() as database:
+        for change in (
+            "DROP INDEX connections_first",
+            "ALTER TABLE connections DROP COLUMN first",
+            "ALTER TABLE connections DROP COLUMN spooled",
+            "DROP TABLE held",
+            "DROP TABLE forgotten",
+            "UPDATE schema_version SET version = 2",
+        ):
+            database.execute(text(change))
+    engine.dispose()
+    with SqlLog(url) as log:
+        assert [(found.first, found.spooled) for found in log.connections()] == [(None, False)]
+    with SqlStore(url, batch_size=100) as store:
+        store.write(batch_of(ConnectionRow("a.2", "10.83.0.11", 40001, 2, first=7, spooled=True), [b"b"]))
+    assert query(url, "SELECT version FROM schema_version") == [(3,)]
+    assert query(url, "SELECT count(*) FROM held") == query(url, "SELECT count(*) FROM forgotten") == [(0,)]
+    with SqlLog(url) as log:
+        assert [(found.first, found.spooled) for found in log.connections()] == [(None, False), (7, True)]
 
 
 def test_a_token_is_known_once(store: SqlStore) -> None:

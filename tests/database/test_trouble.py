@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -166,7 +167,9 @@ def test_a_full_disk_makes_the_sensor_wait(tmp_path: Path, caplog: pytest.LogCap
             site.wait_for("SELECT count(*) > 10 FROM messages", [(True,)])
             fill(filler)
             waits(caplog, "make room")
-            time.sleep(2)  # it tries again and again, and says nothing
+            with pytest.raises(TimeoutError):  # nobody is let in whose data could not be stored
+                socket.create_connection((site.address, site.port), timeout=2)
+            # It tries again and again meanwhile, and says nothing.
             filler.unlink()
             waits(caplog, "goes on")
         assert (serving.summary.messages, serving.summary.waits) == (3000, 1)

@@ -32,9 +32,16 @@ ExecStart=ip link set {name} up
 # systemd does this by itself on a machine, and not in a container.
 ExecStart=mkdir -p /sys/fs/bpf
 ExecStart=mount -t bpf -o mode=700 bpf /sys/fs/bpf
+ExecStart=sh -c 'cat /proc/sys/kernel/random/boot_id > /run/boot-id'
 
 [Install]
 WantedBy=sysinit.target
+"""
+# nspawn gives each boot an id by a mount in /proc. A unit with a /proc of its own would see the machine's, as
+# if there had been no boot.
+_BOOT_ID = """
+[Service]
+BindReadOnlyPaths=/run/boot-id:/proc/sys/kernel/random/boot_id
 """
 
 
@@ -58,6 +65,8 @@ class Machine:
         (units / "sysinit.target.wants/wire.service").symlink_to("../wire.service")
         for unit in ("systemd-sysctl", "systemd-binfmt"):  # they are the machine's, not the container's
             (units / f"{unit}.service").symlink_to(os.devnull)
+        (units / "midstream-logger.service.d").mkdir()
+        (units / "midstream-logger.service.d/boot.conf").write_text(_BOOT_ID)
         (self.disk / "etc/hostname").write_text(f"{name}\n")
 
     @property

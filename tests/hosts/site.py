@@ -1,8 +1,11 @@
 """The three hosts as a person sees them: installing, and looking whether data flows."""
 
 import json
+import sqlite3
 import struct
 import time
+from collections import Counter
+from contextlib import closing
 from typing import Any
 
 from tests.hosts.machine import Machine, wait_until
@@ -23,6 +26,16 @@ with Hardworker("/etc/midstream/config.toml") as hardworker:
     for message in hardworker:
         own = struct.pack("<QQQ", message.connection, message.sequence, os.getpid())
         received.write(message.payload[:16] + own)
+"""
+REPLAY = """
+import sys, threading
+from datetime import UTC, datetime
+from midstream import Hardworker
+
+with Hardworker(sys.argv[1]) as hardworker:
+    threading.Timer(3, hardworker.stop).start()
+    for message in hardworker.replay(datetime.fromtimestamp(float(sys.argv[2]), UTC)):
+        print(message.payload[:16].hex())
 """
 OWN_PROGRAM = """
 [Service]
@@ -46,6 +59,38 @@ class Site:
             return []
         data = path.read_bytes()
         return list(RECORD.iter_unpack(data[: len(data) - len(data) % RECORD.size]))
+
+    def logged(self, since: float) -> Counter[bytes]:
+        """The log's messages that were sent since then, by their sensor's number and time."""
+        database = self.logger.disk / "var/lib/midstream/midstream.db"
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as opened:
+            rows = opened.execute("SELECT substr(payload, 1, 16) FROM messages").fetchall()
+        return Counter(head for (head,) in rows if int.from_bytes(head[8:], "little") > since * 1e9)
+
+    def delivered(self, since: float) -> Counter[bytes]:
+        """The application's, likewise."""
+        rows = [record for record in self.records() if record[1] > since * 1e9]
+        return Counter(struct.pack("<QQ", number, sent) for number, sent, *_ in rows)
+
+    def replayed(self, since: float) -> Counter[bytes]:
+        """What the log tells an application whose ring is gone, an ordinary user's with a copy of the key.
+        The other one is stopped meanwhile."""
+        host, home = self.hardworker, "/var/lib/robot"
+        host.run("systemctl", "stop", "midstream-hardworker@robot")
+        host.run("install", "-o", "robot", "-m", "600", "/etc/midstream/key", f"{home}/key")
+        config = host.run("cat", "/etc/midstream/config.toml").stdout
+        (host.disk / "var/lib/robot/config.toml").write_text(f'{config}[daemon]\nkey = "{home}/key"\n')
+        told = host.run(
+            *("setpriv", "--reuid=robot", "--regid=robot", "--groups=midstream"),
+            *("env", "MIDSTREAM_CACHE=/var/cache/midstream-robot"),
+            *("/opt/midstream/bin/python", "-c", REPLAY, f"{home}/config.toml", str(since)),
+        ).stdout
+        host.run("systemctl", "start", "midstream-hardworker@robot")
+        return Counter(map(bytes.fromhex, told.split()))
+
+    def verify(self) -> int:
+        """The exit code of `midstream log verify`."""
+        return self.logger.run("midstream", "log", "verify", check=False).returncode
 
     def flows(self, seconds: float = PATIENCE) -> float:
         """Seconds until the application has a message that was sent from now on."""

@@ -3,8 +3,13 @@
 The tests are one story, in this order, on the same three hosts.
 """
 
+import sqlite3
+import struct
 import time
 from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import closing
+from itertools import pairwise
 
 import pytest
 from tests.hosts.machine import Machine, wait_until
@@ -137,14 +142,51 @@ def test_reboot(site: Site, role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_power_cut(site: Site, role: str) -> None:
+    """Log and application have what was sent; what was in the ring, the log tells the application."""
+    began = time.time()
+    site.flows()
+    time.sleep(1)
     site.machines[role].cut_power()
     time.sleep(1)
     site.machines[role].boot()
     print(f"\n{role}: fresh data {site.flows():.1f} s after the power is back")
+    site.sensor.run("systemctl", "stop", "midstream-sensor")
+    try:
+        wait_until(lambda: is_whole(site), 60, "the log has all that the hardworker held")
+        logged, delivered = site.logged(began), site.delivered(began)
+        assert_without_gaps(logged)
+        if role == "hardworker":
+            in_the_ring = logged.keys() - delivered.keys()
+            print(f"{len(in_the_ring)} messages were in the ring")
+            assert delivered.keys() <= logged.keys()
+            assert in_the_ring <= site.replayed(began).keys()
+        else:
+            assert delivered == logged
+    finally:
+        site.sensor.run("systemctl", "start", "midstream-sensor")
+    site.flows()
+
+
+def is_whole(site: Site) -> bool:
+    """Has the log heard of everything, and does it have it?"""
+    daemon = site.status("hardworker").get("daemon", {})
+    if (daemon.get("destination"), daemon.get("spool")) != (site.logger.ip, "off"):
+        return False
+    return not daemon["held"]["untold_ends"] and not daemon["held"]["pending"] and site.verify() == 0
+
+
+def assert_without_gaps(heads: Iterable[bytes]) -> None:
+    """Each number follows the one before it, or a sensor begins anew."""
+    sent = sorted(
+        (time_ns, number) for number, time_ns in (struct.unpack("<QQ", head) for head in set(heads))
+    )
+    assert len(sent) > 100
+    for (_, before), (_, number) in pairwise(sent):
+        assert number in (before + 1, 0)
 
 
 def test_the_hardworker_boots_while_the_logger_is_off(site: Site) -> None:
-    """What was in force before is in force again; the application runs."""
+    """What was in force before is in force again; the application runs, and the spool stores."""
     site.logger.cut_power()
     site.hardworker.cut_power()
     site.hardworker.boot()
@@ -158,11 +200,26 @@ def test_the_hardworker_boots_while_the_logger_is_off(site: Site) -> None:
         30,
         "the application",
     )
-    site.says("hardworker", "midstream-daemon", "what was in force before holds until then")
+    site.says("hardworker", "midstream-daemon", "working, sensors: 1, not to the first logger: ")
     site.flows()
+    assert destination(site) == "spool"
+    pid = site.hardworker.run("cat", "/run/midstream/spool.pid").stdout.strip()
+    about = site.hardworker.run("grep", "-E", "^(Uid|Cap|NoNewPrivs)", f"/proc/{pid}/status").stdout.split(
+        "\n"
+    )
+    user = site.hardworker.run("id", "--user", "midstream").stdout.strip()
+    assert about[0].split() == ["Uid:", *[user] * 4]
+    assert {line.split()[1] for line in about if line.startswith(("CapPrm", "CapEff", "CapAmb"))} == {
+        "0" * 16
+    }
     site.logger.boot()
-    site.says("hardworker", "midstream-daemon", "hardworker: working, sensors: 1")
+    wait_until(lambda: destination(site) == site.logger.ip, 60, "the logger is the destination")
     site.flows()
+    wait_until(lambda: site.status("hardworker")["daemon"]["spool"] == "off", 60, "the spool ends")
+
+
+def destination(site: Site) -> str:
+    return str(site.status("hardworker").get("daemon", {}).get("destination"))
 
 
 def test_all_hosts_come_back_in_any_order(site: Site) -> None:
@@ -235,6 +292,12 @@ def test_nothing_can_be_written_by_others(site: Site, role: str) -> None:
     assert site.machines[role].run("sh", "-c", f"{command} 2>/dev/null || true").stdout == ""
 
 
+def test_the_spool_has_what_no_logger_takes(site: Site) -> None:
+    site.logger.run("systemctl", "stop", "midstream-logger")
+    wait_until(lambda: destination(site) == "spool", 30, "the spool is the destination")
+    site.flows()
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_uninstalled_nothing_is_left_but_the_data(site: Site, role: str) -> None:
     machine = site.machines[role]
@@ -253,12 +316,22 @@ def test_uninstalled_nothing_is_left_but_the_data(site: Site, role: str) -> None
 
     assert {path for path in left() if not path.startswith(kept)} == set()
     assert machine.run("ip", "-d", "link", "show", role).stdout.count("prog/xdp") == 0
+    assert machine.run("sh", "-c", "grep -l '[/]midstream' /proc/[0-9]*/cmdline", check=False).stdout == ""
     if role == "logger":
         assert (machine.disk / "var/lib/midstream/midstream.db").exists()
+    if role == "hardworker":
+        assert spooled(machine) > 0
     machine.run("midstream", "service", "install", role)
     machine.run("midstream", "service", "uninstall", "--purge")
     assert left() == set()
     assert machine.run("id", "midstream", check=False).returncode != 0
+
+
+def spooled(machine: Machine) -> int:
+    """How many messages wait in its spool."""
+    database = machine.disk / "var/lib/midstream/spool.db"
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+        return int(opened.execute("SELECT count(*) FROM messages").fetchone()[0])
 
 
 def test_from_three_bare_hosts_to_data(site: Site) -> None:

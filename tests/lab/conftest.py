@@ -11,11 +11,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyroute2 import netns  # type: ignore[import-untyped]  # pyroute2 ships no types
+from tests.lab.processes import processes
 from tests.lab.triangle import started
 
 from midstream import lab as midstream_lab
@@ -133,25 +135,15 @@ def _checksum(data: bytes) -> int:
 
 
 def _namespaces_of_processes() -> set[int]:
-    """Without those that other workers' tests have started."""
-    names = ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")
-    ours = [f"{name}={os.environ[name]}\0".encode() for name in names if name in os.environ]
     found = set()
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            environment = Path("/proc", entry, "environ").read_bytes()
-            if not all(variable in environment for variable in ours):
-                continue
-            found.add(os.stat(f"/proc/{entry}/ns/net").st_ino)
-        except OSError:
-            continue
+    for process in processes():
+        with suppress(OSError):
+            found.add(os.stat(process / "ns/net").st_ino)
     return found
 
 
 def _napi_threads() -> Iterator[int]:
     for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
+        with suppress(OSError):
             if Path("/proc", entry, "comm").read_text().startswith("napi/"):
                 yield int(entry)
-        except OSError:
-            continue

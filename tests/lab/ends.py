@@ -1,7 +1,7 @@
 """Hardworker and logger as programs, with one config.toml and a database of their own."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,28 +30,32 @@ class Ends:
 
 
 @contextmanager
-def running(lab: Lab, folder: Path, **tables: Mapping[str, object] | float) -> Iterator[Ends]:
-    """Both, with a config.toml and a database of their own."""
-    record, database = folder / "record", folder / "logged.db"
+def running(
+    lab: Lab,
+    folder: Path,
+    *,
+    disk: Path | None = None,
+    launcher: Sequence[str] = (),
+    **tables: Mapping[str, object] | float,
+) -> Iterator[Ends]:
+    """Both, with a config.toml and a database of their own. disk: the database's. launcher: the logger's."""
+    record, database = folder / "record", (disk or folder) / "logged.db"
     config = variant(lab, f"{folder.name}.toml", logger={"database": f"sqlite:///{database}"}, **tables)
     arguments = ("--config", config, "--json")
     with ExitStack() as stack:
-        logger = stack.enter_context(
-            started(
-                lab,
-                "logger",
-                folder,
-                "logger",
-                *arguments,
-            )
-        )
+        logger = stack.enter_context(started(lab, "logger", folder, "logger", *arguments, launcher=launcher))
         hardworker = stack.enter_context(
             started(
                 lab, "hardworker", folder, "hardworker", *arguments, "--record", record, ready="receiving"
             )
         )
         logger.wait_for("listening")
-        yield Ends(config, record, database, logger, hardworker)
+        ends = Ends(config, record, database, logger, hardworker)
+        try:
+            yield ends
+        finally:
+            ends.logger.process.kill()  # it may be another one by now
+            ends.logger.process.wait()
 
 
 def sensor(lab: Lab, config: Path, *options: str | Path) -> Result:

@@ -28,8 +28,9 @@ def test_nothing_wrong_and_nothing_missing_but_what_is_allowed(tmp_path: Path, s
             run_dir=tmp_path / "lab",
             sensors=2,
             bare=True,
+            daemon={"key": "key"},
             data={"size": SIZE, "freq": RATE},
-            hardworker={"ring_size": "1MiB"},
+            hardworker={"ring_size": "1MiB", "spool": str(tmp_path / "spool" / "spool.db")},
             logger={"database": f"sqlite:///{disk / 'chaos.db'}"},
         )
         daemons.start(lab, sensors=2)

@@ -35,14 +35,14 @@ names = (
 @example("$(id);'\"`*&|")
 @example("-x")
 @example("a=b~#!?[]{}<>")
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 def test_the_printed_commands_mend_it(name: str) -> None:
     namespaces.call_here(mend, name)
 
 
 @pytest.mark.slow
 @given(names)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_printed_commands_mend_it_at_length(name: str) -> None:
     namespaces.call_here(mend, name)
 

@@ -95,7 +95,13 @@ def test_killed_amid_messages_of_several_segments(triangle: Lab, tmp_path: Path,
 
 @sometimes
 @pytest.mark.parametrize("lab", [{"data": {"size": 1000}}], indirect=True, ids=["1000 bytes"])
-@pytest.mark.parametrize("wires", [None, bad_wires], ids=["good wires", "bad wires"])
+@pytest.mark.parametrize(
+    "wires",
+    [
+        pytest.param(None, id="good wires"),
+        pytest.param(bad_wires, id="bad wires", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_amid_messages_across_segments(
     triangle: Lab, tmp_path: Path, kills: int, wires: Impairment | None
 ) -> None:
@@ -126,7 +132,7 @@ LENGTH = {"data": {"framing": "length"}}
 @pytest.mark.parametrize(
     ("lab", "mode"),
     [
-        pytest.param(LENGTH, "automatic", id="large ring"),
+        pytest.param(LENGTH, "automatic", id="large ring", marks=pytest.mark.slow),
         pytest.param(LENGTH | {"hardworker": {"ring_size": "64KiB"}}, "explicit", id="ring of 64 KiB"),
     ],
     indirect=["lab"],

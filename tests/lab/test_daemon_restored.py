@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from tests.lab.triangle import PINS, command, started, wait_until
 
+from midstream import config as configuration
 from midstream import key, network
 from midstream.config import Config
-from midstream.daemon import status
+from midstream.daemon import spool, status
 from midstream.ebpf import attachment, loader
 from midstream.lab import Lab, hosts
 from midstream.network import Host, Topology
@@ -94,11 +95,14 @@ def test_a_logger_that_is_off_keeps_nothing_from_being_in_force(
             assert "what was in force before holds until then" in told["reason"]
             shown = command(lab, "hardworker", "status", "--config", tmp_path / "config.toml").out
             assert "exploring" in shown and "native on eth0" in shown
+            wait_until(lambda: (status.ask(tmp_path / "daemon.sock") or {}).get("spool") == "running")
+            assert "data goes to this host's spool" in shown
             program.end()
     finally:
         manager.close()
+        spool.stop(configuration.load(tmp_path / "config.toml"))
         command(lab, "hardworker", "detach", "--config", tmp_path / "config.toml")
     lines = [line for _, line in manager.heard]
     assert lines.index("READY=1") <= 1, "before anything is compiled"
     alive = [when for when, line in manager.heard if line in ("READY=1", "WATCHDOG=1")]
-    assert len(alive) >= 4 and max(b - a for a, b in pairwise(alive)) < 3
+    assert alive and max((b - a for a, b in pairwise(alive)), default=0) < 3

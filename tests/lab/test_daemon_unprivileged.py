@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.lab.triangle import PINS, Program
+from tests.lab.triangle import PINS, Program, wait_until
 
 from midstream import key, network
 from midstream.daemon import status
@@ -60,6 +61,12 @@ def unprivileged(lab: Lab, folder: Path, rights: tuple[str, ...], *arguments: st
     return Program(lab, "hardworker", folder, arguments, launcher)
 
 
+def facts(pid: int) -> dict[str, str]:
+    """What the kernel says of a process."""
+    lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines)
+
+
 @pytest.fixture
 def folder(lab: Lab, tmp_path: Path) -> Iterator[Path]:
     """What tmpfiles and systemd make for the user: configuration, key, state, cache, and a folder of pins."""
@@ -69,7 +76,8 @@ def folder(lab: Lab, tmp_path: Path) -> Iterator[Path]:
     pins = PINS / "nobody"
     pins.mkdir(parents=True)
     (tmp_path / "config.toml").write_text(
-        f'role = "hardworker"\nconst = "state/const.toml"\n[network]\ninterface = "eth0"\npins = "{pins}"\n'
+        f'role = "hardworker"\nconst = "state/const.toml"\n[hardworker]\nspool = "state/spool.db"\n'
+        f'[network]\ninterface = "eth0"\npins = "{pins}"\n'
         f'[daemon]\nkey = "key"\nname = "hardworker"\nsocket = "{tmp_path}/run/daemon.sock"\n'
     )
     for name in ("state", "run", "cache"):
@@ -89,7 +97,7 @@ def folder(lab: Lab, tmp_path: Path) -> Iterator[Path]:
     ("rights", "settings", "words"),
     [
         (RIGHTS[:3], "", "lacks CAP_NET_RAW"),
-        (RIGHTS, "[hardworker]\nperiod = 0.01\n", "napi_defer_hard_irqs: cannot be set"),
+        (RIGHTS, "period = 0.01\n", "napi_defer_hard_irqs: cannot be set"),
     ],
     ids=["no pings", "a period"],
 )
@@ -100,7 +108,7 @@ def test_what_is_not_permitted_is_named(
     network.write(folder / "state" / "const.toml", topology, "a test")
     (folder / "state" / "const.toml").chmod(0o644)
     config = folder / "config.toml"
-    config.write_text(config.read_text() + settings)
+    config.write_text(config.read_text().replace("[hardworker]\n", f"[hardworker]\n{settings}"))
     ended = unprivileged(lab, folder, rights, "attach", "hardworker", "--config", config).result()
     assert ended.code == 4
     assert words in ended.err and "Traceback" not in ended.err
@@ -115,10 +123,7 @@ def test_four_capabilities_are_enough(lab: Lab, folder: Path) -> None:
     program = unprivileged(lab, folder, RIGHTS, "daemon", "--config", folder / "config.toml")
     try:
         program.wait_for("in force")
-        told = dict(
-            line.split(":\t", 1)
-            for line in Path("/proc", str(program.process.pid), "status").read_text().splitlines()
-        )
+        told = facts(program.process.pid)
         assert told["Uid"].split() == [str(NOBODY)] * 4
         assert all(int(told[name], 16) == BITS for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
         state = status.ask(folder / "run" / "daemon.sock")
@@ -126,8 +131,19 @@ def test_four_capabilities_are_enough(lab: Lab, folder: Path) -> None:
         assert lab.call("hardworker", attachment.find, "hardworker", PINS / "nobody" / "hardworker")
         const = folder / "state" / "const.toml"
         assert const.stat().st_uid == NOBODY and network.load(const).logger.mac == lab.host("logger").mac
-        program.wait_for("mode=handler")
+        program.wait_for("destination=spool")
+        state = status.ask(folder / "run" / "daemon.sock")
+        assert state and state["spool"] == "running"
+        place = folder / "run" / "spool.pid"
+        wait_until(lambda: bool(place.read_text()), 20)  # it writes its number itself
+        spool = int(place.read_text())
+        assert facts(spool)["Uid"].split() == [str(NOBODY)] * 4
+        # It drops what it was given, and only then is it the spool.
+        wait_until(
+            lambda: all(int(facts(spool)[name], 16) == 0 for name in ("CapPrm", "CapEff", "CapAmb")), 10
+        )
         ended = program.end()
+        os.kill(spool, signal.SIGTERM)
     finally:
         program.process.kill()
         program.process.wait()

@@ -49,7 +49,8 @@ def test_everything_arrives_once_in_order_and_unchanged() -> None:
     assert [found[key] for key in ("missing", "duplicates", "corrupt", "logged_missing")] == [0] * 4
     assert (found["mode"], 0 < found["ready_seconds"] < 10) == ("native", True)
     assert (found["connections"], found["reset"], found["counters"]["opened"]) == (1, 0, 1)
-    assert found["hardworker_stack"] == {"tcp_segments_in": 0, "sockets": 0}
+    assert found["hardworker_stack"]["sockets"] == 0
+    assert found["hardworker_stack"]["tcp_segments_in"] < 40, "the daemon's word to the logger, and no data"
     assert 0 < found["latency_us"]["p50"] <= found["latency_us"]["p99"]
     assert 0 < found["hardworker_cpu_us_per_message"] < 10_000
     assert found["seconds"] == pytest.approx(399 / 400, rel=0.2)
@@ -136,7 +137,9 @@ def test_killed(clean_up: str) -> None:
         assert (done.returncode, done.stderr) == (0, "demo: the lab that was up is replaced\n")
 
 
-@pytest.mark.parametrize("role", ["hardworker", "logger", pytest.param("sensor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "role", ["hardworker", *(pytest.param(role, marks=pytest.mark.slow) for role in ("logger", "sensor"))]
+)
 def test_a_program_that_dies_is_an_error(role: str) -> None:
     demonstration = start("--messages", "100000", "--rate", "500", "--json")
     wait_until(sending)

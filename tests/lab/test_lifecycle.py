@@ -48,6 +48,12 @@ def test_up_rebuilds_a_lab_with_other_arguments(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "midstream.db").exists(), "rebuilding must not take the user's data"
 
 
+def test_a_bare_lab_has_the_daemons_settings_too(tmp_path: Path) -> None:
+    lab = up(1, tmp_path / "run", bare=True, daemon={"key": "key"})
+    daemon = config.load(lab.config).daemon
+    assert (daemon.key, daemon.socket) == ("key", str(tmp_path / "run" / "hardworker" / "daemon.sock"))
+
+
 @pytest.mark.parametrize("harm", ["eth0", "namespace", "file", "bridge"])
 def test_up_repairs_a_broken_lab(ping: Ping, tmp_path: Path, harm: str) -> None:
     lab = up(1, tmp_path / "run")

@@ -138,7 +138,7 @@ def detached(lab: Lab) -> Iterator[None]:
 # how they end
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_all_three_cleanly(attached: Lab, tmp_path: Path, number: signal.Signals) -> None:
     with running(attached, tmp_path) as ends:
         arguments = ("sensor", "--config", ends.config, "--rate", "500", "--json")

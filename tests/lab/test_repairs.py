@@ -9,7 +9,7 @@ import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from tests.lab.interfaces import remove_clsact
 from tests.lab.test_detached import detach_link
-from tests.lab.triangle import PINS, SENSOR, command, started, wait_until
+from tests.lab.triangle import LOGGER, PINS, SENSOR, command, started, wait_until
 
 from midstream.ebpf import deferral, quickack, routes
 from midstream.ebpf.deferral import Deferral
@@ -35,13 +35,13 @@ def application(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     arguments = ("logger", "--config", lab.config)
     folder = tmp_path_factory.mktemp("logger")
     with started(lab, "logger", folder, *arguments, ready="listening"):
-        wait_until(lambda: state(lab, "hardworker")["mode"] == "fast")
+        wait_until(lambda: state(lab, "hardworker")["destination"] == LOGGER)
         with Hardworker(lab.config, follow=True) as made:
             yield made
 
 
 def state(lab: Lab, name: str) -> dict[str, Any]:
-    return daemons.state(lab, name) or {"repairs": [], "repaired": -1, "mode": "", "pid": 0}
+    return daemons.state(lab, name) or {"repairs": [], "repaired": -1, "destination": "", "pid": 0}
 
 
 def const(lab: Lab, name: str) -> Path:

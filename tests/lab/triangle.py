@@ -117,10 +117,15 @@ class Program:
 
 @contextmanager
 def started(
-    lab: Lab, host: str, folder: Path, *arguments: str | os.PathLike[str], ready: str = ""
+    lab: Lab,
+    host: str,
+    folder: Path,
+    *arguments: str | os.PathLike[str],
+    ready: str = "",
+    launcher: Iterable[str] = (),
 ) -> Iterator[Program]:
     """A program that is ready; killed at the latest at the end."""
-    program = Program(lab, host, folder, arguments)
+    program = Program(lab, host, folder, arguments, launcher)
     try:
         program.wait_for(ready)
         yield program

@@ -7,6 +7,7 @@ midstream.packet says they must be), the one counter that may move, and the reco
 import itertools
 import time
 from collections import Counter
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -16,8 +17,10 @@ from tests.program.ring import Record, Ring
 from midstream import packet
 from midstream.ebpf import compiler, libbpf, records
 from midstream.ebpf.hashmap import HashMap
+from midstream.ebpf.records import HERE
 from midstream.network import Host, Topology
-from midstream.packet import Flags, Packet
+from midstream.packet import Ethernet, Flags, Packet, Tcp
+from midstream.packet.path import TOS_WITHOUT_ECN
 
 # The sensors' numbers are not in the order of their addresses, by which the programs search.
 TOPOLOGY = Topology(
@@ -33,6 +36,10 @@ TOPOLOGY = Topology(
     mtu=1500,
     size=1024,
 )
+
+STANDBY = Host(IPv4Address("10.83.0.4"), "02:00:00:00:00:04")
+SEVERAL = replace(TOPOLOGY, standbys=(STANDBY, Host(IPv4Address("172.16.254.1"), "fe:00:00:00:00:05")))
+"""The same with further loggers."""
 
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
 UNMARKED = ""
@@ -62,13 +69,15 @@ CONNECTION = np.dtype(
         ("other_first", "<u4"),
         ("sensor", "<u2"),
         ("mac", "V6"),
-        ("early_ranges", "<u4"),
-        ("established", "<u4"),
+        ("destination", "<u4"),
+        ("early_ranges", "<u2"),
+        ("established", "<u2"),
         ("early", "<u8", (8, 2)),
         ("grown", "<u8", 2),
         ("asked", "<u8"),
         ("questions", "<u4"),
         ("unused", "<u4"),
+        ("opened", "<u8"),
     ],
     align=True,
 )
@@ -105,6 +114,7 @@ class Bench:
                 "ring": ring_size,
                 "connections": connections,
                 "journal": records.journal_size(connections) // 8,
+                "committed": records.committed_size(connections) // 8,
             },
             settings=records.settings(
                 bytes(32), wakeup=wakeup, check=check, ring_quota=ring_quota, open_quota=open_quota
@@ -114,6 +124,25 @@ class Bench:
         self._fd = self.program.program_fd("midstream_hardworker")
         self._ports = itertools.cycle(range(1024, 65536))
         self._cpus = libbpf.possible_cpus()
+        self._destination = 0
+
+    @property
+    def destination(self) -> int:
+        """Where connections go that open now."""
+        return self._destination
+
+    @destination.setter
+    def destination(self, destination: int) -> None:
+        self._destination = destination
+        libbpf.update(
+            self.program.map_fd("control"), bytes(4), np.array((destination, 0), records.CONTROL).tobytes()
+        )
+
+    def ended(self) -> list[np.void]:
+        """The ends of connections that nobody was told of yet."""
+        fd, size = self.program.map_fd("ended"), records.ENDED.itemsize
+        values = iter(lambda: libbpf.pop(fd, size), None)
+        return list(np.frombuffer(b"".join(values), records.ENDED))
 
     def close(self) -> None:
         self.ring.close()
@@ -138,25 +167,41 @@ class Bench:
             found.update({(row, name): n for name, n in zip(records.OUTCOMES, sums, strict=True) if n})
         return found
 
-    def expect(self, frame: bytes, outcome: str, *stored: Record, sensor: int = 0) -> list[Record]:
+    def expect(
+        self, frame: bytes, outcome: str, *stored: Record, sensor: int = 0, destination: int | None = None
+    ) -> list[Record]:
         """Send a frame and check all that it brings about. Returns what was stored."""
-        self.expect_outcome(frame, outcome, sensor=sensor)
+        self.ended()
+        self.expect_outcome(frame, outcome, sensor=sensor, destination=destination)
         found = self.ring.take()
         assert found == list(stored)
         for record in found:
             assert 0 <= time.monotonic_ns() - record.time < 60 * 10**9
+        told = [(end["number"], end["held"]) for end in self.ended() if end["how"] == records.RESET]
+        assert told == [
+            (record.connection, record.offset) for record in found if record.flags == records.RESET
+        ]
         return found
 
-    def expect_outcome(self, frame: bytes, outcome: str, *, sensor: int = 0) -> None:
-        """Send a frame and check verdict, bytes and counters, but leave the ring as it is."""
+    def expect_outcome(
+        self, frame: bytes, outcome: str, *, sensor: int = 0, destination: int | None = None
+    ) -> None:
+        """Send a frame and check verdict, bytes and counters, but leave the ring as it is.
+
+        destination: of the frame's connection; otherwise where connections go now.
+        """
         before = self.counters()
         verdict, output = self.run(frame)
         row = len(self.topology.sensors) if outcome in NOBODY else sensor
         assert self.counters() - before == ({(row, outcome): 1} if outcome else {})
         if outcome in records.FORWARDED:
-            assert verdict == XDP_TX
-            assert output == packet.rewrite(frame, self.topology)
+            assert (verdict, output) == sent_on(
+                frame, self.topology, self.destination if destination is None else destination
+            )
             assert_valid_as_before(frame, output)
+        elif outcome in records.ANSWERED:
+            assert verdict == XDP_TX
+            assert_resets(output, frame, self.topology)
         else:
             assert verdict == (XDP_DROP if outcome in records.DROPPED else XDP_PASS)
             assert output == frame
@@ -195,6 +240,8 @@ class Bench:
         for key in list(libbpf.keys(connections, 8)):
             libbpf.delete(connections, key)
         self.ring.take()
+        self.ended()
+        self.destination = 0
         libbpf.update(self.program.map_fd("journal"), bytes(4), bytes(8))
         HashMap(self.program.map_fd("unfinished")).clear()
         for sensor in range(len(self.topology.sensors)):
@@ -217,6 +264,7 @@ class Sensor:
         self.isn = isn
         self.base = 0
         self.number = 0
+        self.destination: int | None = None  # decided when it opens
 
     def frame(self, flags: Flags, position: int, payload: bytes = b"", **fields: Any) -> bytes:
         sequence = self.isn + 1 + self.base + position
@@ -225,6 +273,7 @@ class Sensor:
 
     def open(self, base: int = 0) -> None:
         self.number = self.bench.last_number() + 1
+        self.destination = self.bench.destination
         syn = self.frame(Flags.SYN, -1)
         self.expect(syn, "opened", self.record(0, b"", records.OPEN))
         if base:
@@ -264,7 +313,7 @@ class Sensor:
         return Record(self.base + position, payload, flags, self.sensor, self.port, self.number)
 
     def expect(self, frame: bytes, outcome: str, *stored: Record) -> list[Record]:
-        return self.bench.expect(frame, outcome, *stored, sensor=self.sensor)
+        return self.bench.expect(frame, outcome, *stored, sensor=self.sensor, destination=self.destination)
 
 
 def load(
@@ -285,6 +334,39 @@ def load(
         program.close()
         raise
     return program
+
+
+def sent_on(frame: bytes, topology: Topology, destination: int) -> tuple[int, bytes]:
+    """Verdict and frame of what goes to a destination."""
+    if destination == HERE:
+        return XDP_PASS, frame
+    return XDP_TX, packet.rewrite(frame, replace(topology, logger=topology.loggers[destination]))
+
+
+def assert_resets(answer: bytes, frame: bytes, topology: Topology) -> None:
+    """It is the reset that a TCP answers with which knows no such connection (RFC 9293, section 3.10.7.1)."""
+    asked = Packet.parse(frame)
+    expected = replace(
+        asked,
+        ethernet=Ethernet(asked.ethernet.source, topology.hardworker.mac_bytes),
+        ip=replace(
+            asked.ip,
+            source=topology.hardworker.ip,
+            destination=asked.ip.source,
+            tos=asked.ip.tos & TOS_WITHOUT_ECN,
+            length=asked.ip.LENGTH + Tcp.LENGTH,
+        ),
+        tcp=Tcp(
+            source_port=topology.port,
+            destination_port=asked.tcp.source_port,
+            sequence=asked.tcp.acknowledgment,
+            flags=Flags.RST,
+            window=0,
+        ),
+        payload=b"",
+        trailer=b"",
+    ).with_checksums()
+    assert answer[: len(expected.pack())] == expected.pack()  # what follows is padding
 
 
 def assert_valid_as_before(before: bytes, after: bytes) -> None:

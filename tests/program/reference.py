@@ -1,24 +1,37 @@
 """The reference: what an honest stream delivers, in plain Python, and an application to compare it with.
 
 A `Stream` is one connection whose bytes are known beforehand. Whatever frames a test sends, of the sensor or
-of somebody else, it watches three things: what the program put into the ring, what left for the logger, and
-what the application was given. Nothing here knows how the program decides.
+of somebody else, it watches three things: what the program put into the ring, what went on to the stream's
+destination, and what the application was given. Nothing here knows how the program decides.
 """
 
 import os
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from tests.program.bench import XDP_TX, Bench, Sensor
+from tests.program.bench import XDP_DROP, XDP_PASS, Bench, Sensor
 from tests.program.ring import Record
 
-from midstream import network
+from midstream import network, packet
 from midstream.ebpf import handover, records
 from midstream.errors import ConfigError
 from midstream.hardworker import Hardworker
 from midstream.hardworker.ring import Ring
 from midstream.packet import Flags, Packet
+
+
+class Fate(Enum):
+    """What became of a frame."""
+
+    SENT_ON = auto()
+    """To a destination."""
+    ANSWERED = auto()
+    """With a reset, or a question."""
+    DROPPED = auto()
+    PASSED = auto()
+    """To the stack, as all that is none of ours."""
 
 
 @dataclass
@@ -28,8 +41,9 @@ class Stream:
     sensor: Sensor
     data: bytes
     ack: int  # the acknowledgement number of what the sensor sends
+    destination: int  # of all that goes on
     held: dict[int, int] = field(default_factory=dict)  # offset: the byte that was stored first
-    passed: set[int] = field(default_factory=set)  # offsets that left for the logger, intact
+    passed: set[int] = field(default_factory=set)  # offsets that went there, intact
     next: int = 0  # everything before it is held
     sent: int = 0  # as far as the sensor has sent for the first time
     ended: bool = False  # its end has been stored
@@ -38,6 +52,10 @@ class Stream:
     @property
     def number(self) -> int:
         return self.sensor.number
+
+    @property
+    def complete(self) -> bool:
+        return self.ended and self.next == len(self.data)
 
     def frame(
         self, flags: Flags, start: int, payload: bytes = b"", *, ack: int | None = None, **fields: Any
@@ -59,27 +77,31 @@ class Stream:
         if record.flags & records.FIN:
             assert record.offset + len(record.payload) == len(self.data)
             self.ended = True
-        if record.flags & records.RESET or (self.ended and self.next == len(self.data)):
+        if record.flags & records.RESET or self.complete:
             self.open = False
 
     def leave(self, frame: bytes, intact: bool) -> None:
-        """A frame has left for the logger: every byte of it is held (invariant 1)."""
-        packet = Packet.parse(frame)
-        start = (packet.tcp.sequence - self.sensor.isn - 1 - self.next + 2**31) % 2**32 - 2**31 + self.next
-        for offset in range(start, start + len(packet.payload)):
-            assert offset < 0 or offset in self.held, f"byte {offset} was forwarded, and is not held"
+        """A frame has gone on: every byte of it is held (invariant 1)."""
+        segment = Packet.parse(frame)
+        start = (segment.tcp.sequence - self.sensor.isn - 1 - self.next + 2**31) % 2**32 - 2**31 + self.next
+        for offset in range(start, start + len(segment.payload)):
+            assert offset < 0 or offset in self.held, f"byte {offset} went on, and is not held"
             if intact:
                 self.passed.add(offset)
 
 
-def source(bench: Bench) -> Ring:
+def source(bench: Bench, retain: int = 0) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
-    ring, journal, unfinished, control = (
-        os.dup(bench.program.map_fd(name)) for name in ("ring", "journal", "unfinished", "control")
+    maps = ("ring", "journal", "unfinished", "committed", "control", "beginnings")
+    ring, journal, unfinished, committed, control, beginnings = (
+        os.dup(bench.program.map_fd(name)) for name in maps
     )
     no_lock = os.open(os.devnull, os.O_RDONLY)
-    held = handover.Ring(ring, journal, unfinished, control, no_lock, bench.ring.size, Path(os.devnull))
-    return Ring.map(held, bench.connections)
+    size, sensors, place = bench.ring.size, len(bench.topology.sensors), Path(os.devnull)
+    held = handover.Ring(
+        ring, journal, unfinished, committed, control, beginnings, no_lock, size, sensors, place
+    )
+    return Ring.map(held, bench.connections, retain=retain)
 
 
 class Application:
@@ -141,13 +163,30 @@ class Wire:
     def add(self, stream: Stream) -> None:
         self.streams[stream.number] = stream
 
-    def send(self, frame: bytes, stream: Stream | None = None) -> int:
-        """The verdict. stream: the one that the frame belongs to."""
+    def send(self, frame: bytes, stream: Stream | None = None) -> Fate:
+        """What became of it. stream: the one that the frame belongs to."""
+        known = stream is not None and stream.open
         verdict, output = self.bench.run(frame)
         self._look()
-        if verdict == XDP_TX and stream is not None:
+        fate, destination = self._fate(frame, verdict, output)
+        if fate is Fate.SENT_ON and stream is not None:
             stream.leave(frame, is_intact(output))
-        return verdict
+            if known or stream.complete:
+                assert destination == stream.destination, "it went to another host"
+        return fate
+
+    def _fate(self, frame: bytes, verdict: int, output: bytes) -> tuple[Fate, int | None]:
+        """And its destination, where it has one."""
+        topology = self.bench.topology
+        if verdict == XDP_DROP:
+            return Fate.DROPPED, None
+        if verdict == XDP_PASS:
+            assert output == frame, "the stack must see what the sensor sent"
+            ours = packet.judge(frame, topology).action == "relay"
+            return (Fate.SENT_ON, records.HERE) if ours else (Fate.PASSED, None)
+        loggers = [host.ip for host in topology.loggers]
+        ip = Packet.parse(output).ip.destination
+        return (Fate.SENT_ON, loggers.index(ip)) if ip in loggers else (Fate.ANSWERED, None)
 
     def _look(self) -> None:
         found, self._seen = self.bench.ring.peek(self._seen)
@@ -159,9 +198,9 @@ class Wire:
 
 
 def is_intact(frame: bytes) -> bool:
-    """Does the logger accept it?"""
+    """Does its destination accept it?"""
     try:
-        packet = Packet.parse(frame)
+        parsed = Packet.parse(frame)
     except ConfigError:
         return False
-    return packet.ip.is_intact and packet.tcp.is_intact(packet.ip, packet.payload)
+    return parsed.ip.is_intact and parsed.tcp.is_intact(parsed.ip, parsed.payload)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
-from tests.program.bench import TOPOLOGY, XDP_TX, Bench
+from tests.program.bench import TOPOLOGY, XDP_PASS, XDP_TX, Bench
 
 from midstream.ebpf import records
 from midstream.hardworker.handler import SocketHandler
@@ -228,16 +228,22 @@ class SocketPath(Path):
 
 
 class Triangle:
-    """Sensor, program and logger, joined by whoever waits for something."""
+    """Sensor, program, logger and the hardworker's own stack, joined by whoever waits for something."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.logger = Stack(TOPOLOGY.logger, listens=True)
+        self.hardworker = Stack(TOPOLOGY.hardworker, listens=True)
         self.sensor = Stack(TOPOLOGY.sensors[0], listens=False)
 
     def close(self) -> None:
         self.logger.close()
+        self.hardworker.close()
         self.sensor.close()
+
+    def peer(self, destination: int) -> Stack:
+        """The host that takes connections for which that is decided."""
+        return self.hardworker if destination == records.HERE else self.logger
 
     def connect(self) -> socket.socket:
         """A sensor's connection that is on its way."""
@@ -277,10 +283,15 @@ class Triangle:
 
     def move(self) -> None:
         for frame in self.from_sensor():
-            verdict, output = self.bench.run(frame)
+            with self.hardworker.inside():  # whose sockets the program asks for
+                verdict, output = self.bench.run(frame)
+            if verdict == XDP_PASS:
+                self.hardworker.write(output)
             if verdict == XDP_TX:
                 to_logger = Packet.parse(output).ip.destination == TOPOLOGY.logger.ip
                 (self.logger if to_logger else self.sensor).write(output)
+        for frame in self.hardworker.read():
+            self.sensor.write(frame)
         for frame in self.logger.read():
             if frame[12:14] == b"\x08\0":  # as midstream_logger_egress does it
                 reply = Packet.parse(frame)

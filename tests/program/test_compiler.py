@@ -66,6 +66,7 @@ def test_the_verifier_accepts_the_small_ones(topology: Topology) -> None:
                 "shares",
                 "last_number",
                 "control",
+                "beginnings",
                 ".rodata.settings",
             },
         ),

@@ -11,10 +11,9 @@ from itertools import count
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.program.bench import XDP_DROP, XDP_TX, Bench, Sensor
+from tests.program.bench import XDP_DROP, XDP_TX, Bench, Sensor, sent_on
 from tests.program.ring import Record
 
-from midstream import packet
 from midstream.ebpf import records
 from midstream.hardworker.streams import Stream
 from midstream.packet import Flags
@@ -114,12 +113,20 @@ def in_steps() -> st.SearchStrategy[list[Segment]]:
 places = st.sampled_from([1000, 2**32 - 1, 2**32 - SPAN // 2, 2**31 - 100])
 
 
-@settings(max_examples=300, deadline=None)
-@given(history=segments() | in_steps(), isn=places, base=st.sampled_from([0, 0, 2**32 - 100, 3 << 40]))
+@settings(max_examples=300)
+@given(
+    history=segments() | in_steps(),
+    isn=places,
+    base=st.sampled_from([0, 0, 2**32 - 100, 3 << 40]),
+    destination=st.sampled_from([0, records.HERE]),
+    turns=st.sets(st.integers(0, 59)),
+)
 def test_holds_what_the_model_holds(
-    session_bench: Bench, history: list[Segment], isn: int, base: int
+    session_bench: Bench, history: list[Segment], isn: int, base: int, destination: int, turns: set[int]
 ) -> None:
+    """turns: before which packets it is decided anew where connections go that open then."""
     bench = session_bench
+    bench.destination = destination
     sensor = Sensor(bench, isn=isn)
     sensor.open(base)
     model = Model(base)
@@ -127,12 +134,14 @@ def test_holds_what_the_model_holds(
     expected: dict[str, int] = {}
     delivered: dict[int, int] = {}
 
-    for frame, outcome, record in played(sensor, model, history):
+    for number, (frame, outcome, record) in enumerate(played(sensor, model, history)):
+        if number in turns:
+            bench.destination = 0 if bench.destination else records.HERE
         verdict, output = bench.run(frame)
         expected[outcome] = expected.get(outcome, 0) + 1
         dropped = outcome in records.DROPPED
-        assert verdict == (XDP_DROP if dropped else XDP_TX), outcome
-        assert output == (frame if dropped else packet.rewrite(frame, bench.topology))
+        went = (XDP_DROP, frame) if dropped else sent_on(frame, bench.topology, destination)
+        assert (verdict, output) == went, outcome
 
         stored = bench.ring.take()
         if outcome in ("stored", "early"):
@@ -141,6 +150,7 @@ def test_holds_what_the_model_holds(
             assert not stored, outcome
         deliver(stored, base, delivered)
 
+    bench.destination = 0
     assert delivered == model.held
     assert bench.counters() - before == {(0, outcome): n for outcome, n in expected.items()}
     state = bench.connection(0, sensor.port)
@@ -212,7 +222,7 @@ class Kernel:
         del early[place + 1 : covered]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(history=segments() | in_steps(), isn=places, joins=st.booleans())
 def test_the_application_has_the_bytes_that_the_logger_has(
     session_bench: Bench, history: list[Segment], isn: int, joins: bool

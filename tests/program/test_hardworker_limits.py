@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from itertools import pairwise
 
 import pytest
-from tests.program.bench import TOPOLOGY, UNMARKED, Bench, Sensor
+from tests.program.bench import TOPOLOGY, UNMARKED, XDP_TX, Bench, Sensor
 from tests.program.ring import HEAD, Record
 
 from midstream import packet
@@ -288,10 +288,11 @@ def test_two_cpus(bench: Bench, ending: bool) -> None:
     for thread in threads:
         thread.join()
     assert not errors
-    assert forwarded == [3] * 2 * len(segments)
-
     stored = bench.ring.take()
     counted = bench.counters() - before
+    # What both have behind a hole at once is stored by the one, and refused to the other.
+    assert forwarded.count(XDP_TX) == 2 * len(segments) - counted[0, "too_early"]
+    assert len(forwarded) == 2 * len(segments)
     assert counted.total() == len(forwarded)
     assert counted[0, "stored"] + counted[0, "early"] == len(stored)
     times = [0] * len(data)

@@ -278,11 +278,11 @@ class Unknown:
         Unknown(ACK | PSH, LONGEST, "no_connection"),
         Unknown(ACK | FIN, 10, "no_connection"),
         Unknown(Flags(0), 10, "no_connection"),
-        Unknown(RST, 10, "no_connection"),
+        Unknown(RST, 10, "bare"),
     ],
 )
 def test_unknown_connection(bench: Bench, case: Unknown) -> None:
-    """Data is left to the hardworker's stack, whose RST makes the sensor connect anew."""
+    """Data is answered with a reset, which makes the sensor connect anew."""
     sensor = Sensor(bench)
     sensor.expect(sensor.frame(case.flags, 0, bytes(case.size)), case.outcome)
     assert bench.connection(0, sensor.port) is None

@@ -33,7 +33,7 @@ def changed_headers(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return change
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(change=changed_headers(), size=st.integers(0, 30))
 def test_judged_alike(session_bench: Bench, change: Callable[[bytes], bytes], size: int) -> None:
     sensor = Sensor(session_bench)

@@ -269,7 +269,7 @@ def test_without_payload_the_header_is_hit(wire: Wire) -> None:
     assert places == set(range(34, 54))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ip_options=st.integers(0, 10),
     tcp_options=st.integers(0, 10),

@@ -226,7 +226,7 @@ def test_a_vlan_tag(logger: Logger, peer: Peer) -> None:
     logger.sends(tagged(peer.reply()), restored=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     sequence=st.integers(0, 2**32 - 1),
     ack=st.integers(0, 2**32 - 1),

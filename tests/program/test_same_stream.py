@@ -65,7 +65,7 @@ steps = st.lists(st.tuples(st.integers(-20, 120), st.integers(1, 100), st.boolea
 def test_a_faulty_sensor_and_a_real_kernel(bench: Bench, logger: Stack, examples: int) -> None:
     """Random segments that overlap, many of them with other bytes; then the honest stream."""
 
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(steps, st.sampled_from([0, 2**32 - 100, 2**31 - 100]))
     def run(history: list[tuple[int, int, bool]], isn: int) -> None:
         numbers = random.Random(isn)

@@ -53,7 +53,7 @@ def test_a_reply_becomes_a_request(program: int) -> None:
     assert (verdict, output) == (XDP_TX, ping(REQUEST, 2, back=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=64), ttl=st.integers(1, 255))
 def test_checksums(program: int, data: bytes, ttl: int) -> None:
     """The reflected ping is the one that its peer would compute from scratch."""

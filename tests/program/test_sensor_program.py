@@ -16,10 +16,11 @@ from ipaddress import IPv4Address
 
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
-from tests.program.bench import TOPOLOGY, XDP_PASS, assert_valid_as_before, load
+from tests.program.bench import SEVERAL, TOPOLOGY, XDP_PASS, assert_valid_as_before, load
 
-from midstream import packet
+from midstream import network, packet
 from midstream.ebpf import libbpf
+from midstream.network import Topology
 from midstream.packet import Flags, Leg, Packet
 
 ACK, FIN, SYN, RST = Flags.ACK, Flags.FIN, Flags.SYN, Flags.RST
@@ -51,8 +52,8 @@ def namespace() -> Iterator[None]:
 class Host:
     """The sensor: its program, and sockets of its own."""
 
-    def __init__(self) -> None:
-        self.program = load("sensor", TOPOLOGY)
+    def __init__(self, topology: Topology = TOPOLOGY) -> None:
+        self.program = load("sensor", topology)
         self._fd = self.program.program_fd("midstream_sensor")
         self._open = ExitStack()
         self.listeners = {ip: self.listen(ip, TOPOLOGY.port) for ip in (HARDWORKER, LOGGER)}
@@ -97,8 +98,30 @@ def host(namespace: None) -> Iterator[Host]:
         yield made
 
 
-def reply(port: int, flags: Flags = ACK, payload: bytes = b"", seq: int = 7) -> bytes:
-    return packet.craft(TOPOLOGY, 0, flags, seq, 9, payload, leg=Leg.REPLY, peer_port=port)
+def reply(
+    port: int,
+    flags: Flags = ACK,
+    payload: bytes = b"",
+    seq: int = 7,
+    *,
+    logger: network.Host = TOPOLOGY.logger,
+) -> bytes:
+    topology = replace(TOPOLOGY, logger=logger)
+    return packet.craft(topology, 0, flags, seq, 9, payload, leg=Leg.REPLY, peer_port=port)
+
+
+def test_several_loggers(namespace: None) -> None:
+    """Whichever answers; and who is connected directly to one of them is told from that one's replies."""
+    with closing(Host(SEVERAL)) as host:
+        port, direct = next(PORTS), next(PORTS)
+        host.connect(HARDWORKER, port)
+        for logger in SEVERAL.loggers:
+            host.receives(reply(port, logger=logger), restored=True)
+        host.connect(HARDWORKER, direct)
+        host.connect(LOGGER, direct)
+        first, second, _ = SEVERAL.loggers
+        host.receives(reply(direct, logger=first), restored=False)
+        host.receives(reply(direct, logger=second), restored=True)
 
 
 def test_connected_through_the_hardworker(host: Host) -> None:

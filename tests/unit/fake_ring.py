@@ -1,20 +1,16 @@
 """A BPF ring buffer in memory, written as the kernel does (kernel/bpf/ringbuf.c), and a source made of it."""
 
-import contextlib
 import mmap
 import os
 import weakref
-from typing import Any
 
 import numpy as np
 
-from midstream.ebpf.records import RECORD, journal_size
-from midstream.hardworker.forms import Form, Turn
+from midstream.ebpf.records import RECORD, committed_size, journal_size
 from midstream.hardworker.journal import Journal
-from midstream.hardworker.ring import _POSITION, Ring
-from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.ring import Ring
+from midstream.hardworker.source import Segment
 from midstream.hardworker.spill import Spill
-from midstream.hardworker.streams import Streams
 from midstream.hardworker.watch import Watch
 
 BUSY, DISCARDED = 1 << 31, 1 << 30
@@ -34,6 +30,7 @@ class FakeRing:
         self._consumer = np.zeros(mmap.PAGESIZE, np.uint8)
         self._pages = np.zeros(mmap.PAGESIZE + 2 * size, np.uint8)
         self._journal = np.zeros(journal_size(CONNECTIONS, pending), np.uint8)
+        self.word = np.zeros(committed_size(CONNECTIONS), np.uint8)
         self.unfinished: dict[bytes, bytes] = {}
         self._positions = (self._consumer[:8].view("<u8"), self._pages[:8].view("<u8"))
         for position in self._positions:
@@ -52,13 +49,13 @@ class FakeRing:
         """The reader's mapping of the data, for np.shares_memory."""
         return self._pages[mmap.PAGESIZE :]
 
-    def memory(self) -> tuple[np.ndarray, np.ndarray, Journal, Spill, int]:
-        """The ring as user space maps it, the producer's pages read-only; where the last reader was; what
-        epoll tells."""
+    def memory(self) -> tuple[np.ndarray, np.ndarray, Journal, Spill, np.ndarray, int]:
+        """The ring as user space maps it, the producer's pages read-only; where the last reader was; what the
+        logger has committed; what epoll tells."""
         pages = self._pages.view()
         pages.flags.writeable = False
         journal = Journal(self._journal, CONNECTIONS, self.pending)
-        return self._consumer, pages, journal, Spill(self.unfinished), self.event
+        return self._consumer, pages, journal, Spill(self.unfinished), self.word, self.event
 
     def reader(self) -> Ring:
         """A reader that nobody wakes."""
@@ -79,12 +76,11 @@ class FakeRing:
         self._write(position + HEADER, data)
 
     def commit(self, position: int, *, discard: bool = False) -> None:
-        """Submit or discard a record; wakes a reader that had read everything before it."""
+        """Submit or discard a record, and wake its reader."""
         header = int.from_bytes(self.data[position % self.size :][:4].tobytes(), "little")
         header = header & ~BUSY | (DISCARDED if discard else 0)
         self._write(position, header.to_bytes(4, "little"))
-        if self.consumer == position:
-            os.eventfd_write(self.event, 1)
+        os.eventfd_write(self.event, 1)
 
     def put(self, segment: Segment, capacity: int | None = None) -> int | None:
         """Store a segment as one record with room for `capacity` bytes, by default whole blocks; None if the
@@ -103,32 +99,13 @@ class FakeRing:
 
 
 class RingSource(Ring):
-    """A Source of a FakeRing. Readable is what the kernel calls so: the positions differ."""
+    """A Source of a FakeRing, in which something is retained as far as `poll` is concerned: it always polls
+    readable."""
 
-    def __init__(self, ring: FakeRing, watch: Watch | None = None) -> None:
+    def __init__(self, ring: FakeRing, watch: Watch | None = None, retain: int = 0) -> None:
         self.ring = ring
         self.closed = 0
-        super().__init__(*ring.memory(), self._count_close, watch=watch)
-
-    def commit(self, streams: Streams) -> bool:
-        done = super().commit(streams)
-        self._tell(self.ring.consumer)
-        return done
-
-    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
-        turn = super().pace(form, pace, streams)
-
-        def told() -> Any:
-            self._tell(self._state[_POSITION])  # up to which it commits first
-            return turn()
-
-        return told
-
-    def _tell(self, consumer: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.ring.event)
-        if consumer != self.ring.producer:
-            os.eventfd_write(self.ring.event, 1)
+        super().__init__(*ring.memory(), self._count_close, retain=retain, watch=watch)
 
     def _count_close(self) -> None:
         self.closed += 1

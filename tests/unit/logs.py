@@ -11,6 +11,7 @@ from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
 from midstream.logger import readings, schema
 from midstream.logger.store import checksum
+from midstream.told import Knowledge
 
 SECOND = 10**9
 START = 1_764_000_000 * SECOND  # 2025-11-24T16:00:00Z
@@ -52,8 +53,11 @@ class LogFile:
         layout: Layout | None = None,
         closed: bool = True,
         times: Sequence[int] | None = None,
+        port: int = 0,
+        first: int | None = None,
+        sequences: Sequence[int] | None = None,
     ) -> int:
-        """A connection with a message each step; its id."""
+        """A connection with a message each step; its id. sequences: only these are there."""
         self._ids += 1
         given = list(payloads)
         messages, stream = [], hashlib.sha256()
@@ -76,7 +80,8 @@ class LogFile:
         row = {
             "id": self._ids,
             "sensor": sensor,
-            "port": 40000 + self._ids,
+            "port": port or 40000 + self._ids,
+            "first": first,
             "opened_ns": start_ns,
             "framing": framing,
             "layout": layout.describe() if layout else None,
@@ -91,6 +96,8 @@ class LogFile:
                 "reset": False,
                 "reason": "",
             }
+        if sequences is not None:
+            messages = [message for message in messages if message["sequence"] in sequences]
         with self._engine.begin() as database:
             database.execute(insert(schema.connections).values(row))
             if messages:
@@ -110,6 +117,15 @@ class LogFile:
                     ],
                 )
         return self._ids
+
+    def tell(self, told: Knowledge) -> None:
+        """What a hardworker has said."""
+        said = [(schema.held, each.values) for each in told.held]
+        said += [(schema.pending, each.values) for each in told.pending]
+        said += [(schema.forgotten, each) for each in told.forgotten]
+        with self._engine.begin() as database:
+            for table, values in said:
+                database.execute(insert(table).values(values))
 
     def execute(self, statement: str) -> None:
         """Change it by hand."""

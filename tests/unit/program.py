@@ -20,7 +20,8 @@ class Program:
 
     def __init__(self, site: Site, *, files: int = 0) -> None:
         limited = ["prlimit", f"--nofile={files}:{files}"] if files else []
-        self._command = [*limited, sys.executable, "-m", "midstream", "logger", "--config", str(site.config)]
+        command = [sys.executable, "-m", "midstream", "logger", "--config", str(site.config)]
+        self._command = [*limited, *command, *(["--spool"] if site.spool else [])]
         self.lines: list[str] = []
 
     def __enter__(self) -> Self:

@@ -6,12 +6,13 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from midstream.logger import Logger, LoggerSummary, server
 from midstream.logger.__main__ import work
@@ -24,23 +25,40 @@ TOS = 104
 
 
 class Site:
-    """A folder with config.toml, const.toml and the database, and a free port on loopback."""
+    """A folder with config.toml, const.toml and the database, and a free port on loopback.
 
-    def __init__(self, folder: Path, url: str = "") -> None:
+    Of a logger; or with `spool` of a hardworker's spool, whose sensor is who connects.
+    """
+
+    def __init__(self, folder: Path, url: str = "", *, spool: bool = False) -> None:
         self.folder = folder
         self.url = url or f"sqlite:///{folder}/midstream.db"
-        with socket.create_server(("127.0.0.1", 0)) as probe:
+        self.spool = spool
+        sensor, hardworker, logger = (
+            Host(IPv4Address(f"127.0.0.{n}"), f"02:00:00:00:00:{n:02x}")
+            for n in ((1, 2, 12) if spool else (11, 2, 1))
+        )
+        self.address = str((hardworker if spool else logger).ip)
+        with socket.create_server((self.address, 0)) as probe:
             self.port = probe.getsockname()[1]
-        hosts = [Host(IPv4Address(f"127.0.0.{n}"), f"02:00:00:00:00:{n:02x}") for n in (1, 2, 11)]
-        topology = Topology((hosts[2],), hosts[1], hosts[0], tos=TOS, port=self.port, mtu=1500, size=SIZE)
+        topology = Topology((sensor,), hardworker, logger, tos=TOS, port=self.port, mtu=1500, size=SIZE)
         write(folder / "const.toml", topology, "a test")
         self.configure()
 
     def configure(
-        self, *, framing: str = "fixed", max_size: int = 1 << 20, interval: float = 0.02, logger: str = ""
+        self,
+        *,
+        framing: str = "fixed",
+        max_size: int = 1 << 20,
+        interval: float = 0.02,
+        logger: str = "",
+        hardworker: str = "spool_free = 0\n",
     ) -> None:
+        target, spool = ("hardworker", make_url(self.url).database) if self.spool else ("logger", "spool.db")
         (self.folder / "config.toml").write_text(
-            f'[sensor]\ntarget = "logger"\n[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
+            f'[sensor]\ntarget = "{target}"\n'
+            f'[hardworker]\nspool = "{spool}"\n{hardworker}'
+            f'[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
             f'[logger]\ndatabase = "{self.url}"\nbatch_interval = {interval}\n{logger}'
         )
 
@@ -49,13 +67,21 @@ class Site:
         return self.folder / "config.toml"
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        return socket.create_connection((self.address, self.port), timeout=60)
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         engine = create_engine(self.url)
         try:
             with engine.connect() as database:
                 return [tuple(row) for row in database.execute(text(statement))]
+        finally:
+            engine.dispose()
+
+    def execute(self, statement: str) -> None:
+        engine = create_engine(self.url)
+        try:
+            with engine.begin() as database:
+                database.execute(text(statement))
         finally:
             engine.dispose()
 
@@ -66,9 +92,11 @@ class Site:
 class Serving(threading.Thread):
     """A logger that serves in a thread until the `with` block ends."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(
+        self, config: Path, *, spool: bool = False, tell: Callable[[str], object] = lambda _: None
+    ) -> None:
         super().__init__()
-        self.logger = Logger(config)
+        self.logger = Logger(config, spool=spool, tell=tell)
         self.summary = LoggerSummary()
         self.error: Exception | None = None
         self._stop_requested = threading.Event()
@@ -83,6 +111,20 @@ class Serving(threading.Thread):
             self.summary = self.logger.serve(self._stop_requested.is_set)
         except Exception as error:
             self.error = error
+
+    @staticmethod
+    def lets_in(site: Site) -> bool:
+        """Can a sensor connect?"""
+        try:
+            site.connect().close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    def has(self, **counts: int) -> bool:
+        """Does its summary say so by now?"""
+        summary = asdict(self.logger.summary)
+        return summary == summary | counts
 
     def stop(self) -> None:
         self._stop_requested.set()

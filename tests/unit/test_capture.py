@@ -38,7 +38,7 @@ def read(data: bytes) -> list[Captured]:
     return list(read_capture(BytesIO(data), "x"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     frames, orders, st.booleans(), st.sampled_from([0, 2, 4]), st.sampled_from([10, 1 << 16]), st.booleans()
 )
@@ -50,7 +50,7 @@ def test_pcap(frames: list[Frame], order: str, nano: bool, check: int, snap: int
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     frames,
     orders,
@@ -150,7 +150,7 @@ def test_damage_is_told(data: bytes, complaint: str) -> None:
         read(data)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from([b"", pcap([]), pcapng([]), b"\x1f\x8b\x08"]), st.binary(max_size=80), st.data())
 def test_any_bytes_are_frames_or_an_error(start: bytes, data: bytes, draw: st.DataObject) -> None:
     whole = bytearray(draw.draw(st.sampled_from([pcap([Frame(b"abcd")]), pcapng([Frame(b"abcd")])])))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.lab.chaos.application import ROW
 from tests.lab.chaos.client import Connection
-from tests.lab.chaos.judge import OWN_SOCKETS, Event, Row, Verdict, judge
+from tests.lab.chaos.judge import Event, Row, Verdict, judge
 from tests.lab.chaos.messages import SIZE, identity, message
 
 PORT, COUNT = 10_001, 6
@@ -76,7 +76,6 @@ def test_only_what_happened_while_it_was_there_excuses() -> None:
     assert not judged(life(*range(COUNT)), logged=LOGGED[:4], events=(killed,)).faults
     later = Event("holder killed", 21.0, 22.0)
     assert judged(life(*range(COUNT)), logged=LOGGED[:4], events=(later,)).faults
-    assert not judged(life(*range(COUNT), connection=OWN_SOCKETS), logged=[]).faults
 
 
 def test_a_stranger_in_the_log() -> None:

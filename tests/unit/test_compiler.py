@@ -33,18 +33,19 @@ TOPOLOGY = Topology(
     port=12345,
     mtu=1500,
     size=1024,
+    standbys=(Host(IPv4Address("10.83.0.4"), "02:00:00:00:00:04"),),
 )
 OTHER = Host(IPv4Address("10.83.0.99"), "02:00:00:00:00:99")
 
 CONST_H = """\
 #define HARDWORKER_IP 0x0a530002
 #define HARDWORKER_MAC {0x02, 0x00, 0x00, 0x00, 0x00, 0x02}
-#define LOGGER_IP 0x0a530003
-#define LOGGER_MAC {0x02, 0x00, 0x00, 0x00, 0x00, 0x03}
 #define MARK_TOS 104
 #define MARK_PORT 12345
 #define MTU 1500
 #define DATA_SIZE 1024
+#define LOGGER_COUNT 2
+#define LOGGERS { {0x0a530003, {0x02, 0x00, 0x00, 0x00, 0x00, 0x03}}, {0x0a530004, {0x02, 0x00, 0x00, 0x00, 0x00, 0x04}}, }
 #define SENSOR_COUNT 2
 #define SENSORS { {0x0a53000b, 1, {0x02, 0x00, 0x00, 0x00, 0x00, 0x11}}, {0x0a530015, 0, {0x02, 0x00, 0x00, 0x00, 0x00, 0x21}}, }
 """  # noqa: E501 (a line of C)
@@ -54,6 +55,10 @@ CHANGES: dict[str, Callable[[Topology], Topology]] = {
     "the hardworker's MAC": lambda t: replace(t, hardworker=replace(t.hardworker, mac=OTHER.mac)),
     "the logger's IP": lambda t: replace(t, logger=replace(t.logger, ip=OTHER.ip)),
     "the logger's MAC": lambda t: replace(t, logger=replace(t.logger, mac=OTHER.mac)),
+    "a standby's IP": lambda t: replace(t, standbys=(replace(t.standbys[0], ip=OTHER.ip),)),
+    "a standby's MAC": lambda t: replace(t, standbys=(replace(t.standbys[0], mac=OTHER.mac),)),
+    "one logger more": lambda t: replace(t, standbys=(*t.standbys, OTHER)),
+    "the loggers' order": lambda t: replace(t, logger=t.standbys[0], standbys=(t.logger,)),
     "a sensor's IP": lambda t: replace(t, sensors=(replace(SENSORS[0], ip=OTHER.ip), SENSORS[1])),
     "a sensor's MAC": lambda t: replace(t, sensors=(SENSORS[0], replace(SENSORS[1], mac=OTHER.mac))),
     "one sensor more": lambda t: replace(t, sensors=(*SENSORS, OTHER)),

@@ -57,7 +57,13 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "socket_group": "",
             "socket_mode": "0660",
             "checksums": True,
+            "retain": True,
             "quota": 0.5,
+            "spool": "spool.db",
+            "spool_size": 2**30,
+            "spool_free": 2**28,
+            "spool_full": "forget",
+            "backfill_rate": 2**23,
         },
         "logger": {
             "database": "sqlite:///midstream.db",
@@ -65,7 +71,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "batch_size": 4096,
             "keep_age": 0.0,
             "keep_size": 0,
-            "replay_port": 0,
+            "replay_port": 12347,
         },
         "daemon": {
             "explore": True,
@@ -74,6 +80,8 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "timeout": 30.0,
             "sensors": 1,
             "clock": 10.0,
+            "silence": 2.0,
+            "stall": 2.0,
             "port": 12346,
             "rewrite_const": True,
             "standby": False,
@@ -113,6 +121,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert config.path == tmp_path / "etc/config.toml"
     assert config.const_path.resolve() == tmp_path / "net/const.toml"
     assert config.database_url == f"sqlite:///{tmp_path}/etc/midstream.db"
+    assert config.spool_path == tmp_path / "etc/spool.db"
+    assert read(tmp_path, '[hardworker]\nspool = ""').spool_path is None
     assert read(tmp_path, 'const = "/x/const.toml"').const_path == Path("/x/const.toml")
 
 
@@ -197,6 +207,14 @@ def test_ring_sizes_refused(tmp_path: Path, value: str) -> None:
         ("hardworker", "socket_mode", '"0668"', "three octal digits"),
         ("hardworker", "socket_mode", '"66"', "three octal digits"),
         ("hardworker", "socket_mode", '"4660"', "three octal digits"),
+        ("hardworker", "retain", "1", "true or false"),
+        ("hardworker", "spool_size", "1048575", "at least 1 MiB"),
+        ("hardworker", "spool_size", '"1GB"', "a string such as"),
+        ("hardworker", "spool_free", "-1", "0 or more"),
+        ("hardworker", "spool_full", '"drop"', '"forget" or "wait"'),
+        ("hardworker", "backfill_rate", "1023", "at least 1 KiB"),
+        ("daemon", "silence", "0", "above 0"),
+        ("daemon", "stall", "3601", "at most 3600"),
         ("logger", "database", '"midstream.db"', "an SQLAlchemy URL"),
         ("logger", "database", '"sqlite://midstream.db"', "three slashes"),
         ("logger", "database", '"sqlite:///file:midstream.db"', "without file:"),

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from midstream.daemon import heartbeat, status
-from midstream.daemon.heartbeat import Heartbeat, is_listening
+from midstream.daemon.backlog import is_listening
+from midstream.daemon.failover import MISSED
+from midstream.daemon.heartbeat import WAITS, Heartbeat, Told, Watched
 from midstream.daemon.log import Log, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.resets import segment
@@ -135,10 +137,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def beat(answerer: Heartbeat, *, times: int = 3) -> tuple[Heartbeat, list[bool]]:
+async def beat(answerer: Heartbeat, *, times: int = 3) -> Watched:
+    """What an asker knows after it has asked so often."""
     port = free_port()
-    changes: list[bool] = []
-    asker = Heartbeat(KEY, lambda: False, lambda: changes.append(True))
+    asker = Heartbeat(KEY, Told)
     await answerer.start(HOME, port)
     await asker.start(HOME, free_port())
     asker.watch({str(HOME): port})
@@ -148,21 +150,16 @@ async def beat(answerer: Heartbeat, *, times: int = 3) -> tuple[Heartbeat, list[
     for one in (asker, answerer):
         one.close()
     await asyncio.sleep(0)
-    return asker, changes
+    return asker.watched[str(HOME)]
 
 
-def test_a_logger_that_serves_is_up() -> None:
-    asker, changes = asyncio.run(beat(Heartbeat(KEY, lambda: True, lambda: None)))
-    watched = asker.watched[str(HOME)]
-    assert (watched.reason(watched.answered), watched.seen_up, changes) == ("", True, [True])
-    assert watched.reason(watched.answered + 1) == "its daemon has not answered for 1.0 s"
-
-
-def test_a_daemon_without_its_logger_says_so() -> None:
-    asker, changes = asyncio.run(beat(Heartbeat(KEY, lambda: False, lambda: None)))
-    watched = asker.watched[str(HOME)]
-    assert watched.reason(watched.answered) == "no logger listens on the port"
-    assert (watched.seen_up, changes) == (False, [])
+@pytest.mark.parametrize(
+    ("told", "well"),
+    [(Told(True), True), (Told(False), False), (Told(True, 0.4), True), (Told(True, WAITS), False)],
+)
+def test_what_a_logger_tells(told: Told, well: bool) -> None:
+    watched = asyncio.run(beat(Heartbeat(KEY, lambda: told)))
+    assert (watched.told, watched.answered is not None, watched.well is not None) == (told, True, well)
 
 
 def test_a_logger_that_was_silent_serves_anew() -> None:
@@ -170,24 +167,23 @@ def test_a_logger_that_was_silent_serves_anew() -> None:
 
     async def run() -> None:
         port = free_port()
-        answerer = Heartbeat(KEY, lambda: True, lambda: None)
-        asker = Heartbeat(KEY, lambda: False, lambda: None)
+        now = [100.0]
+        answerer = Heartbeat(KEY, lambda: Told(True))
+        asker = Heartbeat(KEY, Told, lambda: now[0])
         await answerer.start(HOME, port)
         asker.watch({str(HOME): port})
         watched = asker.watched[str(HOME)]
 
-        async def ask() -> float:
+        async def ask() -> float | None:
             asker.ask()
             await asyncio.sleep(0.02)
-            return watched.serving_since
+            return watched.well
 
-        first = await ask()
-        assert first and await ask() == first, "it has served all the time"
-        watched.answered -= heartbeat.SILENCE + 0.1
-        since = await ask()
-        assert since == watched.answered > first
-        assert not watched.is_steady(since + heartbeat.STEADY - 0.1)
-        assert watched.is_steady(since + heartbeat.STEADY)
+        assert await ask() == 100.0
+        now[0] += MISSED
+        assert await ask() == 100.0, "it has served all the time"
+        now[0] += MISSED + 0.1
+        assert await ask() == now[0]
         for one in (asker, answerer):
             one.close()
         await asyncio.sleep(0)
@@ -195,36 +191,40 @@ def test_a_logger_that_was_silent_serves_anew() -> None:
     asyncio.run(run())
 
 
+def has_answered(watched: Watched) -> bool:
+    return watched.answered is not None
+
+
 def test_an_answer_without_the_key_or_a_repeated_one_is_none() -> None:
-    asker, _ = asyncio.run(beat(Heartbeat(Key(b"other" * 8), lambda: True, lambda: None)))
-    watched = asker.watched[str(HOME)]
-    assert watched.answered == 0
+    watched = asyncio.run(beat(Heartbeat(Key(b"other" * 8), lambda: Told(True))))
+    asker = Heartbeat(KEY, Told)
+    assert not has_answered(watched)
     said = {"from": str(HOME), "to": watched.own, "serving": True}
     asker.take(watched, KEY.seal("answer", json.dumps(said | {"number": "0" * 16}).encode()))
-    assert watched.answered == 0, "nobody asked that"
+    assert not has_answered(watched), "nobody asked that"
     said["number"] = next(iter(watched.asked))
     asker.take(watched, KEY.seal("question", json.dumps(said).encode()))
-    assert watched.answered == 0, "a question is no answer"
+    assert not has_answered(watched), "a question is no answer"
     for name in ("from", "to"):
         asker.take(watched, KEY.seal("answer", json.dumps(said | {name: "127.0.0.9"}).encode()))
-        assert watched.answered == 0, "of another host, or to another"
+        assert not has_answered(watched), "of another host, or to another"
     answer = KEY.seal("answer", json.dumps(said).encode())
     asker.take(watched, answer)
-    assert watched.answered > 0
-    watched.answered = 0.0
+    assert has_answered(watched)
+    watched.answered = None
     asker.take(watched, answer)
-    assert watched.answered == 0, "the second time it answers nothing"
+    assert not has_answered(watched), "the second time it answers nothing"
 
 
 @pytest.mark.parametrize("noise", [b"", b"x", bytes(2000)])
 def test_noise_is_passed_over(noise: bytes) -> None:
-    Heartbeat(KEY, lambda: True, lambda: None).datagram_received(noise, ("127.0.0.1", 1))
+    Heartbeat(KEY, Told).datagram_received(noise, ("127.0.0.1", 1))
 
 
 def test_a_port_that_is_taken() -> None:
     async def run() -> None:
         port = free_port()
-        first, second = (Heartbeat(KEY, lambda: True, lambda: None) for _ in range(2))
+        first, second = (Heartbeat(KEY, Told) for _ in range(2))
         await first.start(HOME, port)
         try:
             with pytest.raises(NetworkError, match=f"UDP port {port} cannot be had"):
@@ -246,32 +246,7 @@ def test_whether_a_port_is_listened_on() -> None:
 
 
 def test_a_daemon_waits_longer_than_three_heartbeats() -> None:
-    assert 3 * heartbeat.INTERVAL < heartbeat.SILENCE < 0.7
-
-
-def test_a_host_without_its_daemon_leaves_the_logger_as_it_was() -> None:
-    async def run() -> None:
-        port = free_port()
-        answerer = Heartbeat(KEY, lambda: True, lambda: None)
-        asker = Heartbeat(KEY, lambda: False, lambda: None)
-        await answerer.start(HOME, port)
-        asker.watch({str(HOME): port})
-        watched = asker.watched[str(HOME)]
-        asker.ask()
-        await asyncio.sleep(0.02)
-        assert watched.answered
-        answerer.close()
-        await asyncio.sleep(0)
-        asker.ask()
-        await asyncio.sleep(0.02)
-        late = watched.answered + heartbeat.SILENCE + 0.1
-        assert watched.refused
-        watched.refused = late - 0.1
-        assert watched.reason(late) == ""
-        assert watched.reason(late + heartbeat.SILENCE).startswith("its daemon has not answered")
-        asker.close()
-
-    asyncio.run(run())
+    assert 3 * heartbeat.INTERVAL < MISSED < 0.7
 
 
 # resets
@@ -284,7 +259,18 @@ def test_a_host_without_its_daemon_leaves_the_logger_as_it_was() -> None:
 def test_a_reset_bears_the_numbers_that_are_believed(
     acknowledged: int | None, sequence: int, acknowledgement: int, flags: Flags
 ) -> None:
-    one = Open(IPv4Address("192.0.2.11"), 4000, 1001, acknowledged)
+    one = Open(
+        IPv4Address("192.0.2.11"),
+        4000,
+        first=1001,
+        acknowledged=acknowledged,
+        next=0,
+        number=1,
+        sensor=0,
+        destination=0,
+        opened_ns=0,
+        seen_ns=0,
+    )
     found = segment(one, IPv4Address("192.0.2.2"), 12345)
     tcp = Tcp.parse(found)
     assert (tcp.source_port, tcp.destination_port, tcp.flags) == (12345, 4000, flags)

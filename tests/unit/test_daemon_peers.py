@@ -18,7 +18,7 @@ KEY = Key(b"k" * 32)
 
 
 def test_what_is_sealed_is_read_with_the_same_key_only() -> None:
-    mark = Mark(tos=104, port=12345, size=1024, logger=IPv4Address("192.0.2.3"))
+    mark = Mark(tos=104, port=12345, size=1024)
     text = word(role="hardworker", mark=mark).sealed(KEY)
     assert unseal(KEY, text).said.mark == mark
     assert b"192.0.2" not in text

@@ -9,11 +9,9 @@ from tests.unit.announcements import announcement
 
 from midstream.config import Config, DaemonSection, DataSection, NetworkSection
 from midstream.daemon.announcement import Announcement, Mark, Word
-from midstream.daemon.failover import GRACE, Choice, choose
 from midstream.daemon.freshness import Voice
-from midstream.daemon.heartbeat import SILENCE, STEADY, Watched
 from midstream.daemon.peers import Peers
-from midstream.daemon.plan import decide_mark, make_plan
+from midstream.daemon.plan import Plan, decide_mark, make_plan
 from midstream.daemon.role import find_role
 from midstream.errors import ConfigError
 from midstream.network import Host, Topology
@@ -104,6 +102,13 @@ def test_a_role_is_missing(peers: list[Announcement], text: str) -> None:
     assert plan.reason.startswith(text)
 
 
+def test_a_known_logger_that_is_off_keeps_no_sensor_waiting() -> None:
+    plan = make_plan(Config(), OWN, heard(SENSOR), PREVIOUS)
+    assert plan.topology
+    assert [str(one.ip) for one in plan.topology.sensors] == ["192.0.2.13", "192.0.2.11"]
+    assert plan.topology.logger == PREVIOUS.logger
+
+
 def test_fewer_sensors_than_are_wanted() -> None:
     plan = make_plan(Config(daemon=DaemonSection(sensors=2)), OWN, heard(LOGGER, SENSOR), None)
     assert plan.reason.startswith("1 of daemon.sensors = 2 sensors have been heard")
@@ -120,18 +125,40 @@ def test_two_claim_one_role() -> None:
     assert plan.reason.endswith("give one of them another role, or set standby = true in [daemon] of one")
 
 
+def loggers(plan: Plan) -> list[str]:
+    assert plan.topology
+    return [str(host.ip) for host in plan.topology.loggers]
+
+
 def test_a_standby_logger_is_no_second_claim() -> None:
     peers = heard(LOGGER, SENSOR, host("logger", 1, standby=True))
-    plan = make_plan(Config(), OWN, peers, None)
-    assert plan.topology and plan.topology.logger == PREVIOUS.logger
-    plan = make_plan(Config(), OWN, peers, None, active="192.0.2.1")
-    assert plan.topology and str(plan.topology.logger.ip) == "192.0.2.1"
+    assert loggers(make_plan(Config(), OWN, peers, None)) == ["192.0.2.3", "192.0.2.1"]
+
+
+def test_loggers_keep_their_places_and_new_ones_come_behind() -> None:
+    """Whichever is preferred: a connection's destination is a place."""
+    before = replace(PREVIOUS, standbys=(Host(IPv4Address("192.0.2.9"), "02:00:00:00:00:09"),))
+    peers = heard(LOGGER, SENSOR, host("logger", 1, standby=True), host("logger", 9, standby=True))
+    plan = make_plan(Config(), OWN, peers, before)
+    assert loggers(plan) == ["192.0.2.3", "192.0.2.9", "192.0.2.1"]
+
+
+def test_a_logger_that_is_off_keeps_its_place() -> None:
+    peers = heard(SENSOR, host("logger", 9, standby=True))
+    assert loggers(make_plan(Config(), OWN, peers, PREVIOUS)) == ["192.0.2.3", "192.0.2.9"]
+
+
+@pytest.mark.parametrize("sensor", [host("sensor", 3), host("sensor", 11, mac=PREVIOUS.logger.mac)])
+def test_an_address_that_another_host_has_now_is_no_loggers(sensor: Announcement) -> None:
+    peers = heard(sensor, host("logger", 9))
+    assert loggers(make_plan(Config(), OWN, peers, PREVIOUS)) == ["192.0.2.9"]
 
 
 def test_a_logger_is_its_own() -> None:
     own = host("logger", 1, standby=True)
     plan = make_plan(Config(), own, heard(OWN, LOGGER, SENSOR), None)
-    assert plan.topology and str(plan.topology.logger.ip) == "192.0.2.1"
+    assert loggers(plan) == ["192.0.2.1", "192.0.2.3"]
+    assert loggers(make_plan(Config(), own, heard(OWN, LOGGER, SENSOR), plan.topology)) == loggers(plan)
 
 
 def test_the_hardworker_decides_the_marks() -> None:
@@ -180,47 +207,3 @@ def test_the_role_of_a_name(name: str, role: str) -> None:
 def test_a_name_that_says_no_role(name: str) -> None:
     with pytest.raises(ConfigError, match=r"role: missing, and the host name .* add role = "):
         find_role(Config(), name)
-
-
-# failover
-
-FAST = Choice("fast", "a")
-UP = Watched(("a", 1), answered=100.0, serving_since=1.0, seen_up=True)
-
-
-def test_a_logger_that_works_is_kept() -> None:
-    watched = {"a": UP, "b": replace(UP)}
-    assert choose(FAST, ["b", "a"], watched, now=100.1, started=0) == FAST
-
-
-@pytest.mark.parametrize(
-    ("now", "logger", "reason"),
-    [
-        (100 + SILENCE + 0.1, UP, "a: its daemon has not answered for 0.7 s"),
-        (100.1, replace(UP, serving_since=0.0), "a: no logger listens on the port"),
-    ],
-)
-def test_without_a_logger_the_application_takes_over(now: float, logger: Watched, reason: str) -> None:
-    assert choose(FAST, ["a"], {"a": logger}, now=now, started=0) == Choice("handler", "a", reason)
-
-
-def test_a_standby_comes_before_the_application() -> None:
-    watched = {"a": replace(UP, serving_since=0.0), "b": UP}
-    assert choose(FAST, ["a", "b"], watched, now=100.1, started=0) == Choice(
-        "fast", "b", "a: no logger listens on the port"
-    )
-
-
-def test_a_logger_must_serve_for_a_while_before_it_is_back() -> None:
-    handler, back = Choice("handler", "a", "gone"), replace(UP, serving_since=100.0)
-    assert choose(handler, ["a"], {"a": back}, now=100.1, started=0) == handler
-    watched = {"a": replace(back, answered=100 + STEADY)}
-    assert choose(handler, ["a"], watched, now=100 + STEADY, started=0) == FAST
-
-
-def test_a_daemon_that_has_just_started_gives_the_logger_time() -> None:
-    silent = {"a": Watched(("a", 1))}
-    assert choose(FAST, ["a"], silent, now=100.0, started=100 - GRACE) == FAST
-    assert choose(FAST, ["a"], silent, now=100.1, started=100 - GRACE) == Choice(
-        "handler", "a", "a: no answer"
-    )

@@ -16,7 +16,7 @@ from tests.unit.announcements import announcement
 
 from midstream.daemon.announcement import Word, unseal
 from midstream.daemon.freshness import ANSWERED, ANSWERS, LATE, WAITING, Ear, Voice
-from midstream.daemon.heartbeat import ASKERS, Heartbeat, Watched
+from midstream.daemon.heartbeat import ASKERS, Heartbeat, Told, Watched
 from midstream.daemon.peers import LIFETIME, Peers
 from midstream.daemon.seal import Key
 
@@ -172,14 +172,14 @@ def live(acts: list[Act]) -> None:
             assert {ip: believed.get(ip) for ip in expected} == expected, "honest hosts are heard in 3 s"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(ACTS, max_size=25))
 def test_nobody_believes_what_is_not_said_now(acts: list[Act]) -> None:
     live(acts)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.lists(ACTS, max_size=60))
 def test_nobody_believes_what_is_not_said_now_in_many_histories(acts: list[Act]) -> None:
     live(acts)
@@ -247,14 +247,14 @@ class Wire:
 
 
 def answering(ip: str, *, serving: bool = True) -> tuple[Heartbeat, Wire]:
-    made, wire = Heartbeat(KEY, lambda: serving, lambda: None), Wire()
+    made, wire = Heartbeat(KEY, lambda: Told(serving)), Wire()
     made._transport, made._ip = wire, ip  # type: ignore[assignment]
     return made, wire
 
 
 def asking(ip: str, own: str = "192.0.2.2") -> tuple[Heartbeat, Watched, Wire]:
-    made, wire = Heartbeat(KEY, lambda: False, lambda: None), Wire()
-    made.watched[ip] = Watched((ip, 1), link=wire, own=own)  # type: ignore[arg-type]
+    made, wire = Heartbeat(KEY, Told), Wire()
+    made.watched[ip] = Watched((ip, 1), 0.0, link=wire, own=own)  # type: ignore[arg-type]
     return made, made.watched[ip], wire
 
 

@@ -41,7 +41,6 @@ def configured(folder: Path, url: str) -> Config:
     return load(path)
 
 
-@settings(deadline=None)
 @given(st.one_of(URLS, TEXT))
 @example("nats://[::1/stream")
 @example("nats://a:b:c/s")
@@ -94,7 +93,7 @@ def test_no_password_is_repeated(
     assert "config.toml: logger.database = " in told and "--database " in told
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.one_of(st.none(), st.tuples(PRINTABLE, st.one_of(st.none(), PRINTABLE))),
     st.lists(st.tuples(HOSTS, st.integers(1, 65535)), min_size=1, max_size=3),

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.unit.fake_ring import FakeRing, RingSource
 from tests.unit.reader import SIZE, Site, later, payload
 
 from midstream import network
 from midstream.config import Config
-from midstream.ebpf import records
 from midstream.errors import ConfigError, KernelError
 from midstream.hardworker import Hardworker, pinned, receiver, watch
 from midstream.hardworker.watch import Watch
@@ -33,7 +31,7 @@ class Held:
 
     place: Path = Path("/pins/hardworker")
     is_gone: bool = False
-    is_linked: bool | None = True
+    is_linked: bool = True
 
 
 @pytest.fixture(autouse=True)
@@ -183,18 +181,18 @@ def test_an_interface_without_its_program_is_given_a_moment(held: Held) -> None:
     looker = Watch(held)  # type: ignore[arg-type]  # all that it needs
     try:
         held.is_linked = False
-        looker.check(5, unlinked=False)
-        looker.check(5, unlinked=False)
+        looker.check(5)
+        looker.check(5)
         time.sleep(INTERVAL)
-        looker.check(6, unlinked=False)  # something was stored meanwhile
+        looker.check(6)  # something was stored meanwhile
         held.is_linked = True
         time.sleep(INTERVAL)
-        looker.check(6, unlinked=False)
+        looker.check(6)
         held.is_linked = False
-        looker.check(6, unlinked=False)
+        looker.check(6)
         time.sleep(INTERVAL)
         with pytest.raises(KernelError):
-            looker.check(6, unlinked=False)
+            looker.check(6)
     finally:
         looker.close()
 
@@ -205,21 +203,10 @@ def test_an_interface_that_stays_without_its_program(site: Site, held: Held) -> 
         hardworker.wait(LONGEST)
 
 
-def test_an_application_that_may_not_know_is_told_by_the_server(site: Site, held: Held) -> None:
-    held.is_linked = None
-    told = np.zeros(1, "<u4")
-    site.source.heed(told)
-    with site.hardworker() as hardworker:
-        assert not hardworker.wait(5 * INTERVAL)
-        told[0] = records.MODE_UNLINKED
-        with pytest.raises(KernelError, match="no longer on the interface"):
-            hardworker.wait(LONGEST)
-
-
 def test_a_ring_in_use_is_not_looked_at(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """While messages arrive nothing is asked, whatever the pins say."""
     looks: list[int] = []
-    monkeypatch.setattr(Watch, "check", lambda _, stored, **__: looks.append(stored))
+    monkeypatch.setattr(Watch, "check", lambda _, stored: looks.append(stored))
     monkeypatch.setattr(watch, "INTERVAL", 1000.0)  # it is due when the test says so
     site.open(1)
     with site.hardworker() as hardworker:
@@ -249,7 +236,7 @@ class Program:
         ring, self.next = self.next, None
         looker: Any = Watch(Held())  # type: ignore[arg-type]  # all that it needs
         self.opened = RingSource(ring, looker)
-        self.opened.close = looker.close
+        self.opened._let_go = looker.close
         return self.opened
 
 

@@ -496,9 +496,9 @@ WORKING = {
     "state": "working",
     "reason": "",
     "seconds": 100.0,
-    "mode": "fast",
-    "mode_reason": "",
-    "mode_seconds": 99.0,
+    "destination": "192.0.2.3",
+    "destination_reason": "",
+    "destination_seconds": 99.0,
     "repaired": 3,
 }
 
@@ -517,9 +517,14 @@ WORKING = {
         ),
         (Daemon(WORKING | {"state": "error", "reason": "the MTUs differ"}), "fault", "the MTUs differ"),
         (
-            Daemon(WORKING | {"mode": "handler", "mode_reason": "192.0.2.3: no logger listens on the port"}),
+            Daemon(WORKING | {"destination": "spool", "destination_reason": "192.0.2.3: no logger listens"}),
             "warning",
-            "itself for 99 s: 192.0.2.3: no logger listens on the port",
+            "this host's spool for 99 s: 192.0.2.3: no logger listens",
+        ),
+        (
+            Daemon(WORKING | {"spool_fault": "sqlite:////spool.db: file is not a database"}),
+            "fault",
+            "the spool stores nothing: sqlite:////spool.db: file is not a database",
         ),
     ],
 )

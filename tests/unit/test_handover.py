@@ -5,6 +5,7 @@ The ring is two files in memory, and its pins are an empty folder; socket, descr
 
 import fcntl
 import json
+import mmap
 import os
 import socket
 import threading
@@ -34,7 +35,14 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        contents = {"ring": RING, "journal": JOURNAL, "unfinished": UNFINISHED, "control": bytes(8)}
+        contents = {
+            "ring": RING,
+            "journal": JOURNAL,
+            "unfinished": UNFINISHED,
+            "committed": b"what the logger has committed",
+            "control": bytes(mmap.PAGESIZE),
+            "beginnings": b"",
+        }
         os.write(fd, contents[name])
         return fd
 
@@ -207,6 +215,19 @@ def test_an_application_that_goes_before_it_is_answered_takes_nothing_with_it(
             assert time.monotonic() < deadline
 
 
+@pytest.mark.parametrize("known", [False, True, None])
+@pytest.mark.parametrize("told", [False, True])
+def test_an_application_that_may_not_look_is_told(
+    pinned: Path, monkeypatch: pytest.MonkeyPatch, known: bool | None, told: bool
+) -> None:
+    """Whether the program is on its interface: what this user sees counts before what the server says."""
+    monkeypatch.setattr(pins, "is_linked", lambda folder, role: known)
+    ring = handover.open_pinned(pinned, STAMP)
+    os.pwrite(ring.control, (7).to_bytes(4, "little") + int(told).to_bytes(4, "little"), 0)
+    assert ring.is_linked is (known if known is not None else not told)
+    ring.close()
+
+
 # who does not
 
 
@@ -304,7 +325,7 @@ def test_too_few_descriptors(path: Path) -> None:
             socket.send_fds(connection, [message], [file.fileno()])
 
     with answering(path, answer):
-        assert "no room for five more descriptors" in refused(path)
+        assert "no room for seven more descriptors" in refused(path)
 
 
 def test_a_long_explanation_arrives_whole(pinned: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

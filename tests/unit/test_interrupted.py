@@ -47,8 +47,8 @@ class InterruptedSource(RingSource):
 
         return interrupted
 
-    def resume(self) -> np.ndarray | None:
-        found = super().resume()
+    def found(self) -> np.ndarray | None:
+        found = super().found()
         if found is not None and len(found):
             self._interrupt()
         return found

@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.fake_ring import as_record
 
-from midstream.ebpf.records import OPEN, RECORD, journal_size
+from midstream.ebpf.records import OPEN, RECORD, committed_size, journal_size
+from midstream.ebpf.retained import Committed
 from midstream.hardworker.journal import Journal
-from midstream.hardworker.ring import Ring
+from midstream.hardworker.ring import _COMMITTED, _POSITION, Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import OPEN_STREAM, Stream, Streams
@@ -32,10 +35,20 @@ class Memory:
         self.consumer = shared(page)
         self.pages = shared(page + 2 * SIZE)
         self.journal = shared(journal_size(CONNECTIONS, PENDING))
+        self.word = shared(committed_size(CONNECTIONS))
 
-    def reader(self) -> Ring:
+    def reader(self, retain: int = 0) -> Ring:
         journal = Journal(self.journal, CONNECTIONS, PENDING)
-        return Ring(self.consumer, self.pages, journal, Spill({}), event=-1, close=lambda: None)
+        return Ring(
+            self.consumer,
+            self.pages,
+            journal,
+            Spill({}),
+            self.word,
+            event=-1,
+            close=lambda: None,
+            retain=retain,
+        )
 
     def store(self, segment: Segment) -> None:
         """As the program does; never more than fits before the end of the ring."""
@@ -242,6 +255,37 @@ def test_a_reader_killed_right_before_it_gave_room_back() -> None:
     successor.look()
     assert successor.next() is None
     assert successor.fill == 0
+
+
+def test_a_word_that_changes_while_it_is_looked_at() -> None:
+    """The daemon tells the next, and is killed while it writes the one after that, into the table at hand."""
+    memory = Memory()
+
+    def publish(generation: int) -> None:
+        memory.word[:8].view("<u8")[0] = generation
+
+    def looking(committed: int) -> Callable[[], object]:
+        """A look of a reader that is done with eight bytes, of which so many are committed."""
+        memory.consumer[:8] = memory.pages[:8] = memory.journal[:8] = memory.word[:] = 0
+        memory.store(Segment(1, 0, 0, 0, 0, 0, b"retained"))
+        ring = memory.reader(retain=SIZE)
+        read(ring)
+        ring.tend()
+        ring._state[_COMMITTED] = ring._state[_POSITION]
+        Committed(memory.word, publish).tell({1: committed}, known=1)
+        return partial(ring._library.midstream_give_back, ring._reader)
+
+    with traced(looking(8)) as steps:
+        last = next(number for number, _ in enumerate(steps) if memory.consumer[:8].any())
+    for moment in range(last - 60, last + 120, 6):
+        with traced(looking(0)) as steps:
+            for _ in islice(steps, moment):
+                pass
+            Committed(memory.word, publish).tell({1: 0}, known=1)
+            Committed(memory.word, lambda generation: None).tell({2: 0}, known=2)
+            for _ in steps:
+                pass
+        assert not memory.consumer[:8].any()
 
 
 def test_a_row_has_the_layout_of_struct_open() -> None:

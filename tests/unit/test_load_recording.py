@@ -164,9 +164,7 @@ def written(tmp_path: Path, data: bytes) -> Path:
     return path
 
 
-CHECKED = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+CHECKED = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 THOROUGH = settings(CHECKED, max_examples=2000)
 
 

@@ -106,7 +106,7 @@ def test_what_a_spreadsheet_writes(tmp_path: Path, encoding: str, end: str) -> N
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
         st.text(st.characters(codec="utf-8", exclude_characters="\0\r")),
@@ -126,7 +126,7 @@ def test_any_timing_comes_back_to_the_nanosecond(tmp_path: Path, flows: dict[str
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"", b"flow,time\n", b"time\n"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_times_or_an_error(tmp_path: Path, data: bytes, start: bytes) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(start + data)

@@ -43,7 +43,8 @@ def test_list(shell: Shell) -> None:
     assert code == 0
     header, *lines = out.splitlines()
     assert header.split() == [
-        *("connection", "messages", "bytes", "missing", "removed", "sensor", "first", "last", "state")
+        *("connection", "messages", "bytes", "missing", "removed", "sensor", "first", "last", "state"),
+        "verdict",
     ]
     assert lines[0].split() == [
         *("1", "3", "48", "0", "0", "10.83.0.11"),
@@ -113,7 +114,10 @@ def test_export_and_plot(shell: Shell, tmp_path: Path) -> None:
 
 def test_verify(shell: Shell) -> None:
     code, out, err = shell("verify")
-    assert (code, err) == (0, "log verify: 5 messages of 2 connections are right\n")
+    assert (code, err) == (
+        0,
+        "log verify: 5 messages of 2 connections are right; no hardworker has told this log what it held\n",
+    )
     assert "connection 1 of 10.83.0.11 (closed): 3 messages, 48 bytes; SHA-256 right; right" in out
     shell.log.execute("UPDATE messages SET payload = x'00' WHERE connection_id = 2 AND sequence = 0")
     code, out, err = shell("verify", "--json")

@@ -14,7 +14,7 @@ from tests.unit.logs import SECOND, START, LogFile
 from midstream.cli import main
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
-from midstream.log.continuity import holes
+from midstream.log.continuity import Numbering
 from midstream.log.verify import verify
 from midstream.logger import run
 from midstream.logger.run import Run, new_name
@@ -43,7 +43,7 @@ def add(log: LogFile, messages: list[bytes], minute: int, *, closed: bool = True
 
 def missing(log: LogFile) -> dict[int, tuple[int, int]]:
     with SqlLog(log.url) as opened:
-        found = holes(opened, opened.connections(), opened.extents())
+        found = Numbering(opened, opened.connections(), opened.extents()).holes()
         verdicts = {
             each.connection.id: each for each in verify(opened, opened.connections()) if each.connection
         }

@@ -36,7 +36,7 @@ def test_connections_are_merged_in_order_of_time(log: LogFile) -> None:
     assert read(log) == [(1, 0), (2, 0), (1, 1), (2, 1), (1, 2), (2, 2), (4, 0)]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(0, 50), max_size=12), max_size=5), st.integers(1, 5), st.integers(1, 6))
 def test_every_message_is_read_once(
     tmp_path_factory: pytest.TempPathFactory, times: list[list[int]], rows: int, ahead: int

@@ -24,9 +24,9 @@ from midstream.logger.companion import Companion
 from midstream.logger.holder import Child
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["logger", "spool"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    return Site(tmp_path, spool=request.param)
 
 
 def is_refused(site: Site) -> bool:
@@ -90,7 +90,7 @@ def test_nobody_is_let_in_before_the_database_is_open(
 ) -> None:
     monkeypatch.setattr(server, "_start_worker", ThreadWorker)
     with trouble(site) as mend:
-        with Serving(site.config) as serving:
+        with Serving(site.config, spool=site.spool) as serving:
             assert is_refused(site)
             time.sleep(0.5)
             mend()
@@ -112,7 +112,7 @@ def test_nobody_is_let_in_before_the_database_is_open(
 
 def test_a_stop_while_nobody_was_let_in_loses_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_start_worker", ThreadWorker)
-    with locked(site), Serving(site.config) as serving:
+    with locked(site), Serving(site.config, spool=site.spool) as serving:
         assert is_refused(site)
         serving.stop()
     assert serving.error is None
@@ -149,7 +149,7 @@ def test_a_worker_that_is_killed_while_it_opens_the_database(
     site: Site, refusing: Refusing, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing.kills = 1
-    serving = Serving(site.config)
+    serving = Serving(site.config, spool=site.spool)
     with serving:
         assert is_refused(site)
         wait_until(lambda: not is_refused(site))
@@ -173,7 +173,7 @@ def test_no_process_can_be_started_for_a_while(
     site: Site, refusing: Refusing, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     refusing.errors = [OSError(number, os.strerror(number)) for _ in range(2)]
-    serving = Serving(site.config)
+    serving = Serving(site.config, spool=site.spool)
     with serving:
         wait_until(lambda: not is_refused(site))
         with site.connect() as client:
@@ -192,9 +192,9 @@ def test_a_stop_while_no_process_can_be_started_tells_what_is_lost(
     site: Site, refusing: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("midstream.logger.holder.STOP_PATIENCE", 0.5)
-    with Serving(site.config) as serving, site.connect() as client:
+    with Serving(site.config, spool=site.spool) as serving, site.connect() as client:
         client.sendall(bytes(SIZE))
-        site.wait_for("SELECT count(*) FROM messages", [(1,)])
+        wait_until(lambda: serving.logger.summary.messages == 1)
         wait_until(lambda: untaken(client) == 0)
         refusing.errors = [OSError(errno.EAGAIN, "no process") for _ in range(100)]
         refusing.workers[-1].kill()
@@ -223,7 +223,7 @@ def test_a_stop_in_the_middle_of_a_flood_stores_all_that_was_acknowledged(
 ) -> None:
     monkeypatch.setattr(server, "_start_worker", ThreadWorker)
     sent = 0
-    with Serving(site.config) as serving, site.connect() as client:
+    with Serving(site.config, spool=site.spool) as serving, site.connect() as client:
         client.setblocking(False)
         stopping = threading.Thread(target=serving.stop)
         deadline = time.monotonic() + 0.3
@@ -258,7 +258,7 @@ def test_a_stop_ends_though_sensors_connect_again_at_once(
                     time.sleep(0.001)
             time.sleep(0.001)
 
-    with Serving(site.config) as serving:
+    with Serving(site.config, spool=site.spool) as serving:
         sensor = threading.Thread(target=connect_again)
         sensor.start()
         try:
@@ -302,7 +302,7 @@ def sensors(site: Site, count: int) -> list[socket.socket]:
     clients = [socket.socket() for _ in range(count)]
     for client in clients:
         client.setblocking(False)
-        client.connect_ex(("127.0.0.1", site.port))
+        client.connect_ex((site.address, site.port))
     return clients
 
 
@@ -378,10 +378,19 @@ def test_started_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the same port the second ends; on another one both store in the same file."""
     monkeypatch.setattr(server, "_start_worker", ThreadWorker)
     (site.folder / "other").mkdir()
-    other = Site(site.folder / "other", site.url)
-    with Serving(site.config), pytest.raises(NetworkError, match="already in use"), Serving(site.config):
+    other = Site(site.folder / "other", site.url, spool=site.spool)
+    with (
+        Serving(site.config, spool=site.spool),
+        pytest.raises(NetworkError, match="already in use"),
+        Serving(site.config, spool=site.spool),
+    ):
         pass
-    with Serving(site.config), Serving(other.config), site.connect() as one, other.connect() as two:
+    with (
+        Serving(site.config, spool=site.spool),
+        Serving(other.config, spool=site.spool),
+        site.connect() as one,
+        other.connect() as two,
+    ):
         for _ in range(20):
             one.sendall(bytes(SIZE) * 10)
             two.sendall(bytes(SIZE) * 10)
@@ -422,7 +431,7 @@ def test_too_many_descriptors_on_their_way_are_sent_later(
         send_message(*arguments)
 
     monkeypatch.setattr(channel, "send", refuse_or_send)
-    with Serving(site.config), site.connect() as client:
+    with Serving(site.config, spool=site.spool), site.connect() as client:
         client.sendall(bytes(SIZE))
         site.wait_for("SELECT count(*) FROM messages", [(1,)])
     assert refusals == []

@@ -18,9 +18,9 @@ from midstream.logger.store import FRAME
 from midstream.sensor import Sensor, numbered_messages
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["logger", "spool"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    return Site(tmp_path, spool=request.param)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 def test_killed_again_and_again(site: Site, workers: Workers, kills: int, messages: int, rate: int) -> None:
     random = Random(5)
     killed = threading.Event()
-    with Serving(site.config) as serving, Sensor(site.config) as sensor:
+    with Serving(site.config, spool=site.spool) as serving, Sensor(site.config) as sensor:
         sending = threading.Thread(
             target=sensor.run,
             args=(numbered_messages(SIZE, None),),
@@ -70,7 +70,7 @@ def test_killed_inside_messages_longer_than_the_kernel_holds(
     messages = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
     stream = b"".join(encode(framing, message, size=SIZE, max_size=1 << 26) for message in messages)
     fragments = "SELECT count(*) > 0 FROM fragments"
-    with Serving(site.config) as serving, site.connect() as client:
+    with Serving(site.config, spool=site.spool) as serving, site.connect() as client:
         sending = threading.Thread(target=client.sendall, args=(stream,))
         sending.start()
         for _ in range(3):
@@ -89,7 +89,7 @@ def test_killed_inside_messages_longer_than_the_kernel_holds(
 
 def test_killed_with_many_connections_open(site: Site, workers: Workers) -> None:
     """In every state: silent, with half a message, ended, reset, and accepted while no worker lived."""
-    with Serving(site.config) as serving:
+    with Serving(site.config, spool=site.spool) as serving:
         clients = [site.connect() for _ in range(80)]
         for client in clients:
             client.sendall(bytes(SIZE) * 3 + b"half")
@@ -146,6 +146,7 @@ def test_the_holder_is_killed_and_what_was_acknowledged_is_stored(site: Site) ->
 def start(site: Site) -> subprocess.Popen[bytes]:
     """`midstream logger` as a process, listening."""
     command = [sys.executable, "-m", "midstream", "logger", "--config", str(site.config)]
+    command += ["--spool"] if site.spool else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
     assert process.stderr is not None

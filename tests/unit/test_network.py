@@ -38,14 +38,16 @@ MACS = st.tuples(st.integers(0, 127), st.integers(1, 2**40 - 1)).map(
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
-    count = draw(st.integers(3, 40))
-    ips = draw(st.lists(IPS, min_size=count, max_size=count, unique=True))
-    macs = draw(st.lists(MACS, min_size=count, max_size=count, unique=True))
-    hardworker, logger, *sensors = map(Host, ips, macs)
+    count, standbys = draw(st.integers(3, 40)), draw(st.integers(0, 15))
+    all_ = count + standbys
+    ips = draw(st.lists(IPS, min_size=all_, max_size=all_, unique=True))
+    macs = draw(st.lists(MACS, min_size=all_, max_size=all_, unique=True))
+    hardworker, logger, *others = map(Host, ips, macs)
     return Topology(
-        sensors=tuple(sensors),
+        sensors=tuple(others[standbys:]),
         hardworker=hardworker,
         logger=logger,
+        standbys=tuple(others[:standbys]),
         tos=draw(st.just(0) | st.integers(16, 63).map(lambda dscp: dscp * 4)),
         port=draw(st.integers(1, 65535)),
         mtu=draw(st.integers(576, 3498)),
@@ -101,6 +103,44 @@ def test_mac_notation(tmp_path: Path) -> None:
 
 def test_the_mark_has_defaults(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD.replace("[mark]\ntos = 104\nport = 12345\n", "")) == TOPOLOGY
+
+
+STANDBY = '[[standby]]\nip = "10.83.0.4"\nmac = "02:00:00:00:00:04"\n'
+
+
+def test_further_loggers(tmp_path: Path) -> None:
+    """The first stays `logger`; the others follow, in the order of the file."""
+    second = STANDBY.replace("4", "5")
+    topology = read(tmp_path, GOOD + STANDBY + second)
+    assert topology.logger == TOPOLOGY.logger
+    assert [str(host.ip) for host in topology.loggers] == ["10.83.0.3", "10.83.0.4", "10.83.0.5"]
+    assert [host.mac[-2:] for host in topology.standbys] == ["04", "05"]
+    assert TOPOLOGY.loggers == (TOPOLOGY.logger,)
+    many = [Host(IPv4Address(f"10.83.1.{n}"), f"02:00:00:00:01:{n:02x}") for n in range(16)]
+    assert "at most 15 tables" in refusal(tmp_path, dumps(replace(TOPOLOGY, standbys=tuple(many))))
+
+
+@pytest.mark.parametrize(
+    ("standbys", "line"),
+    [
+        (
+            STANDBY.replace('"10.83.0.4"', '"10.83.0.3"'),
+            'standby[0].ip = "10.83.0.3": the address of ip.logger',
+        ),
+        (STANDBY.replace('"10.83.0.4"', '"10.83.0.11"'), "the address of ip.sensor[0] already"),
+        (STANDBY.replace("00:04", "00:02"), "the address of mac.hardworker already"),
+        (
+            STANDBY + STANDBY.replace("00:04", "00:05"),
+            'standby[1].ip = "10.83.0.4": the address of standby[0].ip',
+        ),
+        (STANDBY.replace('"10.83.0.4"', '"::1"'), "an IPv6 address"),
+        (STANDBY.replace("mac =", "max ="), "standby[0].max = "),
+        ('[[standby]]\nip = "10.83.0.4"\n', "standby[0].mac: missing"),
+        ('[standby]\nip = "10.83.0.4"\n', "at most 15 tables with ip and mac"),
+    ],
+)
+def test_further_loggers_refused(tmp_path: Path, standbys: str, line: str) -> None:
+    assert line in refusal(tmp_path, GOOD + standbys)
 
 
 def test_as_many_sensors_as_allowed(tmp_path: Path) -> None:

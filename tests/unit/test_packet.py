@@ -214,6 +214,12 @@ class TestCraft:
     def test_each_leg_is_found_again(self, leg: Leg) -> None:
         assert packet.find_leg(packet.craft(TOPOLOGY, 1, Flags.ACK, leg=leg), TOPOLOGY) is leg
 
+    @pytest.mark.parametrize("leg", Leg)
+    def test_a_leg_of_any_logger_is_found(self, leg: Leg) -> None:
+        standby = Host(IPv4Address("10.83.0.4"), "02:00:00:00:00:04")
+        frame = packet.craft(replace(TOPOLOGY, logger=standby), 1, Flags.ACK, leg=leg)
+        assert packet.find_leg(frame, replace(TOPOLOGY, standbys=(standby,))) is leg
+
     def test_replies_come_from_the_service(self) -> None:
         tcp = Packet.parse(packet.craft(TOPOLOGY, leg=Leg.REPLY, peer_port=5555)).tcp
         assert (tcp.source_port, tcp.destination_port) == (12345, 5555)
@@ -492,7 +498,7 @@ class TestCaptured:
         assert packet.judge(_pending(DATA), TOPOLOGY).action == "drop"
         assert packet.judge(DATA[:68], TOPOLOGY).action == "drop"
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.sampled_from([frame for frame, *_ in (*VERDICTS.values(), *CAPTURED.values())]), st.data())
     def test_cut_anywhere(self, frame: bytes, data: st.DataObject) -> None:
         """A verdict is that on the whole frame, as far as headers tell, or unknown."""

@@ -75,8 +75,8 @@ WORKS = 'const = "/var/lib/midstream/const.toml"\n'
         ("sensor", 'role = "sensor"\n[daemon]\nexplore = false\n', []),
         ("logger", f'role = "logger"\n{WORKS}', ["logger.database"]),
         ("logger", f'role = "logger"\n{WORKS}[logger]\ndatabase = "nats://localhost/x"\n', []),
-        ("hardworker", f'role = "hardworker"\n{WORKS}', ["hardworker.socket: missing"]),
-        ("hardworker", f'role = "hardworker"\n{WORKS}[hardworker]\nreceiver = "socket"\n', []),
+        ("hardworker", f'role = "hardworker"\n{WORKS}', ["hardworker.socket: missing", "hardworker.spool"]),
+        ("hardworker", f'role = "hardworker"\n{WORKS}[hardworker]\nreceiver = "socket"\nspool = ""\n', []),
     ],
 )
 def test_a_config_that_a_person_wrote(role: Role, text: str, faults: list[str], tmp_path: Path) -> None:

@@ -29,17 +29,23 @@ CONSTANTS = [
     f"RECORD_OPEN == {records.OPEN}",
     f"RECORD_FIN == {records.FIN}",
     f"RECORD_RESET == {records.RESET}",
+    f"HERE == {records.HERE}",
     f"BPF_RB_NO_WAKEUP == {records.NO_WAKEUP}",
+    f"BPF_RB_FORCE_WAKEUP == {records.FORCE_WAKEUP}",
 ]
 
 
+KEY = {"ip": "key.ip", "port": "key.port", "unused": "key.zero"}
+
+
 def layout(struct: str, dtype: np.dtype) -> Iterator[str]:
-    """The place and the size of each field, and of them all."""
+    """The place and the size of each field, and of them all. NumPy has the parts of a key as fields."""
     assert dtype.fields is not None
     yield f"sizeof({struct}) == {dtype.itemsize}"
     for name, (field, offset, *_) in dtype.fields.items():
-        yield f"offsetof({struct}, {name}) == {offset}"
-        yield f"sizeof((({struct} *)0)->{name}) == {field.itemsize}"
+        member = KEY.get(name, name) if struct == "struct ended" else name
+        yield f"offsetof({struct}, {member}) == {offset}"
+        yield f"sizeof((({struct} *)0)->{member}) == {field.itemsize}"
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compile_assertions(sources: Path, *assertions: str) -> None:
     """Raises CompileError if one of them is false."""
-    lines = ['#include "record.h"', '#include "settings.h"']
+    lines = [f'#include "{header}"' for header in ("record.h", "settings.h", "tables.h")]
     lines += [f'_Static_assert({assertion}, "{assertion}");' for assertion in assertions]
     (sources / "layout.bpf.c").write_text("\n".join(lines) + "\n")
     compiler.compile_program("layout", TOPOLOGY)
@@ -66,6 +72,14 @@ def test_layouts_and_constants(sources: Path) -> None:
         *layout("struct record", records.RECORD),
         *layout("struct counters", COUNTERS),
         *layout("struct settings", records.SETTINGS),
+        *layout("struct connection", records.CONNECTION),
+        *layout("struct ended", records.ENDED),
+        *layout("struct beginning", records.BEGINNING),
+        *layout("struct beginnings", records.BEGINNINGS),
+        *layout("struct control", records.CONTROL),
+        *layout("struct committed_head", records.COMMITTED_HEAD),
+        *layout("struct committed_table", records.COMMITTED_TABLE),
+        *layout("struct committed", records.COMMITTED),
         *CONSTANTS,
     )
 
@@ -95,7 +109,16 @@ def test_settings_in_bytes() -> None:
     assert (value["check"], value["ring_quota"], value["open_quota"]) == (1, 5, 2**32 - 1)
     assert value["stamp"].tobytes() == stamp
     raw = records.settings(stamp, wakeup=True, check=False, ring_quota=5, open_quota=7)
-    assert raw[:24] == bytes(8) + (5).to_bytes(8, "little") + (7).to_bytes(4, "little") + bytes(4)
+    assert raw[:24] == (2).to_bytes(8, "little") + (5).to_bytes(8, "little") + (7).to_bytes(
+        4, "little"
+    ) + bytes(4)
+
+
+@pytest.mark.parametrize("connections", [1, 3, 4096, 5000])
+def test_half_of_what_is_committed_is_free(connections: int) -> None:
+    slots = records.committed_slots(connections)
+    assert slots & (slots - 1) == 0 and slots // 4 < connections <= slots // 2
+    assert records.committed_size(connections) == 32 + 2 * (16 + 16 * slots)
 
 
 @pytest.mark.parametrize(("connections", "pending"), [(1, 1), (3, 4096), (4096, 4 << 20)])
@@ -109,7 +132,7 @@ def test_a_journal_holds_two_copies(connections: int, pending: int) -> None:
 
 def test_each_outcome_has_one_verdict() -> None:
     assert len(set(records.OUTCOMES)) == len(records.OUTCOMES)
-    assert set(records.OUTCOMES) == {*records.FORWARDED, *records.PASSED, *records.DROPPED}
+    assert set(records.OUTCOMES) == {*records.FORWARDED, *records.PASSED, *records.ANSWERED, *records.DROPPED}
 
 
 def test_a_record_is_parsed_in_place() -> None:

@@ -1,74 +1,35 @@
-"""The replay: what the logger stored, and then the ring, without a seam; and who may ask."""
+"""The replay: what the logger stored, and then the ring, without a seam."""
 
-import resource
 import socket
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.unit.fake_ring import FakeRing, RingSource
-from tests.unit.site import SIZE, Serving, Site, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.exchanges import Young, asking, exchanging, message, send, write_key
+from tests.unit.fake_ring import FakeRing
+from tests.unit.site import Serving, Site
 
-from midstream.config import load
 from midstream.ebpf.records import OPEN
 from midstream.errors import ConfigError, NetworkError
-from midstream.hardworker import Hardworker, history
-from midstream.hardworker.source import Segment
-from midstream.logger import Logger
-from midstream.logger.admission import Admission, Client
-from midstream.replay import Line
-
-KEY = b"k" * 32
-DOWN = 0.02  # seconds without a program: more than a round trip to the logger
-
-
-class Young(RingSource):
-    """A ring that was pinned when it was made."""
-
-    def __init__(self, ring: FakeRing) -> None:
-        super().__init__(ring)
-        self._since = time.time()
-
-    @property
-    def began(self) -> float:
-        return self._since
+from midstream.hardworker import Hardworker
+from midstream.hardworker.source import Beginning, Segment
+from midstream.logger import replaying
+from midstream.logger.stored import StoredConnection
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    made = Site(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    made.configure(logger=f'replay_port = {port}\n[daemon]\nkey = "key"\n')
-    write_key(made, KEY)
-    return made
+    return exchanging(Site(tmp_path))
 
 
-def write_key(site: Site, key: bytes) -> None:
-    path = site.folder / "key"
-    path.write_bytes(key)
-    path.chmod(0o600)
-
-
-def message(number: int) -> bytes:
-    return number.to_bytes(4, "little").ljust(SIZE, b".")
-
-
-def send(site: Site, numbers: range) -> int:
-    """As one connection of the sensor of const.toml; its port."""
-    with socket.create_connection(("127.0.0.1", site.port), 10, ("127.0.0.11", 0)) as client:
-        client.sendall(b"".join(map(message, numbers)))
-        client.shutdown(socket.SHUT_WR)
-        assert client.recv(1) == b""
-        port: int = client.getsockname()[1]
-        return port
+def begun(site: Site, port: int) -> Beginning:
+    """As the ring knows the connection from a port: with the number that the logger has, if it has one."""
+    ((first, opened),) = site.query(f"SELECT first, opened_ns FROM connections WHERE port = {port}")
+    return Beginning(0, port, first or 0, opened)
 
 
 def test_history_and_then_the_ring(site: Site) -> None:
@@ -76,9 +37,9 @@ def test_history_and_then_the_ring(site: Site) -> None:
     with Serving(site.config):
         send(site, range(3000))
         send(site, range(5))
-        time.sleep(DOWN)
-        with Hardworker(site.config, source=Young(ring)) as hardworker:
-            send(site, range(7))  # through the ring too
+        with Hardworker(site.config, source=(source := Young(ring))) as hardworker:
+            port = send(site, range(7))  # through the ring too
+            source.noted.append(begun(site, port))
             ring.put(Segment(1, 0, 40000, 0, 5, OPEN, b""), capacity=None)
             ring.put(Segment(1, 0, 40000, 0, 5, 0, b"".join(map(message, range(7)))), capacity=None)
             got = list(islice(hardworker.replay(), 3012))
@@ -95,7 +56,6 @@ def test_since(site: Site) -> None:
         time.sleep(0.05)
         between = datetime.now(UTC)
         send(site, range(4))
-        time.sleep(DOWN)
         with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
             got = list(islice(hardworker.replay(between), 4))
             assert [found.sequence for found in got] == [0, 1, 2, 3]
@@ -111,30 +71,65 @@ def test_messages_of_an_open_connection_are_waited_for(site: Site) -> None:
     ):
         client.sendall(message(0))
         site.wait_for("SELECT count(*) FROM messages", [(1,)])
-        time.sleep(DOWN)
         with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
             client.sendall(message(1))
             assert [found.sequence for found in islice(hardworker.replay(), 2)] == [0, 1]
 
 
+def test_what_the_ring_has_when_the_logger_has_looked_is_not_history(site: Site) -> None:
+    """The first connection may open while the logger is asked: it is in its list, and in the ring."""
+    with Serving(site.config), asking(site) as line:
+        send(site, range(3))
+        line.send({"kind": "replay", "since": 0, "beginnings": {"127.0.0.11": []}})
+        port = send(site, range(5))
+        assert line.receive()[0] == {"seen": True}
+        line.send({"beginnings": {"127.0.0.11": [begun(site, port)[1:]]}})
+        head, _ = line.receive()
+        assert head["messages"] == 3
+        assert line.receive()[0] == {"end": True}
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {},
+        {"since": 0},
+        {"since": "0", "beginnings": {}},
+        {"since": 0, "beginnings": []},
+        {"since": 0, "beginnings": {"127.0.0.11": [[1]]}},
+    ],
+)
+def test_what_is_no_question_ends_the_line(site: Site, question: dict[str, object]) -> None:
+    with Serving(site.config), asking(site) as line:
+        line.send({"kind": "replay"} | question)
+        with pytest.raises(NetworkError, match=r"ended|reset"):
+            line.receive()
+
+
 def test_another_key_gets_nothing(site: Site) -> None:
     with Serving(site.config), Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
         send(site, range(3))
-        port = load(site.config).logger.replay_port
-        with socket.create_connection(("127.0.0.1", port), 10) as asking:
-            Line(asking, KEY, asks=True)  # it runs, and has read its key
-        write_key(site, b"x" * 32)
+        asking(site).close()  # it runs, and has read its key
+        write_key(site.folder / "key", b"x" * 32)
         with pytest.raises(NetworkError, match="key"):
+            next(hardworker.replay())
+
+
+def test_a_database_that_cannot_be_read_is_told(site: Site) -> None:
+    with Serving(site.config), Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
+        asking(site).close()
+        (site.folder / "midstream.db").unlink()
+        with pytest.raises(NetworkError, match=r"the logger cannot replay: .*no such file"):
             next(hardworker.replay())
 
 
 def test_no_logger_and_no_replay(site: Site) -> None:
     with (
         Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker,
-        pytest.raises(NetworkError, match=r"no answer to the replay.*logger.replay_port"),
+        pytest.raises(NetworkError, match=r"no answer.*logger.replay_port"),
     ):
         next(hardworker.replay())
-    site.configure()
+    site.configure(logger="replay_port = 0\n")
     with (
         Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker,
         pytest.raises(ConfigError, match=r"logger.replay_port = 0"),
@@ -142,248 +137,67 @@ def test_no_logger_and_no_replay(site: Site) -> None:
         next(hardworker.replay())
 
 
-@pytest.mark.parametrize(
-    ("content", "mode", "reason"),
-    [
-        (KEY, 0o640, "mode 0640 lets others read"),
-        (b"short", 0o600, "5 bytes are no key"),
-        (None, 0, "there is no key"),
-    ],
-)
-def test_a_key_that_is_none(site: Site, content: bytes | None, mode: int, reason: str) -> None:
-    path = site.folder / "key"
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
-        path.chmod(mode)
-    with pytest.raises(ConfigError, match=reason), Logger(site.config):
-        pass
+# what came before the ring
 
 
-class Pair:
-    """Two ends of a line, with somebody in the middle who may change what passes."""
-
-    def __init__(self) -> None:
-        self.client, self._inner = socket.socketpair()
-        self._outer, self.server = socket.socketpair()
-        self.change: Callable[[bytes], bytes] = bytes
-        ways = ((self._inner, self._outer), (self._outer, self._inner))
-        self._threads = [threading.Thread(target=self._pass, args=way) for way in ways]
-        for thread in self._threads:
-            thread.start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(self.change(data))
-            sink.shutdown(socket.SHUT_WR)
-
-    def lines(self) -> tuple[Line, Line]:
-        made: list[Line] = []
-        answering = threading.Thread(target=lambda: made.append(Line(self.server, KEY, asks=False)))
-        answering.start()
-        asking = Line(self.client, KEY, asks=True)
-        answering.join(10)
-        return asking, made[0]
-
-    def close(self) -> None:
-        for end in (self.client, self.server):
-            end.close()
-        for thread in self._threads:
-            thread.join(5)
-        for end in (self._inner, self._outer):
-            end.close()
+SENSORS = ("10.83.0.11", "10.83.0.12")
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    made = Pair()
-    yield made
-    made.close()
+def stored(
+    number: int, sensor: str, port: int, first: int | None, opened: int, spooled: bool = False
+) -> StoredConnection:
+    rest = (None, None, None, False, "", b"", "fixed", None, 0)
+    return StoredConnection(number, sensor, port, opened, *rest, first=first, spooled=spooled)
 
 
-def test_what_is_said_arrives(pair: Pair) -> None:
-    asking, answering = pair.lines()
-    for number in range(3):
-        asking.send({"number": number}, [b"a", b"bc"])
-        assert answering.receive() == ({"number": number}, memoryview(b"abc"))
-        answering.send({"answer": number})
-        assert asking.receive()[0] == {"answer": number}
+def test_a_clock_that_steps_does_not_matter() -> None:
+    """The logger's clock was years ahead before the ring began, and the hardworker's is years behind."""
+    known = [
+        stored(1, SENSORS[0], 1, 11, 9000),
+        stored(2, SENSORS[0], 2, 12, 9001),
+        stored(3, SENSORS[0], 3, 13, 100),
+        stored(4, SENSORS[0], 4, 14, 101),
+    ]
+    found = replaying.before(known, {SENSORS[0]: frozenset({replaying.Beginning(3, 13, 5)})})
+    assert [each.id for each in found] == [1, 2]
 
 
-def test_when_the_ring_began_by_another_clock(pair: Pair) -> None:
-    """Never later than it did, and earlier by no more than the fastest of the round trips."""
-    ahead, delays = 3600 * 10**9, [0.05, 0.05, 0.0, 0.05, 0.05]
-    asking, answering = pair.lines()
-
-    def answer() -> None:
-        for delay in delays:
-            assert answering.receive()[0] == {"clock": True}
-            now = time.time_ns() + ahead
-            time.sleep(delay)
-            answering.send({"now": now})
-
-    began = time.time() - 1000
-    answers = threading.Thread(target=answer)
-    answers.start()
-    early = int(began * 1e9) + ahead - history.beginning(asking, began)
-    answers.join(10)
-    assert 0 <= early < 40e6
+def test_a_logger_that_does_not_have_the_first_goes_by_the_time() -> None:
+    known = [stored(number, SENSORS[0], number, None, number) for number in range(4)]
+    found = replaying.before(known, {SENSORS[0]: frozenset({replaying.Beginning(2, 12, 2)})})
+    assert [each.id for each in found] == [0, 1]
 
 
-def test_a_changed_bit_is_noticed(pair: Pair) -> None:
-    asking, answering = pair.lines()
-    pair.change = lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:]
-    asking.send({"number": 1}, [bytes(100)])
-    with pytest.raises(NetworkError, match="changed on its way"):
-        answering.receive()
+def test_a_connection_of_the_spool_has_a_later_number() -> None:
+    """That of an earlier ring is history all the same, and that of this ring is not."""
+    known = [
+        stored(1, SENSORS[0], 1, 11, 10),
+        stored(7, SENSORS[0], 2, 12, 20, True),
+        stored(2, SENSORS[0], 3, 13, 30),
+        stored(8, SENSORS[0], 4, 14, 40, True),
+        stored(9, SENSORS[0], 5, 15, 29, True),  # noted, whatever a clock says
+    ]
+    named = frozenset({replaying.Beginning(3, 13, 30), replaying.Beginning(5, 15, 35)})
+    assert [each.id for each in replaying.before(known, {SENSORS[0]: named})] == [1, 7]
 
 
-def test_a_repeated_message_is_noticed(pair: Pair) -> None:
-    asking, answering = pair.lines()
-    pair.change = lambda data: data + data
-    asking.send({"number": 1})
-    assert answering.receive()[0] == {"number": 1}
-    with pytest.raises(NetworkError, match="changed on its way"):
-        answering.receive()
-
-
-def test_an_answer_is_not_taken_for_a_question(pair: Pair) -> None:
-    """Who sends back what it was sent has not the key."""
-
-    def reflect() -> None:
-        pair.server.sendall(pair.server.recv(64))
-        pair.server.sendall(pair.server.recv(64))
-
-    mirror = threading.Thread(target=reflect)
-    mirror.start()
-    with pytest.raises(NetworkError):
-        Line(pair.client, KEY, asks=True)
-    mirror.join(5)
-
-
-# those who only take up room
-
-
-def silent(port: int, count: int) -> list[socket.socket]:
-    return [socket.create_connection(("127.0.0.1", port), 10) for _ in range(count)]
-
-
-def test_a_client_among_many_silent_ones_gets_its_replay(site: Site) -> None:
-    """With few descriptors, of which each of the silent clients wants one; and again after that."""
-    port = load(site.config).logger.replay_port
-    with few_descriptors(128), Serving(site.config):
-        send(site, range(3))
-        time.sleep(DOWN)
-        for _ in range(2):
-            others = silent(port, 100)
-            with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
-                began = time.monotonic()
-                assert [found.sequence for found in islice(hardworker.replay(), 3)] == [0, 1, 2]
-                assert time.monotonic() - began < 8
-            for one in others:
-                one.close()
-
-
-@contextmanager
-def few_descriptors(count: int) -> Iterator[None]:
-    """For what is started meanwhile; this process itself keeps its limit."""
-    prlimit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    start = subprocess.Popen
-
-    def limited(command: list[str], **options: Any) -> Any:
-        if "midstream.logger.replay" in command:
-            command = ["prlimit", f"--nofile={count}:{count}", *command]
-        return start(command, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("midstream.logger.companion.subprocess.Popen", limited)
-        yield
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == prlimit
-
-
-def test_a_request_has_a_time_limit_as_a_whole() -> None:
-    """However often its client says something."""
-    ours, theirs = socket.socketpair()
-
-    def trickle() -> None:
-        with suppress(OSError):
-            for _ in range(200):
-                theirs.sendall(b"x")
-                time.sleep(0.02)
-
-    thread = threading.Thread(target=trickle)
-    thread.start()
-    began = time.monotonic()
-    with ours, pytest.raises(NetworkError, match="timed out"):
-        Line(ours, KEY, asks=False, until=began + 0.2)
-    assert time.monotonic() - began < 1
-    theirs.close()
-    thread.join()
-
-
-class Admitting(threading.Thread):
-    """An admission on loopback whose clients are known when they say a byte, and go when they say another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.port = self.listener.getsockname()[1]
-        self.most = 0
-        self._now = 0
-        self._admission = Admission(self.listener, self._serve)
-        self._admission._most = 8
-
-    def __enter__(self) -> "Admitting":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.join()
-        self.listener.close()
-
-    def run(self) -> None:
-        with suppress(OSError):
-            self._admission.run()
-
-    def _serve(self, client: Client) -> None:
-        self.most = max(self.most, len(self._admission._clients))
-        with suppress(OSError):
-            if client.socket.recv(1):
-                client.known = True
-                client.socket.sendall(b"!")
-                client.socket.recv(1)
-
-
-def test_strangers_give_way_and_those_who_are_known_do_not() -> None:
-    with Admitting() as admitting:
-        first = socket.create_connection(("127.0.0.1", admitting.port), 10)
-        first.sendall(b"x")
-        assert first.recv(1) == b"!"
-        others = silent(admitting.port, 40)
-        last = socket.create_connection(("127.0.0.1", admitting.port), 10)
-        last.sendall(b"x")
-        assert last.recv(1) == b"!"
-        first.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            first.recv(1)  # it is still served
-        for one in (first, last, *others):
-            one.close()
-    assert admitting.most <= 8
-
-
-def test_the_process_that_answers_is_replaced(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when it was its listener that failed: it ends then, and does not stay without one."""
-    monkeypatch.setattr("midstream.logger.companion.RESTART_DELAY", 0)
-    with Serving(site.config) as serving:
-        assert serving.logger._replay is not None
-        process = serving.logger._replay._process
-        first = process._child
-        assert first is not None
-        first.kill()
-        wait_until(lambda: process._child is not first)
-        send(site, range(3))
-        time.sleep(DOWN)
-        with Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
-            assert [found.sequence for found in islice(hardworker.replay(), 3)] == [0, 1, 2]
+@given(st.data())
+def test_what_came_before_and_what_came_to_the_ring(data: st.DataObject) -> None:
+    """Whatever the clocks say, and in whatever order the first few reached the logger."""
+    past = data.draw(st.lists(st.sampled_from(SENSORS), max_size=8))
+    later = data.draw(st.lists(st.sampled_from(SENSORS), min_size=1, max_size=12))
+    firsts = {sensor: [place for place, of in enumerate(later) if of == sensor][:7] for sensor in SENSORS}
+    order = data.draw(st.permutations([place for each in firsts.values() for place in each]))
+    rest = [place for place in range(len(later)) if place not in order]
+    times = st.integers(0, 2**62)
+    known = [
+        stored(number, sensor, number, 7 * number, data.draw(times)) for number, sensor in enumerate(past)
+    ]
+    for number, place in enumerate([*order, *rest], len(past)):
+        known.append(stored(number, later[place], 1000 + place, 7 * place, data.draw(times)))
+    known.sort(key=lambda each: (each.opened_ns, each.id))
+    named = {
+        sensor: frozenset(replaying.Beginning(1000 + place, 7 * place, data.draw(times)) for place in places)
+        for sensor, places in firsts.items()
+    }
+    assert {each.id for each in replaying.before(known, named)} == set(range(len(past)))

@@ -162,20 +162,20 @@ def live(acts: list[Act]) -> None:
         assert world.left() == last
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(ACTS, max_size=12))
 def test_nothing_goes_too_early_and_everything_at_last(acts: list[Act]) -> None:
     live(acts)
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(ACTS, max_size=40))
 def test_nothing_goes_too_early_in_many_worlds(acts: list[Act]) -> None:
     live(acts)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.lists(ACTS, max_size=12), st.integers(1, 40))
 def test_by_size_the_oldest_really_go_first(acts: list[Act], keep: int) -> None:
     """What was there at an earlier look goes before what was not, whatever the clock said when it came."""

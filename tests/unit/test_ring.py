@@ -460,7 +460,7 @@ actions = st.lists(
     ("kind", "size", "step"),
     [("fixed", SIZE, SIZE), ("fixed", 64, 100), ("fixed", 5, 200), ("length", 30, 80), ("line", 30, 80)],
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(actions=actions, pending=st.sampled_from([0, 40, PENDING]))
 @example(
     actions=[("open", 0, 0, 0, 2), ("fin", 0, 1, 2 * SIZE, 2), ("run", 0, 0, 0, 2)], pending=PENDING

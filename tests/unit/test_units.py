@@ -89,6 +89,7 @@ def test_the_daemon_is_watched() -> None:
     unit = lines("midstream-daemon.service")
     assert unit["Type"] == ["notify"] and unit["Restart"] == ["on-failure"]
     assert int(unit["WatchdogSec"][0]) > 0
+    assert unit["KillMode"] == ["process"], "the spool's process goes on"
 
 
 def test_each_service_is_restarted_and_may_write_where_it_must() -> None:
@@ -109,7 +110,7 @@ def test_services_that_wait_can_say_for_what() -> None:
 
 
 def test_who_takes_connections_may_take_many() -> None:
-    for name in ("midstream-logger.service", "midstream-hardworker@.service"):
+    for name in ("midstream-logger.service", "midstream-hardworker@.service", "midstream-daemon.service"):
         assert int(lines(name)["LimitNOFILE"][0]) >= 65536
 
 

@@ -25,7 +25,7 @@ from midstream.bench.machine.kernel import RELEASES
 from midstream.bench.machine.machine import Machine
 from midstream.ebpf import compiler, records
 from midstream.errors import LabError, MidstreamError
-from midstream.network import MAX_MTU, Host, Topology
+from midstream.network import MAX_LOGGERS, MAX_MTU, Host, Topology
 
 PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / ".cache" / "vm"
@@ -43,6 +43,7 @@ TOPOLOGY = Topology(
     mtu=1500,
     size=1024,
 )
+STANDBYS = tuple(Host(IPv4Address(f"10.83.1.{n}"), f"02:00:00:00:01:{n:02x}") for n in range(1, MAX_LOGGERS))
 CHECKING, TRUSTING = (
     records.settings(
         bytes(32), wakeup=check, check=check, ring_quota=records.NO_QUOTA, open_quota=records.NO_QUOTA
@@ -73,20 +74,24 @@ TESTS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A program, compiled for an MTU and a size of messages, with settings."""
+    """A program, compiled for an MTU, a size of messages and a number of loggers, with settings."""
 
     program: str
     mtu: int
     size: int
     settings: bytes
+    loggers: int = 1
 
     def __str__(self) -> str:
         size = f", size {self.size}" if self.program == "hardworker" else ""
         unchecked = ", no checksums" if self.settings == TRUSTING else ""
-        return f"{self.program}, mtu {self.mtu}{size}{unchecked}"
+        several = f", {self.loggers} loggers" if self.loggers > 1 else ""
+        return f"{self.program}, mtu {self.mtu}{size}{unchecked}{several}"
 
     def compile(self) -> Path:
-        return compiler.compile_program(self.program, replace(TOPOLOGY, mtu=self.mtu, size=self.size))
+        standbys = STANDBYS[: self.loggers - 1]
+        topology = replace(TOPOLOGY, mtu=self.mtu, size=self.size, standbys=standbys)
+        return compiler.compile_program(self.program, topology)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,9 @@ def cases() -> Iterator[Case]:
         for size in SIZES:
             yield Case("hardworker", mtu, size, CHECKING)
         yield Case("hardworker", mtu, TOPOLOGY.size, TRUSTING)
+        for program in ("hardworker", "sensor"):
+            for loggers in (2, MAX_LOGGERS):
+                yield Case(program, mtu, TOPOLOGY.size, CHECKING, loggers)
         for program, settings in OTHERS.items():
             yield Case(program, mtu, TOPOLOGY.size, settings)
 

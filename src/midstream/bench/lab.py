@@ -63,8 +63,9 @@ def _observe(
         program = _program(built, receiver, setting, stack)
         traffic = TcpTraffic(stack.enter_context(_load(built, setting, plan)), sink)
     core = built.host("hardworker").cpus[0]
-    own = [built.hardworker_napi, *([program.pid] if program else [])]
-    meter = Meter(built, [program.pid] if program else [])
+    pids = program.pids if program else []
+    own = [built.hardworker_napi, *pids]
+    meter = Meter(built, pids)
 
     start = traffic.start()
     begin, stop = start + round(SETTLE * 1e9), start + round((SETTLE + seconds) * 1e9)
@@ -84,7 +85,7 @@ def _observe(
         program.signal(signal.SIGUSR2)
     activity = observe.between(before, after)
     foreign = observe.foreign(before_tasks, observe.tasks(core), own)
-    memory = observe.memory(program.pid) if program else {}
+    memory = observe.memory(pids)
 
     ended = conclude(traffic, VERIFY + STOP_TIMEOUT)
     received = program.finish() if program else None

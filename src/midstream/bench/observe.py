@@ -6,6 +6,7 @@ All of it is counted by the kernel anyway: nothing runs during the window that w
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,15 +151,18 @@ def switches(pids: Iterable[int]) -> tuple[int, int]:
     return total["voluntary"], total["nonvoluntary"]
 
 
-def memory(pid: int) -> dict[str, int]:
-    """Bytes of a process: rss and pss now, and the most rss it ever had."""
-    rollup, status = _text(f"/proc/{pid}/smaps_rollup"), _text(f"/proc/{pid}/status")
-    found = {
-        "rss": re.search(r"^Rss:\s+(\d+) kB$", rollup, re.MULTILINE),
-        "pss": re.search(r"^Pss:\s+(\d+) kB$", rollup, re.MULTILINE),
-        "peak": re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE),
-    }
-    return {name: 1024 * int(match[1]) for name, match in found.items() if match}
+def memory(pids: Iterable[int]) -> dict[str, int]:
+    """Bytes of processes, all together: rss and pss now, and the most rss that each ever had."""
+    total: Counter[str] = Counter()
+    for pid in pids:
+        rollup, status = _text(f"/proc/{pid}/smaps_rollup"), _text(f"/proc/{pid}/status")
+        found = {
+            "rss": re.search(r"^Rss:\s+(\d+) kB$", rollup, re.MULTILINE),
+            "pss": re.search(r"^Pss:\s+(\d+) kB$", rollup, re.MULTILINE),
+            "peak": re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE),
+        }
+        total.update({name: 1024 * int(match[1]) for name, match in found.items() if match})
+    return dict(total)
 
 
 def tasks(core: int) -> Tasks:

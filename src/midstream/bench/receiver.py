@@ -36,6 +36,7 @@ class Job(StrEnum):
     FORWARD = "forward"  # sends on, delivers nothing
     RECEIVE = "receive"  # delivers each message to the application; others see to the logger's copy
     RELAY = "relay"  # the whole job: delivers, and sends on to the logger
+    STORE = "store"  # delivers, and stores for a logger that is away
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,8 @@ class Receiver:
     partner: Callable[[Setting], list[str]] | None = None
     over_udp: bool = False
     note: str = ""
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the logger has to get all that the sensors send."""
+        return self.partner is not None or self.job not in (Job.RECEIVE, Job.STORE)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from midstream.bench.receiver import Job, Receiver
+from midstream.bench.receiver import Receiver
 from midstream.bench.scenario import Scenario
 
 TOLERANCE = 0.01  # of the planned rate that may be missed
@@ -148,8 +148,7 @@ def _problems(receiver: Receiver, scenario: Scenario, seen: Observation) -> list
             )
         if not seen.received["verified"]:
             problems.append("no message was verified")
-    alone = receiver.job is Job.RECEIVE and receiver.partner is None  # nothing is sent on to the logger
-    if not alone and (lost := seen.total_sent - seen.logged) != 0:
+    if receiver.is_logged and (lost := seen.total_sent - seen.logged) != 0:
         problems.append(f"{lost} of {seen.total_sent} messages missing at the logger")
     if seen.logged_wrong:
         problems.append(f"{seen.logged_wrong} messages wrong at the logger")

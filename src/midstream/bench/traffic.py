@@ -78,6 +78,12 @@ class Program(Closing):
         return self._process.pid
 
     @property
+    def pids(self) -> list[int]:
+        """It, and the processes that it has started."""
+        everybody = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+        return [pid for pid in everybody if _group(pid) == self.pid]
+
+    @property
     def running(self) -> bool:
         return self._process.poll() is None
 
@@ -191,6 +197,13 @@ def conclude(traffic: Traffic, timeout: float) -> Ended:
     logged, wrong = traffic.logged(total)
     time.sleep(_LAST_LOOK)
     return Ended(total, seconds, late, logged, wrong)
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _wait_for(condition: Callable[[], bool], timeout: float, work: Callable[[], None] = lambda: None) -> None:

@@ -35,7 +35,7 @@ def daemon(
     asyncio.run(_run(service, once))
     if once and service.ready_after:
         state = service.state()
-        chosen = ("role", "interface", "ip", "mac", "sensors", "logger", "ready_after")
+        chosen = ("role", "interface", "ip", "mac", "sensors", "loggers", "ready_after")
         show({name: state[name] for name in chosen}, as_json)
 
 

@@ -2,16 +2,15 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from midstream import config as configuration
 from midstream import network
@@ -31,7 +30,10 @@ from midstream.ebpf import attachment, deferral, handover, loader
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
-from midstream.errors import ConfigError, KernelError, NetworkError
+from midstream.errors import ConfigError, KernelError, NetworkError, StoreError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer()
 
@@ -143,16 +145,22 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         result["daemon"] = told
     if not told or told["ready_after"] or told["program"]:
         result |= _programs(config)
+    if found := _log(config, told["role"] if told else config.role):
+        result["log"] = found
     if not result:
         raise KernelError(f"{config.network.pins}: no program is attached; run `midstream attach`")
     if as_json:
         print(json.dumps({"config": str(config.path), **result}))
         return
+    from rich.console import Console  # here: it loads slowly, and most of these commands print no table
+
     console = Console()
     if told:
         for line in _daemon_lines(told):
             console.print(line, highlight=False, soft_wrap=True)
         del result["daemon"]
+    for line in _log_lines(result.pop("log", {})):
+        console.print(line, highlight=False, soft_wrap=True)
     for role, facts in result.items():
         where = f"{facts['mode']} on {facts['interface']}" if facts["attached"] else "not attached here"
         console.print(f"{role}: {where}, pinned in {facts['pins']}")
@@ -195,9 +203,15 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
     where = f"{told['name']} on {told['interface']} ({told['ip']})"
     yield f"daemon: {told['role']} {where}, {told['state']}{reason}"
     if told["role"] == "hardworker" and (told["ready_after"] or told["program"]):
-        way = f"to the logger {told['logger']}" if told["mode"] == "fast" else "to this host's application"
-        reason = f": {told['mode_reason']}" if told["mode_reason"] else ""
-        yield f"data goes {way} for {told['mode_seconds']:.0f} s{reason}"
+        there = told["destination"]
+        way = "to this host's spool" if there == "spool" else f"to the logger {there}"
+        reason = f": {told['destination_reason']}" if told["destination_reason"] else ""
+        yield f"data goes {way} for {told['destination_seconds']:.0f} s{reason}"
+        if told["spool"] not in (None, "off"):
+            fault = f", and stores nothing: {told['spool_fault']}" if told.get("spool_fault") else ""
+            yield f"the spool's process is {told['spool']}{fault}"
+    yield from retained_lines(told)
+    yield from _held_lines(told["held"] or {})
     for peer in told["peers"]:
         when = f"heard {peer['age']:.1f} s ago" + (", standby" if peer["standby"] else "")
         yield f"  {peer['role']} {peer['name']} {peer['ip']} {peer['mac']}, {when}"
@@ -207,8 +221,61 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         yield "rejected: " + ", ".join(f"{count} {kind}" for kind, count in told["rejected"].items())
 
 
-def _counters_table(counters: dict[str, dict[str, int]]) -> Table:
+def retained_lines(told: dict[str, Any]) -> Iterator[str]:
+    """What a logger would lose with its power, as the daemon says."""
+    if told.get("retains") is False and told["destination"] not in ("", "spool"):
+        yield "what the logger has not committed is not retained: its daemon does not say what it has"
+    if told.get("forfeited"):
+        yield (
+            f"{told['forfeited']:,} bytes of the ring were not retained for the logger: the ring was half "
+            "full, or the logger silent"
+        )
+    if told.get("unsaved"):
+        yield (
+            f"{told['unsaved']:,} bytes that a logger may have lost are not in the spool yet: keep this "
+            "host's daemon running"
+        )
+
+
+def _held_lines(held: dict[str, Any]) -> Iterator[str]:
+    """What the hardworker holds that a log does not have, or has not heard of."""
+    for sensor, waiting in held.get("pending", {}).items():
+        age = time.time() - waiting["oldest_ns"] / 1e9
+        yield (
+            f"spool: {waiting['messages']:,} messages of {sensor}, {waiting['bytes']:,} bytes, are not "
+            f"confirmed by a logger yet, the oldest came {age:,.0f} s ago"
+        )
+    if untold := held.get("untold_ends"):
+        yield f"no logger has heard yet how {untold:,} connections ended"
+    yield from held.get("faults", [])
+
+
+def _log(config: configuration.Config, role: str | None) -> dict[str, dict[str, Any]]:
+    """On the logger: what its log lacks of what the hardworker held, by sensor."""
+    if role != "logger":
+        return {}
+    from midstream.log import account  # with SQLAlchemy, which no other host needs
+    from midstream.logger.databases import open_log
+
+    with suppress(StoreError), open_log(config.database_url) as log:
+        return account.summary(log)
+    return {}
+
+
+def _log_lines(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    for sensor, row in found.items():
+        line = f"log: {sensor}: {row['verdict']}, {row['connections']:,} connections were held"
+        if row["pending_bytes"]:
+            line += f", {row['pending_bytes']:,} bytes are pending"
+        if row["lost_bytes"]:
+            line += f", {row['lost_bytes']:,} bytes are missing (`midstream log list` names them)"
+        yield line
+
+
+def _counters_table(counters: dict[str, dict[str, int]]) -> "Table":
     """Outcomes as rows, leaving out those that never occurred; a column for each sensor."""
+    from rich.table import Table
+
     table = Table("packets")
     for name in counters:
         table.add_column(name, justify="right")

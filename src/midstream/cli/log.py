@@ -27,15 +27,18 @@ from midstream.cli.log_options import (
 )
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import ConfigError, StoreError
-from midstream.log import continuity, listing
+from midstream.log import account, listing
 from midstream.log import export as exporting
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
 from midstream.log.decoding import decoded, printable
 from midstream.log.messages import Reader
-from midstream.log.selection import duration, refuse_unknown_field
+from midstream.log.selection import Selection, duration, refuse_unknown_field
 from midstream.logger import retention
 from midstream.logger.stored import StoredMessage
+
+HOLE, PENDING = 7, 8
+"""Exit codes of verify beside those of errors.py: what is stored is right, and it is not all."""
 
 app = typer.Typer(help="Look at what the logger has stored.", no_args_is_help=True)
 
@@ -53,21 +56,34 @@ def list_(
     """The connections: from whom, when, how much, and whether something is missing."""
     selection = selected(sensors, connections, since, until, None)
     with opened(path, url) as database:
+        told = database.told()
         extents = database.extents()
         everything = database.connections()
-        missing = continuity.holes(database, everything, extents)
+        found = account.accounts(database, told, everything, extents)
         rows = [
-            listing.row(connection, extents.get(connection.id), missing.get(connection.id))
+            listing.row(
+                connection,
+                extents.get(connection.id),
+                found.holes.get(connection.id),
+                found.by_id.get(connection.id),
+            )
             for connection in selection.choose(everything)
         ]
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps(rows + [listing.lost_row(each) for each in _elsewhere(found, selection)]))
         return
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
     console.print(listing.table(rows))
-    for hole in missing.values():
+    for hole in found.holes.values():
         if hole.connection.id in {row["connection"] for row in rows}:
             print(hole)
+    for line in listing.account_lines(found, selection.sensors):
+        print(line)
+
+
+def _elsewhere(found: account.Accounts, selection: Selection) -> list[account.Account]:
+    """What was held, and has no connection: of a selection of connections none."""
+    return [] if selection.connections else found.elsewhere(selection.sensors)
 
 
 @app.command("show")
@@ -179,14 +195,20 @@ def verify(
     connections: Connections = None,
     as_json: Json = False,
 ) -> None:
-    """Is every message there, once, and as it was received? Exit code 0 only if so, else 6."""
+    """Is every message there that the hardworker held, once, and as it was received?
+
+    Exit code 0 only if so; 6: something is damaged, or numbers are missing; 7: a hole, or forgotten; 8:
+    all that is missing is pending.
+    """
     selection = selected(sensors, connections, None, None, None)
     faults = damaged = 0
     with opened(path, url) as database:
         chosen = selection.choose(database.connections())
         verdicts = []
         with progress("verifying", None) as looked_at:
-            for verdict in verifying.verify(database, chosen, looked_at):
+            for verdict in verifying.verify(database, chosen, looked_at, selection.sensors):
+                if verdict.connection is None and verdict.account and selection.connections:
+                    continue  # nothing of it is in the log, so it is none of those
                 verdicts.append(verdict)
                 faults += len(verdict.faults) + verdict.more
                 damaged += not verdict.right
@@ -201,7 +223,23 @@ def verify(
             f"{name}: {faults:,} faults, in {damaged:,} of {len(verdicts):,} connections: see above"
         )
     messages = sum(verdict.messages for verdict in verdicts)
-    say(f"log verify: {messages:,} messages of {len(verdicts):,} connections are right")
+    told = (
+        f"{messages:,} messages of {sum(bool(each.connection) for each in verdicts):,} connections are right"
+    )
+    accounts = [verdict.account for verdict in verdicts if verdict.account]
+    if not accounts:
+        say(f"log verify: {told}; no hardworker has told this log what it held")
+        return
+    found = {verdict: sum(each.verdict == verdict for each in accounts) for verdict in account.WORST}
+    lacking = [f"{count:,} {word}" for word, count in found.items() if count and word != "complete"]
+    say(
+        f"log verify: {told}"
+        + (f"; of those that the hardworker held: {', '.join(lacking)}" if lacking else "")
+    )
+    if found["hole"] or found["forgotten"]:
+        raise typer.Exit(HOLE)
+    if found["pending"]:
+        raise typer.Exit(PENDING)
 
 
 @app.command()

@@ -23,12 +23,11 @@ class _Said(BaseModel):
 
 
 class Mark(_Said):
-    """What the hardworker decides for all. logger: the address of the one to which it sends on."""
+    """What the hardworker decides for all."""
 
     tos: int = Field(ge=0, le=255)
     port: int = Field(ge=1, le=65535)
     size: int = Field(ge=1)
-    logger: Address | None = None
 
 
 class Announcement(_Said):

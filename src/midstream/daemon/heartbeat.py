@@ -2,11 +2,11 @@
 
 A question names who asks whom, and bears a random number; its answer names both, and the number. So nothing
 that was recorded, or that another host says, answers it. A question that was asked before is not answered:
-who asks answers a challenge first (freshness.py). A daemon that is not there while its host is (ICMP: port
-unreachable) leaves the logger as it was last: it serves without its daemon.
+who asks answers a challenge first (freshness.py). What follows from a silence: failover.py.
 """
 
 import asyncio
+import base64
 import json
 import secrets
 import socket
@@ -15,63 +15,78 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from midstream.daemon.failover import MISSED
 from midstream.daemon.freshness import Ear, Stamp, Voice
 from midstream.daemon.seal import ForgedError, Key
+from midstream.daemon.sockets import NOTHING, Word
 from midstream.errors import NetworkError
 
 INTERVAL = 0.1  # seconds between two questions
-SILENCE = 0.6  # seconds without an answer after which a logger counts as gone: five answers were missed
-EXCUSE = 1.5  # seconds of silence that are excused after a change of addresses
-STEADY = 0.5  # seconds for which it must have served again before it counts as back
+WAITS = 1.0  # seconds for which a logger may take nothing of what its kernel holds, and still be well
 
 ASKERS = 64  # of whom a daemon knows that they ask now
 
 _QUESTION, _ANSWER = "question", "answer"
-_LISTEN = "0A"  # state of a socket in /proc/net/tcp
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a logger's daemon says of it. serves: does it listen? waits: for so many seconds it has taken
+    nothing of what its kernel holds. word: what it has committed."""
+
+    serves: bool = False
+    waits: float = 0.0
+    word: Word = NOTHING
+
+    def described(self) -> dict[str, object]:
+        word = self.word
+        return {
+            "serving": self.serves,
+            "waits": round(self.waits, 1),
+            "run": word.run,
+            "connections": word.count,
+            "committed": base64.b64encode(word.packed()).decode(),
+        }
+
+    @classmethod
+    def parse(cls, answer: dict[str, Any]) -> Self:
+        """Raises ValueError, KeyError, TypeError."""
+        committed = base64.b64decode(str(answer.get("committed", "")))
+        word = Word.unpack(str(answer.get("run", "")), int(answer.get("connections", 0)), committed)
+        return cls(bool(answer["serving"]), float(answer.get("waits", 0)), word)
 
 
 @dataclass
 class Watched:
-    """What is known of a logger, by the monotonic clock. reason: why it is not up."""
+    """What is known of a logger; times by the clock of the one who asks. since: when it was first asked.
+    served: has a logger ever listened there? well: since when its daemon answers without a silence, and says
+    nothing bad; None: it does not."""
 
     address: tuple[str, int]
+    since: float
     link: socket.socket | None = None
     own: str = ""  # our address towards it
     asked: dict[str, float] = field(default_factory=dict)
     voice: Voice = field(default_factory=Voice)
     challenged: bool = False
-    answered: float = 0.0
-    refused: float = 0.0  # when its host last said that no daemon is there
-    serving_since: float = 0.0  # without a silence; 0: it is not
-    seen_up: bool = False
-
-    def reason(self, now: float) -> str:
-        """Why it cannot take connections now; "" if it can."""
-        if now - self.answered > SILENCE and not (self.serving_since and now - self.refused < SILENCE):
-            return (
-                f"its daemon has not answered for {now - self.answered:.1f} s"
-                if self.answered
-                else "no answer"
-            )
-        return "" if self.serving_since else "no logger listens on the port"
-
-    def is_steady(self, now: float) -> bool:
-        """Has it served for a while?"""
-        return not self.reason(now) and now - self.serving_since >= STEADY
+    answered: float | None = None
+    told: Told = Told()
+    served: bool = False
+    well: float | None = None
 
 
 class Heartbeat(asyncio.DatagramProtocol):
     """Answers questions about this host, and asks those that are watched.
 
-    serving(): does this host's logger take connections? changed() is called when an answer says otherwise
-    than the one before.
+    tell() says what there is to say of this host's logger. clock: the asker's (awake.py).
     """
 
-    def __init__(self, key: Key, serving: Callable[[], bool], changed: Callable[[], None]) -> None:
-        self._key, self._serving, self._changed = key, serving, changed
+    def __init__(
+        self, key: Key, tell: Callable[[], Told], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._key, self._tell, self._clock = key, tell, clock
         self._transport: asyncio.DatagramTransport | None = None
         self._ip = ""
         self._ear = Ear(ASKERS)
@@ -96,19 +111,13 @@ class Heartbeat(asyncio.DatagramProtocol):
                 self._forget(watched)
                 del self.watched[ip]
         for ip, port in hosts.items():
-            watched = self.watched.setdefault(ip, Watched((ip, port)))
+            watched = self.watched.setdefault(ip, Watched((ip, port), self._clock()))
             if watched.link is None:
                 self._connect(watched)
 
-    def excuse(self) -> None:
-        """Addresses have just changed: give those that are watched time to hear of it."""
-        for watched in self.watched.values():
-            if watched.answered:
-                watched.answered = time.monotonic() + EXCUSE
-
     def ask(self) -> None:
         """Ask each once."""
-        now = time.monotonic()
+        now = self._clock()
         for watched in self.watched.values():
             watched.asked = {n: t for n, t in watched.asked.items() if now - t < 1.0}
             watched.challenged = False
@@ -123,7 +132,7 @@ class Heartbeat(asyncio.DatagramProtocol):
             answer: dict[str, object] = {"number": asked["number"], "from": self._ip, "to": asked["from"]}
             match self._ear.judge(asked["from"], Stamp.model_validate(asked["stamp"])):
                 case "first" | "fresh":
-                    answer["serving"] = self._serving()
+                    answer |= self._tell().described()
                 case "unproven":
                     answer["challenge"] = self._ear.challenge()
                 case _:
@@ -143,24 +152,25 @@ class Heartbeat(asyncio.DatagramProtocol):
             answer = json.loads(self._key.open(_ANSWER, data))
             number, names = str(answer["number"]), (answer["from"], answer["to"])
             challenge = answer.get("challenge")
-            serving = challenge is None and bool(answer["serving"])
+            told = Told() if challenge else Told.parse(answer)
         except (ForgedError, ValueError, KeyError, TypeError, AttributeError):
             return
         if names != (watched.address[0], watched.own) or watched.asked.pop(number, None) is None:
             return
-        now = time.monotonic()
+        now = self._clock()
         if challenge is not None:
             watched.voice.answer(str(challenge))
             if not watched.challenged:  # once a question
                 watched.challenged = True
                 self._ask(watched, now)
             return
-        was = not watched.reason(now)
-        watched.answered = now
-        watched.serving_since = (watched.serving_since if was else now) if serving else 0.0
-        watched.seen_up |= serving
-        if was != serving:
-            self._changed()
+        silent = watched.answered is None or now - watched.answered > MISSED
+        watched.answered, watched.told = now, told
+        watched.served = watched.served or told.serves
+        if not told.serves or told.waits >= WAITS:
+            watched.well = None
+        elif watched.well is None or silent:
+            watched.well = now
 
     def _ask(self, watched: Watched, now: float) -> None:
         if watched.link is None:
@@ -171,9 +181,7 @@ class Heartbeat(asyncio.DatagramProtocol):
         question: dict[str, object] = {"number": number, **names, "stamp": watched.voice.stamp().model_dump()}
         try:
             watched.link.send(self._sealed(_QUESTION, question))
-        except ConnectionRefusedError:  # the answer to the question before
-            watched.refused = now
-        except OSError:  # no route in this moment
+        except OSError:  # no daemon there, which answers the question before, or no route in this moment
             return
 
     def _sealed(self, purpose: str, said: dict[str, object]) -> bytes:
@@ -192,29 +200,11 @@ class Heartbeat(asyncio.DatagramProtocol):
 
     def _receive(self, watched: Watched) -> None:
         if watched.link:
-            try:
+            with suppress(OSError):  # no daemon is there, or there is no route in this moment
                 self.take(watched, watched.link.recv(2048))
-            except ConnectionRefusedError:
-                watched.refused = time.monotonic()
-            except OSError:  # BlockingIOError, or no route in this moment
-                return
 
     def _forget(self, watched: Watched) -> None:
         if watched.link:
             asyncio.get_running_loop().remove_reader(watched.link)
             watched.link.close()
             watched.link = None
-
-
-def is_listening(port: int, table: Path = Path("/proc/net/tcp")) -> bool:
-    """Does a process of this host listen on a TCP port, on whatever IPv4 address or on all IPv6 ones?"""
-    for path in (table, table.with_name("tcp6")):
-        with suppress(OSError), path.open() as lines:
-            next(lines, None)
-            for line in lines:
-                _, local, _, state, _ = line.split(maxsplit=4)
-                if state != _LISTEN:
-                    break  # those that listen come first
-                if int(local.rpartition(":")[2], 16) == port:
-                    return True
-    return False

@@ -8,23 +8,26 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from shlex import quote
 
+import numpy as np
 from pyroute2 import NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
 
 from midstream import network
 from midstream.config import Config, Role
-from midstream.daemon.failover import Mode
 from midstream.daemon.interface import Interface
 from midstream.daemon.neighbours import Neighbours
 from midstream.daemon.resets import send_resets
 from midstream.ebpf import attachment, control, loader, pins
 from midstream.ebpf.attachment import Attachment
-from midstream.ebpf.records import MODE_FAST, MODE_HANDLER
+from midstream.ebpf.control import Open
+from midstream.ebpf.retained import Committed, Retained, retained
 from midstream.errors import ConfigError, KernelError, NetworkError
 from midstream.network import Topology
+
+_EVER = 1 << 64  # nanoseconds, more than any clock counts
 
 
 class ThisHost:
@@ -51,11 +54,13 @@ class ThisHost:
         except ConfigError:
             return None
 
-    def put_in_force(self, topology: Topology, interface: Interface, *, again: bool = False) -> bool:
+    def put_in_force(
+        self, topology: Topology, interface: Interface, *, again: bool = False, logger: bool = True
+    ) -> bool:
         """Make the host follow the topology; False if it did already. Raises MidstreamError.
 
         again: it was in force before this host went down. The self-test was passed then, so a logger that is
-        off now keeps nothing from being attached.
+        off now keeps nothing from being attached; where `logger` tells that it is off, it is not waited for.
         """
         if topology == self.in_force and self.attachment_holds():
             return False
@@ -64,16 +69,19 @@ class ThisHost:
         if self.has_program:
             if self.attachment and self.folder.exists() and not self._is_whole:
                 shutil.rmtree(self.folder)  # without its stamp it would be taken for somebody else's
-            self.attachment = self._attach(topology, interface, again)
+            again = again or self.in_force is not None
+            self.attachment = self._attach(topology, interface, again, self_test=logger or not again)
         self.in_force = topology
         return True
 
-    def _attach(self, topology: Topology, interface: Interface, again: bool) -> Attachment:
+    def _attach(
+        self, topology: Topology, interface: Interface, again: bool, *, self_test: bool
+    ) -> Attachment:
         attach = partial(
             loader.attach, self._role, self._config, topology, folder=self.folder, interface=interface.name
         )
         try:
-            return attach(replace=True)
+            return attach(replace=True, self_test=self_test)
         except KernelError as error:
             if not again or error.errno != errno.EHOSTUNREACH:
                 raise
@@ -104,7 +112,7 @@ class ThisHost:
             socket.if_indextoname(interface.index)
         except OSError:
             return []  # it is gone, which whoever reads it anew says
-        hosts = (topology.hardworker, topology.logger, *topology.sensors)
+        hosts = (topology.hardworker, *topology.loggers, *topology.sensors)
         wanted = {host.ip: host.mac for host in hosts if host.ip != interface.ip}
         try:
             repaired = self._neighbours.ensure(interface, wanted)
@@ -129,26 +137,57 @@ class ThisHost:
         """Take the neighbours and routes away. The program stays: it serves without the daemon."""
         self._neighbours.remove(interface)
 
-    def mode(self) -> Mode:
-        """Where the sensors' data goes now. A hardworker without a program is its own handler's business."""
-        if self._role != "hardworker" or not self.attachment:
-            return "fast"
-        return "handler" if control.read_mode(self.folder) == MODE_HANDLER else "fast"
+    # what way.py asks of the program
 
-    def switch(self, mode: Mode, topology: Topology) -> int:
-        """Send the sensors' data another way, and reset what is open: how many connections that were."""
-        control.set_mode(self.folder, MODE_HANDLER if mode == "handler" else MODE_FAST)
-        return self.reset(topology)
+    def destination(self) -> int:
+        """Where new connections go."""
+        return control.read_destination(self.folder)
 
-    def reset(self, topology: Topology) -> int:
-        """End all open connections, for the reader and for the sensors, and wake the reader."""
-        opened = control.connections(self.folder)
+    def send_to(self, destination: int) -> None:
+        """Let new connections go there."""
+        control.set_destination(self.folder, destination)
+
+    def look(self) -> tuple[list[Open], np.ndarray]:
+        """The open connections, and what was counted."""
+        return control.connections(self.folder), loader.counters(self.folder)
+
+    def reset(self, destination: int, before_ns: int = _EVER) -> int:
+        """End the connections that go there and were opened before that, for the reader and for the sensors;
+        how many they were."""
+        opened = [
+            one
+            for one in control.connections(self.folder)
+            if one.destination == destination and one.opened_ns < before_ns
+        ]
         deadline = time.monotonic() + 1.0
         while control.break_off(self.folder, opened) and time.monotonic() < deadline:
             time.sleep(0.01)  # the ring is full; the reader makes room
-        send_resets(opened, topology.hardworker.ip, topology.port)
+        if self.in_force:
+            send_resets(opened, self.in_force.hardworker.ip, self.in_force.port)
         return len(opened)
 
-    @property
-    def pins(self) -> Path:
-        return self.folder
+    # what retention.py asks of the ring
+
+    def connections(self) -> list[Open]:
+        """Those that are open."""
+        return control.connections(self.folder)
+
+    def tell(self, committed: Mapping[int, int], known: int) -> None:
+        """What the logger has committed."""
+        Committed.open(self.folder).tell(committed, known)
+
+    def renew(self) -> None:
+        """That holds for another second."""
+        Committed.open(self.folder).renew()
+
+    def withdraw(self) -> None:
+        """Nothing is to be retained."""
+        Committed.open(self.folder).withdraw()
+
+    def retained(self) -> dict[int, Retained]:
+        """What the ring has."""
+        return retained(self.folder)
+
+    def forfeited(self) -> int:
+        """Bytes that were to be retained and were not."""
+        return Committed.open(self.folder).forfeited

@@ -1,5 +1,6 @@
 """From what was heard to the topology: who is who, which marks hold, and what contradicts itself."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from midstream.config import Config, Role
@@ -35,10 +36,8 @@ def decide_mark(config: Config, previous: Topology | None) -> Mark:
     )
 
 
-def make_plan(
-    config: Config, own: Announcement, peers: Peers, previous: Topology | None, active: str = ""
-) -> Plan:
-    """The topology as this host sees it. active: the address of the logger that the hardworker uses now."""
+def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topology | None) -> Plan:
+    """The topology as this host sees it."""
     hosts = {role: [*([own] if own.role == role else []), *peers.of(role)] for role in _ROLES}
     hardworkers = hosts["hardworker"]
     sensors = sorted(hosts["sensor"], key=lambda said: said.ip)
@@ -49,9 +48,11 @@ def make_plan(
             advice = ", or set standby = true in [daemon] of one" if role == "logger" else ""
             names = " and ".join(f"{said.name} ({said.ip}, {said.mac})" for said in claimants)
             return Plan(None, f"{names} both claim to be the {role}; give one of them another role{advice}")
+    # A logger that was known before may be off: data flows without it.
+    known = loggers or (previous.loggers if previous else ())
     missing = [
         name
-        for name, found in (("hardworker", hardworkers), ("logger", loggers), ("sensor", sensors))
+        for name, found in (("hardworker", hardworkers), ("logger", known), ("sensor", sensors))
         if len(found) < (config.daemon.sensors if name == "sensor" and own.role != "sensor" else 1)
     ]
     if missing:
@@ -62,11 +63,15 @@ def make_plan(
         return Plan(None, f"{hardworker} has not said yet which marks hold", waiting=True)
     if fault := _contradiction(config, mark) or _unequal_mtu([*hardworkers, *loggers, *sensors]):
         return Plan(None, fault)
-    logger = _logger(own, loggers, active or (str(mark.logger) if mark.logger else ""))
+    first, *standbys = _loggers(
+        own,
+        _in_order(preferred(loggers), previous.loggers if previous else (), (hardworker, *sensors)),
+    )
     topology = Topology(
-        sensors=_in_order(sensors, previous, {hardworker.ip, *(said.ip for said in loggers)}),
+        sensors=_in_order(sensors, previous.sensors if previous else (), (hardworker, *loggers)),
         hardworker=Host(hardworker.ip, hardworker.mac),
-        logger=Host(logger.ip, logger.mac),
+        logger=first,
+        standbys=tuple(standbys),
         tos=mark.tos,
         port=mark.port,
         mtu=own.mtu,
@@ -111,21 +116,28 @@ def _unequal_mtu(hosts: list[Announcement]) -> str:
     )
 
 
-def _logger(own: Announcement, loggers: tuple[Announcement, ...], active: str) -> Announcement:
-    """A logger is its own; for the others it is the active one, else the first that is no standby."""
-    if own.role == "logger":
-        return own
-    return min(loggers, key=lambda said: (str(said.ip) != active, said.standby, said.ip))
+def preferred(loggers: Iterable[Announcement]) -> list[Announcement]:
+    """Those that are no standby first."""
+    return sorted(loggers, key=lambda said: (said.standby, said.ip))
 
 
-def _in_order(heard: list[Announcement], previous: Topology | None, taken: set[object]) -> tuple[Host, ...]:
-    """The sensors: those of before in their places, by which records name them; then the new ones."""
+def _loggers(own: Announcement, hosts: tuple[Host, ...]) -> tuple[Host, ...]:
+    """A logger is its own first: its program and its server take that address."""
+    return tuple(sorted(hosts, key=lambda host: host.ip != own.ip)) if own.role == "logger" else hosts
+
+
+def _in_order(
+    heard: list[Announcement], before: tuple[Host, ...], others: tuple[Announcement, ...]
+) -> tuple[Host, ...]:
+    """Hosts of one role: those of before in their places, by which they are known, unless one of their
+    addresses is another host's now; then the new ones."""
     hosts = {said.ip: Host(said.ip, said.mac) for said in heard}
-    macs = {host.mac for host in hosts.values()}
+    taken = {said.ip for said in others}
+    macs = {said.mac for said in (*heard, *others)}
     order: list[Host] = []
-    for before in previous.sensors if previous else ():
-        if before.ip in hosts:
-            order.append(replace(before, mac=hosts.pop(before.ip).mac))
-        elif before.ip not in taken and before.mac not in macs:
-            order.append(before)
+    for host in before:
+        if host.ip in hosts:
+            order.append(replace(host, mac=hosts.pop(host.ip).mac))
+        elif host.ip not in taken and host.mac not in macs:
+            order.append(host)
     return (*order, *hosts.values())

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from midstream import key
+from midstream import crypto, key
 
 _NONCE = 12
 
@@ -26,8 +23,7 @@ class Key:
     """The shared secret, for one purpose each: `seal` and `open`."""
 
     def __init__(self, secret: bytes) -> None:
-        derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"midstream daemon 1").derive(secret)
-        self._cipher = AESGCM(derived)
+        self._cipher = crypto.cipher(secret, "midstream daemon 1")
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -13,30 +13,35 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from importlib.metadata import version
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from midstream import network
 from midstream.config import Config
-from midstream.daemon import failover, heartbeat, interface, status
+from midstream.daemon import heartbeat, interface, status
 from midstream.daemon.announcement import Announcement, Word
+from midstream.daemon.awake import Awake
+from midstream.daemon.backlog import Backlog, is_listening
 from midstream.daemon.discovery import ANSWER, INTERVAL, Discovery
-from midstream.daemon.failover import Choice
+from midstream.daemon.failover import Limits
 from midstream.daemon.freshness import Stamp, Voice
-from midstream.daemon.heartbeat import Heartbeat, is_listening
+from midstream.daemon.heartbeat import Heartbeat, Told
 from midstream.daemon.host import ThisHost
 from midstream.daemon.interface import Interface
 from midstream.daemon.log import Log, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.peers import Peers
-from midstream.daemon.plan import Plan, decide_mark, make_plan
+from midstream.daemon.plan import Plan, decide_mark, make_plan, preferred
+from midstream.daemon.retention import Retention
 from midstream.daemon.role import find_role
 from midstream.daemon.seal import Key
+from midstream.daemon.sockets import Sockets
+from midstream.daemon.spool import Spool
+from midstream.daemon.teller import Teller
 from midstream.daemon.watch import Watch
-from midstream.errors import ConfigError, MidstreamError, NetworkError
+from midstream.daemon.way import Way
+from midstream.errors import ConfigError, KernelError, MidstreamError, NetworkError
 from midstream.network import Host, Topology
 
 P = ParamSpec("P")
@@ -49,6 +54,7 @@ _PULSE = 1.0  # seconds between two signs of life to the service manager
 _TURN = 10.0  # seconds that a comparison may take before it counts as a hang,
 _COMPILING = 300.0  # and if it compiles, on a slow board too
 _KEPT = 20  # repairs that status remembers
+_ASK = 0.5  # seconds for which the loggers are asked whether they are there, before a program is put back
 
 
 class Service:
@@ -64,14 +70,18 @@ class Service:
         self._peers = Peers(config.daemon.clock)
         self._plan = Plan(None, "nothing has been heard yet", waiting=True)
         self._started = time.monotonic()
-        self._choice = Choice("fast", "")
-        self._choice_since = self._started
+        self._awake = Awake(2 * heartbeat.INTERVAL)
+        self._backlog: Backlog | None = None
+        self._sockets: Sockets | None = None
         self._repairs: deque[str] = deque(maxlen=_KEPT)
         self._repaired = 0
         self._rejected: Counter[str] = Counter()
-        self._seldom = Seldom(10.0, time.monotonic)
+        self._seldom, self._troubles = (Seldom(10.0, time.monotonic) for _ in range(2))
         self._fault = ""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="daemon")
+        self._quick = ThreadPoolExecutor(1, thread_name_prefix="way")  # what no compiler may hold up
+        self._retention = self._make_retention()
+        self._way = self._make_way()
         self._changed = asyncio.Event()
         self._discovery: Discovery | None = None
         self._said: Announcement | None = None
@@ -79,6 +89,8 @@ class Service:
         self._heartbeat: Heartbeat | None = None
         self._expected = self._started + _TURN  # when the comparison in hand has to be done
         self._status = ""
+        self._is_on_the_way = False  # has the way of the data been taken up?
+        self._teller = self._make_teller()
         self.ready_after = 0.0
 
     async def run(self, stop: asyncio.Event, *, once: bool = False) -> None:
@@ -94,6 +106,8 @@ class Service:
             await self._start_talking()
             notify("READY=1")
             self._tell()
+            if self._teller and not once:
+                self._teller.start()
             if self._config.daemon.explore and not once:
                 await self._restore()
             while not stop.is_set():
@@ -123,7 +137,12 @@ class Service:
             if not once:
                 await self._in_worker(self._host.release, self._interface)
                 self._log("stopped", program="stays attached" if self._host.attachment else "none")
+            if self._way.spool:
+                self._way.spool.close()
+            if self._teller and not once:
+                await self._in_worker(self._teller.close)
             self._worker.shutdown()
+            self._quick.shutdown()
 
     def state(self) -> dict[str, Any]:
         """What `midstream status` shows."""
@@ -153,14 +172,26 @@ class Service:
             ],
             "sensors": [str(host.ip) for host in topology.sensors] if topology else [],
             "program": self._host.attachment.mode if self._host.attachment else None,
-            "mode": self._choice.mode,
-            "logger": str(topology.logger.ip) if topology else "",
-            "mode_reason": self._choice.reason,
-            "mode_seconds": round(now - self._choice_since, 1),
+            "loggers": _addresses(topology) if topology else [],
+            "destination": self._way.name(topology) if topology else "",
+            "destination_reason": self._way.reason,
+            "destination_seconds": round(self._awake.now() - self._way.since, 1),
+            "spool": self._way.spool.state if self._way.spool else None,
+            "spool_fault": self._way.spool.fault() if self._way.spool else "",
+            "retains": self._retention.retains if self._retention else None,
+            "forfeited": self._forfeited(),
+            "unsaved": self._way.spool.unsaved if self._way.spool else 0,
+            "held": self._teller.state() if self._teller else None,
             "repaired": self._repaired,
             "repairs": list(self._repairs),
             "rejected": dict(self._rejected),
         }
+
+    def _forfeited(self) -> int | None:
+        """Bytes that the ring could not retain for the logger; None if it retains nothing."""
+        with suppress(KernelError):  # there is no program just now
+            return self._host.forfeited() if self._retention else None
+        return None
 
     def _reason(self) -> str:
         """What is being waited for, and what holds meanwhile."""
@@ -176,7 +207,7 @@ class Service:
             status = f"exploring: {self._reason()}"
         else:
             status = f"working, sensors: {len(self._host.in_force.sensors) if self._host.in_force else 0}"
-            status += "" if self._choice.mode == "fast" else f", without a logger: {self._choice.reason}"
+            status += f", {self._way.reason}" if self._way.reason else ""
         if status != self._status:
             self._status = status
             notify(f"STATUS={self.role}: {status}")
@@ -190,7 +221,7 @@ class Service:
     def _read_interface(self) -> Interface:
         """A const.toml of the user's says which of several addresses counts."""
         topology = None if self._config.daemon.explore else self._host.previous()
-        hosts = (*topology.sensors, topology.hardworker, topology.logger) if topology else ()
+        hosts = (*topology.sensors, topology.hardworker, *topology.loggers) if topology else ()
         return interface.read(self._config.network.interface, [host.ip for host in hosts])
 
     def _load_key(self) -> Key | None:
@@ -209,7 +240,7 @@ class Service:
     async def _start_talking(self) -> None:
         daemon = self._config.daemon
         if self._key:
-            self._heartbeat = Heartbeat(self._key, self._is_serving, self._changed.set)
+            self._heartbeat = Heartbeat(self._key, self._tell_of_logger, self._awake.now)
             await self._heartbeat.start(self._interface.ip, daemon.port)
         if daemon.explore and not daemon.rewrite_const:
             self._log(
@@ -240,8 +271,6 @@ class Service:
     def _own(self) -> Announcement:
         found = self._interface
         mark = decide_mark(self._config, self._host.previous()) if self.role == "hardworker" else None
-        if mark and self._host.in_force:
-            mark = mark.model_copy(update={"logger": self._host.in_force.logger.ip})
         return Announcement(
             role=self.role,
             name=self._name,
@@ -279,10 +308,18 @@ class Service:
         if (unsaid := self._seldom.admit()) is not None:
             self._log("rejected", level="warning", reason=reason, unsaid=unsaid)
 
-    def _is_serving(self) -> bool:
+    def _tell_of_logger(self) -> Told:
         # A daemon that was killed and started anew has not found the others yet, and its logger serves.
         topology = self._host.in_force or self._host.previous()
-        return self.role == "logger" and topology is not None and is_listening(topology.port)
+        if self.role != "logger" or topology is None:
+            return Told()
+        if self._backlog is None or self._backlog.port != topology.port:
+            self._backlog = Backlog(topology.port, topology.size)
+        if self._sockets is None or self._sockets.port != topology.port:
+            self._sockets = Sockets(topology.port)
+        word = self._sockets.look()
+        waits = max(self._backlog.waits(), self._sockets.deaf)
+        return Told(is_listening(topology.port), waits, word)
 
     async def _beat(self) -> None:
         """Announce now and then and to newcomers, ask the loggers often, and act on what they answer."""
@@ -290,6 +327,7 @@ class Service:
         unlinked = False
         while True:
             await asyncio.sleep(heartbeat.INTERVAL)
+            self._awake.tick()
             before, unlinked = unlinked, self._host.is_unlinked
             if unlinked and not before:
                 self._changed.set()
@@ -303,10 +341,8 @@ class Service:
                 last_word = now
                 await self._discovery.announce(self._said)
             if self._heartbeat and self._heartbeat.watched:
+                await self._look_at_loggers()
                 self._heartbeat.ask()
-                wanted = self._wanted_choice(now)
-                if wanted != self._choice:
-                    self._changed.set()
 
     async def _wait(self, stop: asyncio.Event) -> None:
         await asyncio.sleep(_PAUSE)
@@ -323,8 +359,9 @@ class Service:
         if topology is None or not _is_about(topology, own):
             return
         try:
-            if await self._enforce(topology, again=True):
-                await self._begin(topology)
+            logger = await self._is_logger_there(topology)
+            if await self._enforce(topology, again=True, logger=logger):
+                await self._begin(topology, logger=logger)
         except MidstreamError as error:
             self._report_fault(str(error))
             return
@@ -332,20 +369,36 @@ class Service:
             "restored",
             sensors=len(topology.sensors),
             hardworker=topology.hardworker.ip,
-            logger=topology.logger.ip,
+            loggers=", ".join(_addresses(topology)),
             program=self._program(),
         )
 
-    async def _enforce(self, topology: Topology, *, again: bool = False) -> bool:
+    async def _is_logger_there(self, topology: Topology) -> bool:
+        """Does a logger's daemon answer? Then the self-test need not wait in vain."""
+        if self.role != "hardworker" or not self._heartbeat:
+            return True
+        self._watch_loggers(topology)
+        deadline = time.monotonic() + _ASK
+        while time.monotonic() < deadline:
+            if any(watched.answered is not None for watched in self._heartbeat.watched.values()):
+                return True
+            await asyncio.sleep(heartbeat.INTERVAL / 2)
+        return False
+
+    async def _enforce(self, topology: Topology, *, again: bool = False, logger: bool = True) -> bool:
         self._expect(_COMPILING)
         try:
-            return await self._in_worker(self._host.put_in_force, topology, self._interface, again=again)
+            return await self._in_worker(
+                self._host.put_in_force, topology, self._interface, again=again, logger=logger
+            )
         finally:
             self._expect(_TURN)
 
-    async def _begin(self, topology: Topology) -> None:
+    async def _begin(self, topology: Topology, *, logger: bool = True) -> None:
         """The first topology is in force. A program that was there before may send the data another way."""
-        self._choice = Choice(await self._in_worker(self._host.mode), str(topology.logger.ip))
+        if self.role == "hardworker" and self._host.attachment:
+            await self._way.take_up(topology, logger=logger)
+            self._is_on_the_way = True
 
     def _program(self) -> str:
         attachment = self._host.attachment
@@ -369,9 +422,8 @@ class Service:
             self._report_fault("")
 
     async def _compare(self) -> None:
-        # First what costs messages: a logger that is gone, a neighbour through which nothing reaches a peer.
+        # First what costs messages: a neighbour through which nothing reaches a peer.
         if self._host.in_force:
-            await self._act_on_loggers(self._host.in_force)
             await self._repair(self._host.in_force)
         found = await self._in_worker(self._read_interface)
         moved, renumbered = found != self._interface, found.ip != self._interface.ip
@@ -389,9 +441,8 @@ class Service:
         topology = self._plan.topology
         if topology:
             await self._put_in_force(topology)
-            await self._act_on_loggers(topology)
-        elif self._host.in_force:  # it holds until there is a better one
-            await self._act_on_loggers(self._host.in_force)
+        if in_force := self._host.in_force:  # it holds until there is a better one
+            self._watch_loggers(in_force)
         # What is announced is in force: a sensor must not learn a new address before the program.
         if (said := self._own()) != self._said and self._discovery:
             self._said = said
@@ -401,9 +452,7 @@ class Service:
 
     def _make_plan(self, own: Announcement) -> Plan:
         if self._config.daemon.explore:
-            in_force = self._host.in_force or self._host.previous()
-            active = self._choice.logger or (str(in_force.logger.ip) if in_force else "")
-            return make_plan(self._config, own, self._peers, in_force, active)
+            return make_plan(self._config, own, self._peers, self._host.in_force or self._host.previous())
         topology = network.load(self._config.const_path)
         return Plan(_with_own(topology, own))
 
@@ -417,16 +466,16 @@ class Service:
             self._note_repair(f"program on {attached.interface}: gone, attached again")
         if before is None:
             await self._begin(topology)
+        elif self._is_on_the_way:
+            await self._way.hold()
         if first := not self.ready_after:
             self.ready_after = time.monotonic() - self._started
-        if self._heartbeat and changed:
-            self._heartbeat.excuse()
         self._log(
             "in force" if first else "changed",
             seconds=round(self.ready_after if first else time.monotonic() - began, 3),
             sensors=len(topology.sensors),
             hardworker=topology.hardworker.ip,
-            logger=topology.logger.ip,
+            loggers=", ".join(_addresses(topology)),
             program=self._program(),
         )
 
@@ -439,41 +488,55 @@ class Service:
         self._repairs.append(repair)
         self._log("repaired", level="warning", what=repair)
 
-    def _wanted_choice(self, now: float) -> Choice:
-        watched = self._heartbeat.watched if self._heartbeat else {}
-        candidates = [
-            str(said.ip) for said in sorted(self._plan.loggers, key=lambda said: (said.standby, said.ip))
-        ]
-        return failover.choose(self._choice, candidates, watched, now=now, started=self._started)
+    def _make_way(self) -> Way:
+        config, log, now = self._config, self._log, self._awake.now
+        spool = Spool(config, config.spool_path, log, now) if config.spool_path else None
+        limits = Limits(config.daemon.silence, config.daemon.stall)
+        return Way(self._host, spool, limits, log, now, self._in_quick, self._retention if spool else None)
 
-    async def _act_on_loggers(self, topology: Topology) -> None:
-        """Watch the loggers, and send the data where one is."""
-        if self.role != "hardworker" or not self._heartbeat or not self._host.attachment:
-            return
-        hosts = {str(said.ip): said.port for said in self._plan.loggers}
-        hosts.setdefault(str(topology.logger.ip), self._config.daemon.port)
-        self._heartbeat.watch(hosts)
-        wanted = self._wanted_choice(time.monotonic())
-        if wanted == self._choice:
-            return
-        before, self._choice, self._choice_since = self._choice, wanted, time.monotonic()
-        began = self._choice_since
-        if wanted.logger != before.logger and (said := self._logger(wanted.logger)):
-            topology = replace(topology, logger=Host(said.ip, said.mac))
-            await self._enforce(topology)
-        reset = await self._in_worker(self._host.switch, wanted.mode, topology)
-        self._log(
-            "way",
-            level="warning" if wanted.reason else "info",
-            mode=wanted.mode,
-            logger=wanted.logger,
-            reason=wanted.reason or "the logger serves",
-            connections_reset=reset,
-            seconds=round(time.monotonic() - began, 3),
-        )
+    def _make_retention(self) -> Retention | None:
+        """None where what is retained could not be sent to the logger: it would have no use."""
+        config = self._config
+        sends = bool(config.logger.replay_port and config.spool_path and self._key)
+        if self.role != "hardworker" or config.hardworker.receiver != "ebpf" or not sends:
+            return None
+        return Retention(self._host, config.logger.batch_interval) if config.hardworker.retain else None
 
-    def _logger(self, ip: str) -> Announcement | None:
-        return next((said for said in self._plan.loggers if said.ip == IPv4Address(ip)), None)
+    def _make_teller(self) -> Teller | None:
+        """What tells the loggers what is held; None where nobody would be heard, or nothing is held."""
+        config = self._config
+        if self.role != "hardworker" or config.hardworker.receiver != "ebpf":
+            return None
+        if not config.logger.replay_port or not self._key:
+            return None
+
+        def loggers() -> list[str]:
+            return _addresses(self._host.in_force) if self._host.in_force else []
+
+        def saving() -> bool:
+            return self._way.spool is not None and self._way.spool.unsaved > 0
+
+        seen = self._retention.note_ends if self._retention else lambda *_: None
+        return Teller(config, self._host.folder, loggers, seen=seen, saving=saving)
+
+    def _watch_loggers(self, topology: Topology) -> None:
+        if self.role == "hardworker" and self._heartbeat:
+            ports = {said.ip: said.port for said in self._plan.loggers}
+            self._heartbeat.watch(
+                {str(host.ip): ports.get(host.ip, self._config.daemon.port) for host in topology.loggers}
+            )
+
+    async def _look_at_loggers(self) -> None:
+        """Send the data where a logger takes it. A fault is told, and tried again by the next beat."""
+        topology = self._host.in_force
+        if not self._is_on_the_way or topology is None or self._heartbeat is None:
+            return
+        order = _order(topology, self._plan.loggers)
+        try:
+            await self._way.look(topology, order, self._heartbeat.watched)
+        except MidstreamError as error:
+            if (unsaid := self._troubles.admit()) is not None:
+                self._log("way", level="error", reason=error, unsaid=unsaid)
 
     def _report_fault(self, fault: str) -> None:
         if fault and fault != self._fault:
@@ -481,9 +544,29 @@ class Service:
         self._fault = fault
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._worker, lambda: function(*args, **kwargs)
-        )
+        return await _in(self._worker, function, *args, **kwargs)
+
+    async def _in_quick(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await _in(self._quick, function, *args, **kwargs)
+
+
+async def _in(pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, lambda: function(*args, **kwargs))
+
+
+def _addresses(topology: Topology) -> list[str]:
+    """The loggers, by position."""
+    return [str(host.ip) for host in topology.loggers]
+
+
+def _order(topology: Topology, heard: tuple[Announcement, ...]) -> list[int]:
+    """The loggers' positions, the preferred one first; those that are not heard last."""
+    preference = [said.ip for said in preferred(heard)]
+    ips = [host.ip for host in topology.loggers]
+    return sorted(
+        range(len(ips)),
+        key=lambda n: (preference.index(ips[n]) if ips[n] in preference else len(preference), n),
+    )
 
 
 def _own_places(topology: Topology, own: Announcement) -> tuple[Host, ...]:

@@ -187,6 +187,8 @@ def _start(
         logger = start("logger", "logger")
         hardworker = start("hardworker", "hardworker", "--record", str(_record(built, "hardworker")))
         _await_ready([logger, hardworker], stop)
+        if settings.daemon:
+            _await_destination(built, stop)
         audience.stage("connecting the sensors")
         plan = ["--messages", str(settings.messages), "--rate", str(settings.rate), "--wait"]
         sensors = tuple(
@@ -300,6 +302,20 @@ def _await_ready(programs: Sequence[Program], stop: Callable[[], bool]) -> None:
         _refuse_if(stop)
         if time.monotonic() > deadline:
             raise LabError(f"{', '.join(waiting)}: not ready within {patience:g} s")
+        time.sleep(POLL / 2)
+
+
+def _await_destination(built: Lab, stop: Callable[[], bool]) -> None:
+    """What connects before the daemon has heard of the logger may go to the spool, and is handed back."""
+    deadline = time.monotonic() + READY_TIMEOUT
+    while not daemons.is_logger_taken(built):
+        _refuse_if(stop)
+        if time.monotonic() > deadline:
+            told = daemons.state(built, "hardworker") or {}
+            raise LabError(
+                f"the hardworker's daemon does not send the data to the logger within {READY_TIMEOUT:g} s: "
+                f"{told.get('destination_reason') or told.get('reason') or 'it no longer answers'}"
+            )
         time.sleep(POLL / 2)
 
 

@@ -76,11 +76,18 @@ def check(daemon: Daemon, subject: Subject) -> Finding:
             "all roles found",
             "start the daemons of the other hosts",
         )
-    if told["mode"] == "handler":
+    if told.get("spool_fault"):
+        return fault(
+            "daemon",
+            f"the spool stores nothing: {told['spool_fault']}",
+            "a spool that stores what comes while there is no logger",
+            "do what it says; hardworker.spool in config.toml names the file",
+        )
+    if told.get("destination") == "spool":
         return warning(
             "daemon",
-            f"the application takes the connections itself for {told['mode_seconds']:.0f} s: "
-            f"{told['mode_reason']}",
+            f"the data goes to this host's spool for {told['destination_seconds']:.0f} s: "
+            f"{told['destination_reason'] or 'a daemon before this one has decided so'}",
             "a logger that serves",
             "see that `midstream logger` and `midstream daemon` run on the logger, and that it is reached",
         )

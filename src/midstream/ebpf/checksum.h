@@ -29,6 +29,14 @@ static __always_inline __u64 sum_of_words(const void *data, const int words)
 	return sum;
 }
 
+/* A sum of 32-bit words as a checksum. */
+static __always_inline __u16 checksum_of(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return ~folded(folded(sum));
+}
+
 /* Are both checksums of the packet right, given the length of its payload and the sum over it? */
 static __always_inline int is_intact_here(struct xdp_md *ctx, __u32 length, __u64 payload_sum)
 {

@@ -118,20 +118,22 @@ def sources_key(name: str) -> str:
 
 
 def const_header(topology: Topology) -> str:
-    """const.h: the topology as C constants, addresses in host byte order, sensors sorted by address."""
+    """const.h: the topology as C constants, addresses in host byte order, sensors sorted by address, loggers
+    in their order."""
     sensors = sorted(enumerate(topology.sensors), key=lambda numbered: int(numbered[1].ip))
     table = " ".join(f"{{{int(host.ip):#010x}, {number}, {_mac(host)}}}," for number, host in sensors)
+    loggers = " ".join(f"{{{int(host.ip):#010x}, {_mac(host)}}}," for host in topology.loggers)
     return "".join(
         f"#define {name} {value}\n"
         for name, value in {
             "HARDWORKER_IP": f"{int(topology.hardworker.ip):#010x}",
             "HARDWORKER_MAC": _mac(topology.hardworker),
-            "LOGGER_IP": f"{int(topology.logger.ip):#010x}",
-            "LOGGER_MAC": _mac(topology.logger),
             "MARK_TOS": topology.tos,
             "MARK_PORT": topology.port,
             "MTU": topology.mtu,
             "DATA_SIZE": topology.size,
+            "LOGGER_COUNT": len(topology.loggers),
+            "LOGGERS": f"{{ {loggers} }}",
             "SENSOR_COUNT": len(topology.sensors),
             "SENSORS": f"{{ {table} }}",
         }.items()

@@ -11,6 +11,7 @@
 
 #include "bpf.h"
 #include "const.h"
+#include "record.h"
 
 /* Data behind a hole is held in at most this many ranges ... */
 #define EARLY_RANGES 8
@@ -27,12 +28,6 @@ struct range {
 	__u64 end; /* 0: the slot is free; data behind a hole never ends at offset 0 */
 };
 
-struct connection_key {
-	__be32 ip;
-	__be16 port;
-	__u16 zero;
-};
-
 struct connection {
 	struct bpf_spin_lock lock;
 	__u32 number;
@@ -45,20 +40,22 @@ struct connection {
 	__u32 other_first;  /* `first` of the connection that a later SYN asks for; 0: none */
 	__u16 sensor;
 	__u8 mac[ETH_ALEN];
-	__u32 early_ranges; /* slots in use */
-	__u32 established;  /* the sensor has answered the logger, so `acknowledged` is set; else nothing is held */
+	__u32 destination;  /* of its packets: a position in const.toml's loggers, or HERE */
+	__u16 early_ranges; /* slots in use */
+	__u16 established;  /* the sensor has answered its peer, so `acknowledged` is set; else nothing is held */
 	struct range early[EARLY_RANGES];
 	struct range grown; /* scratch of claim_with_holes() */
 	__u64 asked;	    /* when its sensor was last asked whether it knows it (reclaim.h); 0: never */
 	__u32 questions;    /* that it has not answered */
 	__u32 unused;
+	__u64 opened;	    /* when its SYN came, as `seen` */
 };
 
 /* A connection whose stream is wholly held: enough to recognise what is sent again. */
 struct finished {
 	__u64 length;
 	__u32 first;
-	__u32 unused;
+	__u32 destination;
 };
 
 /* The offset of a sequence number that lies within 2 GiB of `next` (RFC 1982 arithmetic);

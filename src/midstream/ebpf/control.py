@@ -1,8 +1,10 @@
-"""What the daemon tells the hardworker's program, and what it asks of its table of connections."""
+"""What the hardworker's program is told while it works, and what it tells of its connections."""
 
+import mmap
 import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,40 +20,56 @@ _PASS = 2  # enum xdp_action
 @dataclass(frozen=True)
 class Open:
     """An open connection. first: the sequence number of its first byte. acknowledged: what the sensor expects
-    next of its peer, None before it has said so."""
+    next of its peer, None before it has said so. next: so many bytes are held. sensor: its position in
+    const.toml. destination: a logger's, or records.HERE. opened_ns, seen_ns: when its SYN came and when the
+    sensor last sent something that fits, by CLOCK_MONOTONIC."""
 
     ip: IPv4Address
     port: int
     first: int
     acknowledged: int | None
+    next: int
+    number: int
+    sensor: int
+    destination: int
+    opened_ns: int
+    seen_ns: int
 
     @property
     def key(self) -> bytes:
         return self.ip.packed + self.port.to_bytes(2) + bytes(2)
 
 
-def read_mode(folder: Path) -> int:
-    """records.MODE_FAST or MODE_HANDLER. Raises KernelError."""
-    return int(_control(folder)["mode"]) & ~records.MODE_UNLINKED
+@dataclass(frozen=True)
+class Ended:
+    """A connection that has ended, the rest as of Open. held: so many bytes in all. reset: without its stream
+    being complete."""
+
+    ip: IPv4Address
+    port: int
+    first: int
+    held: int
+    number: int
+    sensor: int
+    destination: int
+    opened_ns: int
+    reset: bool
+
+
+def read_destination(folder: Path) -> int:
+    """Where connections go that open now: a position in const.toml's loggers, or records.HERE. Raises
+    KernelError."""
+    return int(_control(folder)["destination"][0])
+
+
+def set_destination(folder: Path, destination: int) -> None:
+    """Decide where connections go that open from now on; the others go on as they are. Raises KernelError."""
+    _control(folder)["destination"][0] = destination
 
 
 def tell_unlinked(folder: Path, unlinked: bool) -> None:
     """Tell an application that may not know whether the program is on no interface. Raises KernelError."""
-    mode = int(_control(folder)["mode"])
-    wanted = mode | records.MODE_UNLINKED if unlinked else mode & ~records.MODE_UNLINKED
-    if wanted != mode:
-        set_mode(folder, wanted)
-
-
-def set_mode(folder: Path, mode: int) -> None:
-    """Decide where the sensors' next packets go. Raises KernelError."""
-    before = _control(folder)
-    value = np.array((mode, int(before["changes"]) + 1), records.CONTROL).tobytes()
-    fd = pins.open_map(folder, "control", value_size=records.CONTROL.itemsize)
-    try:
-        libbpf.update(fd, bytes(4), value)
-    finally:
-        os.close(fd)
+    _control(folder)["unlinked"][0] = unlinked
 
 
 def connections(folder: Path) -> list[Open]:
@@ -59,45 +77,78 @@ def connections(folder: Path) -> list[Open]:
     fd = pins.open_map(folder, "connections", value_size=records.CONNECTION.itemsize)
     try:
         found = {
-            key: libbpf.lookup(fd, key, records.CONNECTION.itemsize)
+            key: value
             for key in set(libbpf.keys(fd, _KEY_SIZE))
+            if (value := libbpf.lookup(fd, key, records.CONNECTION.itemsize))
         }
     finally:
         os.close(fd)
-    opened = []
-    for key, value in found.items():
-        if value is not None:
-            (state,) = np.frombuffer(value, records.CONNECTION)
-            opened.append(
-                Open(
-                    IPv4Address(key[:4]),
-                    int.from_bytes(key[4:6]),
-                    int(state["first"]),
-                    int(state["acknowledged"]) if state["established"] else None,
-                )
-            )
-    return opened
+    states = np.frombuffer(b"".join(found.values()), records.CONNECTION)
+    names = (
+        "next",
+        "number",
+        "sensor",
+        "destination",
+        "opened",
+        "seen",
+        "first",
+        "acknowledged",
+        "established",
+    )
+    return [
+        Open(
+            IPv4Address(key[:4]),
+            int.from_bytes(key[4:6]),
+            first,
+            acknowledged if established else None,
+            *state,
+        )
+        for key, *state, first, acknowledged, established in zip(
+            found, *(states[name].tolist() for name in names), strict=True
+        )
+    ]
+
+
+def ended(folder: Path) -> list[Ended]:
+    """The connections that have ended since this was asked last, oldest first; of more than 4096 the latest.
+    Raises KernelError."""
+    fd = pins.open_map(folder, "ended", value_size=records.ENDED.itemsize)
+    try:
+        most = libbpf.map_info(fd).max_entries
+        values = list(islice(iter(lambda: libbpf.pop(fd, records.ENDED.itemsize), None), most))
+    finally:
+        os.close(fd)
+    return [
+        Ended(
+            IPv4Address(one["ip"].tobytes()),
+            int(one["port"]),
+            first=int(one["first"]),
+            held=int(one["held"]),
+            number=int(one["number"]),
+            sensor=int(one["sensor"]),
+            destination=int(one["destination"]),
+            opened_ns=int(one["opened"]),
+            reset=int(one["how"]) == records.RESET,
+        )
+        for one in np.frombuffer(b"".join(values), records.ENDED)
+    ]
 
 
 def break_off(folder: Path, opened: list[Open]) -> int:
-    """End these connections for the reader, and wake it, also if there are none. Returns how many could not
-    be ended, because the ring had no room to say so. Raises KernelError."""
+    """End these connections for the reader. Returns how many could not be ended, because the ring had no room
+    to say so. Raises KernelError."""
     fd = libbpf.get(folder / "midstream_break_off")
     try:
-        left = 0
-        for key in [one.key for one in opened] or [bytes(_KEY_SIZE)]:
-            verdict, _, _ = libbpf.prog_test_run(fd, (_HEADER + key).ljust(_SHORTEST, b"\0"))
-            left += verdict != _PASS
-        return left
+        frames = [(_HEADER + one.key).ljust(_SHORTEST, b"\0") for one in opened]
+        return sum(libbpf.prog_test_run(fd, frame)[0] != _PASS for frame in frames)
     finally:
         os.close(fd)
 
 
-def _control(folder: Path) -> np.void:
+def _control(folder: Path) -> np.ndarray:
+    """The words themselves: who writes one does not touch the other, which another process may write."""
     fd = pins.open_map(folder, "control", value_size=records.CONTROL.itemsize)
     try:
-        value = libbpf.lookup(fd, bytes(4), records.CONTROL.itemsize)
+        return np.frombuffer(mmap.mmap(fd, mmap.PAGESIZE), records.CONTROL, 1)
     finally:
         os.close(fd)
-    found: np.void = np.frombuffer(value or bytes(records.CONTROL.itemsize), records.CONTROL)[0]
-    return found

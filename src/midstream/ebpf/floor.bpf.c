@@ -19,7 +19,7 @@ SEC("xdp") int midstream_floor(struct xdp_md *ctx)
 	    ip->daddr != bswap32(HARDWORKER_IP) || ip->protocol != IPPROTO_TCP || !is_marked(ip->tos) ||
 	    IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS || tcp->dest != bswap16(MARK_PORT))
 		return XDP_PASS;
-	return forward(h);
+	return forward(h, 0);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import grp
 import json
+import mmap
 import os
 import select
 import socket
@@ -21,45 +22,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from midstream import modes
-from midstream.ebpf import control, libbpf, pins
+from midstream.ebpf import control, libbpf, pins, records
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
-_DESCRIPTORS = 5  # of a Ring
+_MAPS = ("ring", "journal", "unfinished", "committed", "control", "beginnings")  # of a Ring
+_DESCRIPTORS = len(_MAPS) + 1
 _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`, or as root)"
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what the
-    daemon tells (control.py), and of the lock that keeps others away; the ring's bytes, and its place."""
+    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what it
+    is told (retained.py, control.py, beginning.h), and of the lock that keeps others away; the ring's bytes,
+    how many sensors there is room for, and its place."""
 
     ring: int
     journal: int
     unfinished: int
+    committed: int
     control: int
+    beginnings: int
     lock: int
     size: int
+    sensors: int
     place: Path
 
     @property
-    def descriptors(self) -> tuple[int, int, int, int, int]:
+    def descriptors(self) -> tuple[int, ...]:
         """All of them."""
-        return self.ring, self.journal, self.unfinished, self.control, self.lock
-
-    @property
-    def began(self) -> float:
-        """When the ring was pinned, in seconds since 1970. Raises KernelError if this user may not look."""
-        try:
-            return os.stat("ring", dir_fd=self.lock).st_mtime
-        except OSError as error:
-            raise KernelError(
-                f"the ring's pin cannot be looked at ({error.strerror}), so it is not known since when it "
-                "holds what arrives; let this user search the pins' folder (network.pins), or run as root"
-            ) from error
+        maps = self.ring, self.journal, self.unfinished, self.committed, self.control, self.beginnings
+        return *maps, self.lock
 
     @property
     def is_gone(self) -> bool:
@@ -68,9 +66,21 @@ class Ring:
         return os.fstat(self.lock).st_nlink == 0
 
     @property
-    def is_linked(self) -> bool | None:
-        """Is the ring's program on its interface? None if this user may not know."""
-        return pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+    def is_linked(self) -> bool:
+        """Is the ring's program on its interface? Where this user may not look, the process that serves the
+        ring has told. Raises KernelError if what it told cannot be read."""
+        found = pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+        return not self._is_told_unlinked() if found is None else found
+
+    def _is_told_unlinked(self) -> bool:
+        try:
+            with mmap.mmap(self.control, mmap.PAGESIZE, prot=mmap.PROT_READ) as told:
+                (words,) = np.frombuffer(told[: records.CONTROL.itemsize], records.CONTROL)
+                return bool(words["unlinked"])
+        except (OSError, ValueError) as error:
+            raise KernelError(
+                f"what the daemon tells cannot be mapped ({error}); is it pinned by this midstream?"
+            ) from error
 
     def close(self) -> None:
         """Close the descriptors and let another reader in. What is mapped stays mapped."""
@@ -88,13 +98,15 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             maps = []
-            for name in ("ring", "journal", "unfinished", "control"):
+            for name in _MAPS:
                 maps.append(pins.open_map(folder, name))
                 undo.callback(os.close, maps[-1])
-            ring, journal, unfinished, control = maps
-            size = libbpf.map_info(ring).max_entries
+            ring, journal, unfinished, committed, control, beginnings = maps
+            size, sensors = (libbpf.map_info(fd).max_entries for fd in (ring, beginnings))
             undo.pop_all()
-            return Ring(ring, journal, unfinished, control, lock, size, folder)
+            return Ring(
+                ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, folder
+            )
     except BlockingIOError as error:
         raise KernelError(
             f"{folder}: another application reads this ring already; end it first, for two would take "
@@ -139,7 +151,7 @@ def request(path: Path, layout: bytes) -> Ring:
     answer: dict[str, Any] = json.loads(message) if message else {"error": "the server went away; try again"}
     fault = answer.get("error")
     if not fault and (len(descriptors) < _DESCRIPTORS or flags & socket.MSG_CTRUNC):
-        fault = "this process has no room for five more descriptors; raise its limit (`ulimit -n`)"
+        fault = "this process has no room for seven more descriptors; raise its limit (`ulimit -n`)"
     elif not fault and bytes.fromhex(answer["layout"]) != layout:
         fault = (
             f"the attached program was made from other files (stamp {answer['layout'][:12]}, this "
@@ -149,8 +161,9 @@ def request(path: Path, layout: bytes) -> Ring:
         for descriptor in descriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}", errno=answer.get("errno", 0))
-    ring, journal, unfinished, control, lock = descriptors
-    return Ring(ring, journal, unfinished, control, lock, answer["size"], path)
+    ring, journal, unfinished, committed, control, beginnings, lock = descriptors
+    size, sensors = answer["size"], answer["sensors"]
+    return Ring(ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, path)
 
 
 def serve(
@@ -201,7 +214,7 @@ def _answer(connection: socket.socket, folder: Path, layout: bytes) -> None:
         connection.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
         return
     try:
-        answer = json.dumps({"layout": layout.hex(), "size": ring.size}).encode()
+        answer = json.dumps({"layout": layout.hex(), "size": ring.size, "sensors": ring.sensors}).encode()
         socket.send_fds(connection, [answer], ring.descriptors)
     finally:
         ring.close()  # the application, or the message on its way to it, has its own

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The hardworker: take a copy of what the sensors send, pass the packets on to the logger.
+/* The hardworker: take a copy of what the sensors send, pass the packets on to their destination.
  *
- * A byte leaves for the logger only if it is in the ring, or was before: what the logger has
- * acknowledged, the hardworker holds. Whatever cannot be held is dropped, and the sensor's own TCP
- * sends it again. Traffic that is not marked passes untouched.
+ * A destination is a logger or, where there is none, this host's own stack. A byte goes there only if it is in the ring,
+ * or was before: what the destination has acknowledged, the hardworker holds. Whatever cannot be held is dropped, and
+ * the sensor's own TCP sends it again. Traffic that is not marked passes untouched.
  *
  * Here it is decided what a packet is. What happens then: opening.h (with reclaim.h), store.h (with connection.h and
- * copy.h), lifecycle.h; where there is no logger: handler.h;
- * what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h, quota.h.
+ * copy.h), lifecycle.h, beginning.h; what is believed: plausible.h, checksum.h, sensors.h; what all share: tables.h,
+ * quota.h.
  */
+#include "beginning.h"
 #include "bpf.h"
 #include "connection.h"
 #include "const.h"
-#include "handler.h"
 #include "lifecycle.h"
 #include "marked.h"
 #include "opening.h"
@@ -41,15 +41,17 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 		return XDP_DROP;
 	}
 	if (belongs_to_other(p, c) && p->time - c->seen > SILENCE) {
-		/* The sensor has forgotten this connection and opened another from the same port. The
-		 * stack's reset makes it open one that is known from its SYN.
+		/* The sensor has forgotten this connection and opened another from the same port. A reset
+		 * makes it open one that is known from its SYN.
 		 */
 		if (!break_off(p, c))
 			return XDP_DROP;
 		COUNT(sensor, replaced);
-		return XDP_PASS;
+		return refuse(p);
 	}
-	if (acknowledges_nonsense(p, c)) {
+	if (!c->established) {
+		note_beginning(p, c);
+	} else if (acknowledges_nonsense(p, c)) {
 		COUNT(sensor, bad_ack);
 		return XDP_DROP;
 	}
@@ -61,7 +63,7 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 			return XDP_DROP;
 		}
 		COUNT(sensor, known);
-		return forward(p->headers);
+		return forward(p->headers, c->destination);
 	}
 	if (is_stale(p, c)) {
 		COUNT(sensor, stale);
@@ -83,18 +85,18 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
  */
 static __always_inline int reset(struct xdp_md *ctx, struct packet *p, struct connection *c)
 {
-	__u32 sensor = c->sensor;
+	__u32 sensor = c->sensor, destination = c->destination;
 
 	if ((p->sequence != c->first + (__u32)c->next && !(c->questions && p->sequence == c->first)) || p->length ||
 	    !verified(ctx, p, 0)) {
 		COUNT(sensor, reset_ignored);
-		return forward(p->headers);
+		return forward(p->headers, destination);
 	}
 	p->time = bpf_ktime_get_ns();
 	if (!break_off(p, c))
 		return XDP_DROP;
 	COUNT(sensor, reset);
-	return forward(p->headers);
+	return forward(p->headers, destination);
 }
 
 /* An acknowledgement alone: it shows what the logger has sent, and that the sensor lives. */
@@ -104,6 +106,8 @@ static __always_inline int acknowledge(struct xdp_md *ctx, struct packet *p, str
 		if (c->other_first && !c->established)
 			is_answered(p, c);
 		if (p->sequence == c->first + (__u32)c->next) {
+			if (!c->established)
+				note_beginning(p, c);
 			c->acknowledged = p->acknowledgement;
 			c->established = 1;
 			c->seen = bpf_ktime_get_ns();
@@ -111,7 +115,7 @@ static __always_inline int acknowledge(struct xdp_md *ctx, struct packet *p, str
 		c->questions = 0;
 	}
 	COUNT(c->sensor, bare);
-	return forward(p->headers);
+	return forward(p->headers, c->destination);
 }
 
 /* Somebody else with a sensor's IP address. The stack must not see it: its reset would bear the
@@ -142,8 +146,6 @@ static __always_inline int on_open_connection(struct xdp_md *ctx, struct packet 
 {
 	if (!is_from_sensor(p, c))
 		return refuse_forged();
-	if (has_no_logger())
-		return hand_over(p, c);
 	if (p->flags & TCP_SYN) {
 		if (!verified(ctx, p, 0)) {
 			COUNT(c->sensor, bad_checksum);
@@ -152,7 +154,7 @@ static __always_inline int on_open_connection(struct xdp_md *ctx, struct packet 
 		if (p->sequence + 1 != c->first)
 			return open_again(p, c);
 		COUNT(c->sensor, known);
-		return forward(p->headers);
+		return forward(p->headers, c->destination);
 	}
 	if (p->flags & TCP_RST)
 		return reset(ctx, p, c);
@@ -161,7 +163,27 @@ static __always_inline int on_open_connection(struct xdp_md *ctx, struct packet 
 	return acknowledge(ctx, p, c);
 }
 
-/* Its stream is complete; what carries nothing new goes on to the logger, whose TCP answers. */
+/* Does this host's own stack have a connection of which nothing is known here? */
+static __always_inline bool is_taken_by_stack(struct xdp_md *ctx, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {
+		.ipv4 = {.saddr = p->key.ip,
+			 .sport = p->key.port,
+			 .daddr = bswap32(HARDWORKER_IP),
+			 .dport = bswap16(MARK_PORT)},
+	};
+	struct bpf_sock *sock;
+	bool taken;
+
+	sock = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sock)
+		return false;
+	taken = sock->state != BPF_TCP_LISTEN;
+	bpf_sk_release(sock);
+	return taken;
+}
+
+/* Its stream is complete; what carries nothing new goes on to where it went, whose TCP answers. */
 static __always_inline int on_finished_connection(const struct packet *p, const struct finished *done, __u32 sensor)
 {
 	__s64 end = stream_offset(p->sequence, done->first, done->length) + p->length;
@@ -175,7 +197,7 @@ static __always_inline int on_finished_connection(const struct packet *p, const 
 		return XDP_DROP;
 	}
 	COUNT(sensor, known);
-	return forward(p->headers);
+	return forward(p->headers, done->destination);
 }
 
 static __always_inline int on_unknown_connection(struct xdp_md *ctx, struct packet *p)
@@ -191,26 +213,17 @@ static __always_inline int on_unknown_connection(struct xdp_md *ctx, struct pack
 	if (!same_mac(p->headers->eth.h_source, sensor->mac))
 		return refuse_forged();
 	number = sensor->number;
-	if (has_no_logger()) {
-		COUNT(number, handled);
-		return XDP_PASS;
-	}
 	if (p->flags & TCP_SYN)
 		return open(ctx, p, sensor);
 	done = bpf_map_lookup_elem(&finished, &p->key);
 	if (done)
 		return on_finished_connection(p, done, number);
-	/* The hardworker's own stack knows no such connection and resets it: the sensor connects anew. */
-	if (p->length) {
+	if (p->length && !(p->flags & TCP_RST)) {
 		COUNT(number, no_connection);
-		return XDP_PASS;
-	}
-	if (is_taken_by_stack(ctx, p)) {
-		COUNT(number, local);
-		return XDP_PASS;
+		return refuse(p);
 	}
 	COUNT(number, bare);
-	return forward(p->headers);
+	return forward(p->headers, is_taken_by_stack(ctx, p) ? HERE : destination_now());
 }
 
 /* Sensors send no options; whoever does must not reach the stack through the marked port. */
@@ -284,25 +297,19 @@ SEC("xdp") int midstream_hardworker(struct xdp_md *ctx)
 	return c ? on_open_connection(ctx, &p, c) : on_unknown_connection(ctx, &p);
 }
 
-/* Never attached: the daemon runs it once for each open connection when there is no logger, with the
- * key behind an Ethernet header. Ends the connection and wakes the reader, which then looks at the mode.
+/* Never attached: the daemon runs it for a connection whose destination is gone, with the key behind an Ethernet header.
+ * Ends it here, and for the reader.
  */
 SEC("xdp") int midstream_break_off(struct xdp_md *ctx)
 {
 	struct packet p = {};
 	struct connection *c;
-	void *nothing;
 
 	if (bpf_xdp_load_bytes(ctx, sizeof(struct ethhdr), &p.key, sizeof(p.key)))
 		return XDP_ABORTED;
 	c = bpf_map_lookup_elem(&connections, &p.key);
 	p.time = bpf_ktime_get_ns();
-	if (c && !break_off(&p, c))
-		return XDP_DROP;
-	nothing = bpf_ringbuf_reserve(&ring, sizeof(__u64), 0);
-	if (nothing)
-		bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
-	return XDP_PASS;
+	return c && !break_off(&p, c) ? XDP_DROP : XDP_PASS;
 }
 
 /* Some helpers are for programs under the GPL only, and so is this one. */

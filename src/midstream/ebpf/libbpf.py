@@ -252,6 +252,16 @@ def delete(fd: int, key: bytes) -> None:
         _check(result, "a map cannot be written")
 
 
+def pop(fd: int, value_size: int) -> bytes | None:
+    """Take the oldest value from a queue; None if it is empty."""
+    value = ctypes.create_string_buffer(value_size)
+    result = _library().bpf_map_lookup_and_delete_elem(fd, None, value)
+    if result == -errno.ENOENT:
+        return None
+    _check(result, "a queue cannot be read")
+    return value.raw
+
+
 def keys(fd: int, key_size: int) -> Iterator[bytes]:
     """The keys of a map; one that is deleted meanwhile may make others come twice."""
     key = ctypes.create_string_buffer(key_size)

@@ -10,15 +10,39 @@
 #include "sensors.h"
 #include "tables.h"
 
+/* What is told of a connection's end: all of it is read while the entry is still the connection's. */
+static __always_inline struct ended end_of(const struct packet *p, const struct connection *c, __u16 how)
+{
+	return (struct ended){
+		.key = p->key,
+		.held = c->next,
+		.opened = c->opened,
+		.first = c->first,
+		.destination = c->destination,
+		.number = c->number,
+		.sensor = c->sensor,
+		.how = how,
+	};
+}
+
+/* Take an entry out, and tell the daemon; if it does not listen, the oldest news go. False if another CPU was faster. */
+static __always_inline bool end(const struct packet *p, const struct ended *told)
+{
+	if (bpf_map_delete_elem(&connections, &p->key))
+		return false;
+	give_back_connection(told->sensor);
+	bpf_map_push_elem(&ended, told, BPF_EXIST);
+	return true;
+}
+
 /* The stream is complete: remember only what recognises its retransmissions. */
 static __always_inline void finish(const struct packet *p, const struct connection *c)
 {
-	struct finished done = {.length = c->next, .first = c->first};
-	__u32 sensor = c->sensor;
+	struct finished done = {.length = c->next, .first = c->first, .destination = c->destination};
+	struct ended told = end_of(p, c, RECORD_FIN);
 
 	bpf_map_update_elem(&finished, &p->key, &done, BPF_ANY);
-	if (!bpf_map_delete_elem(&connections, &p->key))
-		give_back_connection(sensor);
+	end(p, &told);
 }
 
 /* The connection ends without its stream being complete. False if another CPU was faster, or the
@@ -26,19 +50,18 @@ static __always_inline void finish(const struct packet *p, const struct connecti
  */
 static __always_inline bool break_off(const struct packet *p, const struct connection *c)
 {
-	__u32 sensor = c->sensor;
-	struct record *record = reserve(sensor, sizeof(*record));
+	struct ended told = end_of(p, c, RECORD_RESET);
+	struct record *record = reserve(told.sensor, sizeof(*record));
 
 	if (!record)
 		return false;
-	describe(record, p, c, c->next, RECORD_RESET);
+	describe(record, p, c, told.held, RECORD_RESET);
 	record->length = 0;
-	if (bpf_map_delete_elem(&connections, &p->key)) {
+	if (!end(p, &told)) {
 		bpf_ringbuf_discard(record, settings.wakeup);
 		return false;
 	}
 	bpf_ringbuf_submit(record, settings.wakeup);
-	give_back_connection(sensor);
 	return true;
 }
 

@@ -28,8 +28,8 @@ from midstream.network import Topology
 _CLSACT_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress (linux/pkt_sched.h)
 _SENSORS = 64  # the maps have room for so many, or a multiple
 # Connections are counted from the milliseconds since the machine was started: a reader that goes on with the
-# next attachment's ring never sees a number again. The modulus leaves room below those of standin.py.
-_NUMBERS = 1 << 30
+# next attachment's ring never sees a number again, as long as the machine runs for less than 49 days.
+_NUMBERS = 1 << 32
 
 
 def attach(
@@ -174,9 +174,11 @@ def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topol
         program.set_max_entries("connections", settings.connections)
         journal = records.journal_size(settings.connections)
         program.set_max_entries("journal", journal // 8)
+        program.set_max_entries("committed", records.committed_size(settings.connections) // 8)
         # Room for sensors that come later, so that a program that knows them can go on with these maps.
         capacity = (len(topology.sensors) // _SENSORS + 1) * _SENSORS
         program.set_max_entries("shares", capacity)
+        program.set_max_entries("beginnings", capacity)
         program.set_max_entries("counters", capacity + 1)
 
 

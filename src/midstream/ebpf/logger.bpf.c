@@ -10,6 +10,7 @@
 
 #include "bpf.h"
 #include "const.h"
+#include "loggers.h"
 #include "packet.h"
 #include "sensors.h"
 #include "settings.h"
@@ -38,7 +39,7 @@ SEC("tc") int midstream_logger_ingress(struct __sk_buff *skb)
 	__u8 one = 1;
 
 	if (skb->protocol != bswap16(ETH_P_IP) || bpf_skb_load_bytes(skb, 0, &h, sizeof(h)) ||
-	    IP_VERSION_LENGTH(&h.ip) != IP_VERSION_4_NO_OPTIONS || h.ip.daddr != bswap32(LOGGER_IP) ||
+	    IP_VERSION_LENGTH(&h.ip) != IP_VERSION_4_NO_OPTIONS || h.ip.daddr != bswap32(loggers[0].ip) ||
 	    h.ip.protocol != IPPROTO_TCP || h.ip.frag_off & IP_FRAGMENT_OFFSET || h.tcp.dest != bswap16(MARK_PORT))
 		return TC_ACT_UNSPEC;
 
@@ -58,7 +59,7 @@ SEC("tc") int midstream_logger_ingress(struct __sk_buff *skb)
 
 SEC("tc") int midstream_logger_egress(struct __sk_buff *skb)
 {
-	const __u32 from = bswap32(LOGGER_IP), to = bswap32(HARDWORKER_IP);
+	const __u32 from = bswap32(loggers[0].ip), to = bswap32(HARDWORKER_IP);
 	struct headers h;
 	struct peer peer = {};
 

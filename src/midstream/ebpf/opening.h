@@ -12,7 +12,17 @@
 #include "sensors.h"
 #include "tables.h"
 
-/* A SYN opens the connection here before the logger sees it. */
+/* Where connections go that open now. */
+static __always_inline __u32 destination_now(void)
+{
+	const struct control *told;
+	__u32 zero = 0;
+
+	told = bpf_map_lookup_elem(&control, &zero);
+	return told ? told->destination : 0;
+}
+
+/* A SYN opens the connection here before its destination sees it. */
 static __always_inline int open(struct xdp_md *ctx, struct packet *p, const struct sensor *sensor)
 {
 	struct connection c = {.fin = NO_FIN, .first = p->sequence + 1, .sensor = sensor->number};
@@ -37,7 +47,8 @@ static __always_inline int open(struct xdp_md *ctx, struct packet *p, const stru
 			return room == ASKED ? XDP_TX : XDP_DROP;
 		}
 	}
-	c.seen = p->time;
+	c.seen = c.opened = p->time;
+	c.destination = destination_now();
 	__builtin_memcpy(c.mac, p->headers->eth.h_source, ETH_ALEN);
 	for (int attempt = 0; attempt < 2; attempt++) {
 		record = reserve(number, sizeof(*record));
@@ -51,7 +62,7 @@ static __always_inline int open(struct xdp_md *ctx, struct packet *p, const stru
 			bpf_map_delete_elem(&finished, &p->key);
 			bpf_ringbuf_submit(record, settings.wakeup);
 			COUNT(number, opened);
-			return forward(p->headers);
+			return forward(p->headers, c.destination);
 		}
 		bpf_ringbuf_discard(record, settings.wakeup);
 		if (!attempt)
@@ -64,14 +75,18 @@ static __always_inline int open(struct xdp_md *ctx, struct packet *p, const stru
 	return room == ASKED ? XDP_TX : XDP_DROP;
 }
 
-/* A later SYN upon a connection: the logger challenges it (RFC 5961), unless it has refused the one before. */
+/* A later SYN upon a connection: its destination challenges it (RFC 5961), unless it has refused the one before. Then
+ * the connection begins with this one, wherever they go now.
+ */
 static __always_inline int open_again(struct packet *p, struct connection *c)
 {
 	c->other_first = p->sequence + 1;
-	if (!c->established)
-		c->seen = bpf_ktime_get_ns();
+	if (!c->established) {
+		c->seen = c->opened = bpf_ktime_get_ns();
+		c->destination = destination_now();
+	}
 	COUNT(c->sensor, syn_ignored);
-	return forward(p->headers);
+	return forward(p->headers, c->destination);
 }
 
 /* Several SYNs came, and none is established: does this segment, the first of its stream, say which one the logger

@@ -68,8 +68,9 @@ def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
 
 _NEEDED: dict[Role, frozenset[str]] = {
     "hardworker": frozenset(
-        {"settings", "ring", "journal", "unfinished", "control", "connections", "counters", "shares"}
-        | {"deferral", "link", "midstream_hardworker", "midstream_break_off"}
+        {"settings", "ring", "journal", "unfinished", "committed", "control", "connections", "ended"}
+        | {"counters", "shares", "beginnings", "deferral", "link"}
+        | {"midstream_hardworker", "midstream_break_off"}
     ),
     "logger": frozenset({"settings", "midstream_logger_ingress", "midstream_logger_egress"}),
     "sensor": frozenset({"settings", "link", "midstream_sensor"}),

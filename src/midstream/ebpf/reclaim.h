@@ -11,7 +11,6 @@
 #ifndef MIDSTREAM_RECLAIM_H
 #define MIDSTREAM_RECLAIM_H
 
-#include "checksum.h"
 #include "const.h"
 #include "lifecycle.h"
 #include "marked.h"
@@ -55,44 +54,6 @@ static long look_at(const void *map, const struct connection_key *key, const str
 	return 0;
 }
 
-/* A sum of 32-bit words as a checksum. */
-static __always_inline __u16 checksum_of(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return ~folded(folded(sum));
-}
-
-/* Make a packet the question to the sensor of a connection. Neither number of it is new to the sensor: it acknowledges
- * nothing but the SYN, for what the logger has is not known here.
- */
-static __always_inline void ask(struct headers *h, const struct connection_key *key, struct connection *c)
-{
-	static const __u8 hardworker_mac[ETH_ALEN] = HARDWORKER_MAC;
-	struct tcphdr *tcp = tcp_header(h);
-	struct iphdr *ip = ip_header(h);
-	__u64 sum;
-
-	set_mac(h->eth.h_source, hardworker_mac);
-	set_mac(h->eth.h_dest, c->mac);
-	ip->tos &= TOS_WITHOUT_ECN;
-	ip->tot_len = bswap16(sizeof(*ip) + sizeof(*tcp));
-	ip->saddr = bswap32(HARDWORKER_IP);
-	ip->daddr = key->ip;
-	ip->check = 0;
-	ip->check = checksum_of(sum_of_words(ip, sizeof(*ip) / 4));
-	tcp->source = bswap16(MARK_PORT);
-	tcp->dest = key->port;
-	tcp->seq = bswap32(c->acknowledged - 1);
-	tcp->ack_seq = bswap32(c->first);
-	((__be16 *)tcp)[6] = bswap16(sizeof(*tcp) / 4 << 12 | TCP_ACK);
-	tcp->window = 0;
-	tcp->urg_ptr = 0;
-	tcp->check = 0;
-	sum = sum_of_words(&ip->saddr, 2) + bswap16(IPPROTO_TCP) + bswap16(sizeof(*tcp));
-	tcp->check = checksum_of(sum + sum_of_words(tcp, sizeof(*tcp) / 4));
-}
-
 /* Make room at the cost of a connection of `whose`. ASKED: the packet has become a question, which is to be sent.
  * COUNTED: the reader could not be told, and that is what became of the packet.
  */
@@ -115,7 +76,10 @@ static __always_inline enum room make_room(const struct packet *p, __u32 whose)
 		if (c->questions < QUESTIONS) {
 			c->questions++;
 			c->asked = p->time;
-			ask(p->headers, &last.key, c);
+			/* Neither number is new to the sensor: nothing but the SYN is acknowledged, for what its peer
+			 * has is not known here.
+			 */
+			answer(p->headers, &last.key, c->mac, c->acknowledged - 1, c->first, TCP_ACK);
 			return ASKED;
 		}
 	}

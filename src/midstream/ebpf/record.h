@@ -10,7 +10,16 @@
 /* record.flags; a record with neither carries data only. */
 #define RECORD_OPEN 1  /* a sensor opened this connection */
 #define RECORD_FIN 2   /* the stream ends behind this record's bytes */
-#define RECORD_RESET 4 /* the sensor reset the connection; nothing follows */
+#define RECORD_RESET 4 /* the connection was reset; nothing follows */
+
+/* Where a connection's packets go: a position in const.toml's loggers, or this host's own stack. */
+#define HERE 0xffffffffU
+
+struct connection_key {
+	__be32 ip;
+	__be16 port;
+	__u16 zero;
+};
 
 struct record {
 	__u64 offset;	  /* of the first byte in the connection's stream, which starts at 0 */
@@ -24,9 +33,21 @@ struct record {
 	__u8 payload[];
 };
 
+/* How a connection has ended: what the daemon is told, and tells the logger. */
+struct ended {
+	struct connection_key key;
+	__u64 held;	   /* bytes of its stream */
+	__u64 opened;	   /* these as in struct connection */
+	__u32 first;
+	__u32 destination;
+	__u32 number;
+	__u16 sensor;
+	__u16 how; /* RECORD_FIN or RECORD_RESET */
+};
+
 /* Every marked packet increments exactly one outcome. */
 struct counters {
-	/* sent on to the logger */
+	/* sent on to the connection's destination */
 	__u64 opened;	     /* SYN of a new connection */
 	__u64 stored;	     /* in-order data, now in the ring */
 	__u64 early;	     /* data behind a hole, now in the ring */
@@ -36,11 +57,10 @@ struct counters {
 	__u64 reset_ignored; /* RST not in sequence: the logger challenges it (RFC 5961) */
 	__u64 syn_ignored;   /* SYN upon an open connection: the logger challenges it (RFC 5961) */
 	/* left to the hardworker's own stack */
-	__u64 stranger;	     /* not from the IP address of a sensor */
-	__u64 no_connection; /* data of a connection that was never opened: the stack resets it */
-	__u64 replaced;	     /* data upon a later SYN, the connection long silent: the stack resets it */
-	__u64 handled;	     /* there is no logger: the application takes the connection from the stack */
-	__u64 local;	     /* of a connection that the stack took while there was no logger */
+	__u64 stranger; /* not from the IP address of a sensor */
+	/* answered with a reset, so that the sensor connects anew */
+	__u64 no_connection; /* data of a connection that was never opened */
+	__u64 replaced;	     /* data upon a later SYN, the connection long silent */
 	/* dropped; an honest sensor sends it again */
 	__u64 ring_full;
 	__u64 table_full;   /* no room for another connection */

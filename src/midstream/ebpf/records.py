@@ -31,7 +31,8 @@ FORWARDED = (
     "reset_ignored",
     "syn_ignored",
 )
-PASSED = ("stranger", "no_connection", "replaced", "handled", "local")
+PASSED = ("stranger",)
+ANSWERED = ("no_connection", "replaced")
 DROPPED = (
     "ring_full",
     "table_full",
@@ -50,11 +51,12 @@ DROPPED = (
     "ip_options",
     "fragment",
 )
-OUTCOMES = FORWARDED + PASSED + DROPPED
+OUTCOMES = FORWARDED + PASSED + ANSWERED + DROPPED
 """The counters, in the order of struct counters: each marked packet counts in exactly one of them."""
 
-NO_WAKEUP = 1
-"""BPF_RB_NO_WAKEUP: a reader with a period of its own is woken by nothing."""
+NO_WAKEUP, FORCE_WAKEUP = 1, 2
+"""BPF_RB_NO_WAKEUP: a reader with a period of its own is woken by nothing. BPF_RB_FORCE_WAKEUP: each record
+wakes any other, also one that retains what it is done with."""
 
 NO_QUOTA = (1 << 32) - 1
 """More than a sensor can take."""
@@ -84,22 +86,57 @@ SETTINGS = np.dtype(
 
 CONNECTION = np.dtype(
     {
-        "names": ["next", "first", "acknowledged", "established"],
-        "formats": ["<u8", "<u4", "<u4", "<u4"],
-        "offsets": [8, 32, 36, 60],
-        "itemsize": 224,
+        "names": [
+            "number",
+            "next",
+            "seen",
+            "first",
+            "acknowledged",
+            "sensor",
+            "destination",
+            "established",
+            "opened",
+        ],
+        "formats": ["<u4", "<u8", "<u8", "<u4", "<u4", "<u2", "<u4", "<u2", "<u8"],
+        "offsets": [4, 8, 24, 32, 36, 48, 56, 62, 224],
+        "itemsize": 232,
     }
 )
 """Of struct connection (connection.h) what is asked for outside the kernel."""
 
-CONTROL = np.dtype([("mode", "<u4"), ("changes", "<u4")])
-"""What the daemon tells the program while it works."""
+BEGINNING = np.dtype([("opened", "<u8"), ("first", "<u4"), ("port", "<u2"), ("unused", "<u2")])
 
-MODE_FAST, MODE_HANDLER = 0, 1
-"""To the ring and on to the logger, or to the hardworker's own stack because there is no logger."""
+BEGINNINGS = np.dtype([("count", "<u4"), ("unused", "<u4"), ("of", BEGINNING, 7)])
+"""The first connections of a sensor that were established since the maps were made."""
 
-MODE_UNLINKED = 2
-"""Beside one of these, from the process that serves the ring: its program is no longer on the interface."""
+ENDED = np.dtype(
+    [
+        ("ip", "V4"),
+        ("port", ">u2"),
+        ("unused", "<u2"),
+        ("held", "<u8"),
+        ("opened", "<u8"),
+        ("first", "<u4"),
+        ("destination", "<u4"),
+        ("number", "<u4"),
+        ("sensor", "<u2"),
+        ("how", "<u2"),
+    ]
+)
+"""How a connection ended: an entry of the queue `ended`. how: FIN or RESET."""
+
+COMMITTED_HEAD = np.dtype([("generation", "<u8"), ("time", "<u8"), ("read", "<u8"), ("forfeited", "<u8")])
+COMMITTED_TABLE = np.dtype([("known", "<u4"), ("mask", "<u4"), ("unused", "<u8")])
+COMMITTED = np.dtype([("key", "<u8"), ("offset", "<u8")])
+"""What the logger has committed, in the map of that name: its head, that of each of its two tables, and a
+place of them (ebpf/retained.py)."""
+
+CONTROL = np.dtype([("destination", "<u4"), ("unlinked", "<u4")])
+"""What the program, and the application, are told while they work. destination: of connections that open now.
+unlinked: not 0 if the program is no longer on the interface."""
+
+HERE = 0xFFFFFFFF
+"""The destination that is this host's own stack; every other is a position in const.toml's loggers."""
 
 
 def settings(
@@ -113,8 +150,23 @@ def settings(
     sensors: int = 0,
 ) -> bytes:
     """The bytes of struct settings. Quotas in bytes and in connections, a sensor."""
-    values = (0 if wakeup else NO_WAKEUP, ring_quota, open_quota, check, stamp, layout, sensors)
+    values = (FORCE_WAKEUP if wakeup else NO_WAKEUP, ring_quota, open_quota, check, stamp, layout, sensors)
     return np.array(values, SETTINGS).tobytes()
+
+
+def committed_slots(connections: int) -> int:
+    """The places of a table of what is committed, for so many connections: at least half of them are free."""
+    return int(1 << (2 * connections - 1).bit_length())
+
+
+def committed_table_size(connections: int) -> int:
+    """Bytes of such a table."""
+    return COMMITTED_TABLE.itemsize + committed_slots(connections) * COMMITTED.itemsize
+
+
+def committed_size(connections: int) -> int:
+    """Bytes of all that says what is committed; a multiple of 8."""
+    return COMMITTED_HEAD.itemsize + 2 * committed_table_size(connections)
 
 
 def journal_copy_size(connections: int, pending: int = JOURNAL_PENDING) -> int:

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The sensor, where a switch lets no foreign source address pass: replies arrive with the logger's
+/* The sensor, where a switch lets no foreign source address pass: replies arrive with a logger's
  * own address, and get the hardworker's here, before the sensor's TCP sees them.
  *
  * Which replies: those for which this host has a socket connected to the hardworker, and none
- * connected directly to the logger. One that only lingers in TIME_WAIT gives way to one that is
+ * connected directly to that logger. One that only lingers in TIME_WAIT gives way to one that is
  * connected. The socket table is asked each time, so nothing is remembered.
  */
 #include "bpf.h"
 #include "const.h"
+#include "loggers.h"
 #include "packet.h"
 #include "settings.h"
 
@@ -29,19 +30,29 @@ static __always_inline __u32 socket_state(struct xdp_md *ctx, const struct heade
 	return state == BPF_TCP_LISTEN ? 0 : state;
 }
 
+static __always_inline bool is_logger(__be32 address)
+{
+#pragma clang loop unroll(full)
+	for (int i = 0; i < LOGGER_COUNT; i++)
+		if (address == bswap32(loggers[i].ip))
+			return true;
+	return false;
+}
+
 SEC("xdp") int midstream_sensor(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	const __u32 from = bswap32(LOGGER_IP), to = bswap32(HARDWORKER_IP);
+	const __u32 to = bswap32(HARDWORKER_IP);
 	struct headers *h = data;
 	struct tcphdr *tcp = tcp_header(h);
 	struct iphdr *ip = ip_header(h);
-	__u32 through, direct;
+	__u32 through, direct, from;
 
 	if ((void *)(h + 1) > end || ETHER_TYPE(&h->eth) != bswap16(ETH_P_IP) ||
-	    IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS || ip->saddr != from ||
+	    IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS || !is_logger(ip->saddr) ||
 	    ip->protocol != IPPROTO_TCP || ip->frag_off & IP_FRAGMENT_OFFSET || tcp->source != bswap16(MARK_PORT))
 		return XDP_PASS;
+	from = ip->saddr;
 	through = socket_state(ctx, h, to);
 	direct = socket_state(ctx, h, from);
 	if (!through || (direct && (direct != BPF_TCP_TIME_WAIT || through == BPF_TCP_TIME_WAIT)))

@@ -8,7 +8,7 @@
 #include "bpf.h"
 
 struct settings {
-	__u64 wakeup;	    /* flags of bpf_ringbuf_submit(): 0, or BPF_RB_NO_WAKEUP for an application with a period */
+	__u64 wakeup;	    /* of bpf_ringbuf_submit(): BPF_RB_FORCE_WAKEUP, or, if the application has a period, NO_WAKEUP */
 	__u64 ring_quota;   /* bytes of the ring that one sensor may fill */
 	__u32 open_quota;   /* connections that one sensor may have open */
 	__u32 check;	    /* verify checksums before storing */

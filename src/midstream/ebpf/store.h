@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Stored before forwarded: a segment goes into the ring, and only then on to the logger. */
+/* Stored before forwarded: a segment goes into the ring, and only then on to its destination. */
 #ifndef MIDSTREAM_STORE_H
 #define MIDSTREAM_STORE_H
 
@@ -24,6 +24,7 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 	enum claim verdict;
 	__u64 sum = 0;
 	__s64 start;
+	int way;
 
 	/* Room first: bytes once claimed must be stored. */
 	record = reserve(sensor, sizeof(*record) + capacity);
@@ -65,16 +66,17 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 		COUNT(sensor, stored);
 	else
 		COUNT(sensor, early);
+	way = forward(p->headers, c->destination); /* before the entry may be another connection's */
 	if (c->next == c->fin)
 		finish(p, c);
-	return forward(p->headers);
+	return way;
 
 discard:
 	/* With the same flags as a submission: a reader that waits for this record must look past it. */
 	bpf_ringbuf_discard(record, settings.wakeup);
 	if (verdict == CLAIM_KNOWN) {
 		COUNT(sensor, known);
-		return forward(p->headers);
+		return forward(p->headers, c->destination);
 	}
 	if (verdict == CLAIM_TOO_EARLY)
 		COUNT(sensor, too_early);

@@ -90,6 +90,32 @@ struct {
 	__uint(max_entries, SENSOR_COUNT);
 } shares SEC(".maps");
 
+/* The first connections of each sensor that were established since the maps were made (beginning.h). The application
+ * maps it.
+ */
+#define BEGINNINGS 7
+
+struct beginning {
+	__u64 opened; /* 0: none yet */
+	__u32 first;
+	__u16 port;
+	__u16 unused;
+};
+
+struct beginnings {
+	__u32 count; /* may be more than there is room for */
+	__u32 unused;
+	struct beginning of[BEGINNINGS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct beginnings);
+	__uint(max_entries, SENSOR_COUNT);
+} beginnings SEC(".maps");
+
 /* The loader's: what the interface was set to before its interrupts were deferred (ebpf/deferral.py). */
 struct deferral {
 	__u32 ifindex; /* 0: nothing was changed */
@@ -112,15 +138,17 @@ struct {
 	__uint(max_entries, 1);
 } last_number SEC(".maps");
 
-#define MODE_FAST 0    /* to the ring and on to the logger */
-#define MODE_HANDLER 1 /* there is no logger: to this host's own stack, where the application listens */
+/* The daemon takes its entries out. If it does not, the oldest make room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__type(value, struct ended);
+	__uint(max_entries, 4096);
+} ended SEC(".maps");
 
-#define MODE_UNLINKED 2 /* a bit beside the mode, for the application: this program is on no interface */
-
-/* What the daemon tells the program while it works. The application looks too. */
+/* What the program, and the application, are told while they work. */
 struct control {
-	__u32 mode;
-	__u32 changes; /* how often the mode has changed */
+	__u32 destination; /* of connections that open now */
+	__u32 unlinked;	   /* for the application: this program is on no interface */
 };
 
 struct {
@@ -130,5 +158,38 @@ struct {
 	__type(value, struct control);
 	__uint(max_entries, 1);
 } control SEC(".maps");
+
+/* What the logger has committed of each connection's stream: the daemon says so, and the reader gives no other room of
+ * the ring back (ebpf/retained.py, hardworker/ring.c). A head, then two tables of which the generation's lowest bit
+ * names the valid one: hash tables by number with open addressing, of `mask` + 1 places.
+ */
+struct committed {
+	__u64 key; /* 1 << 32 | the connection's number; 0: free */
+	__u64 offset;
+};
+
+struct committed_table {
+	__u32 known; /* of the connections up to this number those that are not here need not be retained */
+	__u32 mask;
+	__u64 unused;
+	struct committed slots[];
+};
+
+struct committed_head {
+	__u64 generation;
+	__u64 time;	 /* of the logger's last word, as bpf_ktime_get_ns() counts; 0: there was none */
+	__u64 read;	 /* the reader's: the ring's position up to which it is done */
+	__u64 forfeited; /* the reader's: bytes of the ring given back that it should have retained */
+};
+
+#define COMMITTED_READ (offsetof(struct committed_head, read) / sizeof(__u64))
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, sizeof(struct committed_head) / sizeof(__u64)); /* config.toml: hardworker.connections */
+} committed SEC(".maps");
 
 #endif

@@ -1,7 +1,7 @@
 """Segments to messages: each connection's bytes put in order, then cut as the framing says."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -45,7 +45,7 @@ class Assembly:
 
     def __init__(self, data: DataSection, size: int, topology: Callable[[], Topology]) -> None:
         self.streams = Streams()
-        self.totals = Totals()
+        self._totals = Totals()
         self._topology = topology
         self._sensors = _addresses(topology())
         self._size = size
@@ -58,6 +58,7 @@ class Assembly:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from where an earlier reader committed."""
+        self._count(self.streams.given, self.streams.given * self._size)
         self.streams = Streams.restore(snapshot.table, snapshot.pending, snapshot.kept, self._decoder)
 
     def abandon(self) -> None:
@@ -81,22 +82,28 @@ class Assembly:
             self._sensors = _addresses(self._topology())
         return self._sensors[number]
 
-    def count(self, messages: int, size: int) -> None:
+    @property
+    def totals(self) -> Totals:
+        """As of now."""
+        totals, given = self._totals, self.streams.given
+        return replace(totals, messages=totals.messages + given, bytes=totals.bytes + given * self._size)
+
+    def _count(self, messages: int, size: int) -> None:
         """So many messages, of so many bytes together, are delivered."""
-        self.totals.messages += messages
-        self.totals.bytes += size
+        self._totals.messages += messages
+        self._totals.bytes += size
 
     def _take(
         self, segment: Segment, split: Callable[[Stream, Segment, bytes], Batch], nothing: Batch
     ) -> Batch:
         number = segment.connection
         if segment.flags & OPEN:
-            self.totals.opened += 1
+            self._totals.opened += 1
             self.streams.open(number, Stream(decoder=self._decoder()))
             return nothing
         stream = self.streams.checkout(number)
         if stream is None:  # behind a reset
-            self.totals.skipped += len(segment.data)
+            self._totals.skipped += len(segment.data)
             return nothing
         messages = split(stream, segment, stream.push(segment.offset, segment.data))
         if segment.flags & FIN:
@@ -109,9 +116,9 @@ class Assembly:
 
     def _close(self, number: int, stream: Stream, *, reset: bool) -> None:
         self.streams.close(number)
-        self.totals.reset += reset
-        self.totals.finished += not reset
-        self.totals.skipped += stream.decoder.pending if stream.decoder else len(stream.carry)
+        self._totals.reset += reset
+        self._totals.finished += not reset
+        self._totals.skipped += stream.decoder.pending if stream.decoder else len(stream.carry)
 
     def _split_fixed(self, stream: Stream, segment: Segment, data: bytes) -> np.ndarray:
         stream.carry += data
@@ -128,25 +135,25 @@ class Assembly:
         rows["time"] = segment.time
         rows["payload"] = np.frombuffer(bytes(stream.carry[:whole]), np.uint8).reshape(-1, self._size)
         del stream.carry[:whole]
-        self.count(len(rows), whole)
+        self._count(len(rows), whole)
         return rows
 
     def _split(self, stream: Stream, segment: Segment, data: bytes) -> list[Message]:
         if stream.decoder is None or stream.broken:
-            self.totals.skipped += len(data)
+            self._totals.skipped += len(data)
             return []
         try:
             payloads = stream.decoder.feed(data)
         except FramingError:
             payloads = []
         stream.broken = stream.decoder.error is not None
-        self.totals.broken += stream.broken
+        self._totals.broken += stream.broken
         messages = []
         for payload in payloads:
             sensor = self.sensor(segment.sensor)
             messages.append(Message(sensor, segment.connection, stream.sequence, segment.time, payload))
             stream.sequence += 1
-        self.count(len(messages), sum(map(len, payloads)))
+        self._count(len(messages), sum(map(len, payloads)))
         return messages
 
 

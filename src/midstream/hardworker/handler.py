@@ -23,7 +23,7 @@ from midstream.errors import NetworkError
 from midstream.hardworker.forms import Form, Turn
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.source import Beginning, Pace, Segment
 from midstream.hardworker.streams import Streams
 from midstream.network import Topology
 
@@ -34,30 +34,6 @@ _WAITING = 1 << 20  # bytes that wait to be sent on; then nothing more is read, 
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes that were not sent yet
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h, since 3.12
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with time 0 (socket(7))
-
-
-def listen(topology: Topology) -> socket.socket:
-    """A socket that listens where the sensors connect, without blocking. Raises NetworkError."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # inherited: urgent bytes are bytes
-    try:
-        listener.bind((str(topology.hardworker.ip), topology.port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise NetworkError(
-            f"{topology.hardworker.ip}:{topology.port}: cannot listen there ({error.strerror}); "
-            "is this host the hardworker of const.toml, and is the port free?"
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def reset(connection: socket.socket) -> None:
-    """Close it by a reset, whatever has not been read or sent."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    connection.close()
 
 
 @dataclass(eq=False)
@@ -100,10 +76,9 @@ class SocketHandler:
         self._relays: dict[int, _Relay] = {}  # by the descriptors of both sockets
         self._segments: deque[Segment] = deque()
         self._opened = 0
-        self.began = time.time()
         self._taken = 0  # bytes since the last look
         raise_limit()
-        self._listener = listen(topology)
+        self._listener = _listen(topology)
         self._spare = socket.socket()  # for its descriptor
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
@@ -127,18 +102,9 @@ class SocketHandler:
         del form, pace, streams
         return lambda: None
 
-    def resume(self) -> np.ndarray | None:
-        """None: a turn does nothing."""
-        return None
-
     def found(self) -> np.ndarray | None:
         """None: a turn finds nothing."""
         return None
-
-    @property
-    def given(self) -> int:
-        """0: `regular` gives nothing."""
-        return 0
 
     def next(self) -> Segment | None:
         """The next segment, after one look at all sockets if none is at hand."""
@@ -152,6 +118,10 @@ class SocketHandler:
             if accepting:  # last: a new socket may get a descriptor whose old one has events here
                 self._accept()
         return self._segments.popleft() if self._segments else None
+
+    def beginnings(self) -> list[Beginning]:
+        """None: the logger knows this host's relays, not the sensors' connections."""
+        return []
 
     def restore(self) -> Snapshot | None:
         """None: a socket's bytes are gone with the process that read them."""
@@ -198,12 +168,12 @@ class SocketHandler:
                 self._turn_away()
             return  # or it was gone again before we came
         if ip not in self._sensors:
-            reset(inner)
+            _reset(inner)
             return
         try:
             outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         except OSError:  # no descriptor is left for it
-            reset(inner)
+            _reset(inner)
             return
         outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._tos)
         for end in (inner, outer):
@@ -223,7 +193,7 @@ class SocketHandler:
         one that was put aside, and reset it. The sensor tries again."""
         self._spare.close()
         with suppress(OSError):
-            reset(self._listener.accept()[0])
+            _reset(self._listener.accept()[0])
         with suppress(OSError):
             self._spare = socket.socket()
 
@@ -326,6 +296,30 @@ class SocketHandler:
             del self._relays[end.socket.fileno()]
             self._ignore(end)
             if unfinished:
-                reset(end.socket)
+                _reset(end.socket)
             else:
                 end.socket.close()
+
+
+def _listen(topology: Topology) -> socket.socket:
+    """A socket that listens where the sensors connect, without blocking. Raises NetworkError."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # inherited: urgent bytes are bytes
+    try:
+        listener.bind((str(topology.hardworker.ip), topology.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise NetworkError(
+            f"{topology.hardworker.ip}:{topology.port}: cannot listen there ({error.strerror}); "
+            "is this host the hardworker of const.toml, and is the port free?"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _reset(connection: socket.socket) -> None:
+    """Close it by a reset, whatever has not been read or sent."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    connection.close()

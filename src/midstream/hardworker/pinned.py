@@ -9,12 +9,11 @@ from midstream.config import Config
 from midstream.ebpf import handover, pins
 from midstream.ebpf.records import LARGEST_RECORD
 from midstream.errors import ConfigError, KernelError
-from midstream.hardworker.fallback import RingOrStack
 from midstream.hardworker.ring import Ring
 from midstream.network import Topology
 
 
-def open_ring(config: Config, topology: Topology) -> RingOrStack:
+def open_ring(config: Config, topology: Topology) -> Ring:
     """Open the pins of the hardworker's program, or get the ring from the process that serves it.
 
     Raises KernelError if nothing is attached, what is attached was made from other files, another application
@@ -26,7 +25,7 @@ def open_ring(config: Config, topology: Topology) -> RingOrStack:
     else:
         held = handover.open_pinned(pins.default_folder("hardworker", config), layout)
     try:
-        if held.is_linked is False:
+        if not held.is_linked:
             raise KernelError(
                 f"{held.place}: the program pinned there is on no interface; "
                 "run `midstream attach hardworker`",
@@ -37,14 +36,16 @@ def open_ring(config: Config, topology: Topology) -> RingOrStack:
         ):  # records name a sensor by its place in const.toml: it must be the program's when we start
             folder = pins.default_folder("hardworker", config)
             pins.verify(folder, stamp=pins.stamp("hardworker", config, topology))
-        ring = Ring.map(held, config.hardworker.connections, patience(config, topology))
-        return RingOrStack(ring, held.control, topology)
+        settings = config.hardworker
+        # What is retained takes nothing from the sensors: at most half of the ring, and none of a quota.
+        retain = settings.ring_size // 2 if settings.retain else 0
+        return Ring.map(held, settings.connections, patience(config, topology), retain)
     except BaseException:
         held.close()
         raise
 
 
-def reopen(config: Config, size: int, *, reload: bool) -> tuple[Config, Topology, RingOrStack] | None:
+def reopen(config: Config, size: int, *, reload: bool) -> tuple[Config, Topology, Ring] | None:
     """The ring of the program that is attached now, in the place of one that is gone; None: there is none.
 
     reload: read config.toml anew, which may say another size of the ring, for example. size: bytes a message.

@@ -1,13 +1,10 @@
 """Hardworker: the application's view of what the sensors send."""
 
-import asyncio
 import os
 import select
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -26,13 +23,10 @@ from midstream.errors import ConfigError, MidstreamError
 from midstream.hardworker.assembly import Assembly, Totals
 from midstream.hardworker.forms import Columns, Form, Rows, Turn
 from midstream.hardworker.handler import SocketHandler
-from midstream.hardworker.history import history
 from midstream.hardworker.messages import Message, batch_dtype
 from midstream.hardworker.pinned import open_ring, reopen
 from midstream.hardworker.source import Pace, Source
 from midstream.hardworker.watch import INTERVAL, DetachedError
-
-_PATIENCE = 0.001  # seconds between two looks while something is not committed
 
 
 class Hardworker:
@@ -91,10 +85,9 @@ class Hardworker:
         self._paced: object = None  # the form of what turns give, once they are prepared,
         self._turn: Turn = _no_turn  # each by a call of this
         self._batch: np.ndarray | None = None  # of this turn, if its messages were put together here
-        self._given = 0  # by sources that are closed, as it lay there
         self._latest: dict[str, Message] = {}
         self._stop = self._polled = -1
-        self._stop_poll, self._poll = select.poll(), select.poll()
+        self._poll = select.poll()
         self._attention: select.epoll | None = None  # to stop, or when the source's timer expires
         self._running = threading.Lock()  # held until `stop`
         self._running.acquire()
@@ -111,7 +104,6 @@ class Hardworker:
             raise
         self._attention = select.epoll()
         self._attention.register(self._stop, select.EPOLLIN)
-        self._stop_poll.register(self._stop, select.POLLIN)
         self._poll.register(self._attention, select.POLLIN)
         self._begin(self._source)
         return self
@@ -120,7 +112,6 @@ class Hardworker:
         """Read from this source from now on, where an earlier reader of it stopped."""
         self._source = source
         self._paced, self._turn, self._batch = None, _no_turn, None
-        self._follow_descriptor()
         if self._attention and source.timer >= 0:
             self._attention.register(source.timer, select.EPOLLIN)
         if snapshot := source.restore():
@@ -137,7 +128,6 @@ class Hardworker:
         """Let go of the source. What was not committed is delivered again to the next reader."""
         self._paced, self._turn, self._batch = None, _no_turn, None
         if self._source is not None:
-            self._given += self._source.given
             self._source.close()
             self._source = None
         if self._attention:
@@ -276,16 +266,16 @@ class Hardworker:
     def _go_on(self) -> np.ndarray:
         """The messages of a turn that gave None."""
         self._reading = False
-        batch = self._resume()
+        batch = self._found()
         if batch is None:
             self.wait()
             batch = np.empty(0, batch_dtype(self._size)) if self._stopped else self._read()
         self._batch = batch
         return batch
 
-    def _resume(self) -> np.ndarray | None:
+    def _found(self) -> np.ndarray | None:
         """What such a turn found, with what is behind it; None if it did nothing."""
-        found = self._opened_source().resume()
+        found = self._opened_source().found()
         return None if found is None else self._gathered([found] if len(found) else [])
 
     def _look(self, *, raises: bool = True) -> Source:
@@ -317,7 +307,6 @@ class Hardworker:
             return
         self.config, self.topology, source = opened
         self._assembly.abandon()
-        self._given += old.given
         if self._attention:
             self._attention.unregister(old.timer)
         self._begin(source)
@@ -378,18 +367,20 @@ class Hardworker:
         """What the logger stored before this ring began and then, without a seam, what arrives.
 
         For an application whose host was restarted, or that wants to know the past: every stored message that
-        the logger received at or after `since` (its clock; None: all), of connections that opened before the
-        program was attached. They have negative connection numbers, and as time the logger's, in nanoseconds
-        since 1970. Every connection that opened later is in the ring from its first byte. Ask before reading
+        the logger received at or after `since` (its clock; None: all), of connections that came before the
+        first that the ring has had. They have negative connection numbers, and as time the logger's, in
+        nanoseconds since 1970. Every later connection is in the ring from its first byte. Ask before reading
         anything else; meanwhile the ring fills. Raises ConfigError and NetworkError, see `history`.
         """
-        began = self._opened_source().began
+        source = self._opened_source()
+        from midstream.hardworker.history import history
+
         yield from history(
             self.config,
             str(self.topology.logger.ip),
             [str(host.ip) for host in self.topology.sensors],
             since,
-            began,
+            source.beginnings,
         )
         yield from self
 
@@ -411,8 +402,8 @@ class Hardworker:
             self._committed, self._batch, self._reading = False, None, False
             try:
                 batch = turn()
-                if batch is None and (resumed := self._resume()) is not None:
-                    batch = self._rows.of(resumed)
+                if batch is None and (found := self._found()) is not None:
+                    batch = self._rows.of(found)
                 if batch is not None:
                     self._rest = self._each(batch)
             except BaseException as error:
@@ -422,6 +413,8 @@ class Hardworker:
                 self.wait()
 
     async def __aiter__(self) -> AsyncIterator[Message]:
+        import asyncio  # here, and the history too: they load slowly, and few applications need them
+
         loop = asyncio.get_running_loop()
         while not self._stopped:
             for message in self.messages():
@@ -434,9 +427,6 @@ class Hardworker:
                 await asyncio.sleep(left)
                 continue
             self._settle()
-            if not self._committed:
-                await asyncio.sleep(_PATIENCE)
-                continue
             ready = asyncio.Event()
             source = self._opened_source()
             descriptors = [fd for fd in (source.fileno(), source.timer, self._stop) if fd >= 0]
@@ -455,9 +445,7 @@ class Hardworker:
 
         With a period it waits for the next multiple of the period instead, and nothing wakes it before. Where
         the interface's interrupts are deferred (`hardworker.defer`) it follows the interface: it waits until
-        shortly after that is going to look for packets, at most a period after it last found some. Without a
-        period: the ring wakes only a reader that has committed all; another one is made to look every
-        millisecond.
+        shortly after that is going to look for packets, at most a period after it last found some.
         """
         self._opened_source()
         self._settle()
@@ -466,8 +454,7 @@ class Hardworker:
             late = timeout is not None and timeout < left
             self._sleep(max(0.0, timeout) if late and timeout is not None else left)
             return not self._stopped and not late
-        if not self._committed:
-            self._stop_poll.poll(1000 * (_PATIENCE if timeout is None else min(timeout, _PATIENCE)))
+        if self._rest is not None:
             return not self._stopped
         end = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
@@ -488,21 +475,17 @@ class Hardworker:
         self._running.release()
 
     def _follow_descriptor(self) -> None:
-        """Poll the source's descriptor, which is another while it stands in for the logger."""
+        """Poll the source's descriptor, and no longer that of the one before."""
         if (fd := self._opened_source().fileno()) != self._polled:
             if self._polled >= 0:
-                with suppress(KeyError):
-                    self._poll.unregister(self._polled)
+                self._poll.unregister(self._polled)
             self._poll.register(fd, select.POLLIN)
             self._polled = fd
 
     @property
     def totals(self) -> Totals:
         """What was received since this Hardworker was made, as of now: ask again for later."""
-        totals = self._assembly.totals
-        given = self._given + (self._source.given if self._source else 0)
-        messages, size = totals.messages + given, totals.bytes + given * self._size
-        return replace(totals, messages=messages, bytes=size)
+        return self._assembly.totals
 
     @property
     def stopped(self) -> bool:

@@ -37,6 +37,7 @@ struct open {
 struct streams {
 	struct open *table;
 	uint64_t count; /* rows of it */
+	uint64_t given; /* messages that midstream_regular has found */
 };
 
 /* A value of every message, to be copied out of its record. forms.py says the same. */
@@ -57,6 +58,26 @@ struct copy {
 	struct open table[];
 };
 
+/* What the logger has committed of each connection's stream, as in ebpf/tables.h. */
+struct committed {
+	uint64_t key; /* 1 << 32 | number; 0: free */
+	uint64_t offset;
+};
+
+struct committed_table {
+	uint32_t known;
+	uint32_t mask;
+	uint64_t unused;
+	struct committed slots[];
+};
+
+struct committed_head {
+	uint64_t generation;
+	uint64_t time;
+	uint64_t read;
+	uint64_t forfeited;
+};
+
 /* A reader and its ring. Python makes it once and keeps it (ring.py has the same order): a call with one
  * pointer is cheap, one with eight arguments is not.
  */
@@ -70,17 +91,20 @@ struct reader {
 	uint64_t position; /* of the next record to be read */
 	uint64_t end;	   /* up to which there is something, as of the last look; LOOK: look first */
 	uint64_t committed;
+	uint64_t released; /* up to which room has been given back: at most to `committed` */
 	uint64_t newest; /* time of the last record read, as in struct record; 0: none yet */
-	const struct streams *streams;
-	uint64_t given; /* messages that midstream_regular has found */
+	struct streams *streams;
 	uint8_t *journal;
 	uint64_t copy_size; /* of one of the journal's two */
+	struct committed_head *word;
+	uint64_t table_size; /* of each of the two behind it, bytes */
+	uint64_t retain;     /* bytes of the ring that may be retained for the logger; 0: none are */
+	uint64_t heard;	     /* the generation that has been looked at */
 	/* For turns: */
-	const uint32_t *told; /* 0: nothing but the ring is to be read */
 	uint64_t period;      /* nanoseconds; 0: a turn is when something was stored */
 	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
 	uint64_t stop;	      /* the descriptor that ends a sleep: to stop, or to see to something */
-	uint64_t event;	      /* and the ring's */
+	uint64_t event;	      /* without a period: of an epoll set of that and, edge-triggered, the ring */
 	uint64_t size;	      /* bytes a message */
 	uint64_t most;	      /* rows of a table for which the journal has room */
 	uint64_t spilled;     /* 1: parts of messages are kept elsewhere */
@@ -108,6 +132,15 @@ struct pollfd {
 	short events, found;
 };
 
+struct epoll_event {
+	uint32_t events;
+	uint64_t fd;
+}
+#ifdef __x86_64__
+__attribute__((packed))
+#endif
+;
+
 /* Nor may it have Python's; this is in the stable ABI. */
 typedef struct object PyObject;
 
@@ -123,9 +156,19 @@ void PyEval_RestoreThread(void *thread);
 
 int clock_gettime(int clock, struct timespec *time);
 int ppoll(struct pollfd *fds, unsigned long count, const struct timespec *timeout, const void *signals);
+int epoll_wait(int epoll, struct epoll_event *events, int most, int milliseconds);
 long read(int fd, void *bytes, unsigned long size);
 #define CLOCK_MONOTONIC 1
 #define POLLIN 1
+#define SECOND 1000000000ull
+
+static uint64_t monotonic(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.seconds * SECOND + time.nanoseconds;
+}
 
 static uint64_t occupied(uint32_t length)
 {
@@ -197,7 +240,7 @@ uint64_t midstream_regular(struct reader *reader, uint32_t size)
 		found++;
 	}
 	reader->position = position;
-	reader->given += found;
+	reader->streams->given += found;
 	return found;
 }
 
@@ -224,6 +267,73 @@ void midstream_skip(struct reader *reader)
 	reader->position += occupied(length_at(reader, reader->position));
 }
 
+static int lies_at(const struct committed *slot, uint32_t connection)
+{
+	return slot->key == (1ull << 32 | connection);
+}
+
+/* Need nobody retain this record for the logger? `slot`: the first in which its connection may be. */
+static int is_committed(const struct committed_table *table, const struct committed *slot, const struct record *record)
+{
+	for (uint32_t left = table->mask; slot->key && !lies_at(slot, record->connection) && left; left--)
+		slot = slot == &table->slots[table->mask] ? table->slots : slot + 1;
+	if (lies_at(slot, record->connection))
+		return record->offset + record->length <= slot->offset;
+	/* Of those that it knows the daemon names the ones that are to be retained. */
+	return (int32_t)(record->connection - table->known) <= 0;
+}
+
+/* The position of the first record that has to be retained, as far as the reader is done with them. */
+static uint64_t retained(struct reader *reader, uint64_t generation)
+{
+	const uint8_t *tables = (const uint8_t *)(reader->word + 1);
+	const struct committed_table *table = (const void *)(tables + (generation & 1) * reader->table_size);
+	uint64_t position = reader->released, end = reader->committed, mask = reader->mask;
+	const uint8_t *data = reader->data;
+
+	while (position < end) {
+		const uint8_t *head = data + (position & mask);
+		const struct record *record = (const struct record *)(head + HEADER);
+		uint32_t length = *(const uint32_t *)head;
+		const struct committed *slot = &table->slots[record->connection & table->mask];
+
+		/* Usually it is there, and committed. */
+		if ((!lies_at(slot, record->connection) || record->offset + record->length > slot->offset) &&
+		    !(length & DISCARDED) && !is_committed(table, slot, record))
+			break;
+		position += occupied(length);
+	}
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	if (__atomic_load_n(&reader->word->generation, __ATOMIC_RELAXED) != generation)
+		return reader->released; /* the table was written meanwhile, maybe */
+	reader->heard = generation;
+	return position;
+}
+
+/* Give room back of what is done with: what the logger has committed, or all of it where nobody says what it has, or the
+ * ring has no room to retain the rest.
+ */
+void midstream_give_back(struct reader *reader)
+{
+	struct committed_head *word = reader->word;
+	uint64_t generation = __atomic_load_n(&word->generation, __ATOMIC_ACQUIRE), to = reader->committed;
+
+	if (reader->released == to)
+		return;
+	if (reader->retain && word->time) {
+		if (__atomic_load_n(reader->producer, __ATOMIC_RELAXED) - reader->released > reader->retain)
+			word->forfeited += to - reader->released;
+		else if (generation != reader->heard)
+			to = retained(reader, generation);
+		else if ((int64_t)(monotonic() - word->time) > (int64_t)SECOND)
+			word->forfeited += to - reader->released;
+		else
+			return;
+	}
+	__atomic_store_n(reader->consumer, to, __ATOMIC_RELEASE);
+	reader->released = to;
+}
+
 /* Remember that everything before `position` is done with, and only then give it back. */
 void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t length)
 {
@@ -236,9 +346,27 @@ void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t le
 	__builtin_memcpy(copy->table, reader->streams->table, rows * sizeof(*copy->table));
 	__builtin_memcpy(copy->table + rows, pending, length);
 	__atomic_store_n((uint64_t *)reader->journal, generation + 1, __ATOMIC_RELEASE);
-	__atomic_store_n(reader->consumer, reader->position, __ATOMIC_RELEASE);
 	reader->committed = reader->position;
 	reader->found = NOTHING;
+	__atomic_store_n(&reader->word->read, reader->position, __ATOMIC_RELAXED);
+	midstream_give_back(reader);
+}
+
+/* Each record wakes: an event may be of one that was read already. */
+static int sleep_until_stored(const struct reader *reader)
+{
+	struct epoll_event events[2];
+
+	do {
+		int count = epoll_wait(reader->event, events, 2, -1);
+
+		if (count < 0)
+			return -1;
+		while (count--)
+			if ((int)events[count].fd == (int)reader->stop)
+				return 1;
+	} while (__atomic_load_n(reader->producer, __ATOMIC_ACQUIRE) == reader->position);
+	return 0;
 }
 
 /* Sleep until the period is over, or without one until something is stored: 0 then, more if `stop` ends it, -1 for a
@@ -247,17 +375,15 @@ void midstream_commit(struct reader *reader, const uint8_t *pending, uint32_t le
 static int sleep(const struct reader *reader)
 {
 	uint64_t begun = reader->follow && reader->newest ? reader->newest + reader->follow : 0, now, left;
-	struct pollfd descriptors[] = { { .fd = reader->stop, .events = POLLIN },
-					{ .fd = reader->event, .events = POLLIN } };
+	struct pollfd stop = { .fd = reader->stop, .events = POLLIN };
 	struct timespec time;
 
 	if (!reader->period)
-		return ppoll(descriptors, 2, 0, 0) < 0 ? -1 : descriptors[0].found;
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	now = time.seconds * 1000000000ull + time.nanoseconds;
+		return sleep_until_stored(reader);
+	now = monotonic();
 	left = now < begun ? begun - now : reader->period - (now - begun) % reader->period;
-	time = (struct timespec){ .seconds = left / 1000000000, .nanoseconds = left % 1000000000 };
-	return ppoll(descriptors, 1, &time, 0);
+	time = (struct timespec){ .seconds = left / SECOND, .nanoseconds = left % SECOND };
+	return ppoll(&stop, 1, &time, 0);
 }
 
 /* Did only the timer end a sleep, and was something stored since it last did? Then the ring is in use, and there is
@@ -319,7 +445,7 @@ static void gather(const struct reader *reader)
 
 #define INTERRUPTED (-1)
 #define WHOLE 0
-#define MORE 1 /* to be read: other records, or what `told` says; or nothing was done, since that takes more */
+#define MORE 1 /* to be read, records that are no whole messages; or nothing was done, since that takes more */
 
 /* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. INTERRUPTED: a signal came. */
 static int turn(struct reader *reader)
@@ -327,7 +453,7 @@ static int turn(struct reader *reader)
 	int ended;
 
 	reader->found = NOTHING;
-	if (!is_plain(reader) || (!reader->period && *reader->told))
+	if (!is_plain(reader))
 		return MORE;
 	if (reader->position != reader->committed)
 		midstream_commit(reader, (const uint8_t *)"", 0);
@@ -339,9 +465,6 @@ static int turn(struct reader *reader)
 	if (ended)
 		return MORE;
 	reader->start = reader->position;
-	reader->found = 0;
-	if (*reader->told)
-		return MORE;
 	reader->end = LOOK;
 	reader->found = midstream_regular(reader, reader->size);
 	return reader->position == reader->end ? WHOLE : MORE;

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import select
 import struct
 import time
 from collections.abc import Callable
@@ -15,12 +16,12 @@ import numpy as np
 
 from midstream.ebpf import compiler, handover, records
 from midstream.ebpf.hashmap import HashMap
-from midstream.ebpf.records import MODE_UNLINKED, RECORD
+from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
 from midstream.hardworker.forms import Columns, Form, Turn
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.source import Beginning, Pace, Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 from midstream.hardworker.watch import Watch
@@ -29,6 +30,7 @@ _HEADER = 8  # before each record: length, busy and discard bits, page offset
 _LOOK = (1 << 64) - 1  # as `end` in ring.c
 _BLOCK = 64  # a record has room for whole blocks of payload
 _VIEWS = 1024  # of the whole ring, kept for turns
+_STORED = select.EPOLLIN | select.EPOLLET
 _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
 
 
@@ -42,12 +44,15 @@ _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster t
     _POSITION,
     _END,
     _COMMITTED,
+    _RELEASED,
     _NEWEST,
     _STREAMS,
-    _GIVEN,
     _JOURNAL,
     _COPY_SIZE,
-    _TOLD,
+    _WORD,
+    _TABLE_SIZE,
+    _RETAIN,
+    _HEARD,
     _PERIOD,
     _FOLLOW,
     _STOP,
@@ -64,7 +69,7 @@ _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster t
     _TIMER,
     _SEEN,
     _WORDS,
-) = range(29)
+) = range(32)
 _NOTHING = (1 << 64) - 1  # found
 
 
@@ -73,9 +78,11 @@ class Ring:
 
     `consumer` is the ring's first page, `pages` the producer's page and then the data, twice in a row: as
     the kernel maps them, or as a test lays them out. `journal` and `spill` say what the last reader
-    committed, and where reading resumes. `event` polls readable when something was stored. `close` lets go.
-    `patience`: bytes of the ring that a large unfinished message may hold before it is copied out. `began`
-    tells since when the ring is there, and `watch` whether it is still in use.
+    committed, and where reading resumes. `word`: what the daemon says that the logger has committed, for
+    which at most `retain` bytes of the ring are retained. `event` becomes readable when something is stored.
+    `close` lets go. `patience`: bytes of the ring that a large unfinished message may hold before it is
+    copied out. `beginnings` are the program's notes, per sensor, and `watch` tells whether the ring is still
+    in use.
     """
 
     def __init__(
@@ -84,10 +91,12 @@ class Ring:
         pages: np.ndarray,
         journal: Journal,
         spill: Spill,
+        word: np.ndarray,
         event: int,
         close: Callable[[], None],
         patience: int = 0,
-        began: Callable[[], float] = time.time,
+        retain: int = 0,
+        beginnings: np.ndarray | None = None,
         watch: Watch | None = None,
     ) -> None:
         page = mmap.PAGESIZE
@@ -103,43 +112,52 @@ class Ring:
         self._rows: np.dtype | None = None  # if turns give these,
         self._views: dict[int, np.ndarray] = {}  # of which
         # What a turn gives is the second; while it sleeps, nothing of the others may go.
-        kept = (memory, consumer, pages, journal.memory)
-        self._turns: list[object] = [self._reader, None, kept, None, None]
+        kept = (memory, consumer, pages, journal.memory, word)
+        self._turns: list[object] = [self._reader, None, kept, None]
         self._turn = _turn(self._turns)
         self._journal, self._spill = journal, spill
-        self._event, self.close, self._patience, self._began = event, close, patience, began
+        self._event, self._let_go, self._patience = event, close, patience
+        self._beginnings = np.zeros(0, records.BEGINNINGS) if beginnings is None else beginnings
+        self._events: select.epoll | None = None  # for `fileno`,
+        self._turn_events: select.epoll | None = None  # and for turns without a period
         self._watch = watch
         self.timer = watch.timer if watch else -1
         self._snapshot = journal.load()
         pieces = spill.load(self._snapshot)
         if self._snapshot:
             self._snapshot = replace(self._snapshot, kept=pieces)
-        given_back = consumer[:8].view("<u8")
-        position = self._snapshot.position if self._snapshot else int(given_back[0])
-        given_back[0] = position  # a reader killed in `commit` may have left this undone
+        released = int(consumer[:8].view("<u8")[0])
+        position = self._snapshot.position if self._snapshot else released
         state = self._state
         state[_PRODUCER], state[_CONSUMER], state[_DATA] = base, consumer.ctypes.data, base + page
         state[_MASK] = self.size - 1
         state[_POSITION] = state[_END] = state[_COMMITTED] = position
+        state[_RELEASED], state[_RETAIN] = released, retain
+        state[_WORD] = word.ctypes.data
+        state[_TABLE_SIZE] = (len(word) - records.COMMITTED_HEAD.itemsize) // 2
         state[_MOST], state[_SPILLED] = journal.connections, spill.in_use
         state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
         state[_FOUND] = _NOTHING
         state[_TIMER], state[_SEEN] = max(self.timer, 0), self._stored
-        self.heed(np.zeros(1, "<u4"))
+        # A reader killed in `commit` may have left this undone.
+        self._library.midstream_give_back(self._reader)
 
     @classmethod
-    def map(cls, held: handover.Ring, connections: int, patience: int = 0) -> Self:
+    def map(cls, held: handover.Ring, connections: int, patience: int = 0, retain: int = 0) -> Self:
         """Map a BPF ring buffer and its journal; needs no privileges.
 
         Closing the ring closes `held`; views that the application still has keep the mapping alive. Raises
         KernelError if the descriptors are of other things, or cannot be mapped.
         """
         page, size = mmap.PAGESIZE, held.size
-        length = records.journal_size(connections)
+        length, told = records.journal_size(connections), records.committed_size(connections)
         try:
             consumer = mmap.mmap(held.ring, page)
             pages = mmap.mmap(held.ring, page + 2 * size, prot=mmap.PROT_READ, offset=page)
             memory = mmap.mmap(held.journal, -(-length // page) * page)
+            noted = held.sensors * records.BEGINNINGS.itemsize
+            begun = mmap.mmap(held.beginnings, -(-noted // page) * page, prot=mmap.PROT_READ)
+            word = mmap.mmap(held.committed, -(-told // page) * page)
         except (OSError, ValueError) as error:
             raise KernelError(
                 f"the ring cannot be mapped ({error}); is it pinned by this midstream?"
@@ -155,26 +173,29 @@ class Ring:
             np.frombuffer(pages, np.uint8),
             Journal(np.frombuffer(memory, np.uint8, length), connections, records.JOURNAL_PENDING),
             Spill(HashMap(held.unfinished)),
+            np.frombuffer(word, np.uint8, told),
             held.ring,
             close,
             patience,
-            lambda: held.began,
+            retain,
+            np.frombuffer(begun, records.BEGINNINGS, held.sensors),
             watch,
         )
-
-    def heed(self, told: np.ndarray) -> None:
-        """A word in memory: as long as it is not 0, a turn leaves reading to `look` and those after it."""
-        self._turns[3] = self._told = told
-        self._state[_TOLD] = told.ctypes.data
 
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         """A turn, which is a single call of ring.c; see Source."""
         state = self._state
         state[_SIZE], state[_STOP] = pace.size, pace.stop
         state[_PERIOD], state[_FOLLOW] = pace.period, pace.follow
-        state[_EVENT], state[_FOUND] = self._event, _NOTHING
+        state[_FOUND] = _NOTHING
+        if not pace.period:
+            if self._turn_events:
+                self._turn_events.close()
+            self._turn_events = self._epoll()
+            self._turn_events.register(pace.stop, select.EPOLLIN)
+            state[_EVENT] = self._turn_events.fileno()
         self._share(streams)
-        self._turns[4] = form, streams
+        self._turns[3] = form, streams
         if isinstance(form, Columns):
             state[_COLUMNS], state[_COLUMNS_COUNT] = form.plan.ctypes.data, len(form.plan)
             state[_USUAL] = len(form.usual)
@@ -186,24 +207,14 @@ class Ring:
         return self._turn
 
     def found(self) -> np.ndarray | None:
-        """What the last turn found; see Source."""
+        """What the last turn found; where that did not fit the view of rows, the next ones do."""
         state = self._state
         count = state[_FOUND]
         if count == _NOTHING:
             return None
+        if self._rows is not None:
+            self._show(state[_START] & state[_MASK], self._rows)
         return self._messages(state[_START], count, batch_dtype(state[_SIZE]))
-
-    def resume(self) -> np.ndarray | None:
-        """What the last turn found; where that did not fit the view of rows, the next ones do."""
-        found = self.found()
-        if found is not None and self._rows is not None:
-            self._show(self._state[_START] & self._state[_MASK], self._rows)
-        return found
-
-    @property
-    def given(self) -> int:
-        """How many messages ring.c has found; see Source."""
-        return self._state[_GIVEN]
 
     def _show(self, start: int, dtype: np.dtype) -> None:
         """Let turns give slices of a view of the whole data, in which a row begins at `start`.
@@ -226,7 +237,9 @@ class Ring:
         return np.ndarray(count, dtype, self._pages, start, (_stride(dtype),))
 
     def look(self) -> None:
-        """What has been stored until now is what `regular` and `next` give, until the next look."""
+        """What has been stored until now is what `regular` and `next` give; see Source."""
+        if self._events:
+            self._events.poll(0)  # `fileno` tells of what is stored from now on
         self._state[_END] = _LOOK
         if self._watch and time.monotonic() >= self._watch.due:
             self.tend()
@@ -236,9 +249,10 @@ class Ring:
         if not self._watch:
             return
         self._watch.rest()
+        self._library.midstream_give_back(self._reader)
         state, stored = self._state, self._stored
         if stored == state[_SEEN] == state[_POSITION]:
-            self._watch.check(stored, unlinked=bool(self._told[0] & MODE_UNLINKED))
+            self._watch.check(stored)
         state[_SEEN] = stored
 
     def regular(self, size: int, streams: Streams) -> np.ndarray:
@@ -301,13 +315,31 @@ class Ring:
         return True
 
     def fileno(self) -> int:
-        """The ring's descriptor."""
-        return self._event
+        """A descriptor that polls readable when something was stored after the last look."""
+        if self._events is None:
+            self._events = self._epoll()
+            self._events.poll(0)
+            if self._stored != self._state[_POSITION]:
+                self._events.modify(self._event, _STORED)
+        return self._events.fileno()
+
+    def _epoll(self) -> select.epoll:
+        """Edge-triggered: a ring polls readable as long as anything in it is not given back."""
+        events = select.epoll()
+        events.register(self._event, _STORED)
+        return events
+
+    def close(self) -> None:
+        """Let go of the ring."""
+        for events in (self._events, self._turn_events):
+            if events:
+                events.close()
+        self._let_go()
 
     @property
     def used(self) -> int:
-        """Bytes in use, from the last commit to the program's newest record."""
-        return self._stored - self._state[_COMMITTED]
+        """Bytes in use: what the reader is not done with, and what it retains."""
+        return self._stored - self._state[_RELEASED]
 
     @property
     def _stored(self) -> int:
@@ -316,13 +348,18 @@ class Ring:
 
     @property
     def fill(self) -> float:
-        """The part in use."""
-        return self.used / self.size
+        """The part that the reader is not done with."""
+        return (self._stored - self._state[_COMMITTED]) / self.size
 
-    @property
-    def began(self) -> float:
-        """When the ring was pinned. Raises KernelError if this user may not look."""
-        return self._began()
+    def beginnings(self) -> list[Beginning]:
+        """What the program has noted until now."""
+        since = time.time_ns() - time.monotonic_ns()
+        return [
+            Beginning(sensor, int(one["port"]), int(one["first"]), int(one["opened"]) + since)
+            for sensor, noted in enumerate(self._beginnings)
+            for one in noted["of"]
+            if one["opened"]
+        ]
 
     @property
     def newest(self) -> int:
@@ -346,6 +383,8 @@ def _library() -> ctypes.CDLL:
     library.midstream_skip.restype = None
     library.midstream_commit.argtypes = [reader, ctypes.c_char_p, number]
     library.midstream_commit.restype = None
+    library.midstream_give_back.argtypes = [reader]
+    library.midstream_give_back.restype = None
     return library
 
 

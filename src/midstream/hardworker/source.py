@@ -24,6 +24,19 @@ class Segment(NamedTuple):
     data: bytes
 
 
+class Beginning(NamedTuple):
+    """A connection by what its two ends say of it, so that the logger knows it, too.
+
+    sensor: position in const.toml's list. first: TCP's sequence number of its first byte. opened_ns: since
+    1970, by this host's clock.
+    """
+
+    sensor: int
+    port: int
+    first: int
+    opened_ns: int
+
+
 class Pace(NamedTuple):
     """How a turn waits for messages of `size` bytes.
 
@@ -68,23 +81,13 @@ class Source(Protocol):
     def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
         """A turn: commit, wait as `pace` says, look, and give what `regular` would, in this form.
 
-        It gives None if that takes more than one step: then go on with `resume`.
+        It gives None if that takes more than one step: then go on with what it has `found`.
         """
         ...
 
-    def resume(self) -> np.ndarray | None:
-        """What a turn that gave None has found, as `regular` gives it; another look may find more behind it.
-        None if it did nothing."""
-        ...
-
     def found(self) -> np.ndarray | None:
-        """The messages that the last turn found, as `regular` gives them; None if it did nothing, or what it
-        found has been committed."""
-        ...
-
-    @property
-    def given(self) -> int:
-        """How many messages `regular` and turns have given: who takes them need not count them."""
+        """The messages that the last turn found, as `regular` gives them; another look may find more behind
+        them. None if it did nothing, or what it found has been committed."""
         ...
 
     def restore(self) -> Snapshot | None:
@@ -114,9 +117,9 @@ class Source(Protocol):
         """How full the buffer is, from 0 to 1."""
         ...
 
-    @property
-    def began(self) -> float:
-        """Since when every connection that opens is here from its first byte: seconds since 1970."""
+    def beginnings(self) -> list[Beginning]:
+        """Of each sensor some of the first connections that came here, as far as known; whatever came before
+        the first of them is not here."""
         ...
 
     def close(self) -> None:

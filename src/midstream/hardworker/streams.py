@@ -168,7 +168,7 @@ class Streams:
         self._unaligned: dict[int, Stream] = {}
         self.table = np.zeros(64, OPEN_STREAM)
         self.count = 0
-        self._shared = np.zeros(2, "<u8")  # struct streams of ring.c: where the table is now, its rows
+        self._shared = np.zeros(3, "<u8")  # struct streams of ring.c: the table's place, its rows, `given`
         self.address = self._shared.ctypes.data
         self._share()
 
@@ -280,8 +280,13 @@ class Streams:
         self.count -= 1
         self._share()
 
+    @property
+    def given(self) -> int:
+        """How many messages ring.c has found on these streams."""
+        return int(self._shared[2])
+
     def _share(self) -> None:
-        self._shared[:] = self.table.ctypes.data, self.count
+        self._shared[:2] = self.table.ctypes.data, self.count
 
     def _row(self, connection: int) -> int:
         return int(np.searchsorted(self.table["connection"][: self.count], connection))

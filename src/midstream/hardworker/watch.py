@@ -6,7 +6,6 @@ It looks now and then while nothing arrives: a ring in which something was store
 import ctypes
 import os
 import time
-from contextlib import suppress
 
 from midstream.ebpf.handover import Ring
 from midstream.errors import KernelError
@@ -15,6 +14,7 @@ INTERVAL = 0.3  # seconds between two looks
 
 _CLOCK_MONOTONIC = 1
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC  # TFD_NONBLOCK, TFD_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DetachedError(KernelError):
@@ -34,8 +34,8 @@ class Watch:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._doubt: tuple[int, float] | None = None
-        self.timer = _timer(INTERVAL)
-        self.due = time.monotonic() + INTERVAL
+        self.timer = _timer()
+        self.rest()
 
     def close(self) -> None:
         """Close the timer."""
@@ -45,20 +45,17 @@ class Watch:
         """Begin another interval."""
         # Shorter than the timer's: whoever is woken by that finds that it is due.
         self.due = time.monotonic() + INTERVAL / 2
-        with suppress(BlockingIOError):
-            os.read(self.timer, 8)
+        _start(self.timer, INTERVAL)
 
-    def check(self, stored: int, *, unlinked: bool) -> None:
+    def check(self, stored: int) -> None:
         """Raise DetachedError if nothing writes into the ring.
 
-        stored: the position up to which something did.
-        unlinked: whether the process that serves the ring says so to an application that may not know.
-
-        An interface that lost its program is given one interval: the daemon attaches it again.
+        stored: the position up to which something did. An interface that lost its program is given one
+        interval: the daemon attaches it again.
         """
         if self._ring.is_gone:
             raise self._detached("its program was detached", gone=True)
-        if not unlinked and self._ring.is_linked is not False:
+        if self._ring.is_linked:
             self._doubt = None
             return
         now = time.monotonic()
@@ -85,12 +82,16 @@ class _Interval(ctypes.Structure):
     )
 
 
-def _timer(interval: float) -> int:
-    """A timer that expires again and again (timerfd_create(2)); Python has it from 3.13 on."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    timer: int = libc.timerfd_create(_CLOCK_MONOTONIC, _FLAGS)
-    seconds, nanoseconds = divmod(round(interval * 1e9), 10**9)
-    spec = _Interval(seconds, nanoseconds, seconds, nanoseconds)
-    if timer < 0 or libc.timerfd_settime(timer, 0, ctypes.byref(spec), None):
+def _timer() -> int:
+    """A timer (timerfd_create(2)); Python has it from 3.13 on."""
+    timer: int = _libc.timerfd_create(_CLOCK_MONOTONIC, _FLAGS)
+    if timer < 0:
         raise KernelError(f"no timer can be made ({os.strerror(ctypes.get_errno())})")
     return timer
+
+
+def _start(timer: int, interval: float) -> None:
+    """Let it expire again and again, from now on."""
+    seconds, nanoseconds = divmod(round(interval * 1e9), 10**9)
+    spec = _Interval(seconds, nanoseconds, seconds, nanoseconds)
+    _libc.timerfd_settime(timer, 0, ctypes.byref(spec), None)

@@ -79,6 +79,14 @@ def state(lab: Lab, name: str) -> dict[str, Any] | None:
     return status.ask(folder(lab, name) / "daemon.sock")
 
 
+def is_logger_taken(lab: Lab) -> bool:
+    """Do new connections go to the logger, and has the hardworker's daemon heard that it listens?"""
+    found = state(lab, "hardworker")
+    return bool(
+        found and found["destination"] == str(lab.host("logger").ip) and not found["destination_reason"]
+    )
+
+
 def folder(lab: Lab, name: str) -> Path:
     """Where a host's daemon has its files."""
     return lab.run_dir / name

@@ -59,9 +59,9 @@ def up(
     run_dir = Path(os.path.abspath(run_dir))
     hardworker_cpus, other_cpus = cpu.cores()
     planned = hosts.plan(sensors, hardworker_cpus, other_cpus)
-    settings = _with_defaults(settings)
+    settings = _with_defaults(settings, network={"pins": str(PINS)})
     if bare:  # what `midstream status` asks
-        settings |= {"daemon": {"socket": str(run_dir / "hardworker" / "daemon.sock")}}
+        settings = _with_defaults(settings, daemon={"socket": str(run_dir / "hardworker" / "daemon.sock")})
     topology = hosts.topology(planned, tos=tos, port=port, mtu=mtu, size=_message_size(settings))
     parameters = {
         "sensors": sensors,
@@ -102,7 +102,7 @@ def configure(lab: Lab, settings: Mapping[str, object]) -> None:
 
     What is attached stays as it is. Raises ConfigError (and changes nothing), LabError.
     """
-    settings = _with_defaults(settings)
+    settings = _with_defaults(settings, network={"pins": str(PINS)})
     topology = network.load(lab.const)
     state.check_files(settings, topology)
     state.write_files(lab.run_dir, settings, topology)
@@ -201,10 +201,13 @@ def _missing(found: State) -> list[str]:
     return missing + [f"{path} is missing" for path in files if not path.exists()]
 
 
-def _with_defaults(settings: Mapping[str, object]) -> dict[str, object]:
-    network = settings.get("network", {})
-    pins = {"pins": str(PINS)}
-    return {**settings, "network": pins | dict(network) if isinstance(network, Mapping) else network}
+def _with_defaults(settings: Mapping[str, object], **tables: dict[str, object]) -> dict[str, object]:
+    """The settings, and of these tables the keys that they do not have."""
+    found = dict(settings)
+    for name, defaults in tables.items():
+        given = found.get(name, {})
+        found[name] = defaults | dict(given) if isinstance(given, Mapping) else given
+    return found
 
 
 def _message_size(settings: Mapping[str, object]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from midstream.log.decoding import parse
+from midstream.log.spans import Spans
 from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
 
 _NAME = re.compile(r"(^|_)(seq|sequence|number|counter|index)(_|$)", re.IGNORECASE)
@@ -49,29 +50,98 @@ class _Numbers:
     first: Mapping[str, int]
     last: Mapping[str, int]
 
+    @property
+    def is_whole(self) -> bool:
+        return self.extent.messages == self.extent.last + 1 - self.extent.first
+
     def counts(self, name: str) -> bool:
         steps = self.extent.last - self.extent.first
         return name in self.first and self.last.get(name) == self.first[name] + steps
 
 
-def holes(
-    log: Log, connections: Iterable[StoredConnection], extents: Mapping[int, Extent]
-) -> dict[int, Hole]:
-    """By the id of the connection in front of which something is missing. `connections`: the oldest first."""
-    sensors: dict[str, list[_Numbers]] = {}
-    for connection in connections:
-        if extent := extents.get(connection.id):
-            first = _numbers(log, connection, extent.first)
-            last = _numbers(log, connection, extent.last)
-            sensors.setdefault(connection.sensor, []).append(_Numbers(connection, extent, first, last))
-    found: dict[int, Hole] = {}
-    for numbers in sensors.values():
-        for name in _counters(numbers):
-            for index, each in enumerate(numbers):
-                hole = _before(each, numbers, index, name)
-                if hole is not None:
-                    found.setdefault(each.connection.id, hole)
-    return found
+class Numbering:
+    """The numbers of a log's messages, sensor by sensor, read when they are asked for. `connections`: the
+    oldest first."""
+
+    def __init__(
+        self, log: Log, connections: Iterable[StoredConnection], extents: Mapping[int, Extent]
+    ) -> None:
+        self._log, self._extents = log, extents
+        self._connections: dict[str, list[StoredConnection]] = {}
+        for connection in connections:
+            self._connections.setdefault(connection.sensor, []).append(connection)
+        self._read: dict[str, tuple[list[_Numbers], list[str]]] = {}
+
+    def holes(self) -> dict[int, Hole]:
+        """By the id of the connection in front of which something is missing."""
+        found: dict[int, Hole] = {}
+        for sensor in self._connections:
+            numbers, counters = self._of(sensor)
+            for name in counters:
+                for index, each in enumerate(numbers):
+                    hole = _before(each, numbers, index, name)
+                    if hole is not None:
+                        found.setdefault(each.connection.id, hole)
+        return found
+
+    def is_elsewhere(self, connection: StoredConnection, first: int, end: int) -> bool:
+        """Are the messages that would be `first` to `end` of this connection in other ones of its sensor?"""
+        numbers, counters = self._of(connection.sensor)
+        for each in numbers:
+            if each.connection.id == connection.id:
+                return any(
+                    name in each.first
+                    and self._has(
+                        [other for other in numbers if other is not each],
+                        name,
+                        each.first[name] + first - each.extent.first,
+                        each.first[name] + end - each.extent.first,
+                    )
+                    for name in counters
+                )
+        return False
+
+    def goes_on(self, connection: StoredConnection, messages: int) -> bool:
+        """Are so many messages behind the last of this connection in others? False if its sensor seems to
+        have several programs, each with numbers of its own."""
+        numbers, counters = self._of(connection.sensor)
+        ends = [each.extent.last_ns for each in numbers]
+        if any(end > after.connection.opened_ns for end, after in zip(ends, numbers[1:], strict=False)):
+            return False
+        for each in numbers:
+            if each.connection.id == connection.id:
+                others = [other for other in numbers if other is not each]
+                return any(
+                    name in each.last
+                    and self._has(others, name, each.last[name] + 1, each.last[name] + 1 + messages)
+                    for name in counters
+                )
+        return False
+
+    def _of(self, sensor: str) -> tuple[list[_Numbers], list[str]]:
+        """Its connections, and the names of what numbers its messages."""
+        if sensor not in self._read:
+            numbers = [
+                _Numbers(
+                    connection,
+                    extent,
+                    _numbers(self._log, connection, extent.first),
+                    _numbers(self._log, connection, extent.last),
+                )
+                for connection in self._connections.get(sensor, [])
+                if (extent := self._extents.get(connection.id))
+            ]
+            self._read[sensor] = numbers, _counters(numbers)
+        return self._read[sensor]
+
+    def _has(self, numbers: list[_Numbers], name: str, first: int, end: int) -> bool:
+        """Are these numbers in connections without a gap?"""
+        there = Spans(
+            (each.first[name], each.last[name] + 1)
+            for each in numbers
+            if name in each.first and name in each.last and each.is_whole
+        )
+        return not Spans([(first, end)]).without(there)
 
 
 def _counters(numbers: list[_Numbers]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from midstream.log.account import Account, Accounts, worst
 from midstream.log.continuity import Hole
 from midstream.log.decoding import Decoded, text_of
 from midstream.log.export import iso
@@ -13,10 +14,16 @@ from midstream.log.verify import Verdict
 from midstream.logger.stored import Extent, StoredConnection, StoredMessage
 
 
-def row(connection: StoredConnection, extent: Extent | None, hole: Hole | None = None) -> dict[str, Any]:
+def row(
+    connection: StoredConnection,
+    extent: Extent | None,
+    hole: Hole | None = None,
+    account: Account | None = None,
+) -> dict[str, Any]:
     """What there is of a connection. bytes: of the stream, frames included, that is stored; None in databases
     of version 1 while it is open. missing: messages that are neither there nor were removed to make room.
     missing_before: messages of the sensor between its connection before and this one, if they are numbered.
+    first_number: TCP's, of the stream's first byte. verdict: what the account says; None: nobody has told.
     """
     stored = (
         None if extent is None or extent.start is None or extent.end is None else extent.end - extent.start
@@ -26,6 +33,7 @@ def row(connection: StoredConnection, extent: Extent | None, hole: Hole | None =
         "connection": connection.id,
         "sensor": connection.sensor,
         "port": connection.port,
+        "first_number": connection.first,
         "opened": iso(connection.opened_ns),
         "closed": None if connection.closed_ns is None else iso(connection.closed_ns),
         "first": iso(extent.first_ns) if extent else None,
@@ -37,23 +45,75 @@ def row(connection: StoredConnection, extent: Extent | None, hole: Hole | None =
         "removed": connection.pruned,
         "state": connection.state,
         "reason": connection.reason,
+        "spooled": connection.spooled,
+        "held": account.held.bytes if account else None,
+        "held_state": account.held.state if account else None,
+        "verdict": account.verdict if account else None,
+        "lacks": lack_rows(account),
         "framing": connection.framing,
         "fields": [column.name for column in connection.layout.columns] if connection.layout else [],
     }
 
 
+def lost_row(account: Account) -> dict[str, Any]:
+    """What was held of a connection of which the log has nothing."""
+    held = account.held
+    return {
+        "connection": None,
+        "sensor": held.sensor,
+        "port": held.port,
+        "first_number": held.first,
+        "opened": iso(held.opened_ns),
+        "messages": 0,
+        "bytes": 0,
+        "state": held.state,
+        "held": held.bytes,
+        "held_state": held.state,
+        "verdict": account.verdict,
+        "lacks": lack_rows(account),
+    }
+
+
+def lack_rows(account: Account | None) -> list[dict[str, Any]]:
+    """What an account lacks: offsets in the stream, and how many messages, None where that is not known."""
+    lacks = account.lacks if account else []
+    return [
+        {"kind": lack.kind, "start": lack.start, "end": lack.end, "messages": lack.messages} for lack in lacks
+    ]
+
+
+def account_lines(found: Accounts, sensors: Sequence[str] = ()) -> list[str]:
+    """For a person: of each sensor what the log lacks of what was held, over all its connections."""
+    if not found.known:
+        return ["no hardworker has told this log what it held: whether all of it is here is not known"]
+    lines = []
+    for sensor, accounts in sorted(found.of_sensors().items()):
+        if sensors and sensor not in sensors:
+            continue
+        verdict = worst(accounts)
+        lines.append(f"{sensor}: {verdict}, of {len(accounts):,} connections that the hardworker held")
+        for account in accounts:
+            where = ", ".join(f"connection {row.id}" for row in account.connections)
+            held = account.held
+            opened = f"{iso(held.opened_ns)[:19].replace('T', ' ')}, by the hardworker's clock"
+            name = where or f"port {held.port}, opened {opened}, no connection in the log"
+            lines += [f"  {name}: {line}" for line in account.lines()]
+    return lines
+
+
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Those rows for a person: times to the second."""
+    """Those rows for a person: times to the second. A verdict is empty where nobody has told what was
+    held."""
     result = Table(box=None, pad_edge=False, header_style="")
     numbers = ("connection", "messages", "bytes", "missing", "removed")
     for name in numbers:
         result.add_column(name, justify="right")
-    for name in ("sensor", "first", "last", "state"):
+    for name in ("sensor", "first", "last", "state", "verdict"):
         result.add_column(name, no_wrap=True)
     for each in rows:
         times = [str(each[name] or "")[:19].replace("T", " ") for name in ("first", "last")]
         counts = ["" if each[name] is None else f"{each[name]:,}" for name in numbers]
-        result.add_row(*counts, each["sensor"], *times, each["state"])
+        result.add_row(*counts, each["sensor"], *times, each["state"], each["verdict"] or "")
     return result
 
 
@@ -76,11 +136,13 @@ def line(message: StoredMessage, said: Decoded) -> str:
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:
     """What was found of a connection; of the database as a whole where connection is None."""
-    connection = verdict.connection
+    connection, account = verdict.connection, verdict.account
+    of = connection or (account.held if account else None)
     return {
         "connection": connection.id if connection else None,
-        "sensor": connection.sensor if connection else None,
-        "state": connection.state if connection else None,
+        "sensor": of.sensor if of else None,
+        "port": of.port if of else None,
+        "state": of.state if of else None,
         "messages": verdict.messages,
         "bytes": verdict.bytes,
         "missing": verdict.gaps,
@@ -88,6 +150,9 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
         "digest": verdict.digest,
         "sha256": verdict.sha256,
         "right": verdict.right,
+        "verdict": verdict.account.verdict if verdict.account else None,
+        "held": verdict.account.held.bytes if verdict.account else None,
+        "lacks": lack_rows(verdict.account),
         "faults": verdict.faults,
         "more_faults": verdict.more,
     }
@@ -95,6 +160,7 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 def verdict_lines(verdict: Verdict) -> list[str]:
     """The same for a person: a line, and one for each fault."""
+    account = verdict.account
     lines = ["the database"]
     if connection := verdict.connection:
         removed = f", {connection.pruned:,} removed before" if connection.pruned else ""
@@ -103,7 +169,14 @@ def verdict_lines(verdict: Verdict) -> list[str]:
             digest = f"{verdict.sha256} (to compare with what the sensor says)"
         found = f"{verdict.messages:,} messages, {verdict.bytes:,} bytes{removed}; SHA-256 {digest}"
         judged = "right" if verdict.right else "WRONG"
+        judged += f"; {account.verdict}" if account else ""
         lines = [f"connection {connection.id} of {connection.sensor} ({connection.state}): {found}; {judged}"]
+    elif account:
+        held = account.held
+        lines = [
+            f"port {held.port} of {held.sensor} ({held.state}): no connection in the log; {account.verdict}"
+        ]
+    lines += [f"  {line}" for line in account.lines()] if account else []
     lines += [f"  {fault}" for fault in verdict.faults]
     if verdict.more:
         lines.append(f"  … and {verdict.more:,} more")

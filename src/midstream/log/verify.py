@@ -2,19 +2,20 @@
 
 Of each connection: sequences without holes, frames that follow one another in the stream, the checksum of
 each row, the stream's end, its SHA-256 where the logger knows it, the typed columns, and numbers that are
-missing between one connection of a sensor and the next. A hole of messages that were removed to make room is
-none.
+missing between one connection of a sensor and the next. A hole of messages that were removed to make room
+is none. Where the hardworker has told what it held, account.py says what the log lacks, and why: that is
+no fault of what is stored.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from midstream.errors import StoreError
 from midstream.framing import PREFIX
-from midstream.log.continuity import Hole, holes
+from midstream.log.account import Account, Accounts, accounts
 from midstream.log.messages import nobody
 from midstream.logger import schema
 from midstream.logger.store import FRAME, checksum
@@ -25,9 +26,11 @@ MAX_FAULTS = 10  # that are told of a connection; the others are counted
 
 @dataclass(slots=True)
 class Verdict:
-    """What was found of a connection; of the database as a whole where there is none."""
+    """What was found of a connection; of the database as a whole where there is none. account: what it lacks
+    of what was held; None if nobody has told of it."""
 
     connection: StoredConnection | None
+    account: Account | None = None
     messages: int = 0
     bytes: int = 0  # of payload
     gaps: int = 0  # messages that are missing
@@ -50,9 +53,13 @@ class Verdict:
 
 
 def verify(
-    log: Log, connections: list[StoredConnection], looked_at: Callable[[int], object] = nobody
+    log: Log,
+    connections: list[StoredConnection],
+    looked_at: Callable[[int], object] = nobody,
+    sensors: Sequence[str] = (),
 ) -> Iterator[Verdict]:
-    """A verdict for each of the connections, and for the database before them if it is damaged itself."""
+    """A verdict for each of the connections, and for the database before them if it is damaged itself; after
+    them for what was held, and has no connection in the log. sensors: only of these, empty: of all."""
     verdict = Verdict(None)
     extents: dict[int, Extent] | None = None
     try:
@@ -61,6 +68,7 @@ def verify(
     except StoreError as error:
         verdict.fault(str(error))
     try:
+        told = log.told()
         extents = log.extents()
     except StoreError as error:
         verdict.fault(str(error))
@@ -68,12 +76,12 @@ def verify(
         yield verdict
     if extents is None:
         return
-    missing: dict[int, Hole] = {}
+    found = Accounts(False, [], {}, {})
     with suppress(StoreError):  # which reading the connection tells
-        missing = holes(log, log.connections(), extents)
+        found = accounts(log, told, log.connections(), extents)
     for connection in connections:
-        verdict = Verdict(connection)
-        if hole := missing.get(connection.id):
+        verdict = Verdict(connection, found.by_id.get(connection.id))
+        if hole := found.holes.get(connection.id):
             verdict.gaps += hole.messages
             verdict.fault(str(hole))
         try:
@@ -81,6 +89,8 @@ def verify(
         except StoreError as error:
             verdict.fault(f"cannot be read after {verdict.messages:,} messages: {error}")
         yield verdict
+    for account in found.elsewhere(sensors):
+        yield Verdict(None, account)
 
 
 class _Check:
@@ -125,7 +135,7 @@ class _Check:
             verdict.fault(f"message {sequence}: there twice")
             self._whole, self._offset = False, None
         elif sequence > self._sequence:
-            self._skip(sequence)
+            self._skip(message)
         self._sequence = max(self._sequence, sequence + 1)
         frame = len(message.payload) + self._frame
         if message.offset is None or message.crc is None:  # version 1 did not write them down
@@ -145,15 +155,22 @@ class _Check:
         if self._connection.framing == "line":
             self._stream.update(b"\n")
 
-    def _skip(self, sequence: int) -> None:
-        """Messages are not there: were they removed to make room since this began?"""
-        verdict = self._verdict
+    def _skip(self, message: StoredMessage) -> None:
+        """Messages are not there: were they removed to make room since this began, or does the account say
+        where they are?"""
+        verdict, sequence = self._verdict, message.sequence
         removed = 0 if verdict.more else self._log.pruned(self._connection)
         if removed < sequence:
             missing = max(self._sequence, removed)
             verdict.gaps += sequence - missing
-            verdict.fault(f"messages {missing} to {sequence - 1}: missing")
+            start = self._offset if removed <= self._sequence else None
+            if not self._is_explained(start, message.offset):
+                verdict.fault(f"messages {missing} to {sequence - 1}: missing")
         self._whole, self._offset = False, None
+
+    def _is_explained(self, start: int | None, end: int | None) -> bool:
+        account = self._verdict.account
+        return account is not None and start is not None and end is not None and account.explains(start, end)
 
     def _check_end(self) -> None:
         connection, verdict = self._connection, self._verdict
@@ -163,7 +180,10 @@ class _Check:
         if connection.size is not None and end is not None and end != connection.size:
             if self._log.pruned(connection) > self._sequence:
                 return  # the rest was removed to make room since this began
-            verdict.fault(f"its stream had {connection.size} bytes, and {end} are stored")
+            if self._is_explained(self._offset, connection.size - len(connection.unfinished)):
+                self._whole = False
+            else:
+                verdict.fault(f"its stream had {connection.size} bytes, and {end} are stored")
         if connection.pruned or not self._whole:
             return
         self._stream.update(connection.unfinished)

@@ -10,7 +10,7 @@ from midstream import modes
 from midstream.config import Config
 from midstream.framing import Decoder, decoder
 from midstream.logger import channel
-from midstream.logger.databases import open_store
+from midstream.logger.databases import open_spool, open_store
 from midstream.logger.store import FRAME, Store
 from midstream.logger.worker import Worker
 
@@ -27,8 +27,11 @@ def work(holder: socket.socket) -> None:
     def new_decoder() -> Decoder:
         return decoder(data.framing, size=size, max_size=data.max_size)
 
+    spool = settings["spool"]
+    forgets = spool and config.hardworker.spool_full == "forget"
+
     def new_store() -> Store:
-        return open_store(config, size)
+        return open_spool(config, Path(spool)) if spool else open_store(config, size)
 
     Worker(
         holder,
@@ -37,7 +40,9 @@ def work(holder: socket.socket) -> None:
         frame=FRAME[data.framing],
         batch_interval=config.logger.batch_interval,
         batch_size=config.logger.batch_size,
-        patient=settings["opened"],
+        patient=bool(settings["opened"] or spool),
+        spools=bool(spool),
+        forgets_after=config.daemon.stall if forgets else None,
     ).run()
 
 

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sqlalchemy import URL
 
 from midstream.config import Config
 from midstream.errors import StoreError
+from midstream.logger.room import Room
 from midstream.logger.sql import SqlStore
 from midstream.logger.sql_log import SqlLog
 from midstream.logger.store import Store
@@ -33,6 +37,17 @@ def open_store(config: Config, size: int) -> Store:
         batch_size=config.logger.batch_size,
         framing=config.data.framing,
         layout=layout,
+    )
+
+
+def open_spool(config: Config, path: Path, framing: str = "") -> Store:
+    """The hardworker's spool: its messages as bytes, whatever fields they have. framing: store.STREAM, if it
+    is to be given parts of streams."""
+    return SqlStore(
+        URL.create("sqlite", database=str(path)),
+        batch_size=config.logger.batch_size,
+        framing=framing or config.data.framing,
+        room=Room(config, path),
     )
 
 

@@ -10,12 +10,13 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from midstream import descriptors
 from midstream.errors import NetworkError
 from midstream.logger.deaf import deafen, listen_again
-from midstream.network import Topology
+from midstream.logger.syn import keep_syns
 
 BACKLOG = 4096  # connections that wait to be accepted
 RECEIVE_BUFFER = 1 << 20  # bytes a connection; the kernel doubles it for what it needs besides
@@ -33,19 +34,32 @@ log = logging.getLogger("midstream.logger")
 
 
 class Door:
-    """Bound to the logger's address at once, listening from `open` on. Raises NetworkError."""
+    """Bound to that address at once, listening from `open` on. Raises NetworkError."""
 
-    def __init__(self, topology: Topology, const: object) -> None:
-        """`const` is the path of const.toml, for messages."""
-        self._address = (str(topology.logger.ip), topology.port)
-        self._const = const
+    def __init__(
+        self,
+        address: tuple[str, int],
+        tos: int,
+        whose: str,
+        admits: Callable[[str], bool],
+        descriptor: int | None = None,
+        buffer: int = RECEIVE_BUFFER,
+    ) -> None:
+        """`tos`: the mark of replies. `whose` the address must be, for messages. `admits` an IP address?
+        `descriptor`: of a door that another process has opened, and leaves to this one.
+        `buffer`: bytes that a kernel takes for a connection."""
+        self._address, self._whose, self._admits = address, whose, admits
         self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
+        self.is_shut = False
         self._pause_until = 0.0
         self._told = False
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=descriptor)
         try:
-            self._prepare(topology.tos)
-            self._listener.bind(self._address)
+            if descriptor is None:
+                self._prepare(tos, buffer)
+                self._listener.bind(self._address)
+            else:
+                self._listener.setblocking(False)
         except OSError as error:
             self._listener.close()
             raise self._refused(error) from error
@@ -71,7 +85,7 @@ class Door:
 
     def lets_in(self, held: int) -> bool:
         """May somebody be accepted now, beside so many connections?"""
-        if self._queue is None or time.monotonic() < self._pause_until:
+        if self._queue is None or self.is_shut or time.monotonic() < self._pause_until:
             return False
         self._let_wait(self._room - held)
         if self._queue == 0 and not self._told:
@@ -103,11 +117,19 @@ class Door:
                 self._pause_until = time.monotonic() + PAUSE
                 return None
             self._pause_until = 0.0
+            if not self._admits(address[0]):
+                accepted.close()
+                continue
             accepted.setblocking(False)
             return accepted, address
 
     def shut(self) -> None:
         """Let nobody in any more. Those who wait stay to be accepted."""
+        self.is_shut = True
+        self.rest()
+
+    def rest(self) -> None:
+        """Let nobody in until `lets_in` is asked again."""
         if self._queue is not None:
             self._let_wait(0)
 
@@ -128,13 +150,13 @@ class Door:
         if queue == 0:
             with suppress(PermissionError):  # a kernel that lets the privileged alone do it: some more wait
                 deafen(self._listener)
-        else:
-            self._listener.listen(queue - 1)  # the kernel lets one more wait
-            if self._queue == 0:
-                listen_again(self._listener)
+        # The kernel lets one more wait; that it is to be none is what it tells others (daemon/sockets.py).
+        self._listener.listen(max(0, queue - 1))
+        if queue and self._queue == 0:
+            listen_again(self._listener)
         self._queue = queue
 
-    def _prepare(self, tos: int) -> None:
+    def _prepare(self, tos: int, buffer: int) -> None:
         """Accepted connections inherit all of it."""
         listener = self._listener
         listener.setblocking(False)
@@ -148,9 +170,10 @@ class Door:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes are bytes
         # A fixed size: the kernel's own tuning does not see that a worker takes what it only peeks at.
         try:
-            listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
         except PermissionError:  # as far as net.core.rmem_max
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        keep_syns(listener)
         with suppress(OSError):  # an older kernel, or one with a coarser clock
             listener.setsockopt(socket.IPPROTO_TCP, _TCP_DELACK_MAX_US, DELAYED_ACK)
 
@@ -159,5 +182,5 @@ class Door:
         if error.errno == errno.EADDRINUSE:
             advice = f"end the program that uses it (`ss -ltnp sport = :{port}` names it)"
         else:
-            advice = f"this must be the logger of {self._const}, with that address on an interface"
+            advice = f"this must be {self._whose}, with that address on an interface"
         return NetworkError(f"cannot listen on {host} port {port}: {error.strerror}. What to do: {advice}")

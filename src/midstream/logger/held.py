@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from midstream.logger.channel import Message
 
 _DISCARD = bytearray(1 << 20)  # MSG_TRUNC writes nothing into it (tcp(7)), but must be told of a buffer
-_TOLD = ("number", "token", "sensor", "port", "opened_ns", "handed", "consumed", "sequence", "head")
+_TOLD = ("number", "token", "sensor", "port", "opened_ns", "first", "handed", "consumed", "sequence", "head")
 
 
 @dataclass(slots=True, eq=False)
 class Held:
     """consumed, sequence, head: how far it left the kernel, which message is next, and how many bytes of that
-    one left already. handed: a worker has had it."""
+    one left already. handed: a worker has had it. shown_end: our side of its stream has ended."""
 
     number: int
     token: str
     sensor: str
     port: int
     opened_ns: int
+    first: int | None  # see ConnectionRow
     socket: socket.socket
     handed: bool = False
+    shown_end: bool = False
     consumed: int = 0
     sequence: int = 0
     head: int = 0

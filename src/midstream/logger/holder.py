@@ -15,6 +15,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from midstream import errors
@@ -24,6 +25,7 @@ from midstream.logger.door import Door
 from midstream.logger.held import Held, unread
 from midstream.logger.run import new_name
 from midstream.logger.summary import LoggerSummary
+from midstream.logger.syn import first_sequence
 from midstream.logger.waiting import Waiting
 
 POLL = 0.05  # seconds between two looks at `stop`
@@ -46,7 +48,7 @@ class Child(Protocol):
 
 class Holder:
     """`start_worker` starts one that talks over the socket it is given, or raises OSError; `settings` is told
-    to each. Counts into `summary`.
+    to each. Counts into `summary`. `tell` hears why nothing can be stored, and "" when all can be.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Holder:
         settings: channel.Message,
         start_worker: Callable[[socket.socket], Child],
         summary: LoggerSummary,
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._door = door
         self._settings = settings
@@ -72,7 +75,7 @@ class Holder:
         self._delay = FIRST_DELAY
         self._restart_at = 0.0
         self._send_at = 0.0
-        self._waiting = Waiting()
+        self._waiting = Waiting(tell)
         self._opened = False  # has a worker opened the database?
         self._stopping = False
         self._moved_at = 0.0  # when something was stored last, or the stop came
@@ -88,15 +91,26 @@ class Holder:
             if time.monotonic() > silent:
                 self._wait(f"the database is not open after {SILENCE:g} s. What to do: see that it runs")
 
-    def run(self, stop: Callable[[], bool], deadline: float, listening: Callable[[], object]) -> None:
+    def run(
+        self,
+        stop: Callable[[], bool],
+        deadline: float,
+        listening: Callable[[], object],
+        hand_back: Callable[[], bool],
+    ) -> None:
         """Hold connections until `stop()` or `deadline`; then have everything stored and end them.
 
-        Calls `listening` when the door is open. Raises StoreError if not all could be stored at the end, and
-        before the door is open what `start` raises.
+        From `hand_back()` on nobody is let in, each sensor sees the end of our side of its stream, and it
+        lasts only until the last of them has ended. Calls `listening` when the door is open. Raises
+        StoreError if not all could be stored at the end, and before the door is open what `start` raises.
         """
-        told = False
+        told = handing_back = False
         try:
             while time.monotonic() < deadline and not stop():
+                if handing_back := handing_back or hand_back():
+                    self._hand_back()
+                    if not self._held and not self._door.paused:
+                        break
                 if self._opened and not told:
                     told = True
                     listening()
@@ -114,6 +128,14 @@ class Holder:
             self._child.kill()
         self._lose_worker()
         self._door.close()
+
+    def _hand_back(self) -> None:
+        self._shut_door()
+        for held in self._held.values():
+            if not held.shown_end:
+                held.shown_end = True
+                with suppress(OSError):  # it has just ended
+                    held.socket.shutdown(socket.SHUT_WR)
 
     def _shut_door(self) -> bool:
         """Accept those who wait, for they are acknowledged. Later ones are refused, and connect elsewhere.
@@ -163,7 +185,9 @@ class Holder:
             self._start()
         self._flush(now)
         poll = select.poll()
-        if not self._stopping and self._door.lets_in(len(self._held)):
+        if self._waiting.reason and not self._settings.get("spool"):
+            self._door.rest()  # others are there for the sensors; a spool is the last
+        elif self._door.lets_in(len(self._held)):
             poll.register(self._door, select.POLLIN)
         if self._channel is not None:
             sends = (self._outbox or self._new) and now >= self._send_at
@@ -182,10 +206,10 @@ class Holder:
             sock, (sensor, port) = accepted
             self._numbers += 1
             token = f"{self._run}.{self._numbers}"
-            held = Held(self._numbers, token, sensor, port, time.time_ns(), sock)
+            held = Held(self._numbers, token, sensor, port, time.time_ns(), first_sequence(sock), sock)
             self._held[held.number] = held
             self._new.append(held)
-            if not self._stopping and not self._door.lets_in(len(self._held)):
+            if not (self._door.is_shut or self._door.lets_in(len(self._held))):
                 break
         self._summary.connections += self._numbers - before
         return self._numbers > before
@@ -255,9 +279,8 @@ class Holder:
                 case "ready":
                     self._ready = True
                     if not self._opened:
-                        self._opened = True
                         self._waiting.over()
-                        self._door.open()
+                        self._open()
                 case "failed":
                     self._fail(*content)
                 case "consume":
@@ -275,6 +298,11 @@ class Holder:
                         setattr(self._summary, name, getattr(self._summary, name) + more)
                 case "crashed":
                     self._waiting.say(f"logger: its worker failed, another one is started: {content}")
+                case "forgetting":
+                    self._ready = True
+                    self._wait(content, "What comes is forgotten until then, so that the application goes on")
+                    if not self._opened:
+                        self._open()
                 case "waiting" if content:
                     self._wait(content)
                 case "waiting":
@@ -287,9 +315,13 @@ class Holder:
         error: type[MidstreamError] = getattr(errors, kind, StoreError)
         raise error(text)
 
-    def _wait(self, reason: str) -> None:
-        comfort = "Nothing is lost: the sensors wait too" if self._opened else "No sensor is let in"
-        self._waiting.because(reason, comfort)
+    def _open(self) -> None:
+        self._opened = True
+        self._door.open()
+
+    def _wait(self, reason: str, comfort: str = "") -> None:
+        waits = "Nothing is lost: the sensors wait too" if self._opened else "No sensor is let in"
+        self._waiting.because(reason, comfort or waits)
         self._summary.waits = self._waiting.times
 
     def _lose_worker(self) -> None:

@@ -12,6 +12,7 @@ and what a lost answer leaves open the stream itself tells. `Nats-Msg-Id` is the
 """
 
 import json
+import time
 import uuid
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,17 @@ from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.framing import Framing
 from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
-from midstream.logger.published import HEADERS_SIZE, PLACE, Item, Published, batches
+from midstream.logger.published import BATCH_MESSAGES, HEADERS_SIZE, PLACE, Item, Published, batches
 from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
 from midstream.nats_url import EXPECTED
+from midstream.told import OPEN, Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
 
 ANSWER_TIMEOUT = 5.0  # seconds for a batch
 _NOT_CLUSTERED, _NO_PEERS = 10074, 10005  # err_code: one server and replicas > 1; servers are missing
+SELDOM = 60.0  # seconds after which it is published again how far an open connection is held
 DUPLICATE_WINDOW = 120.0  # seconds in which the server remembers message ids
 
 
@@ -47,6 +50,8 @@ class JetStreamStore(Closing):
         described = layout.describe() if layout is not None else None
         self._published = Published(self._address.stream, framing, described)
         self._longest = longest
+        self._said: dict[str, float] = {}  # when that of an open connection was last published
+        self._unsaid: dict[str, HeldStream] = {}
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
         self._servers = NatsServers(self._address)
         try:
@@ -58,6 +63,15 @@ class JetStreamStore(Closing):
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
         return self._servers.run(self._resume(rows))
+
+    def find(self, row: ConnectionRow) -> ConnectionRow | None:
+        return self._servers.run(self._find(row))
+
+    def note_forgotten(self, holes: Collection[Forgotten]) -> None:
+        self._servers.run(self._note_forgotten(holes))
+
+    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
+        self._servers.run(self._note_held(streams, waiting))
 
     def write(self, batch: Batch) -> int:
         return self._servers.run(self._write(batch))
@@ -127,6 +141,50 @@ class JetStreamStore(Closing):
                 positions[row.token] = position
         return positions
 
+    async def _find(self, row: ConnectionRow) -> ConnectionRow | None:
+        """The events of all connections from this port of this sensor are looked at."""
+        own = await self._message(self._published.subject("connections", row))
+        if own is not None:
+            return _row(own)
+        found: dict[str, ConnectionRow] = {}
+        subject, number = self._published.subject("connections", row, "*.*"), 1
+        while row.first is not None and (event := await self._message(subject, number)) is not None:
+            known = _row(event)
+            if known.first == row.first:
+                found[known.token] = known
+            number = (event.seq or number) + 1
+        return min(found.values(), key=lambda known: abs(known.opened_ns - row.opened_ns), default=None)
+
+    async def _note_forgotten(self, holes: Collection[Forgotten]) -> None:
+        for hole in holes:
+            item = self._published.hole(hole)
+            known = await self._last_message(item.subject)
+            if known is None or json.loads(known.data or b"{}")["messages"] < hole.messages:
+                await self._publish([item])
+
+    async def _note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
+        """Of an open connection now and then: whatever is published stays."""
+        now, items = time.monotonic(), []
+        if waiting is not None:
+            items.append(self._published.waiting(waiting))
+        for stream in streams:
+            item = self._published.held(stream)
+            self._unsaid[item.subject] = stream
+        for subject, stream in list(self._unsaid.items()):
+            if stream.state != OPEN or now >= self._said.get(subject, float("-inf")) + SELDOM:
+                items.append(self._published.held(stream))
+        for item in items:
+            await self._last_message(item.subject)
+        for start in range(0, len(items), BATCH_MESSAGES):
+            await self._publish(items[start : start + BATCH_MESSAGES])
+        for item in items:
+            self._last.pop(item.subject, None)
+            stream_said = self._unsaid.pop(item.subject, None)
+            if stream_said is not None and stream_said.state == OPEN:
+                self._said[item.subject] = now
+            else:
+                self._said.pop(item.subject, None)
+
     async def _position(self, row: ConnectionRow, event: dict[str, Any] | None) -> Position | None:
         """None if nothing is known. The stream's limits may have removed the opening, and left messages."""
         last = await self._last_message(self._published.subject("data", row))
@@ -136,8 +194,6 @@ class JetStreamStore(Closing):
         if last is not None:
             before, start, _ = map(int, _header(last)[PLACE].split())
             sequence, offset = before + 1, start + len(last.data or b"") + FRAME[self._framing]
-        if event is not None and event["state"] == "closed":
-            return Position(0, sequence, event["bytes"], closed=True)
         fragments = self._published.subject("fragments", row)
         await self._last_message(fragments)
         head, number = b"", 1
@@ -145,7 +201,9 @@ class JetStreamStore(Closing):
             if int(_header(found)[PLACE]) >= offset:
                 head += found.data or b""
             number = found.seq + 1 if found.seq is not None else number
-        return Position(0, sequence, offset + len(head), head)
+        closed = event is not None and event["state"] == "closed"
+        size = event["bytes"] if event is not None and closed else 0
+        return Position(0, sequence, max(offset + len(head), size), head, closed=closed)
 
     async def _last_message(self, subject: str) -> RawStreamMsg | None:
         """A subject's last message; what is expected of the next one is noted."""
@@ -207,6 +265,25 @@ class JetStreamStore(Closing):
             raise Unavailable(f"{self._address.name}: {reason}. What to do: {ADVICE}")
         for subject, index in seen.items():
             self._last[subject] = result["seq"] - (len(items) - 1 - index)
+
+
+def _row(message: RawStreamMsg) -> ConnectionRow:
+    """What an event says of its connection."""
+    event = json.loads(message.data or b"{}")
+    return ConnectionRow(
+        token=event["token"],
+        sensor=event["sensor"],
+        port=event["port"],
+        opened_ns=event["opened_ns"],
+        first=event.get("first"),
+        spooled=bool(event.get("spooled")),
+        id=0,
+        closed_ns=event.get("closed_ns"),
+        size=event.get("bytes") or 0,
+        digest=event.get("digest"),
+        reset=bool(event.get("reset")),
+        reason=event.get("reason", ""),
+    )
 
 
 def _header(message: RawStreamMsg) -> Mapping[str, str]:

@@ -3,6 +3,9 @@
 Nothing is kept on the servers for a reader, which asks for each piece anew: see `stream`.
 """
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -10,8 +13,9 @@ from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
-from midstream.logger.stream import Stream
+from midstream.logger.stream import Found, Stream
 from midstream.logger.stream_connections import Known, StreamConnections
+from midstream.told import Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -46,7 +50,7 @@ class JetStreamLog(Closing):
         there.sort(key=lambda known: (known.opened_ns, known.id))
         return told_open([self._connection(known) for known in there])
 
-    def extents(self) -> dict[int, Extent]:
+    def extents(self, *, gaps: bool = True) -> dict[int, Extent]:  # noqa: ARG002  the stream counts
         self._all.refresh()
         there = [known for known in self._all.known.values() if known.messages]
         firsts = self._stream.get_all([known.oldest for known in there])
@@ -117,6 +121,28 @@ class JetStreamLog(Closing):
         self._all.look()
         return self._all.pruned(self._all.by_id[connection.id])
 
+    def told(self) -> Knowledge:
+        held: dict[str, HeldStream] = {}
+        for found in self._all_of("held"):
+            said, before = HeldStream.parse(json.loads(found.data)), held.get(found.subject)
+            held[found.subject] = (
+                said if before is None else replace(said, bytes=max(said.bytes, before.bytes))
+            )
+        forgotten = {
+            found.subject: Forgotten(**json.loads(found.data)) for found in self._all_of("forgotten")
+        }
+        waiting = self._stream.get({"last_by_subj": f"{self._stream.stream}.pending"})
+        pending = [Pending.parse(each) for each in json.loads(waiting.data)] if waiting else []
+        return Knowledge(list(held.values()), pending, list(forgotten.values()))
+
+    def _all_of(self, kind: str) -> Iterator[Found]:
+        """All messages of a kind, in their order."""
+        number, more = 1, True
+        while more:
+            found, more = self._stream.read(f"{self._stream.stream}.{kind}.>", number, MAX_ROWS, MAX_BYTES)
+            yield from found
+            number = found[-1].number + 1 if found else number
+
     def faults(self) -> list[str]:
         self._all.refresh()
         faults = list(self._all.faults)
@@ -149,6 +175,8 @@ class JetStreamLog(Closing):
             layout=layout,
             pruned=self._all.pruned(known),
             token=event.get("token", ""),
+            first=event.get("first"),
+            spooled=bool(event.get("spooled") or end.get("spooled")),
         )
 
     def _parsed(self, text: str, known: Known) -> "Layout":

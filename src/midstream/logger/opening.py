@@ -125,7 +125,7 @@ def fault(error: Exception) -> Fault:
         passing, advice = True, "another program holds a transaction open in it: end it"
     elif "not a database" in cause or "malformed" in cause:
         advice = (
-            "the file is damaged or no SQLite database: move it away, or name another in [logger] database. "
+            "the file is damaged or no SQLite database: move it away, or name another in config.toml. "
             "`sqlite3 FILE .recover` saves what can be read, `midstream log verify` says what is right"
         )
     elif "unable to open" in cause or "readonly" in cause:

@@ -114,6 +114,8 @@ class Peer:
         data = data or b""
         more = len(data) < waiting
         payloads = self._feed(data)
+        if self._fault == _UNSEEN_RESET and self.received > self.consumed + waiting:
+            self._finished, self._fault = True, ""  # both sides have ended the stream
         if self._decoder.error is not None:
             self.broken = True
             over = str(self._decoder.error)
@@ -138,8 +140,9 @@ class Peer:
                 position.sequence,
                 len(position.head),
             )
-            self._decoder.feed(position.head)
             self.over = position.closed
+            if not self.over:
+                self._decoder.feed(position.head)
         else:
             self.offset, (self.sequence, self._head_size) = self.consumed, self._told
             if self._head_size:

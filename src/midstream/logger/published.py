@@ -4,12 +4,13 @@ The docstring of `jetstream` names the subjects; `Nats-Msg-Id` is the token and 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from midstream.framing import Framing
-from midstream.logger.store import Batch, ConnectionRow, Piece, checksum
+from midstream.logger.store import Batch, ConnectionRow, Piece
+from midstream.told import Forgotten, HeldStream, Pending
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
@@ -61,17 +62,14 @@ class Published:
             yield self._event(row, "closed", end)
 
     def _messages(self, piece: Piece) -> Iterator[Item]:
-        subject = self.subject("data", piece.row)
-        token, offset = piece.row.token, piece.offset
-        for index, (payload, received) in enumerate(zip(piece.payloads, piece.received_ns, strict=True)):
-            sequence = piece.sequence + index
+        subject, token = self.subject("data", piece.row), piece.row.token
+        for _, sequence, received, payload, offset, crc in piece.rows():
             headers = {
                 "Nats-Msg-Id": f"{token}:{offset}",
                 PLACE: f"{sequence} {offset} {received}",
-                CHECKSUM: str(checksum(sequence, offset, received, payload)),
+                CHECKSUM: str(crc),
             }
             yield Item(subject, payload, headers)
-            offset += len(payload) + piece.frame
 
     def _fragment(self, row: ConnectionRow, start: int, data: bytes) -> Iterator[Item]:
         for index in range(0, len(data), self.piece):
@@ -81,12 +79,39 @@ class Published:
 
     def _event(self, row: ConnectionRow, state: str, more: dict[str, Any]) -> Item:
         known = {"state": state, "token": row.token, "sensor": row.sensor, "port": row.port}
+        known |= {"first": row.first, "spooled": row.spooled}
         known |= {"opened_ns": row.opened_ns, "framing": self.framing, "layout": self.layout}
         body = json.dumps(known | more).encode()
-        return Item(self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}"})
+        return Item(
+            self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}:{row.size}"}
+        )
 
-    def subject(self, kind: str, row: ConnectionRow) -> str:
-        return f"{self.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{row.token}"
+    def hole(self, hole: Forgotten) -> Item:
+        """What a spool has forgotten: the last one of a subject is right."""
+        subject = f"{self.stream}.forgotten.{hole.sensor.replace('.', '-')}.{hole.first_ns}"
+        body = json.dumps(hole._asdict()).encode()
+        return Item(subject, body, {"Nats-Msg-Id": f"{subject}:{hole.messages}"})
+
+    def held(self, stream: HeldStream) -> Item:
+        """How far a hardworker held a connection: of a subject the last one counts."""
+        place = f"{stream.sensor.replace('.', '-')}.{stream.port}.{stream.first}.{stream.opened_ns}"
+        subject = f"{self.stream}.held.{place}"
+        return Item(subject, json.dumps(stream.values).encode(), {})
+
+    def waiting(self, waiting: Collection[Pending]) -> Item:
+        """All that is in the spool, as far as a message has room: the last one counts."""
+        body, size = [], 0
+        for each in waiting:
+            body.append(json.dumps(each.values))
+            size += len(body[-1]) + 2
+            if size > self.piece:
+                body.pop()
+                break
+        return Item(f"{self.stream}.pending", f"[{', '.join(body)}]".encode(), {})
+
+    def subject(self, kind: str, row: ConnectionRow, token: str = "") -> str:
+        """Of a connection; or, with the wildcard `token`, of all from its port."""
+        return f"{self.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{token or row.token}"
 
 
 def batches(items: Iterator[Item]) -> Iterator[list[Item]]:

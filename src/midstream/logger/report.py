@@ -14,17 +14,18 @@ class Report:
 
     def __init__(self, holder: socket.socket) -> None:
         self.holder: socket.socket | None = holder
-        self._waiting: str | None = None
+        self._waiting: tuple[str, bool] | None = None
 
     def ready(self) -> None:
         """The database is open."""
         self._tell({"ready": True})
 
-    def waiting(self, reason: str) -> None:
-        """Nothing can be stored; "" when it goes on. Told when it changes, and first."""
-        if reason != self._waiting:
-            self._waiting = reason
-            self._tell({"waiting": reason})
+    def waiting(self, reason: str, *, forgets: bool = False) -> None:
+        """Nothing can be stored; "" when it goes on. Told when it changes, and first. forgets: what comes is
+        given up meanwhile."""
+        if (reason, forgets) != self._waiting:
+            self._waiting = reason, forgets
+            self._tell({"forgetting" if forgets else "waiting": reason})
 
     def failed(self, error: MidstreamError) -> None:
         self._tell({"failed": [type(error).__name__, str(error)]})

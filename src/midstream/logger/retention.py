@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, and_, column, delete, func, inspect, 
 from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
-from midstream.logger import opening, schema
+from midstream.logger import opening, schema, telling
 from midstream.logger.marks import Kept, Mark, Marks
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.passed import KERNEL, Clocks
@@ -56,7 +56,8 @@ class Retention:
         self._url, self._keep_ns, self._keep_bytes, self._told = url, keep_ns, keep_bytes, told
         endless = 1 << 62
         self._marks = Marks(clocks, (keep_bytes or endless) // PIECES, (keep_ns or endless) // SPANS)
-        self._save_at = 0.0
+        self._save_at = self._forget_at = 0.0
+        self._removed = False  # something, since what was told of it was
 
     def look(self) -> Removed:
         """Remove what has to go now. Raises StoreError."""
@@ -82,6 +83,10 @@ class Retention:
                 eraser.remove_pieces(self._marks, old, removed)
             if self._keep_bytes:
                 _remove_oldest(eraser, self._marks, self._keep_bytes, removed)
+            self._removed = self._removed or bool(removed.messages)
+            if self._removed and time.monotonic() >= self._forget_at:
+                eraser.forget_told()
+                self._removed, self._forget_at = False, time.monotonic() + SAVE
         return removed
 
 
@@ -112,6 +117,8 @@ def prune(
                 eraser.remove_before(marks, kept, now - keep_ns, removed)
         if keep_bytes is not None:
             _remove_oldest(eraser, marks, keep_bytes, removed)
+        if removed.messages and not dry_run:
+            eraser.forget_told()
     return removed
 
 
@@ -159,12 +166,13 @@ class _Eraser:
         self._dry_run = dry_run
         self.weighs = True
         with engine.connect() as database:
-            if stored_version(database, name) < schema.VERSION:
+            if stored_version(database, name) < schema.NOTES_PRUNED:
                 raise StoreError(
                     f"{name}: its tables have version 1, which cannot note what was removed. "
                     "What to do: start the logger once, which brings them up to date"
                 )
             self._has_readings = inspect(database).has_table(schema.READINGS)
+            self._was_told = inspect(database).has_table(schema.held.name)
         self._touched: set[int] = set()
 
     @contextmanager
@@ -178,6 +186,12 @@ class _Eraser:
                 database.execute(text("LOCK TABLE messages IN SHARE ROW EXCLUSIVE MODE"))
             yield database
             database.commit()
+
+    def forget_told(self) -> None:
+        """What a hardworker has told of connections of which nothing is left."""
+        if self._was_told:
+            with self.writing() as database:
+                telling.forget(database)
 
     def remove_pieces(self, marks: Marks, last: Mapping[int, Mark], removed: Removed) -> None:
         """Everything up to a mark of each connection; of an open one the last message stays: there the logger

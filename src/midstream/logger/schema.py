@@ -4,6 +4,9 @@ connections     one row a connection; closed_ns is NULL while it is open
 messages        one row a message, complete in itself: where it lies in the stream, when it came, a checksum
 fragments       the beginning of a message that is not whole yet and too long to wait in the kernel
 readings        the fields of each message as typed columns, where config.toml names fields
+held            how far the hardworker held each connection, as its daemon says
+pending         what is in the hardworker's spool, as its daemon says
+forgotten       holes: what a full spool has forgotten, of each sensor
 log             a view: who sent what, when
 schema_version  one row: VERSION
 """
@@ -17,6 +20,7 @@ from sqlalchemy import (
     Column,
     Connection,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -33,7 +37,8 @@ from sqlalchemy.schema import CreateColumn
 
 from midstream.errors import StoreError
 
-VERSION = 2
+VERSION = 3
+NOTES_PRUNED = 2  # the first version that notes what was removed to make room
 
 metadata = MetaData()
 key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for INTEGER
@@ -55,7 +60,11 @@ connections = Table(
     Column("framing", String(8)),  # fixed, length or line; NULL: stored by version 1
     Column("layout", Text),  # Layout.describe(); NULL: no fields were configured
     Column("pruned", BigInteger),  # messages that were removed to make room: those with a lower sequence
+    Column("first", BigInteger),  # TCP's sequence number of the stream's first byte; NULL: it is not known
+    Column("spooled", Boolean),  # came by the hardworker's spool; NULL: stored by a version before 3
 )
+
+Index("connections_first", connections.c.sensor, connections.c.port, connections.c.first)
 
 messages = Table(
     "messages",
@@ -74,6 +83,41 @@ fragments = Table(
     Column("connection_id", key, ForeignKey("connections.id"), primary_key=True, autoincrement=False),
     Column("stream_offset", BigInteger, primary_key=True, autoincrement=False),
     Column("bytes", LargeBinary, nullable=False),
+)
+
+held = Table(
+    "held",
+    metadata,
+    Column("sensor", String(15), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),  # as in connections
+    Column("opened_ns", BigInteger, primary_key=True, autoincrement=False),  # by the hardworker's clock
+    Column("held_bytes", BigInteger, nullable=False),  # of the stream
+    Column("state", String(8), nullable=False),  # told.py has the words
+    Column("destination_here", Boolean, nullable=False),  # it went to the spool
+)
+
+pending = Table(
+    "pending",
+    metadata,
+    Column("sensor", String(15), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),  # told.UNKNOWN: it is not known
+    Column("opened_ns", BigInteger, primary_key=True, autoincrement=False),  # by the hardworker's clock
+    Column("stream_start", BigInteger, nullable=False),
+    Column("stream_end", BigInteger, nullable=False),
+    Column("messages", BigInteger, nullable=False),
+    Column("oldest_ns", BigInteger, nullable=False),
+)
+
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("sensor", String(15), primary_key=True),
+    Column("first_ns", BigInteger, primary_key=True, autoincrement=False),  # when the first was received
+    Column("last_ns", BigInteger, nullable=False),
+    Column("messages", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # of their payload
 )
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -158,7 +202,16 @@ def _to_version_2(database: Connection) -> None:
         database.execute(insert(schema_version).values(version=1))
 
 
-_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2}
+def _to_version_3(database: Connection) -> None:
+    """What tells a connection from every other, on whatever host it was stored."""
+    for new in (connections.c.first, connections.c.spooled):
+        add_column(database, connections, new)
+    database.execute(
+        text("CREATE INDEX IF NOT EXISTS connections_first ON connections (sensor, port, first)")
+    )
+
+
+_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3}
 
 
 def add_column(database: Connection, table: Table, new: Column[Any]) -> None:

@@ -16,8 +16,9 @@ from midstream.descriptors import raise_limit
 from midstream.errors import ConfigError, MidstreamError, NetworkError
 from midstream.logger.companion import Companion
 from midstream.logger.door import Door
+from midstream.logger.exchange_process import ExchangeProcess
 from midstream.logger.holder import Child, Holder
-from midstream.logger.replay_process import ReplayProcess
+from midstream.logger.spool import Backfill, Sensors, path_of
 from midstream.logger.summary import LoggerSummary
 from midstream.network import load as load_topology
 
@@ -25,6 +26,8 @@ from midstream.network import load as load_topology
 class Logger(Closing):
     """Receives on the logger's address of const.toml and stores in `[logger] database`.
 
+    Or, with `spool`, on the hardworker's address, and stores in `[hardworker] spool` what only sensors send.
+    `tell` hears why nothing can be stored, and "" when it can be.
     `config` is config.toml's path or its content. Entering the context starts a worker process that opens
     the database. When it is open the logger listens, and sensors can connect. A database that cannot be
     opened just now is waited for, also in `serve`. Both raise StoreError or ConfigError if only a person can
@@ -32,28 +35,39 @@ class Logger(Closing):
     takes its place, no connection notices, and every message is stored once.
     """
 
-    def __init__(self, config: str | Path | Config) -> None:
+    def __init__(
+        self,
+        config: str | Path | Config,
+        *,
+        spool: bool = False,
+        door: int | None = None,
+        tell: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self._config = config if isinstance(config, Config) else load_config(config)
         self._topology = load_topology(self._config.const_path)
         self._size = self._config.message_size(self._topology.size)
         self._holder: Holder | None = None
-        self._replay: ReplayProcess | None = None
+        self._spool = path_of(self._config) if spool else None
+        self._descriptor = door
+        self._tell = tell
+        self._exchange: ExchangeProcess | None = None
         self._pruning: Companion | None = None
+        self._backfill: Backfill | None = None
         self._summary = LoggerSummary()
 
     def __enter__(self) -> Self:
-        prunes = _prunes(self._config)
+        prunes = not self._spool and _prunes(self._config)
         raise_limit()
         settings = {
             "config": self._config.model_dump_json(),
             "path": str(self._config.path),
             "size": self._size,
+            "spool": str(self._spool) if self._spool else "",
         }
-        door = Door(self._topology, self._config.const_path)
-        holder = Holder(door, settings, _start_worker, self._summary)
+        holder = Holder(self._door(), settings, _start_worker, self._summary, self._tell)
         try:
-            if self._config.logger.replay_port:
-                self._replay = ReplayProcess(self._config, str(self._topology.logger.ip), settings)
+            if not self._spool and _exchanges(self._config):
+                self._exchange = ExchangeProcess(self._config, str(self._topology.logger.ip), settings)
             holder.start()
             if prunes:
                 self._pruning = Companion("midstream.logger.pruning", settings)
@@ -69,6 +83,7 @@ class Logger(Closing):
         stop: Callable[[], bool] | None = None,
         timeout: float = 0.0,
         listening: Callable[[], object] = lambda: None,
+        hand_back: Callable[[], bool] = lambda: False,
     ) -> LoggerSummary:
         """Receive and store until `stop()` or for `timeout` seconds (0: without end). Once per context.
 
@@ -76,13 +91,21 @@ class Logger(Closing):
         on KeyboardInterrupt; connections still open then are closed, and recorded so. A database that takes
         nothing makes the sensors wait, however long that lasts; if it takes nothing at the end either,
         StoreError tells how much is lost.
+
+        For a spool, once `hand_back()`: nobody is let in any more, each sensor sees the end of our side of
+        its stream, and the spool is sent to the logger. It returns when sensors and spool are done.
         """
         if self._holder is None:
             raise NetworkError("the logger does not listen: call serve once, in a `with` block")
         holder, self._holder = self._holder, None
         started = time.monotonic()
         try:
-            holder.run(lambda: self._asked_to_stop(stop), started + (timeout or float("inf")), listening)
+            deadline = started + (timeout or float("inf"))
+            holder.run(
+                lambda: self._asked_to_stop(stop), deadline, listening, lambda: self._hands_back(hand_back)
+            )
+            if self._backfill is not None:
+                self._backfill.run(lambda: time.monotonic() >= deadline or self._asked_to_stop(stop))
         finally:
             holder.close()
             self.close()
@@ -94,24 +117,52 @@ class Logger(Closing):
         if self._holder is not None:
             self._holder.close()
             self._holder = None
-        if self._replay is not None:
-            self._replay.close()
-            self._replay = None
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
         if self._pruning is not None:
             self._pruning.close()
             self._pruning = None
+        if self._backfill is not None:
+            self._backfill.close()
+            self._backfill = None
 
     @property
     def summary(self) -> LoggerSummary:
         """What was received and stored so far."""
         return replace(self._summary)
 
+    def _door(self) -> Door:
+        topology, const = self._topology, self._config.const_path
+        if not self._spool:
+            whose = f"the logger of {const}"
+            return Door((str(topology.logger.ip), topology.port), topology.tos, whose, lambda _: True)
+        sensors = Sensors(const)
+        whose = f"the hardworker of {const}"
+        return Door(
+            (str(topology.hardworker.ip), topology.port), topology.tos, whose, sensors.has, self._descriptor
+        )
+
+    def _hands_back(self, hand_back: Callable[[], bool]) -> bool:
+        """Has it to? The spool is sent from then on: a sensor may take its time to end."""
+        if self._spool and self._backfill is None and hand_back():
+            self._backfill = Backfill(self._config)
+        return self._backfill is not None
+
     def _asked_to_stop(self, stop: Callable[[], bool] | None) -> bool:
-        if self._replay is not None:
-            self._replay.keep()
+        if self._exchange is not None:
+            self._exchange.keep()
         if self._pruning is not None:
             self._pruning.keep()
+        if self._backfill is not None:
+            self._backfill.keep()
         return stop is not None and stop()
+
+
+def _exchanges(config: Config) -> bool:
+    """Does the logger take a hardworker's word? Where nobody asked for it, only if there is a key."""
+    asked = "replay_port" in config.logger.model_fields_set
+    return bool(config.logger.replay_port) and (asked or config.key_path.exists())
 
 
 def _prunes(config: Config) -> bool:

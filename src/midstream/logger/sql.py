@@ -9,6 +9,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    and_,
     create_engine,
     delete,
     event,
@@ -23,15 +24,16 @@ from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
-from midstream.framing import Framing
-from midstream.logger import readings, schema
+from midstream.logger import readings, schema, telling
 from midstream.logger.inserts import inserter
 from midstream.logger.opening import begin_writing, fault, open_with
-from midstream.logger.schema import connections, fragments, messages
+from midstream.logger.schema import connections, forgotten, fragments, messages
 from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+from midstream.told import Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
+    from midstream.logger.room import Room
 
 LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
 CONNECT_TIMEOUT = 5  # seconds for a server
@@ -43,7 +45,9 @@ _OPENING = 0x6D696473747265  # a lock of PostgreSQL's: the number is free to cho
 class SqlStore(Closing):
     """The database at a SQLAlchemy URL; tables are made if they are missing, and brought up to date.
 
-    `batch_size` is the most messages in a transaction. With a `layout` each message's fields are columns too.
+    `batch_size` is the most messages in a transaction; `framing` may be store.STREAM. With a `layout` each
+    message's fields are columns too.
+    `room` bounds a file of SQLite, and is closed with the store.
     """
 
     def __init__(
@@ -51,10 +55,12 @@ class SqlStore(Closing):
         url: str | URL,
         *,
         batch_size: int,
-        framing: Framing = "fixed",
+        framing: str = "fixed",
         layout: "Layout | None" = None,
+        room: "Room | None" = None,
     ) -> None:
         self._batch_size = batch_size
+        self._room = room
         self._framing = framing
         self._layout = layout
         self._engine, self._name = open_with(url, _engine)
@@ -69,10 +75,10 @@ class SqlStore(Closing):
                 if layout is not None:
                     self._prepare_readings(database, layout)
         except self._errors as error:
-            self._engine.dispose()
+            self.close()
             raise self._failed(error) from error
         except StoreError:
-            self._engine.dispose()
+            self.close()
             raise
 
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
@@ -87,6 +93,43 @@ class SqlStore(Closing):
             raise self._failed(error) from error
         return positions
 
+    def find(self, row: ConnectionRow) -> ConnectionRow | None:
+        try:
+            with self._engine.begin() as database:
+                named = select(connections).where(connections.c.token == row.token)
+                found = database.execute(named).first()
+                if found is None and row.first is not None:
+                    same = select(connections).where(
+                        connections.c.sensor == row.sensor,
+                        connections.c.port == row.port,
+                        connections.c.first == row.first,
+                    )
+                    nearest = func.abs(connections.c.opened_ns - row.opened_ns)
+                    found = database.execute(same.order_by(nearest).limit(1)).first()
+        except self._errors as error:
+            raise self._failed(error) from error
+        return None if found is None else _row(found)
+
+    def note_forgotten(self, holes: Collection[Forgotten]) -> None:
+        try:
+            with self._engine.begin() as database:
+                for hole in holes:
+                    same = and_(forgotten.c.sensor == hole.sensor, forgotten.c.first_ns == hole.first_ns)
+                    known = database.execute(select(forgotten).where(same)).first()
+                    if known is None:
+                        database.execute(insert(forgotten).values(hole._asdict()))
+                    elif known.messages < hole.messages:
+                        database.execute(update(forgotten).where(same).values(hole._asdict()))
+        except self._errors as error:
+            raise self._failed(error) from error
+
+    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
+        try:
+            with self._engine.begin() as database:
+                telling.note(database, streams, waiting)
+        except self._errors as error:
+            raise self._failed(error) from error
+
     def write(self, batch: Batch) -> int:
         # Each connection's rows are made when they are taken: until then it may have no id.
         rows = chain.from_iterable(piece.rows() for piece in batch.pieces)
@@ -96,11 +139,16 @@ class SqlStore(Closing):
                 with self._engine.begin() as database:
                     if start == 0:
                         self._insert_opened(database, batch.opened)
-                    if some := list(islice(rows, self._batch_size)):
+                    some = list(islice(rows, self._batch_size))
+                    begun = batch.fragments if start == starts[-1] else []
+                    if self._room is not None:
+                        sizes = [len(row.payload) for row in some] + [len(data) for *_, data in begun]
+                        batch.forgotten += self._room.make(database, sizes)
+                    if some:
                         self._insert_messages(database, some)
                     if start == starts[-1]:
                         _delete_fragments(database, batch.completed)
-                        _insert_fragments(database, batch.fragments)
+                        _insert_fragments(database, begun)
                         _update_closed(database, batch.closed)
         except self._errors as error:
             raise self._failed(error) from error
@@ -108,6 +156,8 @@ class SqlStore(Closing):
 
     def close(self) -> None:
         self._engine.dispose()
+        if self._room is not None:
+            self._room.close()
 
     def _prepare_readings(self, database: Connection, layout: "Layout") -> None:
         columns = [(column.name, column.kind) for column in layout.columns]
@@ -123,6 +173,8 @@ class SqlStore(Closing):
                     sensor=row.sensor,
                     port=row.port,
                     opened_ns=row.opened_ns,
+                    first=row.first,
+                    spooled=row.spooled,
                     token=row.token,
                     framing=self._framing,
                     layout=layout,
@@ -140,7 +192,7 @@ class SqlStore(Closing):
             self._insert_readings(database, [key + value for key, value in zip(keys, values, strict=True)])
 
     def _position(self, database: Connection, row: Row[Any]) -> Position:
-        """Behind the last message and the fragments that follow it; behind everything if it is closed."""
+        """Behind the last message and the fragments that follow it, or what is unfinished if it is closed."""
         last = database.execute(
             select(
                 messages.c.sequence, messages.c.stream_offset, func.length(messages.c.payload).label("size")
@@ -154,10 +206,11 @@ class SqlStore(Closing):
             fragments.c.connection_id == row.id, fragments.c.stream_offset >= offset
         )
         head = b"".join(database.execute(following.order_by(fragments.c.stream_offset)).scalars())
-        sequence = last.sequence + 1 if last else 0
-        if row.closed_ns is not None:
-            return Position(row.id, sequence, row.bytes, closed=True)
-        return Position(row.id, sequence, offset + len(head), head)
+        sequence = last.sequence + 1 if last else row.pruned or 0
+        closed = row.closed_ns is not None
+        if closed and row.bytes is not None and row.bytes >= offset + len(head):
+            return Position(row.id, sequence, row.bytes, row.unfinished or b"", closed=True)
+        return Position(row.id, sequence, offset + len(head), head, closed=closed)
 
     def _failed(self, error: Exception) -> StoreError | Unavailable:
         """What to raise: Unavailable for what may pass without a change of the configuration."""
@@ -212,8 +265,27 @@ def _update_closed(database: Connection, rows: Iterable[ConnectionRow]) -> None:
                 reset=row.reset,
                 reason=row.reason,
                 unfinished=row.unfinished or None,
+                spooled=row.spooled,
             )
         )
+
+
+def _row(found: Row[Any]) -> ConnectionRow:
+    return ConnectionRow(
+        token=found.token or "",
+        sensor=found.sensor,
+        port=found.port,
+        opened_ns=found.opened_ns,
+        first=found.first,
+        spooled=bool(found.spooled),
+        id=found.id,
+        closed_ns=found.closed_ns,
+        size=found.bytes or 0,
+        digest=found.digest,
+        reset=bool(found.reset),
+        reason=found.reason or "",
+        unfinished=found.unfinished or b"",
+    )
 
 
 def _chunks(tokens: Collection[str], size: int) -> Iterator[list[str]]:

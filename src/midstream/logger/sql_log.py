@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Select,
     Table,
     and_,
     column,
@@ -34,6 +35,7 @@ from midstream.logger import schema
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
+from midstream.told import Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -57,8 +59,9 @@ class SqlLog(Closing):
                     each.name: {found["name"] for found in inspector.get_columns(each.name)}
                     for each in (schema.connections, schema.messages)
                 }
-                tables = inspector.get_table_names()
+                tables = set(inspector.get_table_names())
                 self._has_readings = schema.READINGS in tables
+                self._was_told = {schema.held.name, schema.pending.name, schema.forgotten.name} <= tables
         except BaseException:
             self.close()
             raise
@@ -84,18 +87,9 @@ class SqlLog(Closing):
             rows = database.execute(query).mappings().all()
         return told_open([self._connection(row) for row in rows])
 
-    def extents(self) -> dict[int, Extent]:
+    def extents(self, *, gaps: bool = True) -> dict[int, Extent]:
         messages = schema.messages
-        counted = (
-            select(
-                messages.c.connection_id,
-                func.count().label("messages"),
-                func.min(messages.c.sequence).label("first"),
-                func.max(messages.c.sequence).label("last"),
-            )
-            .group_by(messages.c.connection_id)
-            .subquery()
-        )
+        counted = (_counted() if gaps else _ends()).subquery()
         ends = select(
             messages.c.connection_id,
             counted.c.messages,
@@ -185,6 +179,16 @@ class SqlLog(Closing):
         with self.transaction() as database:
             return database.execute(query).scalar() or 0
 
+    def told(self) -> Knowledge:
+        if not self._was_told:
+            return Knowledge()
+        with self.transaction() as database:
+            return Knowledge(
+                [HeldStream(*row) for row in database.execute(select(schema.held))],
+                [Pending(*row) for row in database.execute(select(schema.pending))],
+                [Forgotten(*row) for row in database.execute(select(schema.forgotten))],
+            )
+
     def faults(self) -> list[str]:
         """SQLite's own look at its pages."""
         with self.transaction() as database:
@@ -213,7 +217,7 @@ class SqlLog(Closing):
             return {row[0]: tuple(row)[1:] for row in database.execute(query)}
 
     def _column(self, column: Column[Any]) -> ColumnElement[Any]:
-        """A column, or NULL where a database of version 1 has none."""
+        """A column, or NULL where a database of an older version has none."""
         assert isinstance(column.table, Table)
         return column if column.name in self._present[column.table.name] else null().label(column.name)
 
@@ -245,4 +249,29 @@ class SqlLog(Closing):
             layout=layout,
             pruned=row["pruned"] or 0,
             token=row["token"] or "",
+            first=row["first"],
+            spooled=bool(row["spooled"]),
         )
+
+
+def _counted() -> Select[Any]:
+    """How many messages each connection has, the first and the last of them."""
+    sequence = schema.messages.c.sequence
+    return select(
+        schema.messages.c.connection_id,
+        func.count().label("messages"),
+        func.min(sequence).label("first"),
+        func.max(sequence).label("last"),
+    ).group_by(schema.messages.c.connection_id)
+
+
+def _ends() -> Select[Any]:
+    """The same by two look-ups per connection, as if no message were missing between them."""
+    messages, known = schema.messages, schema.connections
+    first, last = (
+        select(end(messages.c.sequence)).where(messages.c.connection_id == known.c.id).scalar_subquery()
+        for end in (func.min, func.max)
+    )
+    ends = select(known.c.id.label("connection_id"), first.label("first"), last.label("last")).subquery()
+    count = (ends.c.last + 1 - ends.c.first).label("messages")
+    return select(ends.c.connection_id, count, ends.c.first, ends.c.last).where(ends.c.last.is_not(None))

@@ -8,13 +8,14 @@ import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.framing import PREFIX
+from midstream.told import Forgotten, HeldStream, Pending
 
-FRAME = {"fixed": 0, "length": PREFIX, "line": 1}  # bytes of a message's frame besides its payload
+STREAM = "stream"  # in the place of a framing: the rows are parts of a stream, whatever messages are in it
+FRAME = {"fixed": 0, "length": PREFIX, "line": 1, STREAM: 0}  # bytes of a message's frame besides its payload
 
 
 _HEAD = struct.Struct("<qqq")
@@ -37,6 +38,8 @@ class ConnectionRow:
     sensor: str
     port: int
     opened_ns: int
+    first: int | None = None  # TCP's sequence number of the stream's first byte, None if it is not known
+    spooled: bool = False  # it comes from the hardworker's spool
     id: int | None = None
     closed_ns: int | None = None
     size: int = 0  # bytes of the stream
@@ -67,14 +70,16 @@ class Piece:
     payloads: list[bytes]
     received_ns: list[int]
     frame: int  # bytes of a message's frame besides its payload
+    crcs: list[int] | None = None  # as another logger has written them; None: they are made here
 
     def rows(self) -> Iterator[MessageRow]:
         """The rows of the messages, once the connection has its id."""
         key = self.row.id
         assert key is not None
         offset = self.offset
-        for sequence, payload, received in zip(count(self.sequence), self.payloads, self.received_ns):
-            crc = checksum(sequence, offset, received, payload)
+        for index, (payload, received) in enumerate(zip(self.payloads, self.received_ns, strict=True)):
+            sequence = self.sequence + index
+            crc = self.crcs[index] if self.crcs else checksum(sequence, offset, received, payload)
             yield MessageRow(key, sequence, received, payload, offset, crc)
             offset += len(payload) + self.frame
 
@@ -92,6 +97,8 @@ class Batch:
     closed: list[ConnectionRow] = field(default_factory=list)
     messages: int = 0
     payload_bytes: int = 0
+    forgotten: int = 0
+    """Messages that the store has given up to make room for these."""
 
     def __bool__(self) -> bool:
         return bool(self.opened or self.pieces or self.fragments or self.closed)
@@ -114,8 +121,23 @@ class Store(Closing, Protocol):
     def resume(self, rows: Collection[ConnectionRow]) -> Mapping[str, Position]:
         """The position of each of these connections that the store knows, by token. Raises as `write`."""
 
+    def find(self, row: ConnectionRow) -> ConnectionRow | None:
+        """The store's own row of the connection that another logger's row is of; None if it knows none.
+
+        By its token, else by sensor, port and `first`: of several the one that opened at the nearest time.
+        Raises as `write`.
+        """
+
+    def note_forgotten(self, holes: Collection[Forgotten]) -> None:
+        """Commit what a spool has forgotten; a hole that is known may have grown. Raises as `write`."""
+
+    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
+        """Commit what a hardworker holds. waiting: all that is in its spool, None: that is as it was. A
+        connection of which only the hardworker knows the end is closed. Raises as `write`."""
+
     def write(self, batch: Batch) -> int:
         """Commit a batch and return how many transactions it took; ids of opened connections are filled in.
+        So is what was forgotten.
 
         New connections go first and ends last. Raises StoreError or Unavailable; a prefix of the batch may be
         committed then, also all of it.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.logger.run import Run
+from midstream.told import Knowledge
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -21,7 +22,8 @@ MAX_BYTES = 8 << 20  # of their payload: a message is taken whole, so one that i
 class StoredConnection:
     """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end (then it
     is `lost`); so is `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on
-    purpose. token: the logger's name for it."""
+    purpose. token: the logger's name for it. first: TCP's sequence number of the stream's first byte, if
+    it is known. spooled: it came by the hardworker's spool."""
 
     id: int
     sensor: str
@@ -38,6 +40,8 @@ class StoredConnection:
     pruned: int
     token: str = ""
     lost: bool = False
+    first: int | None = None
+    spooled: bool = False
 
     @property
     def state(self) -> str:
@@ -106,8 +110,9 @@ class Log(Closing, Protocol):
     def connections(self) -> list[StoredConnection]:
         """All connections, the oldest first."""
 
-    def extents(self) -> dict[int, Extent]:
-        """What there is of each connection that has messages, by its id."""
+    def extents(self, *, gaps: bool = True) -> dict[int, Extent]:
+        """What there is of each connection that has messages, by its id. gaps: False: as if there were none,
+        which is cheaper where messages have to be counted."""
 
     def last_sequences(self) -> dict[int, int]:
         """The sequence of each connection's last message, by its id; cheaper than `extents`."""
@@ -128,6 +133,9 @@ class Log(Closing, Protocol):
 
     def pruned(self, connection: StoredConnection) -> int:
         """How many messages of a connection were removed on purpose until now: it may have become more."""
+
+    def told(self) -> Knowledge:
+        """What hardworkers have told the logger. Read it before `extents`: what it speaks of came earlier."""
 
     def faults(self) -> list[str]:
         """What is wrong with the database as a whole; nothing if it is sound."""

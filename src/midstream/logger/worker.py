@@ -16,6 +16,7 @@ from typing import Any
 from midstream.errors import MidstreamError, StoreError
 from midstream.framing import Decoder
 from midstream.logger import channel
+from midstream.logger.forgetting import Forgetting
 from midstream.logger.peer import Peer
 from midstream.logger.report import Report
 from midstream.logger.store import Batch, ConnectionRow, Position, Store, Unavailable
@@ -29,6 +30,10 @@ STOP_PATIENCE = 5.0  # seconds after a stop for a database that takes nothing
 SLOW = 5.0  # seconds after which a commit is called waiting
 HOLD = 0.5  # seconds in which everything is stored again, after which it is said to go on
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds between two tries to open the database
+# A spool leaves the processor to the application: it looks at many connections at a time, commits less often.
+SPOOL_PAUSE = 0.02  # seconds between two looks
+SPOOL_INTERVAL = 0.25  # seconds from one commit to the next at least
+SPOOL_RETRY = 0.5  # seconds between two tries at most: its backfill makes room all the time
 STOPPED = "the logger was stopped"
 ORPHANED = "the logger was killed"
 
@@ -37,6 +42,8 @@ _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 class Worker:
     """Talks to the holder over `holder`. `frame`: bytes that a message has besides its payload.
+    spools: this is the hardworker's spool. forgets_after: seconds of failures after which a spool forgets
+    what comes, so that the application goes on; None: it waits.
 
     Not patient: the first time that the database is opened, what only the user can mend ends the worker.
     """
@@ -51,14 +58,20 @@ class Worker:
         batch_interval: float,
         batch_size: int,
         patient: bool,
+        spools: bool = False,
+        forgets_after: float | None = None,
     ) -> None:
+        self._spools = spools
         self._report = Report(holder)
         self._new_store = new_store
         self._new_decoder = new_decoder
         self._frame = frame
-        self._batch_interval = batch_interval
+        self._batch_interval = max(batch_interval, SPOOL_INTERVAL) if spools else batch_interval
         self._batch_size = batch_size
         self._patient = patient
+        self._forgets_after = forgets_after
+        self._failing_since = self._failed_at = 0.0  # 0: it does not
+        self._forgotten = Forgetting()
         self._store: Store | None = None
         self._usable = False  # is the store open and in order?
         self._writer = Writer()
@@ -98,6 +111,8 @@ class Worker:
             if self._report.holder is not None and self._report.holder.fileno() in others:
                 self._hear(self._report.holder)
             self._step(time.monotonic())
+            if self._spools and not self._pressing:
+                time.sleep(SPOOL_PAUSE)
         for peer in self._peers.values():
             peer.socket.close()
         store = self._store
@@ -112,11 +127,12 @@ class Worker:
         now = time.monotonic()
         if self._then is not None or self._consuming:
             return SLOW / 4
-        if not self._usable:
+        if not self._usable and not self._forgets:
             return max(0.0, self._retry_at - now)
         if self._stop_reason:
             return QUIET / 2
         due = [self._since + self._batch_interval] if self._ready else []
+        due += [] if self._usable else [self._retry_at]
         due += [self._good_since + HOLD] if self._troubled and self._good_since else []
         return max(0.0, min(due) - now) if due else -1
 
@@ -133,9 +149,10 @@ class Worker:
             pass  # the holder is at it
         elif self._stop_reason and not self._peers:
             self._running = False
-        elif not self._usable:
-            if now >= self._retry_at:
-                self._open()
+        elif not self._usable and now >= self._retry_at:
+            self._open()
+        elif not self._usable and not self._forgets:
+            pass  # until the next try
         elif self._strangers:
             self._resume()
         elif self._stop_reason and (now >= min(self._moved_at + QUIET, self._stopped_at + DRAIN_SECONDS)):
@@ -149,26 +166,39 @@ class Worker:
             self._gather("")
 
     def _open(self) -> None:
-        old = self._store
+        old, holes = self._store, self._forgotten.holes()
 
         def open_store() -> Store:
             if old is not None:
                 old.close()
-            return self._new_store()
+            store = self._new_store()
+            try:
+                if holes:
+                    store.note_forgotten(holes)
+            except (Unavailable, MidstreamError):
+                store.close()
+                raise
+            return store
 
         self._do(open_store, self._opened)
 
     def _opened(self, store: Store) -> None:
         self._store, self._usable, self._patient = store, True, True
+        self._forgotten.clear()
+        self._strangers = list(self._peers.values())
         self._report.ready()
         if not self._peers:
+            self._failing_since = 0.0
             self._good()
 
     def _resume(self) -> None:
         """Ask the store how far the strangers came, and go on from there."""
         store, peers = self._store, self._strangers
-        assert store is not None
         self._strangers = []
+        if not self._usable:
+            self._resumed(peers, {})
+            return
+        assert store is not None
         self._do(
             lambda: store.resume([peer.row for peer in peers]),
             lambda positions: self._resumed(peers, positions),
@@ -201,14 +231,19 @@ class Worker:
                 self._ready[peer] = None  # behind the others
             taken.append(peer)
         self._pressing = bool(self._ready)
-        if batch:
+        if batch and not self._usable:
+            self._forgotten.add(batch)
+            self._report.count(forgotten=batch.messages)
+            self._settle(taken)
+        elif batch:
             store = self._store
             assert store is not None
             self._do(lambda: store.write(batch), lambda commits: self._stored(batch, taken, commits))
-        elif not self._ready:
+        elif not self._ready and self._usable:
             self._good()  # nothing waits to be stored
 
     def _stored(self, batch: Batch, taken: list[Peer], commits: int) -> None:
+        self._failing_since = 0.0
         self._good()
         self._report.count(
             messages=batch.messages,
@@ -217,6 +252,7 @@ class Worker:
             unfinished=sum(bool(row.unfinished) for row in batch.closed),
             resets=sum(row.reset for row in batch.closed),
             framing_errors=sum(peer.broken for peer in taken),
+            forgotten=batch.forgotten,
         )
         self._settle(taken)
 
@@ -256,7 +292,14 @@ class Worker:
 
     def _take_over(self, entry: channel.Message, sock: socket.socket) -> None:
         sock.setblocking(False)
-        row = ConnectionRow(entry["token"], entry["sensor"], entry["port"], entry["opened_ns"])
+        row = ConnectionRow(
+            entry["token"],
+            entry["sensor"],
+            entry["port"],
+            entry["opened_ns"],
+            first=entry["first"],
+            spooled=self._spools,
+        )
         peer = Peer(
             entry["number"],
             row,
@@ -325,21 +368,33 @@ class Worker:
 
     def _fail(self, reason: str) -> None:
         """Forget the batch; all of it is still in the kernel."""
+        now = time.monotonic()
+        if not self._failing_since or now > self._failed_at + SLOW:  # nobody had anything to store meanwhile
+            self._failing_since = now
+        self._failed_at = now
         self._trouble(reason)
         self._usable = False
         self._strangers = list(self._peers.values())
-        now = time.monotonic()
         self._retry_at = now + self._retry
-        self._retry = min(2 * self._retry, LAST_RETRY)
+        self._retry = min(2 * self._retry, SPOOL_RETRY if self._spools else LAST_RETRY)
         self._give_up_if_stopped(now, reason)
 
     def _trouble(self, reason: str) -> None:
         self._troubled, self._good_since = True, 0.0
-        self._report.waiting(reason)
+        self._report.waiting(reason, forgets=self._forgets)
 
     def _good(self) -> None:
         """Something was stored, or nothing had to be."""
         self._good_since = self._good_since or time.monotonic()
+
+    @property
+    def _forgets(self) -> bool:
+        """Has nothing been stored for so long that what comes is given up?"""
+        return bool(
+            self._forgets_after is not None
+            and self._failing_since
+            and time.monotonic() >= self._failing_since + self._forgets_after
+        )
 
     def _give_up_if_stopped(self, now: float, reason: str) -> None:
         if self._stop_reason == STOPPED and now > self._stopped_at + STOP_PATIENCE:

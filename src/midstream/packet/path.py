@@ -148,7 +148,8 @@ def find_leg(frame: bytes, topology: Topology) -> Leg | None:
         return None
     to_service = ends.ports[1] == topology.port
     legs = (Leg.REQUEST, Leg.RELAYED, Leg.DIRECT) if to_service else (Leg.REPLY, Leg.RESTORED)
-    return next((leg for leg in legs if addresses(leg, topology, sensor) == where), None)
+    with_each = [replace(topology, logger=logger) for logger in topology.loggers]
+    return next((leg for one in with_each for leg in legs if addresses(leg, one, sensor) == where), None)
 
 
 def has_tos(ip: IPv4, topology: Topology) -> bool:

@@ -39,5 +39,6 @@ def _macs(packet: bytes, topology: Topology) -> tuple[bytes, bytes]:
             where = addresses(leg, topology, sensor)
             if (where.source, where.destination) == (source, destination):
                 return where.destination_mac, where.source_mac
-    hosts = {host.ip: host.mac_bytes for host in (topology.hardworker, topology.logger, *topology.sensors)}
+    everybody = (topology.hardworker, *topology.loggers, *topology.sensors)
+    hosts = {host.ip: host.mac_bytes for host in everybody}
     return hosts.get(destination, bytes(6)), hosts.get(source, bytes(6))

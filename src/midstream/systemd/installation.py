@@ -15,6 +15,7 @@ from pathlib import Path
 from midstream import config as configuration
 from midstream import key, modes
 from midstream.config import SYSTEM_CONFIG, Config, Role
+from midstream.daemon import spool
 from midstream.ebpf import loader, pins
 from midstream.errors import ConfigError, KernelError
 from midstream.systemd import place, state
@@ -39,7 +40,8 @@ _OFFERED: dict[Role, tuple[str, ...]] = {
     "sensor": ("midstream-sensor",),
 }
 _SETTINGS: dict[Role, str] = {
-    "hardworker": f'\n[hardworker]\nsocket = "/run/midstream/ring.sock"\nsocket_group = "{USER}"\n',
+    "hardworker": f'\n[hardworker]\nsocket = "/run/midstream/ring.sock"\nsocket_group = "{USER}"\n'
+    f'spool = "{STATE}/spool.db"\n',
     "logger": f'\n[logger]\ndatabase = "sqlite:///{STATE}/midstream.db"\n',
     "sensor": "\n[sensor]\nreconnect = 86400.0\n",
 }
@@ -98,6 +100,7 @@ def uninstall(say: Say, *, purge: bool = False) -> None:
         for name in names:
             say(f"{name}: stopped and disabled")
     _detach(say)
+    _end_spool(say)
     for path in (*sorted(_UNITS.glob("midstream-*.service")), *_FILES.values()):
         if path.exists():
             path.unlink()
@@ -172,6 +175,11 @@ def _faults(config: Config, role: Role) -> Iterator[str]:
             "hardworker.socket: missing; the application has no privileges, so add to [hardworker] "
             f'socket = "/run/midstream/ring.sock" and socket_group = "{USER}"'
         )
+    if role == "hardworker" and config.spool_path and not config.spool_path.is_relative_to(STATE):
+        yield (
+            f'hardworker.spool = "{config.hardworker.spool}": the services may not write there; set '
+            f'spool = "{STATE}/spool.db"'
+        )
     if role != "logger":
         return
     path = config.database_url.removeprefix("sqlite:///")
@@ -217,6 +225,16 @@ def _detach(say: Say) -> None:
             say(str(error))
     with suppress(OSError):  # not empty: what others have pinned there stays
         Path(config.network.pins).rmdir()
+
+
+def _end_spool(say: Say) -> None:
+    """Its process outlives the daemon."""
+    try:
+        config = configuration.load(SYSTEM_CONFIG)
+    except ConfigError:
+        return
+    if pid := spool.stop(config):
+        say(f"process {pid}: the spool, ended; what it holds stays")
 
 
 def _remove(say: Say, path: Path) -> None:

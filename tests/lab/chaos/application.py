@@ -33,10 +33,11 @@ ROW = np.dtype(
 
 
 def main(config: str, path: Path, life: int) -> None:
+    print("started", time.monotonic(), file=sys.stderr, flush=True)
     with path.open("ab", buffering=0) as file, Hardworker(config, autocommit=False) as hardworker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: hardworker.stop())
-        print("receiving", file=sys.stderr, flush=True)
+        print("receiving", time.monotonic(), file=sys.stderr, flush=True)
         while not hardworker.stopped:
             hardworker.wait(1.0)
             batch = hardworker.read()

@@ -1,7 +1,9 @@
 """A plain TCP client at a fixed rate that connects again, and accounts for each of its connections.
 
 It sends from the first message on that its TCP had not had acknowledged. Each connection has a port of its
-own: so its account, the application's rows and the log's are known to be of the same connection.
+own: so its account, the application's rows and the log's are known to be of the same connection. An account
+is written when a connection opens, and again when it has ended. A client that was killed in between does not
+know what was acknowledged: its next life begins with numbers that no life before it has used.
 
     python client.py SENSOR ADDRESS PORT TOS RATE FIRST_SOURCE_PORT ACCOUNT STOP
 """
@@ -14,18 +16,23 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.lab.chaos.messages import SIZE, message
 
 AGAIN = 0.1  # seconds between two attempts to connect
 PATIENCE = 20.0  # seconds without an acknowledgement: the connection is given up
+LIFE = 1 << 32  # numbers of a client's life
 _TCP_INFO_BYTES_ACKED = 120  # struct tcp_info of linux/tcp.h
 
 
 @dataclass
 class Connection:
-    """A line of the account. Times are CLOCK_MONOTONIC; `sent` and `acknowledged` are bytes of the stream."""
+    """A line of the account. Times are CLOCK_MONOTONIC; `sent` and `acknowledged` are bytes of the stream.
+
+    how: how it ended; empty: the client was killed before, and all but the first four values are unknown.
+    """
 
     sensor: int
     port: int
@@ -44,16 +51,28 @@ class Client:
         self._sensor, self._address, self._tos, self._rate = sensor, address, tos, rate
         self._source = source
         self._number = 0  # the first message that is not acknowledged
+        self._lines: TextIO
 
     def run(self, account: Path, stop: Path) -> None:
-        with account.open("w", buffering=1) as lines:
+        self._resume(account)
+        with account.open("a", buffering=1) as self._lines:
             while not stop.exists():
-                if connection := self._connect():
-                    lines.write(json.dumps(asdict(connection)) + "\n")
+                self._connect()
                 time.sleep(AGAIN)
 
-    def _connect(self) -> Connection | None:
-        """One connection from its beginning to its end; None if there was none."""
+    def _resume(self, account: Path) -> None:
+        """Go on where an earlier life was killed."""
+        if account.exists() and (lines := account.read_text().splitlines()):
+            last = Connection(**json.loads(lines[-1]))
+            self._source = last.port
+            known = last.first + last.acknowledged // SIZE
+            self._number = known if last.how else (last.first // LIFE + 1) * LIFE
+
+    def _write(self, connection: Connection) -> None:
+        self._lines.write(json.dumps(asdict(connection)) + "\n")
+
+    def _connect(self) -> None:
+        """One connection from its beginning to its end, if it is to be had."""
         with socket.socket() as sock:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, self._tos)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -63,10 +82,14 @@ class Client:
             sock.settimeout(2)
             try:
                 sock.connect(self._address)
+            except ConnectionRefusedError:
+                self._source -= 1  # nobody has had a connection from there
+                return
             except OSError:
-                return None
+                return
             sock.setblocking(False)
             found = Connection(self._sensor, self._source, self._number, time.monotonic())
+            self._write(found)
             try:
                 found.how = self._send(sock, found)
             except OSError as error:
@@ -75,7 +98,7 @@ class Client:
             # The SYN counts, and so does a FIN.
             found.acknowledged = max(0, min(_bytes_acked(sock) - 1, found.sent))
             self._number += found.acknowledged // SIZE
-            return found
+            self._write(found)
 
     def _send(self, sock: socket.socket, connection: Connection) -> str:
         begin, number, rest = time.monotonic(), connection.first, b""

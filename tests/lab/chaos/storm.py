@@ -12,18 +12,25 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+from tests.lab.chaos import power
+from tests.lab.chaos.application import ROW
+from tests.lab.chaos.healed import HARDWORKER_OUT
 from tests.lab.chaos.judge import Event
+from tests.lab.processes import on_host
 from tests.lab.test_daemon import daemon_pid, falsify, flush, set_port
 from tests.lab.test_logger_killed import workers
-from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command
+from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command, wait_until
 
 from midstream.lab import Lab, daemons
 
 HERE = Path(__file__).parent
 RATE = 200  # messages a second of each sensor
+PATIENCE = 60.0  # seconds until the application hears every sensor again
+HANDED_BACK = 300.0  # seconds until a logger that has failed often is trusted, and has all that the spool had
 DESCRIPTORS = 64  # that the logger may have
-HOSTS = ("hardworker", "logger", "sensor", "sensor-2")
-FIRST_PORTS = {"sensor": 10_000, "sensor-2": 20_000}  # below those that the kernel chooses
+_PIECE, _BLOCK = 64 << 20, 4096  # bytes by which a disk is filled, at first and at last
+FIRST_PORT, PORTS = 1_024, 7_500  # of the first sensor, and for each: below those that the kernel chooses
 
 Undo = Callable[[], None]
 
@@ -80,16 +87,28 @@ class Storm:
     folder: Path
     disk: Path
     random: Random
+    sensors: int = 2
     logger: Survivor = field(init=False)
     application: Survivor = field(init=False)
     clients: list[Survivor] = field(init=False)
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    gaps: list[tuple[str, float]] = field(default_factory=list)  # until a fault's last sensor was heard again
 
     def __post_init__(self) -> None:
         self.logger = self._survivor("logger", "logger", self._logger)
         self.application = self._survivor("application", "hardworker", self._application)
-        self.clients = [self._survivor(name, name, self._client(name)) for name in FIRST_PORTS]
+        self.clients = [
+            self._survivor(name, name, self._client(number)) for number, name in enumerate(self.sensor_names)
+        ]
+
+    @property
+    def sensor_names(self) -> list[str]:
+        return ["sensor", *(f"sensor-{number}" for number in range(2, self.sensors + 1))]
+
+    @property
+    def hosts(self) -> list[str]:
+        return ["hardworker", "logger", *self.sensor_names]
 
     @property
     def rows(self) -> Path:
@@ -103,7 +122,7 @@ class Storm:
 
     @property
     def accounts(self) -> list[Path]:
-        return [self.folder / f"{name}.account" for name in FIRST_PORTS]
+        return [self.folder / f"{name}.account" for name in self.sensor_names]
 
     def everything(self) -> list[Survivor]:
         return [self.logger, self.application, *self.clients]
@@ -112,9 +131,9 @@ class Storm:
         """Start whatever does not run, the daemons too."""
         self.logger.revive()
         self.application.revive()
-        for name in HOSTS:
+        for name in self.hosts:
             if not _runs(name):
-                daemons.launch(self.lab, name, sensors=2)
+                daemons.launch(self.lab, name, sensors=self.sensors)
 
     def rage(self, seconds: float) -> None:
         """One or two faults at a time, at random moments, until so many seconds have passed."""
@@ -133,6 +152,73 @@ class Storm:
             self.revive()
             time.sleep(self.random.uniform(0, 2))
 
+    def begin(self) -> None:
+        """Start everything, and return when the application has a message of each sensor."""
+        self._revive_all()
+        wait_until(self.rows.exists, PATIENCE)
+        self._await_fresh(time.monotonic())
+
+    def strike(self, fault: "Fault") -> None:
+        """One fault, until it is over and every sensor's messages arrive again."""
+        name = fault.__name__.replace("_", " ")
+        self.counts[name] = self.counts.get(name, 0) + 1
+        since = time.monotonic()
+        what, undo = fault(self)
+        longest = 10.0 if "stopped" in what and self.random.random() < 0.1 else 1.5
+        time.sleep(self.random.uniform(0, longest))
+        undo()
+        self._revive_all()
+        healed = time.monotonic()
+        self._await_fresh(healed)
+        self.gaps.append((what, time.monotonic() - healed))
+        wait_until(self._is_saved, PATIENCE)
+        self.events.append(Event(what, since, time.monotonic()))
+
+    def await_logger(self) -> None:
+        """Return when a logger takes the data, and has what the spool took meanwhile. Until then the spool's
+        kernel has what no other host has, and loses it with the hardworker's power."""
+        wait_until(lambda: self._hardworker() == ("logger", "off"), HANDED_BACK)
+
+    def _hardworker(self) -> tuple[str, str]:
+        """Where the data goes, and what the spool's process does."""
+        self._revive_all()
+        found = daemons.state(self.lab, "hardworker") or {"destination": "", "spool": ""}
+        return "spool" if found["destination"] == "spool" else "logger", found["spool"]
+
+    @property
+    def spool_pid(self) -> int:
+        """The spool's process, also one that has ended; 0: there never was one."""
+        place = daemons.folder(self.lab, "hardworker") / "spool.pid"
+        return int(place.read_text() or 0) if place.exists() else 0
+
+    def _is_saved(self) -> bool:
+        """Is nothing that a logger may have lost in the memory of the hardworker's daemon alone?"""
+        self._revive_all()
+        found = daemons.state(self.lab, "hardworker")
+        return found is not None and not found["unsaved"]
+
+    def _await_fresh(self, since: float) -> None:
+        """Return when the application has a message of each sensor that came after this moment."""
+        missing = set(range(self.sensors))
+        deadline = time.monotonic() + PATIENCE
+        with self.rows.open("rb") as file:
+            file.seek(max(0, self.rows.stat().st_size // ROW.itemsize - 1000) * ROW.itemsize)
+            while missing:
+                assert time.monotonic() < deadline, f"sensors {missing} are not heard: {self.counts}"
+                data = file.read(ROW.itemsize * 10_000)
+                file.seek(-(len(data) % ROW.itemsize), os.SEEK_CUR)
+                rows = np.frombuffer(data, ROW, len(data) // ROW.itemsize)
+                fresh = rows[(rows["committed"] == 0) & (rows["time"] > since)]
+                missing -= set(fresh["sensor"].tolist())
+                self._revive_all()
+                time.sleep(0.02)
+
+    def _revive_all(self) -> None:
+        """The clients too: their hosts lose power."""
+        self.revive()
+        for client in self.clients:
+            client.revive()
+
     def _survivor(self, name: str, host: str, argv: Callable[[int], list[str | Path]]) -> Survivor:
         folder = self.folder / name
         folder.mkdir()
@@ -145,15 +231,15 @@ class Storm:
     def _application(self, life: int) -> list[str | Path]:
         return [sys.executable, "-P", HERE / "application.py", self.lab.config, self.rows, str(life)]
 
-    def _client(self, name: str) -> Callable[[int], list[str | Path]]:
-        number, port = list(FIRST_PORTS).index(name), FIRST_PORTS[name]
+    def _client(self, number: int) -> Callable[[int], list[str | Path]]:
+        port = FIRST_PORT + number * PORTS
         arguments = [str(number), HARDWORKER, str(PORT), str(TOS), str(RATE), str(port)]
         return lambda life: [
             sys.executable,
             "-P",
             HERE / "client.py",
             *arguments,
-            self.folder / f"{name}.account",
+            self.folder / f"{self.sensor_names[number]}.account",
             self.stop,
         ]
 
@@ -161,6 +247,7 @@ class Storm:
 # Each fault begins, and returns what the judge is to know of it, and how it ends.
 
 Begun = tuple[str, Undo]
+Fault = Callable[[Storm], Begun]
 
 
 def application_killed(storm: Storm) -> Begun:
@@ -213,38 +300,62 @@ def holder_stopped(storm: Storm) -> Begun:
 
 
 def daemon_killed(storm: Storm) -> Begun:
-    os.kill(daemon_pid(storm.random.choice(_daemons())), signal.SIGKILL)
+    os.kill(daemon_pid(storm.random.choice(_daemons(storm))), signal.SIGKILL)
     return "daemon killed", storm.revive
 
 
 def daemon_stopped(storm: Storm) -> Begun:
-    pid = daemon_pid(storm.random.choice(_daemons()))
+    pid = daemon_pid(storm.random.choice(_daemons(storm)))
     os.kill(pid, signal.SIGSTOP)
     return "daemon stopped", lambda: os.kill(pid, signal.SIGCONT)
 
 
+def process_killed(storm: Storm) -> Begun:
+    """Any process of any host but the spool's own, whose kernel has what no other host has."""
+    host = storm.random.choice(storm.hosts)
+    pids = set(on_host(host)) - {storm.spool_pid}
+    os.kill(storm.random.choice(sorted(pids)), signal.SIGKILL)
+    return "process killed", storm.revive
+
+
 def disk_full(storm: Storm) -> Begun:
-    ballast = storm.disk / "ballast"
-    free = os.statvfs(storm.disk)
-    with ballast.open("wb") as file, suppress(OSError):
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
-    return "disk full", ballast.unlink
+    return "disk full", fill(storm.disk)
 
 
 def cable_out(storm: Storm) -> Begun:
-    host = storm.random.choice(HOSTS)
+    host = storm.random.choice(storm.hosts)
     set_port(storm.lab, host, "disabled")
     return "cable out", lambda: set_port(storm.lab, host, "forwarding")
 
 
 def neighbours_falsified(storm: Storm) -> Begun:
-    storm.lab.call(storm.random.choice(HOSTS), falsify)
+    storm.lab.call(storm.random.choice(storm.hosts), falsify)
     return "neighbours falsified", storm.revive
 
 
 def neighbours_removed(storm: Storm) -> Begun:
-    storm.lab.call(storm.random.choice(HOSTS), flush)
+    storm.lab.call(storm.random.choice(storm.hosts), flush)
     return "neighbours removed", storm.revive
+
+
+def power_cut(storm: Storm) -> Begun:
+    return _power_cut(storm, storm.random.choice(storm.hosts))
+
+
+def logger_power_cut(storm: Storm) -> Begun:
+    return _power_cut(storm, "logger")
+
+
+def sensor_power_cut(storm: Storm) -> Begun:
+    return _power_cut(storm, "sensor")
+
+
+def _power_cut(storm: Storm, host: str) -> Begun:
+    if host == "hardworker":
+        storm.await_logger()
+    power.cut(storm.lab, host)
+    what = HARDWORKER_OUT if host == "hardworker" else f"{host.partition('-')[0]}'s power cut"
+    return what, lambda: power.switch_on(storm.lab, host)
 
 
 def program_detached(storm: Storm) -> Begun:
@@ -286,7 +397,7 @@ for number in range(80):
 time.sleep(60)
 """
 
-FAULTS: list[Callable[[Storm], Begun]] = [
+FAULTS: list[Fault] = [
     application_killed,
     application_stopped,
     application_ends,
@@ -306,6 +417,28 @@ FAULTS: list[Callable[[Storm], Begun]] = [
 ]
 
 
+# After any one of these nothing may be missing.
+SINGLE: list[Fault] = [
+    application_killed,
+    application_stopped,
+    worker_killed,
+    worker_stopped,
+    holder_killed,
+    holder_and_worker_killed,
+    holder_stopped,
+    daemon_killed,
+    daemon_stopped,
+    process_killed,
+    process_killed,
+    disk_full,
+    cable_out,
+    power_cut,
+    power_cut,
+    power_cut,
+]
+FEW: list[Fault] = [logger_power_cut, worker_killed, sensor_power_cut, application_killed, daemon_killed]
+
+
 def _workers(storm: Storm) -> list[int]:
     with suppress(FileNotFoundError):
         return workers(storm.logger.pid)
@@ -320,8 +453,21 @@ def _runs(name: str) -> bool:
     return True
 
 
-def _daemons() -> list[str]:
-    return [name for name in HOSTS if _runs(name)]
+def _daemons(storm: Storm) -> list[str]:
+    return [name for name in storm.hosts if _runs(name)]
+
+
+def fill(disk: Path) -> Undo:
+    """Take all its room, to the last block, whoever takes some at the same time."""
+    ballast, size, piece = disk / "ballast", 0, _PIECE
+    with ballast.open("wb") as file:
+        while piece >= _BLOCK:
+            try:
+                os.posix_fallocate(file.fileno(), size, piece)
+                size += piece
+            except OSError:  # nothing of this piece was taken
+                piece //= 2
+    return ballast.unlink
 
 
 @contextmanager

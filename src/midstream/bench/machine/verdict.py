@@ -6,7 +6,7 @@ from typing import Any
 
 from midstream.bench.machine.counted import BUSY, KEPT_UP, Counted
 from midstream.bench.machine.hardworker import NANOSECONDS
-from midstream.bench.receiver import Job, Receiver
+from midstream.bench.receiver import Receiver
 from midstream.bench.scenario import Scenario
 
 TOO_MUCH = "did not keep up: the virtual core, of half a billion instructions a second, was never idle"
@@ -35,12 +35,14 @@ def judge(receiver: Receiver, scenario: Scenario, seconds: float, seen: Seen, ba
     due = round(scenario.sensors * scenario.rate * seconds)
     busy = taken["instructions"] * NANOSECONDS / max(taken["now"], 1)
     missed = abs(messages - due) > max(2 * scenario.sensors, _TOLERANCE * due)
-    alone = receiver.job is Job.RECEIVE and receiver.partner is None  # nothing is sent on to the logger
     problems = [
         (busy >= BUSY, TOO_MUCH),
         (taken["now"] < KEPT_UP * taken["asked"], behind(taken["now"], taken["asked"], seen.slow)),
         (missed, f"{messages} messages in the window, {due} were due"),
-        (not alone and seen.logged != seen.total, f"{seen.logged} of {seen.total} arrived at the logger"),
+        (
+            receiver.is_logged and seen.logged != seen.total,
+            f"{seen.logged} of {seen.total} arrived at the logger",
+        ),
         (bool(seen.wrong), f"{seen.wrong} messages wrong at the logger"),
     ]
     if told:

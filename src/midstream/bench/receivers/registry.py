@@ -69,6 +69,14 @@ def _consumer(setting: Setting) -> list[str]:
     return [_executable("ring"), str(pins), str(setting.size), period, follow]
 
 
+def _spooled(command: Callable[[Setting], list[str]]) -> Callable[[Setting], list[str]]:
+    def spooled(setting: Setting) -> list[str]:
+        module = "midstream.bench.receivers.spooled"
+        return [sys.executable, "-m", module, str(setting.config), *command(setting)]
+
+    return spooled
+
+
 def _without_uvloop() -> str:
     return (
         "" if find_spec("uvloop") else "uvloop is missing; install it with `pip install 'midstream[bench]'`"
@@ -136,6 +144,22 @@ def _midstream() -> Iterator[Receiver]:
             )
 
 
+def _spool() -> Iterator[Receiver]:
+    for name, language, command in (("c", "C", _consumer), ("numpy", "Python", _application("columns"))):
+        application = {"c": "C", "numpy": "NumPy"}[name]
+        yield Receiver(
+            f"midstream-spool-{name}",
+            f"midstream without a logger, stored in the spool; {application}",
+            Family.MIDSTREAM,
+            Job.STORE,
+            language,
+            _spooled(command),
+            tables={"hardworker": {"period": PERIOD, "defer": True}},
+            attach=Arrangement("midstream"),
+            note="the logger is away: the hardworker's own TCP receives, and its spool stores",
+        )
+
+
 def _floors() -> Iterator[Receiver]:
     for name, title, wanted in (
         ("floor", "XDP_TX and nothing else", None),
@@ -146,5 +170,5 @@ def _floors() -> Iterator[Receiver]:
         )
 
 
-RECEIVERS: tuple[Receiver, ...] = (*_floors(), *_midstream(), *_handlers(), *_joined())
+RECEIVERS: tuple[Receiver, ...] = (*_floors(), *_midstream(), *_spool(), *_handlers(), *_joined())
 """All of them."""

@@ -139,14 +139,17 @@ class Results:
 
 
 def _is_ours(receiver: Receiver) -> bool:
-    return receiver.family is Family.MIDSTREAM and receiver.language == "Python"
+    return receiver.family is Family.MIDSTREAM and receiver.job is Job.RELAY and receiver.language == "Python"
 
 
 def job(receiver: Receiver) -> str:
     """What the hardworker does, in a word or two."""
-    if receiver.family is Family.MIDSTREAM or receiver.job is Job.RELAY:
-        return "whole job"
-    return {Job.FORWARD: "forwards only", Job.RECEIVE: "receives only"}[receiver.job]
+    return {
+        Job.FORWARD: "forwards only",
+        Job.RECEIVE: "receives only",
+        Job.RELAY: "whole job",
+        Job.STORE: "receives and stores",
+    }[receiver.job]
 
 
 def full_title(receiver: Receiver) -> str:

@@ -1,4 +1,4 @@
-"""The replay as the logger sees it: a listening socket that it keeps, and a process that answers."""
+"""The exchange as the logger sees it: a listening socket that it keeps, and a process that answers."""
 
 import socket
 
@@ -11,7 +11,7 @@ from midstream.logger.companion import Companion
 BACKLOG = 1024  # connections that wait to be accepted
 
 
-class ReplayProcess:
+class ExchangeProcess:
     """Listens on `[logger] replay_port` of that address. Raises NetworkError or ConfigError.
 
     `settings` is what the worker is told too.
@@ -24,12 +24,12 @@ class ReplayProcess:
             self._listener = socket.create_server((address, port), backlog=BACKLOG)
         except OSError as error:
             raise NetworkError(
-                f"cannot listen on {address} port {port} for the replay: {error.strerror}. What to do: "
+                f"cannot listen on {address} port {port} for hardworkers: {error.strerror}. What to do: "
                 "choose another logger.replay_port"
             ) from error
         descriptor = self._listener.fileno()
         self._process = Companion(
-            "midstream.logger.replay", settings, arguments=(str(descriptor),), descriptors=(descriptor,)
+            "midstream.logger.exchange", settings, arguments=(str(descriptor),), descriptors=(descriptor,)
         )
 
     def keep(self) -> None:

@@ -1,0 +1,63 @@
+"""Does the logger take what its kernel holds for it? Told by the kernel, whatever the logger's processes do.
+
+The logger leaves bytes in the receive queues of its sockets until they are stored. A queue that no longer
+shrinks is one of a database that takes nothing, or of processes that are stopped.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_TABLE = Path("/proc/net/tcp")
+_LISTEN, _ESTABLISHED = "0A", ("01", "08")  # tcp_states.h; the second of these: the sensor has ended
+_LOOK = 0.25  # seconds between two looks: the table of thousands of connections takes milliseconds
+_SMALL = 4096  # bytes in a queue that need not be a whole message
+
+
+class Backlog:
+    """Of the connections of a port."""
+
+    def __init__(
+        self, port: int, small: int, table: Path = _TABLE, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """small: bytes of a message: what is less waits for the rest of it."""
+        self.port = port
+        self._small, self._table, self._clock = max(small, _SMALL), table, clock
+        self._queues: dict[str, int] = {}
+        self._looked = float("-inf")
+        self._taken = 0.0
+
+    def waits(self) -> float:
+        """Seconds for which nothing was taken although there was something."""
+        now = self._clock()
+        if now - self._looked >= _LOOK:
+            queues = {peer: size for peer, size in self._read() if size > self._small}
+            shrunk = any(queues.get(peer, 0) < size for peer, size in self._queues.items())
+            if shrunk or not queues or not self._queues:
+                self._taken = now
+            self._queues, self._looked = queues, now
+        return now - self._taken if self._queues else 0.0
+
+    def _read(self) -> Iterator[tuple[str, int]]:
+        """The peer of each connection, and the bytes in its queue."""
+        with suppress(OSError), self._table.open() as lines:
+            next(lines, None)
+            for line in lines:
+                _, local, peer, state, queues, _ = line.split(maxsplit=5)
+                if state in _ESTABLISHED and int(local.rpartition(":")[2], 16) == self.port:
+                    yield peer, int(queues.rpartition(":")[2], 16)
+
+
+def is_listening(port: int, table: Path = _TABLE) -> bool:
+    """Does a process of this host listen on a TCP port, on whatever IPv4 address or on all IPv6 ones?"""
+    for path in (table, table.with_name("tcp6")):
+        with suppress(OSError), path.open() as lines:
+            next(lines, None)
+            for line in lines:
+                _, local, _, state, _ = line.split(maxsplit=4)
+                if state != _LISTEN:
+                    break  # those that listen come first
+                if int(local.rpartition(":")[2], 16) == port:
+                    return True
+    return False

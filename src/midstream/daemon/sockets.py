@@ -1,0 +1,220 @@
+"""What the logger has committed of each connection, told by its kernel, whatever the logger's processes do.
+
+The logger leaves bytes in the receive queues of its sockets until they are stored (logger/peer.py), also
+those of a message that is stored in parts. So all that has left a queue is committed. It is sock_diag(7) that
+tells.
+
+The kernel counts what has arrived and what is in the queue one after the other. So each socket is looked at
+twice: what had arrived at first, less what is in the queue afterwards, is committed at least.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import NamedTuple, Self
+
+MOST = 48  # connections in a word: it has to fit into one packet
+FIND = 0.5  # seconds from one search for new ones to the next: the kernel's table has many empty places
+
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
+_REQUEST, _DUMP = 0x1, 0x300  # NLM_F_REQUEST, NLM_F_DUMP
+_ERROR, _DONE = 2, 3
+_GONE = errno.ENOENT, errno.ESTALE  # no such socket, or another one of that name
+_INFO = 2  # INET_DIAG_INFO: its attribute, and one more than its bit
+_BYTECODE = 1  # INET_DIAG_REQ_BYTECODE
+_GREATER, _LESS = 2, 3  # INET_DIAG_BC_S_GE, INET_DIAG_BC_S_LE: of the own port
+_ESTABLISHED, _CLOSE_WAIT, LISTEN = 1, 8, 10  # tcp_states.h
+_STATES = _ESTABLISHED, _CLOSE_WAIT, LISTEN
+_HEADER = struct.Struct("=IHHII")
+_ASKED = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
+_OPERATION = struct.Struct("=BBH")
+_FOUND = struct.Struct("=xBxx48s4xII8x")  # struct inet_diag_msg
+_NAME = struct.Struct("!2xH16x4s12x4x4s4x")  # struct inet_diag_sockid: peer, half of the cookie
+_ATTRIBUTE = struct.Struct("=HH")
+_BYTES_RECEIVED = struct.Struct("=128xQ")  # in struct tcp_info; a FIN counts one, here and in the queue
+_SOCKET = struct.Struct("!4sHIQ")  # in a word
+_ASK_AT_ONCE = 64
+
+
+class Socket(NamedTuple):
+    """A connection. key: no other one that is there has it. committed: bytes of its stream."""
+
+    ip: IPv4Address
+    port: int
+    key: int
+    committed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What is told at a time. run: of the logger, another one after its end; "": none listens. count: so many
+    connections are there; of more than MOST some are in each word, in turn."""
+
+    run: str = ""
+    count: int = 0
+    sockets: tuple[Socket, ...] = ()
+
+    def packed(self) -> bytes:
+        return b"".join(
+            _SOCKET.pack(each.ip.packed, each.port, each.key, each.committed) for each in self.sockets
+        )
+
+    @classmethod
+    def unpack(cls, run: str, count: int, data: bytes) -> Self:
+        """Raises ValueError."""
+        if len(data) % _SOCKET.size:
+            raise ValueError("no whole number of connections")
+        found = (Socket(IPv4Address(ip), *rest) for ip, *rest in _SOCKET.iter_unpack(data))
+        return cls(run, count, tuple(found))
+
+
+NOTHING = Word()
+
+
+class Seen(NamedTuple):
+    """A socket, as the kernel describes it. name: by which it is found again. queued: bytes of its queue.
+    received: bytes that have ever arrived. room: of one that listens, how many may wait behind the first."""
+
+    state: int
+    name: bytes
+    queued: int
+    received: int
+    room: int
+
+
+class Kernel:
+    """What sock_diag(7) says. Everything raises OSError."""
+
+    def find(self, port: int) -> list[Seen]:
+        """The sockets of a TCP port that listen, or hold a stream."""
+        code = _condition(_GREATER, port, 20) + _condition(_LESS, port, 12)
+        asked = _asked(bytes(48)) + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _BYTECODE) + code
+        with _link() as link:
+            link.send(_message(asked, _REQUEST | _DUMP))
+            found: list[Seen] = []
+            while (some := _answers(link))[-1] is not None:
+                found += filter(None, some)
+            return [*found, *filter(None, some)]
+
+    def look(self, names: Collection[bytes]) -> list[Seen]:
+        """Of these the ones that are still there."""
+        found: list[Seen] = []
+        with _link() as link:
+            for start in range(0, len(names), _ASK_AT_ONCE):
+                some = list(names)[start : start + _ASK_AT_ONCE]
+                link.send(b"".join(_message(_asked(name), _REQUEST) for name in some))
+                answered = 0
+                while answered < len(some):
+                    answers = _answers(link)
+                    answered += len(answers)
+                    found += filter(None, answers)
+        return [each for each in found if each.state in _STATES]
+
+
+class Sockets:
+    """Those of a port. deaf: for so many seconds the one that listens has let nobody in."""
+
+    def __init__(
+        self, port: int, kernel: Kernel | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.port = port
+        self._kernel, self._clock = kernel or Kernel(), clock
+        self._known: dict[bytes, Seen] = {}
+        self._found, self._next = float("-inf"), 0
+        self._heard, self.deaf = clock(), 0.0
+
+    def look(self) -> Word:
+        """Nothing, where the kernel does not answer."""
+        try:
+            now = self._clock()
+            if now - self._found >= FIND:
+                self._known, self._found = _by_name(self._kernel.find(self.port)), now
+            else:
+                self._known = _by_name(self._kernel.look(self._known))
+            later = self._kernel.look(self._known)
+        except OSError:
+            self.deaf = 0.0
+            return NOTHING
+        listening = [each for each in later if each.state == LISTEN]
+        if not listening or any(each.room for each in listening):
+            self._heard = now
+        self.deaf = now - self._heard
+        if not (runs := [_key(each.name) for each in listening]):
+            return NOTHING
+        found = sorted(self._committed(each) for each in later if each.state != LISTEN)
+        begin = self._next if self._next < len(found) else 0
+        self._next = begin + MOST
+        return Word(f"{_boot()}.{min(runs):x}", len(found), tuple(found[begin : self._next]))
+
+    def _committed(self, later: Seen) -> Socket:
+        port, ip, _ = _NAME.unpack(later.name)
+        committed = self._known[later.name].received - later.queued
+        return Socket(IPv4Address(ip), port, _key(later.name), max(0, committed))
+
+
+def _key(name: bytes) -> int:
+    """The kernel counts sockets."""
+    return int.from_bytes(_NAME.unpack(name)[-1], sys.byteorder)
+
+
+def _by_name(sockets: Collection[Seen]) -> dict[bytes, Seen]:
+    return {each.name: each for each in sockets}
+
+
+def _link() -> socket.socket:
+    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+    link.settimeout(1.0)
+    return link
+
+
+def _message(content: bytes, flags: int) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(content), _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + content
+
+
+def _asked(name: bytes) -> bytes:
+    states = sum(1 << state for state in _STATES)
+    return _ASKED.pack(socket.AF_INET, socket.IPPROTO_TCP, 1 << (_INFO - 1), states, name)
+
+
+def _condition(operation: int, port: int, otherwise: int) -> bytes:
+    """One for the kernel to choose by. otherwise: how far it jumps where that does not hold, behind all."""
+    return _OPERATION.pack(operation, 8, otherwise) + _OPERATION.pack(0, 0, port)
+
+
+def _answers(link: socket.socket) -> list[Seen | None]:
+    """Some more; None: a socket that is gone, or that all were found."""
+    data, at, found = link.recv(1 << 16), 0, list[Seen | None]()
+    while at < len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        found.append(None if kind in (_DONE, _ERROR) else _described(data[at + _HEADER.size : at + length]))
+        if kind == _ERROR:
+            number = -int.from_bytes(data[at + _HEADER.size :][:4], "little", signed=True)
+            if number not in _GONE:
+                raise OSError(number, os.strerror(number))
+        at += (length + 3) & ~3
+    return found
+
+
+def _described(message: bytes) -> Seen:
+    state, name, queued, room = _FOUND.unpack_from(message)
+    received, at = 0, _FOUND.size
+    while at + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if kind == _INFO:
+            (received,) = _BYTES_RECEIVED.unpack_from(message, at + _ATTRIBUTE.size)
+        at += max((length + 3) & ~3, _ATTRIBUTE.size)
+    return Seen(state, name, queued, received, room)
+
+
+@cache
+def _boot() -> str:
+    """The kernel numbers sockets anew when it starts."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]

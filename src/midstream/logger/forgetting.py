@@ -1,0 +1,34 @@
+"""What a spool forgets while it can store nothing: counted for each sensor, until it can note the count.
+
+The application on the hardworker goes on meanwhile. The log knows what it lacks all the same, also if the
+count is lost with its process: the hardworker's daemon tells it how much was held (told.py).
+"""
+
+from midstream.logger.store import Batch
+from midstream.told import Forgotten
+
+
+class Forgetting:
+    """A hole for each sensor."""
+
+    def __init__(self) -> None:
+        self._holes: dict[str, Forgotten] = {}
+
+    def add(self, batch: Batch) -> None:
+        for piece in batch.pieces:
+            if not piece.payloads:
+                continue
+            sensor, size = piece.row.sensor, sum(map(len, piece.payloads))
+            hole = self._holes.get(sensor) or Forgotten(sensor, piece.received_ns[0], 0, 0, 0)
+            self._holes[sensor] = hole._replace(
+                last_ns=piece.received_ns[-1],
+                messages=hole.messages + len(piece.payloads),
+                bytes=hole.bytes + size,
+            )
+
+    def holes(self) -> list[Forgotten]:
+        return list(self._holes.values())
+
+    def clear(self) -> None:
+        """The spool has it."""
+        self._holes.clear()

@@ -1,0 +1,117 @@
+"""What a hardworker tells, in the tables of a SQL database; and how connections end of which only it knows.
+
+A row never loses bytes: what was held once, was held. A connection whose logger died stays without an end
+in `connections`; when the hardworker has told how it ended, and nothing of it waits in the spool, it is
+closed here.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, case, delete, exists, func, insert, or_, select, update
+
+from midstream.logger.run import Run
+from midstream.logger.schema import connections, forgotten, held, messages, pending
+from midstream.told import CLOSED, OPEN, UNTOLD, HeldStream, Pending
+
+_ENDINGS = {
+    CLOSED: "its logger died; the sensor had ended it after {:,} bytes",
+    "reset": "its logger died; it was reset after {:,} bytes",
+    "lost": "its logger died, and the hardworker forgot it after {:,} bytes or more",
+}
+
+
+def note(database: Connection, streams: Iterable[HeldStream], waiting: Collection[Pending] | None) -> None:
+    """In one transaction. waiting: all that is in the spool; None: nothing was said of it."""
+    if waiting is not None:
+        database.execute(delete(pending))
+        for each in waiting:
+            database.execute(insert(pending).values(dict(zip(pending.c.keys(), each.values, strict=True))))
+    for stream in streams:
+        _note_stream(database, stream)
+        if stream.state not in (OPEN, UNTOLD):
+            _close_dead(database, stream)
+    if waiting is not None:  # what waited may have come, and a logger have died since an end was told
+        for row in database.execute(_ended_here()).all():
+            _close_dead(database, HeldStream(*row))
+
+
+def forget(database: Connection) -> None:
+    """What was told of connections of which nothing is left to compare with."""
+    has_messages = exists().where(messages.c.connection_id == connections.c.id)
+    is_left = or_(connections.c.closed_ns.is_(None), has_messages)
+    oldest = database.execute(select(func.min(connections.c.opened_ns)).where(is_left)).scalar()
+    before = (1 << 62) if oldest is None else oldest
+    same = and_(
+        connections.c.sensor == held.c.sensor,
+        connections.c.port == held.c.port,
+        connections.c.first == held.c.first,
+    )
+    database.execute(
+        delete(held).where(held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left))
+    )
+    database.execute(delete(forgotten).where(forgotten.c.last_ns < before))
+
+
+def _note_stream(database: Connection, stream: HeldStream) -> None:
+    there = and_(
+        held.c.sensor == stream.sensor,
+        held.c.port == stream.port,
+        held.c.first == stream.first,
+        held.c.opened_ns == stream.opened_ns,
+    )
+    most = case((held.c.held_bytes < stream.bytes, stream.bytes), else_=held.c.held_bytes)
+    changed = (
+        update(held).where(there).values(held_bytes=most, state=stream.state, destination_here=stream.here)
+    )
+    if not database.execute(changed).rowcount:
+        database.execute(insert(held).values(dict(zip(held.c.keys(), stream.values, strict=True))))
+
+
+def _ended_here() -> Select[Any]:
+    """What was held, and has ended, of connections that have no end here."""
+    same = and_(
+        connections.c.sensor == held.c.sensor,
+        connections.c.port == held.c.port,
+        connections.c.first == held.c.first,
+    )
+    ended = held.c.state.not_in((OPEN, UNTOLD))
+    return select(held).where(exists().where(same, connections.c.closed_ns.is_(None)), ended)
+
+
+def _close_dead(database: Connection, stream: HeldStream) -> None:
+    row = database.execute(
+        select(connections)
+        .where(
+            connections.c.sensor == stream.sensor,
+            connections.c.port == stream.port,
+            connections.c.first == stream.first,
+            connections.c.closed_ns.is_(None),
+        )
+        .order_by(func.abs(connections.c.opened_ns - stream.opened_ns))
+        .limit(1)
+    ).first()
+    if row is None or not _is_dead(row) or _waits(database, stream):
+        return
+    last = select(func.max(messages.c.received_ns)).where(messages.c.connection_id == row.id)
+    database.execute(
+        update(connections)
+        .where(connections.c.id == row.id)
+        .values(
+            closed_ns=database.execute(last).scalar() or row.opened_ns,
+            reset=stream.state != CLOSED,
+            reason=_ENDINGS[stream.state].format(stream.bytes),
+        )
+    )
+
+
+def _is_dead(row: Row[Any]) -> bool:
+    run = Run.parse(row.token or "")
+    return run is not None and run.ended
+
+
+def _waits(database: Connection, stream: HeldStream) -> bool:
+    there = select(pending.c.port).where(
+        pending.c.sensor == stream.sensor, pending.c.port == stream.port, pending.c.first == stream.first
+    )
+    return database.execute(there).first() is not None

@@ -1,0 +1,96 @@
+"""What a hardworker has told a logger: how far it held each connection, and what waits in its spool.
+
+The logger keeps it beside what it stores, so that a log knows what it lacks. Nothing here says what is in
+the log.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+OPEN, CLOSED, RESET, LOST, UNTOLD = "open", "closed", "reset", "lost", "untold"
+"""States of what was held. lost: nobody saw its end, and the hardworker has it no more. untold: a sum of
+connections that the hardworker could not tell one by one."""
+
+UNKNOWN = -1  # in the place of a connection's first sequence number
+
+
+@dataclass(frozen=True, slots=True)
+class HeldStream:
+    """A connection as the hardworker had it. opened_ns is by its clock; first is TCP's sequence number of the
+    stream's first byte. here: it went to the hardworker's own spool. Every byte before `bytes` was held."""
+
+    sensor: str
+    port: int
+    first: int
+    opened_ns: int
+    bytes: int
+    state: str
+    here: bool
+
+    @classmethod
+    def parse(cls, told: Any) -> Self:
+        """What was said on the line. Raises ValueError."""
+        sensor, port, first, opened_ns, held, state, here = told
+        numbers = (port, first, opened_ns, held)
+        if not (isinstance(sensor, str) and all(type(each) is int for each in numbers)):
+            raise ValueError(f"no connection: {told}")
+        if state not in (OPEN, CLOSED, RESET, LOST, UNTOLD) or held < 0:
+            raise ValueError(f"no connection: {told}")
+        return cls(sensor, port, first, opened_ns, held, state, bool(here))
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """As it is said on the line, and as columns of the table `held`."""
+        return self.sensor, self.port, self.first, self.opened_ns, self.bytes, self.state, self.here
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Bytes `start` to `end` of a connection are in the spool, and not all of them in the log yet. first is
+    UNKNOWN where the spool does not know it; opened_ns and oldest_ns are by the hardworker's clock."""
+
+    sensor: str
+    port: int
+    first: int
+    opened_ns: int
+    start: int
+    end: int
+    messages: int
+    oldest_ns: int
+
+    @classmethod
+    def parse(cls, told: Any) -> Self:
+        """What was said on the line. Raises ValueError."""
+        sensor, *numbers = told
+        if not (isinstance(sensor, str) and len(numbers) == 7 and all(type(each) is int for each in numbers)):
+            raise ValueError(f"nothing pending: {told}")
+        return cls(sensor, *numbers)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """As it is said on the line, and as columns of the table `pending`."""
+        place = (self.sensor, self.port, self.first, self.opened_ns)
+        return *place, self.start, self.end, self.messages, self.oldest_ns
+
+
+class Forgotten(NamedTuple):
+    """Messages of a sensor that a full spool has forgotten, in the order of the columns of that name.
+
+    first_ns and last_ns: when the first and the last of them was received. It is known by its sensor and
+    first_ns, and grows. bytes: of their payload.
+    """
+
+    sensor: str
+    first_ns: int
+    last_ns: int
+    messages: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """All that a log was told. Empty: no hardworker has ever told it anything."""
+
+    held: list[HeldStream] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
+    forgotten: list[Forgotten] = field(default_factory=list)

@@ -1,0 +1,102 @@
+"""What a hardworker says it holds, in every kind of database."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.database import servers
+from tests.unit.batches import batch_of, end
+
+from midstream.log.account import accounts
+from midstream.logger.databases import open_log
+from midstream.logger.jetstream import JetStreamStore
+from midstream.logger.sql import SqlStore
+from midstream.logger.store import ConnectionRow, Store
+from midstream.told import CLOSED, OPEN, RESET, Forgotten, HeldStream, Knowledge, Pending
+
+SENSOR = "10.83.0.11"
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "jetstream"])
+def opened(request: pytest.FixtureRequest) -> Iterator[tuple[Store, str]]:
+    """A store, and its URL."""
+    if request.param == "jetstream":
+        cluster: servers.Nats = request.getfixturevalue("cluster")
+        address = cluster.url(request.getfixturevalue("stream"))
+        with servers.patient(address) as stream:
+            yield stream, address
+        return
+    address = _sql_url(request)
+    with SqlStore(address, batch_size=100) as store:
+        yield store, address
+
+
+def _sql_url(request: pytest.FixtureRequest) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('tmp_path')}/midstream.db"
+    server: servers.Postgres = request.getfixturevalue("postgres")
+    return server.new_database(f"told{abs(hash(request.node.name)) % 10**8}")
+
+
+def held(port: int, size: int, state: str = OPEN) -> HeldStream:
+    return HeldStream(SENSOR, port, 4_000_000_000, 1000 * port, size, state, False)
+
+
+def waiting(port: int, start: int, stop: int) -> Pending:
+    return Pending(SENSOR, port, 4_000_000_000, 1000 * port, start, stop, (stop - start) // 8, 1005)
+
+
+def told(url: str) -> Knowledge:
+    with open_log(url) as log:
+        found = log.told()
+    return Knowledge(sorted(found.held, key=lambda each: each.port), found.pending, found.forgotten)
+
+
+def test_the_last_word_of_all_that_was_told(opened: tuple[Store, str]) -> None:
+    store, url = opened
+    assert told(url) == Knowledge()
+    store.note_held([held(1, 100), held(2, 50)], [waiting(9, 0, 80)])
+    assert told(url) == Knowledge([held(1, 100), held(2, 50)], [waiting(9, 0, 80)])
+    store.note_held([held(1, 40, RESET), held(3, 8, CLOSED)], None)
+    assert told(url).held == [held(1, 100, RESET), held(2, 50), held(3, 8, CLOSED)]
+    store.note_held([held(2, 60, CLOSED)], [])
+    store.note_forgotten([Forgotten(SENSOR, 5, 9, 3, 24)])
+    store.note_forgotten([Forgotten(SENSOR, 5, 12, 4, 32)])
+    assert told(url) == Knowledge(
+        [held(1, 100, RESET), held(2, 60, CLOSED), held(3, 8, CLOSED)], [], [Forgotten(SENSOR, 5, 12, 4, 32)]
+    )
+
+
+def test_what_the_log_lacks(opened: tuple[Store, str]) -> None:
+    store, url = opened
+    rows = [ConnectionRow(f"a.{port}", SENSOR, port, 1000 * port + 7, first=4_000_000_000) for port in (1, 2)]
+    for row in rows:
+        batch = batch_of(row, [b"%08d" % number for number in range(5)])
+        batch.closed.append(end(row, 40))
+        store.write(batch)
+    store.note_held([held(1, 40, CLOSED), held(2, 56, RESET), held(3, 8, CLOSED)], [waiting(2, 40, 48)])
+    with open_log(url) as log:
+        said = log.told()
+        extents = log.extents()
+        found = accounts(log, said, log.connections(), extents)
+    by_port = {
+        each.held.port: [(lack.kind, lack.start, lack.end) for lack in each.lacks] for each in found.all
+    }
+    assert by_port == {1: [], 2: [("pending", 40, 48), ("hole", 48, 56)], 3: [("hole", 0, 8)]}
+
+
+def test_a_stream_does_not_grow_with_each_second(
+    cluster: servers.Nats, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = cluster.url(stream)
+    with servers.patient(url) as store:
+        for size in range(8, 808, 8):
+            store.note_held([held(1, size)], None)
+        assert told(url).held == [held(1, 8)]
+        monkeypatch.setattr("midstream.logger.jetstream.SELDOM", 0)
+        store.note_held([], None)  # what was put off
+        assert told(url).held == [held(1, 800)]
+        assert isinstance(store, JetStreamStore)
+        store.note_held([held(1, 808, CLOSED)], None)
+        assert told(url).held == [held(1, 808, CLOSED)]
+        with open_log(url) as log:
+            assert log.connections() == [] and log.faults() == []
