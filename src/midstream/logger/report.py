@@ -1,7 +1,7 @@
 """What a worker tells its holder. Once the holder is gone nothing more is told."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from midstream.errors import MidstreamError
@@ -30,15 +30,16 @@ class Report:
     def failed(self, error: MidstreamError) -> None:
         self._tell({"failed": [type(error).__name__, str(error)]})
 
-    def count(self, **more: int) -> None:
-        """What to add to the logger's summary."""
-        self._tell({"count": more})
-
-    def consume(self, peers: Sequence[Peer]) -> None:
-        """What these have taken is stored: it may leave the kernel."""
+    def consume(self, peers: Sequence[Peer], counts: Mapping[str, int]) -> None:
+        """What these have taken is stored: it may leave the kernel. counts: what to add to the logger's
+        summary. It is said in the same breath, or a worker that dies between the two is counted twice."""
+        said: channel.Message = {"count": counts}
         for start in range(0, len(peers), channel.MAX_ENTRIES):
             some = peers[start : start + channel.MAX_ENTRIES]
-            self._tell({"consume": [[peer.number, *peer.progress] for peer in some]})
+            self._tell(said | {"consume": [[peer.number, *peer.progress] for peer in some]})
+            said = {}
+        if said and any(counts.values()):
+            self._tell(said)
 
     def close(self, peers: Sequence[Peer]) -> None:
         """The end of these is stored."""

@@ -212,8 +212,7 @@ class Worker:
             messages += peer.sequence - told  # committed by a worker that could not say so any more
             size += peer.offset - peer.consumed
             self._get_ready(peer)
-        self._report.count(messages=messages, bytes=size)
-        self._settle(peers)
+        self._settle(peers, messages=messages, bytes=size)
 
     def _gather(self, last: str) -> None:
         """Fill a batch, in turn from those that have something, and have it written.
@@ -233,8 +232,7 @@ class Worker:
         self._pressing = bool(self._ready)
         if batch and not self._usable:
             self._forgotten.add(batch)
-            self._report.count(forgotten=batch.messages)
-            self._settle(taken)
+            self._settle(taken, forgotten=batch.messages)
         elif batch:
             store = self._store
             assert store is not None
@@ -245,7 +243,8 @@ class Worker:
     def _stored(self, batch: Batch, taken: list[Peer], commits: int) -> None:
         self._failing_since = 0.0
         self._good()
-        self._report.count(
+        self._settle(
+            taken,
             messages=batch.messages,
             bytes=sum(peer.offset - peer.consumed for peer in taken),
             commits=commits,
@@ -254,17 +253,16 @@ class Worker:
             framing_errors=sum(peer.broken for peer in taken),
             forgotten=batch.forgotten,
         )
-        self._settle(taken)
 
-    def _settle(self, peers: Iterable[Peer]) -> None:
-        """What is stored leaves the kernel; connections whose end is stored are closed.
+    def _settle(self, peers: Iterable[Peer], **counts: int) -> None:
+        """What is stored, and counted so, leaves the kernel; connections whose end is stored are closed.
 
         Our FIN tells the sensor that all is stored, and it is sent only if the kernel holds nothing any more.
         """
         self._consuming = [peer for peer in peers if peer.offset > peer.consumed]
         self._unanswered = len(self._consuming)
         over = [peer for peer in peers if peer.over]
-        self._report.consume(self._consuming)
+        self._report.consume(self._consuming, counts)
         self._report.close(over)
         if self._report.holder is None:
             self._consume_alone()
