@@ -22,12 +22,14 @@ from tests.lab.test_daemon import daemon_pid, falsify, flush, set_port
 from tests.lab.test_logger_killed import workers
 from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command, wait_until
 
+from midstream.daemon.way import SPOOL
 from midstream.lab import Lab, daemons
 
 HERE = Path(__file__).parent
 RATE = 200  # messages a second of each sensor
 PATIENCE = 60.0  # seconds until the application hears every sensor again
 HANDED_BACK = 300.0  # seconds until a logger that has failed often is trusted, and has all that the spool had
+WORD = 0.5  # seconds in which a logger's daemon that goes on has said what is committed
 DESCRIPTORS = 64  # that the logger may have
 _PIECE, _BLOCK = 64 << 20, 4096  # bytes by which a disk is filled, at first and at last
 FIRST_PORT, PORTS = 1_024, 7_500  # of the first sensor, and for each: below those that the kernel chooses
@@ -172,6 +174,7 @@ class Storm:
         self._await_fresh(healed)
         self.gaps.append((what, time.monotonic() - healed))
         wait_until(self._is_saved, PATIENCE)
+        time.sleep(WORD)
         self.events.append(Event(what, since, time.monotonic()))
 
     def await_logger(self) -> None:
@@ -192,10 +195,13 @@ class Storm:
         return int(place.read_text() or 0) if place.exists() else 0
 
     def _is_saved(self) -> bool:
-        """Is nothing that a logger may have lost in the memory of the hardworker's daemon alone?"""
+        """Would nothing be lost by another death? Nothing that a logger may have lost is in the memory of the
+        hardworker's daemon alone, and what it has not committed is retained."""
         self._revive_all()
         found = daemons.state(self.lab, "hardworker")
-        return found is not None and not found["unsaved"]
+        if found is None or found["unsaved"]:
+            return False
+        return found["destination"] == SPOOL or bool(found["retains"])
 
     def _await_fresh(self, since: float) -> None:
         """Return when the application has a message of each sensor that came after this moment."""
