@@ -156,26 +156,25 @@ class Teller:
             ear.rest()
 
     def _words(self, position: int, others: range, saving: bool) -> Callable[[Entry], HeldStream | None]:
-        """What a logger is to hear now, of its own connections and of other destinations.
-
-        A connection that has ended is called open until what the logger lacks of it is pending, if it ever
-        will be: the logger would call it a hole.
-        """
+        """What a logger is to hear now, of its own connections and of other destinations. One that has ended
+        is called open until it is settled: what the logger lacks of it would be called a hole."""
 
         def words(entry: Entry) -> HeldStream | None:
-            stream = entry.stream
             if entry.destination != position and entry.destination not in others:
                 return None
-            if stream.state in (OPEN, UNTOLD):
-                return stream
-            settled: bool | None = not saving
-            if stream.here and self._spool is not None:
-                settled = self._spool.has_all(stream)
-            if settled is None:
-                settled = entry.looks >= GRACE
-            return stream if settled else replace(stream, state=OPEN)
+            return entry.stream if self._is_settled(entry, saving) else replace(entry.stream, state=OPEN)
 
         return words
+
+    def _is_settled(self, entry: Entry, saving: bool) -> bool:
+        """Is what a logger lacks of a connection that has ended pending by now, if it ever will be?"""
+        stream = entry.stream
+        if stream.state in (OPEN, UNTOLD):
+            return True
+        if not stream.here or self._spool is None:
+            return not saving
+        has_all = self._spool.has_all(stream)
+        return entry.looks >= GRACE if has_all is None else has_all
 
     def _tell(
         self, ear: Ear, words: Callable[[Entry], HeldStream | None], pending: list[Pending] | None

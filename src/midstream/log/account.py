@@ -172,7 +172,7 @@ class _Ledger:
         self._log, self._extents, self._numbering = log, extents, numbering
         self._framings = {connection.sensor: connection.framing for connection in connections}
         self._sizes = _sizes(connections, extents)
-        held = sorted([*told.held, *_unheard_of(told)], key=lambda each: each.opened_ns)
+        held = sorted([*told.held, *_only_pending(told)], key=lambda each: each.opened_ns)
         self._rows = _matched(held, connections)
         self._pending = _matched(held, told.pending)
         self._forgotten = sorted(told.forgotten, key=lambda each: each.first_ns)
@@ -330,12 +330,12 @@ def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldS
     return found
 
 
-def _unheard_of(told: Knowledge) -> list[HeldStream]:
+def _only_pending(told: Knowledge) -> list[HeldStream]:
     """Connections of which nothing is told yet but what waits in the spool."""
-    known = {id(each) for waiting in _matched(told.held, told.pending).values() for each in waiting}
+    known = {each for waiting in _matched(told.held, told.pending).values() for each in waiting}
     ends: dict[tuple[str, int, int, int], int] = {}
     for each in told.pending:
-        if id(each) not in known:
+        if each not in known:
             key = each.sensor, each.port, each.first, each.opened_ns
             ends[key] = max(each.end, ends.get(key, 0))
     return [HeldStream(*key, end, OPEN, True) for key, end in ends.items()]
