@@ -186,7 +186,7 @@ class Storm:
         """Where the data goes, and what the spool's process does."""
         self._revive_all()
         found = daemons.state(self.lab, "hardworker") or {"destination": "", "spool": ""}
-        return "spool" if found["destination"] == "spool" else "logger", found["spool"]
+        return SPOOL if found["destination"] == SPOOL else "logger", found["spool"]
 
     @property
     def spool_pid(self) -> int:
