@@ -16,15 +16,15 @@ ADDRESSES = {
     "logger": ("10.83.0.3", "02:00:00:00:00:03"),
 }
 PATIENCE = 60.0
-RECORD = struct.Struct("<QQQQQ")  # sensor's number and time, connection, sequence, the application's process
+RECORD = struct.Struct("<QQQQ")  # sensor's number and time, connection, sequence
 APPLICATION = """
-import os, struct
+import struct
 from midstream import Hardworker
 
 received = open("/var/lib/robot/received", "ab", buffering=0)
 with Hardworker("/etc/midstream/config.toml") as hardworker:
     for message in hardworker:
-        own = struct.pack("<QQQ", message.connection, message.sequence, os.getpid())
+        own = struct.pack("<QQ", message.connection, message.sequence)
         received.write(message.payload[:16] + own)
 """
 REPLAY = """

@@ -200,7 +200,7 @@ def test_the_hardworker_boots_while_the_logger_is_off(site: Site) -> None:
         30,
         "the application",
     )
-    site.says("hardworker", "midstream-daemon", "working, sensors: 1, not to the first logger: ")
+    site.says("hardworker", "midstream-daemon", "working, sensors: 1, data goes to the spool: ")
     site.flows()
     assert destination(site) == "spool"
     pid = site.hardworker.run("cat", "/run/midstream/spool.pid").stdout.strip()
@@ -246,10 +246,9 @@ def test_ten_ordered_restarts(site: Site) -> None:
         role, unit = restarted[number % len(restarted)]
         site.machines[role].run("systemctl", "restart", unit)
         site.flows()
-    sequences: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for _, _, number, sequence, process in site.records()[first:]:
-        # The numbers of connections that an application has taken itself are those of its process.
-        sequences[number, process if number >= 2**31 else 0].append(sequence)
+    sequences: dict[int, list[int]] = defaultdict(list)
+    for _, _, number, sequence in site.records()[first:]:
+        sequences[number].append(sequence)
     for connection, numbers in sequences.items():
         start = numbers[0]
         repeated = len(numbers) - len(set(numbers))

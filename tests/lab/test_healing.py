@@ -76,6 +76,7 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
             judge.lives(storm.rows),
             judge.logged(disk / "log.db"),
             storm.events,
+            judge.to_the_spool(disk / "log.db"),
         )
         print(found, storm.counts, sorted(storm.gaps, key=lambda gap: -gap[1])[:10], sep="\n")
         print(f"{time.monotonic() - began:.0f} s, the spool was empty {emptied:.1f} s after the last message")

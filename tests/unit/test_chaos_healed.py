@@ -1,4 +1,5 @@
-"""The judge of tests/lab/test_healing.py sees each fault, and excuses only the hardworker's power cut."""
+"""The judge of tests/lab/test_healing.py sees each fault, and excuses only the hardworker's power cut and the
+last messages of a connection that the spool ended."""
 
 import numpy as np
 from tests.lab.chaos.client import LIFE, Connection
@@ -11,7 +12,7 @@ CUT = Event(HARDWORKER_OUT, 12.0, 13.0)
 
 
 def judged(*lives: np.ndarray, logged: list[Row] = LOGGED, events: tuple[Event, ...] = ()) -> Healed:
-    return judge([CONNECTION], {PORT: lives}, {PORT: logged}, events)
+    return judge([CONNECTION], {PORT: lives}, {PORT: logged}, events, set())
 
 
 def from_zero(first: int, count: int, *, port: int, acknowledged: int, how: str = "clean") -> Connection:
@@ -22,18 +23,23 @@ def test_the_first_numbers_are_missing() -> None:
     assert judged(life(*range(COUNT))).faults == ["log, sensor 0: 0 to 99 are missing"]
 
 
-def whole(*connections: Connection, counts: tuple[int, ...]) -> Healed:
-    """Log and application have the first so many messages of each connection."""
-    logged = {
+def whole(
+    *connections: Connection,
+    counts: tuple[int, ...],
+    logged: tuple[int, ...] = (),
+    spooled: tuple[int, ...] = (),
+) -> Healed:
+    """The application has the first so many messages of each connection. logged: the log; empty: as many."""
+    rows_by_port: dict[int, list[Row]] = {
         one.port: [(place, one.first + place) for place in range(count)]
-        for one, count in zip(connections, counts, strict=True)
+        for one, count in zip(connections, logged or counts, strict=True)
     }
     lives = {}
     for one, count in zip(connections, counts, strict=True):
         rows = life(*range(count), numbers=one.first)
         rows["port"] = one.port
         lives[one.port] = [rows]
-    return judge(connections, lives, logged, ())
+    return judge(connections, lives, rows_by_port, (), set(spooled))
 
 
 def test_what_was_not_acknowledged_comes_again() -> None:
@@ -41,6 +47,19 @@ def test_what_was_not_acknowledged_comes_again() -> None:
     second = from_zero(5, 10, port=2, acknowledged=10)
     found = whole(first, second, counts=(7, 10))
     assert (found.faults, found.again, found.logged, found.delivered) == ([], 2, 17, 17)
+
+
+def test_the_spool_has_ended_a_connection() -> None:
+    first = from_zero(0, 8, port=1, acknowledged=5, how="reset")
+    second = from_zero(5, 10, port=2, acknowledged=10)
+    found = whole(first, second, counts=(7, 10), logged=(5, 10), spooled=(1,))
+    assert (found.faults, found.only_delivered) == ([], 2)
+    assert whole(first, second, counts=(7, 10), logged=(5, 10), spooled=(2,)).faults == [
+        "application, port 1 of sensor 0: 7 messages, and the log has 5"
+    ]
+    clean = from_zero(0, 8, port=1, acknowledged=5)
+    assert whole(clean, second, counts=(7, 10), logged=(5, 10), spooled=(1,)).faults
+    assert whole(first, second, counts=(7, 10), logged=(4, 10), spooled=(1,)).faults
 
 
 def test_a_client_that_was_killed_begins_with_new_numbers() -> None:

@@ -12,7 +12,7 @@ import pytest
 from midstream.daemon.failover import PATIENT, Limits
 from midstream.daemon.heartbeat import Told, Watched
 from midstream.daemon.sockets import Word
-from midstream.daemon.way import EXPECTED, SPOOL, Way
+from midstream.daemon.way import EXPECTED, SPOOL, UNWATCHED, Way
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE, OUTCOMES
 from midstream.errors import NetworkError
@@ -135,8 +135,8 @@ class World:
             each()
             asyncio.run(self.way.look(TOPOLOGY, [0, 1], self.watched))
 
-    def take_up(self, *, logger: bool) -> None:
-        asyncio.run(self.way.take_up(TOPOLOGY, logger=logger))
+    def take_up(self, *, logger: bool, watched: bool = True) -> None:
+        asyncio.run(self.way.take_up(TOPOLOGY, logger=logger, watched=watched))
 
 
 def test_nothing_is_read_while_all_is_well() -> None:
@@ -243,6 +243,12 @@ def test_a_boot_without_a_logger() -> None:
     world.beats(1)
     world.beats(1, lambda: world.answer(LOGGER))
     assert world.program.to == 0
+
+
+def test_without_a_key_nobody_is_expected() -> None:
+    world = World()
+    world.take_up(logger=True, watched=False)
+    assert (world.program.to, world.way.reason) == (0, UNWATCHED)
 
 
 def test_a_logger_that_boots_is_expected() -> None:

@@ -40,7 +40,7 @@ from midstream.daemon.sockets import Sockets
 from midstream.daemon.spool import Spool
 from midstream.daemon.teller import Teller
 from midstream.daemon.watch import Watch
-from midstream.daemon.way import Way
+from midstream.daemon.way import UNWATCHED, Way
 from midstream.errors import ConfigError, KernelError, MidstreamError, NetworkError
 from midstream.network import Host, Topology
 
@@ -206,8 +206,10 @@ class Service:
         elif not self.ready_after:
             status = f"exploring: {self._reason()}"
         else:
-            status = f"working, sensors: {len(self._host.in_force.sensors) if self._host.in_force else 0}"
-            status += f", {self._way.reason}" if self._way.reason else ""
+            topology = self._host.in_force
+            status = f"working, sensors: {len(topology.sensors) if topology else 0}"
+            if topology and self._way.reason:
+                status += f", data goes to {self._way.name(topology)}: {self._way.reason}"
         if status != self._status:
             self._status = status
             notify(f"STATUS={self.role}: {status}")
@@ -232,7 +234,7 @@ class Service:
         self._log(
             "unwatched",
             level="warning",
-            reason="no key: the logger is not watched",
+            reason=UNWATCHED,
             key=self._config.key_path,
         )
         return None
@@ -397,7 +399,7 @@ class Service:
     async def _begin(self, topology: Topology, *, logger: bool = True) -> None:
         """The first topology is in force. A program that was there before may send the data another way."""
         if self.role == "hardworker" and self._host.attachment:
-            await self._way.take_up(topology, logger=logger)
+            await self._way.take_up(topology, logger=logger, watched=self._heartbeat is not None)
             self._is_on_the_way = True
 
     def _program(self) -> str:

@@ -27,6 +27,7 @@ T = TypeVar("T")
 GRACE = 1.0  # seconds beyond daemon.silence for which the word of a silent logger holds
 SPOOL = "spool"  # how status calls the destination that is this host
 EXPECTED = "no logger has been heard to listen yet"  # the reason until one is
+UNWATCHED = "no key: the logger is not watched"
 
 
 class Program(Protocol):
@@ -70,12 +71,13 @@ class Way:
         loggers = topology.loggers
         return str(loggers[min(self.destination, len(loggers) - 1)].ip)
 
-    async def take_up(self, topology: Topology, *, logger: bool) -> None:
+    async def take_up(self, topology: Topology, *, logger: bool, watched: bool = True) -> None:
         """The program is attached. One that was there before may send the data elsewhere than to the first
         logger, and a spool that an earlier daemon has started goes on. logger: has any logger answered? If
-        not, and no connection has brought anything yet, the data goes to the spool from the beginning."""
+        not, and no connection has brought anything yet, the data goes to the spool from the beginning.
+        watched: are the loggers asked at all?"""
         self.destination = await self._worker(self._program.destination)
-        self.reason = "" if self.destination == HERE else EXPECTED
+        self.reason = "" if self.destination == HERE else EXPECTED if watched else UNWATCHED
         if not self.spool:
             return
         await self._worker(self.spool.adopt, topology)

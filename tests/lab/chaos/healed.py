@@ -2,12 +2,14 @@
 
 Of each connection the log has what the hardworker held, from its first message on and without a gap: all that
 was acknowledged, and maybe some that were not any more. Those come again at the reconnect, which TCP cannot
-spare a sensor; connection and number tell them apart. The application has the same, but for what was in the
-ring when the hardworker itself lost its power: that it can ask the logger for.
+spare a sensor; connection and number tell them apart. The application has the same, with two exceptions. What
+was in the ring when the hardworker lost its power: that it can ask the logger for. And the last messages
+of a connection that the spool ended: nobody has acknowledged them, and the log has them by the next one.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +31,7 @@ class Healed:
     delivered: int = 0
     again: int = 0  # logged on more than one connection: inherent to a reconnect
     only_logged: int = 0  # in the ring when the hardworker lost its power
+    only_delivered: int = 0  # on a connection that the spool ended, and not acknowledged
     faults: list[str] = field(default_factory=list)
 
 
@@ -37,8 +40,10 @@ def judge(
     lives: Mapping[int, Sequence[np.ndarray]],
     logged: Mapping[int, Sequence[Row]],
     events: Sequence[Event],
+    spooled: AbstractSet[int],
 ) -> Healed:
-    """Compare. lives: the application's rows by port, an array a life. logged: the database's by port."""
+    """Compare. lives: the application's rows by port, an array a life. logged: the database's by port.
+    spooled: the ports of which the spool took the connection."""
     found = Healed(connections=len(account))
     known = {connection.port for connection in account}
     for port in (lives.keys() | logged.keys()) - known:
@@ -46,7 +51,8 @@ def judge(
     numbers: defaultdict[int, list[range]] = defaultdict(list)
     for connection in account:
         count = _log(connection, logged.get(connection.port, ()), found)
-        _application(connection, lives.get(connection.port, ()), count, events, found)
+        here = connection.port in spooled
+        _application(connection, lives.get(connection.port, ()), count, events, found, here=here)
         numbers[connection.sensor].append(range(connection.first, connection.first + count))
     for sensor, ranges in numbers.items():
         _without_gaps(sensor, ranges, found)
@@ -78,6 +84,8 @@ def _application(
     logged: int,
     events: Sequence[Event],
     found: Healed,
+    *,
+    here: bool,
 ) -> None:
     whose = f"application, port {connection.port} of sensor {connection.sensor}"
     places: set[int] = set()
@@ -101,6 +109,8 @@ def _application(
     )
     if cut and places < set(range(logged)):
         found.only_logged += logged - len(places)
+    elif here and connection.how != "clean" and places == set(range(len(places))) > set(range(logged)):
+        found.only_delivered += len(places) - logged
     else:
         found.faults.append(f"{whose}: {len(places)} messages, and the log has {logged}")
 

@@ -171,3 +171,11 @@ def logged(database: Path) -> dict[int, list[Row]]:
                 found.setdefault(port, []).append((sequence, (identity(payload) or (-1, -1))[1]))
     store.close()
     return found
+
+
+def to_the_spool(database: Path) -> set[int]:
+    """The ports of the connections that the hardworker's spool took, as its daemon has told the log."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
+        found = {port for (port,) in store.execute("SELECT port FROM held WHERE destination_here")}
+    store.close()
+    return found
