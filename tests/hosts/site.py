@@ -117,9 +117,18 @@ class Site:
 
     def says(self, role: str, unit: str, words: str, seconds: float = PATIENCE) -> None:
         """Wait until a service's status has these words."""
-        wait_until(
-            lambda: words in self.property(role, unit, "StatusText"), seconds, f"{role}: {unit}: {words!r}"
-        )
+        said = ""
+
+        def has_said() -> bool:
+            nonlocal said
+            said = self.property(role, unit, "StatusText")
+            return words in said
+
+        try:
+            wait_until(has_said, seconds, f"{role}: {unit}: {words!r}")
+        except AssertionError as error:
+            error.add_note(f"it says {said!r}")
+            raise
 
     def copy_key(self, role: str) -> None:
         """By the documented command, with a pipe in the place of ssh."""

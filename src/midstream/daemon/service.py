@@ -40,7 +40,7 @@ from midstream.daemon.sockets import Sockets
 from midstream.daemon.spool import Spool
 from midstream.daemon.teller import Teller
 from midstream.daemon.watch import Watch
-from midstream.daemon.way import UNWATCHED, Way
+from midstream.daemon.way import SPOOL, UNWATCHED, Way
 from midstream.errors import ConfigError, KernelError, MidstreamError, NetworkError
 from midstream.network import Host, Topology
 
@@ -209,7 +209,9 @@ class Service:
             topology = self._host.in_force
             status = f"working, sensors: {len(topology.sensors) if topology else 0}"
             if topology and self._way.reason:
-                status += f", data goes to {self._way.name(topology)}: {self._way.reason}"
+                name = self._way.name(topology)
+                where = "the spool" if name == SPOOL else name
+                status += f", data goes to {where}: {self._way.reason}"
         if status != self._status:
             self._status = status
             notify(f"STATUS={self.role}: {status}")
