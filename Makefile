@@ -20,12 +20,12 @@ help: ## what can be made
 
 setup: $(INSTALLED) ## midstream and its development tools in .venv
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml bench/pyproject.toml
 	@tools/packages.sh setup
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "midstream: Python 3.11 or newer is needed; name one with PYTHON=")'
 	@echo "midstream: installing into .venv"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable './bench[receivers]'
 	@touch $@
 
 demo: setup ## three hosts on this machine, from sensor to database (as root)
@@ -63,4 +63,4 @@ format: setup ## let ruff format and sort
 
 clean: ## remove everything that make has made here
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 
-from midstream.bench.load import Connection, Load, LoadSummary, Phase, Plan, Sink, SinkSummary
 from midstream.lab import Impairment, Lab, clear, impair
 from midstream.lab.cpu import prefer
 from midstream.lab.enter import NAMESPACES
+from midstream.load import Connection, Load, LoadSummary, Phase, Plan, Sink, SinkSummary
 
 LAB = {"sensors": 4}
 PORT = 4711

@@ -18,4 +18,4 @@ def all_commands() -> list[tuple[tuple[str, ...], Any]]:
         for name, below in command.commands.items():
             yield from walk(below, (*words, name))
 
-    return list(walk(typer.main.get_command(cli._app(cli._MODULES)), ()))
+    return list(walk(typer.main.get_command(cli.app(cli.COMMANDS)), ()))

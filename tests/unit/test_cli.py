@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from midstream import cli
+from midstream.errors import ConfigError
 
 CONST = """\
 [mac]
@@ -52,10 +54,6 @@ def test_compiling_needs_nothing_of_linux(tmp_path: Path, role: str) -> None:
         (["sensor"], 2, "midstream: config.toml: no such file"),
         (["hardworker", "--config", "no.toml"], 2, "midstream: no.toml: no such file"),
         (["demo", "--impair", "drop=2"], 2, "midstream: drop = 2.0: expected a probability from 0 to 1"),
-        (["bench", "--receiver", "x"], 2, "midstream: no receiver 'x'; there are: "),
-        (["bench", "--scenario", "x"], 2, "midstream: no scenario 'x'; there are: "),
-        (["bench", "--report"], 2, "midstream: bench-results: has no runs"),
-        (["bench", "--host"], 2, "midstream: --label: is needed with --host"),
         (["load", "--size", "8"], 2, "midstream: size = 8: expected 16"),
         (["load", "--replay", "none.csv"], 2, "midstream: none.csv: cannot be read"),
         (["nothing"], 2, "No such command"),
@@ -96,23 +94,28 @@ def test_help_names_every_command(
         cli.main()
     assert not ended.value.code
     said = capsys.readouterr().out
-    for command in (
-        "demo",
-        "lab",
-        "sensor",
-        "hardworker",
-        "logger",
-        "log",
-        "compile",
-        "attach",
-        "detach",
-        "status",
-        "packet",
-        "doctor",
-        "load",
-        "bench",
-    ):
+    for command in (*cli.COMMANDS, "bench"):
         assert f"│ {command} " in said
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_says_of_a_command_what_it_says_itself(name: str) -> None:
+    command = typer.main.get_command(cli.app([name])).commands[name]  # type: ignore[attr-defined]
+    first, _, _ = (command.help or "").partition("\n\n")
+    assert " ".join(first.split()) == cli.COMMANDS[name].help
+
+
+def test_help_is_quick() -> None:
+    """It imports none of what takes long."""
+    slow = {"numpy", "pyroute2", "sqlalchemy", "zeroconf", "cryptography", "asyncio"}
+    before = f"import atexit\natexit.register(lambda: print({slow!r} & sys.modules.keys(), file=sys.stderr))"
+    assert run("--help", before=before).stderr == "set()\n"
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_others", dict)
+    with pytest.raises(ConfigError, match="pip install midstream-bench"):
+        cli.app(["bench"])
 
 
 def test_version() -> None:

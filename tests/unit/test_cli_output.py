@@ -38,7 +38,7 @@ import json, os, sys
 import mcap.writer, pyarrow.parquet, sqlalchemy.dialects.sqlite
 from midstream import cli
 cases = json.load(sys.stdin)
-cli._app({arguments[0] for arguments, _ in cases} & cli._MODULES.keys())
+cli.app({arguments[0] for arguments, _ in cases} & cli.COMMANDS.keys())
 for number, (arguments, kind) in enumerate(cases):
     if pid := os.fork():
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -28,7 +28,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def asked(*arguments: str) -> tuple[str, str]:
     """What the command says of the file that it reads, and its error."""
-    ended = CliRunner().invoke(cli._app(arguments[:1]), list(arguments))
+    ended = CliRunner().invoke(cli.app(arguments[:1]), list(arguments))
     return ended.stderr, str(ended.exception)
 
 
@@ -56,9 +56,9 @@ def test_with_neither_both_are_named(system: Path) -> None:
 
 
 def commands() -> Iterator[tuple[str, object]]:
-    for module in sorted(set(cli._MODULES.values())):
-        for command in import_module(f"midstream.cli.{module}").app.registered_commands:
-            yield f"{module} {command.callback.__name__}", command.callback
+    for module in sorted({command.module for command in cli.COMMANDS.values()}):
+        for command in import_module(module).app.registered_commands:
+            yield f"{module.rpartition('.')[2]} {command.callback.__name__}", command.callback
 
 
 @pytest.mark.parametrize(("name", "callback"), [pytest.param(*pair, id=pair[0]) for pair in commands()])
@@ -73,5 +73,5 @@ def test_every_command_looks_there(name: str, callback: object) -> None:
 def test_the_result_says_which_file_was_read(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = import_module("midstream.cli.kernel")
     monkeypatch.setattr(kernel, "_programs", lambda config: {"logger": {"attached": False}})
-    ended = CliRunner().invoke(cli._app(["status"]), ["status", "--json"])
+    ended = CliRunner().invoke(cli.app(["status"]), ["status", "--json"])
     assert json.loads(ended.stdout)["config"] == str(system)

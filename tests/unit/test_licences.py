@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-KERNEL_SIDE = sorted((PROJECT / "src/midstream/ebpf").glob("*.[ch]"))
+KERNEL_SIDE = sorted(
+    path
+    for folder in ("src/midstream/ebpf", "bench/src/midstream_bench/ebpf")
+    for path in (PROJECT / folder).glob("*.[ch]")
+)
 
 
 @pytest.mark.parametrize("source", KERNEL_SIDE, ids=lambda path: path.name)

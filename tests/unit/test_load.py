@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midstream.bench.load import Connection, Load, LoadSummary, Plan, Sink
-from midstream.bench.load import load as helper
-from midstream.bench.load import message as wire
-from midstream.bench.machine import guest
 from midstream.errors import LabError, NetworkError
+from midstream.load import Connection, Load, LoadSummary, Plan, Sink
+from midstream.load import load as helper
+from midstream.load import message as wire
+from midstream_bench.machine import guest
 
 HOST = "127.0.0.1"
 

@@ -12,9 +12,9 @@ from tests.unit.captures import ETHERNET, START, Frame, framed, pcap, tcp
 from typer.testing import CliRunner, Result
 
 from midstream import network
-from midstream.bench.load import Connection, LoadSummary, Plan
 from midstream.cli.load import app
 from midstream.errors import NetworkError
+from midstream.load import Connection, LoadSummary, Plan
 from midstream.network import Host, Topology
 
 TOPOLOGY = Topology(

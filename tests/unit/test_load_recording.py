@@ -31,8 +31,8 @@ from tests.unit.captures import (
     tcp,
 )
 
-from midstream.bench.load import Timing, read_timing
 from midstream.errors import ConfigError
+from midstream.load import Timing, read_timing
 
 PORT = 12345
 UDP = struct.pack("!BBHHHBBH8s", 0x45, 0, 28, 0, 0, 64, 17, 0, bytes(8)) + bytes(8)

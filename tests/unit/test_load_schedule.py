@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from midstream.bench.load import Phase, Plan, Timing
-from midstream.bench.load.schedule import EVENT
 from midstream.errors import ConfigError
+from midstream.load import Phase, Plan, Timing
+from midstream.load.schedule import EVENT
 
 MS = 1_000_000
 

@@ -12,8 +12,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap, wrpcapng
 
-from midstream.bench.load import Plan, Timing, read_timing, write_timing
 from midstream.errors import ConfigError
+from midstream.load import Plan, Timing, read_timing, write_timing
 
 SECOND = 10**9
 

@@ -42,7 +42,7 @@ def systemd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_that_is_installed_with_its_words_and_its_last_error() -> None:
-    told = json.loads(CliRunner().invoke(cli._app(["service"]), ["service", "status", "--json"]).stdout)
+    told = json.loads(CliRunner().invoke(cli.app(["service"]), ["service", "status", "--json"]).stdout)
     daemon, application = told["units"]
     assert daemon == {
         "unit": "midstream-daemon.service",
@@ -57,7 +57,7 @@ def test_each_that_is_installed_with_its_words_and_its_last_error() -> None:
 
 
 def test_in_words() -> None:
-    shown = CliRunner().invoke(cli._app(["service"]), ["service", "status"]).stdout.splitlines()
+    shown = CliRunner().invoke(cli.app(["service"]), ["service", "status"]).stdout.splitlines()
     assert shown[0] == (
         "midstream-daemon.service: active (running) since Sun 2026-11-29 22:05:56 UTC, enabled"
     )

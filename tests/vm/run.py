@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from midstream.bench.machine.kernel import OLDEST, RELEASES
-from midstream.bench.machine.machine import NOT_STARTED, TIMED_OUT, Machine
 from midstream.errors import MidstreamError
+from midstream_bench.machine.kernel import OLDEST, RELEASES
+from midstream_bench.machine.machine import NOT_STARTED, TIMED_OUT, Machine
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "vm"
 

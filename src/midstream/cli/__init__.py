@@ -7,37 +7,78 @@ midstream is one message without a traceback, and the exit code of its class (se
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from midstream import modes
 from midstream.cli import output
-from midstream.errors import MidstreamError
+from midstream.errors import ConfigError, MidstreamError
 
-_MODULES = {
-    "demo": "demo",
-    "lab": "lab",
-    "sensor": "sensor",
-    "hardworker": "hardworker",
-    "logger": "logger",
-    "log": "log",
-    "compile": "compile",
-    "attach": "kernel",
-    "detach": "kernel",
-    "status": "kernel",
-    "packet": "packet",
-    "daemon": "daemon",
-    "key": "key",
-    "service": "service",
-    "doctor": "doctor",
-    "load": "load",
-    "bench": "bench",
+
+class Command(NamedTuple):
+    """The module that has a command, or a group of them, in its `app`; and what `midstream --help` says.
+
+    help: the first paragraph of its own help.
+    """
+
+    module: str
+    help: str
+
+
+def _own(name: str, help: str) -> Command:
+    return Command(f"{__name__}.{name}", help)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "demo": _own(
+        "demo",
+        "Run everything on this machine: a lab, the programs, the data; "
+        "then say what became of every message.",
+    ),
+    "sensor": _own("sensor", "Send numbered, time-stamped messages, or a file's, at a fixed rate."),
+    "hardworker": _own(
+        "hardworker",
+        "Receive the sensors' messages from the attached program, or with the user-mode handler.",
+    ),
+    "logger": _own("logger", "Receive what the hardworker passes on and store it in the database."),
+    "compile": _own("compile", "Compile a host's eBPF program from const.toml; needs no root, and no Linux."),
+    "attach": _own(
+        "kernel", "Compile, load, pin and attach this host's program; what is attached already stays."
+    ),
+    "detach": _own("kernel", "Detach this host's program and remove its pins; nothing is left behind."),
+    "status": _own(
+        "kernel",
+        "What the daemon says, what is attached on this host, and what the hardworker's program has counted.",
+    ),
+    "daemon": _own(
+        "daemon",
+        "Find the other hosts, pin their addresses, write const.toml, compile, attach, watch and heal.",
+    ),
+    "key": _own(
+        "key",
+        "Make the key that the hosts of one network share; each host needs a copy that root alone may read.",
+    ),
+    "doctor": _own(
+        "doctor",
+        "Check this host and the way to its peers; print what is wrong and the command that mends it.",
+    ),
+    "load": _own(
+        "load",
+        "Send numbered, time-stamped messages from many sensors at exact times; report rate and lateness.",
+    ),
+    "lab": _own("lab", "Three hosts on one machine: sensors, hardworker, logger."),
+    "log": _own("log", "Look at what the logger has stored."),
+    "packet": _own("packet", "Craft, check, send and watch raw packets."),
+    "service": _own("service", "The services of this host (systemd)."),
 }
-"""Which module of this package has a command."""
+
+_OTHERS = "midstream.commands"
+"""Entry points of other distributions: a command's name, and its module."""
+
+_KNOWN_OTHERS = {"bench": "midstream-bench"}
 
 
 def main() -> None:
@@ -46,7 +87,7 @@ def main() -> None:
     output.prepare()
     try:
         try:
-            _app(_wanted())()
+            app(_named())()
         finally:
             sys.stdout.flush()
     except MidstreamError as error:
@@ -54,8 +95,8 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _wanted() -> list[str]:
-    """The commands that the arguments can mean: all if they ask for help or name an unknown one.
+def _named() -> list[str]:
+    """The command that the arguments name; none if they ask for help, or name none that there is.
 
     A shell that asks how a line may go on has the line in its environment: what is typed of the last word is
     where a command may begin.
@@ -63,38 +104,68 @@ def _wanted() -> list[str]:
     line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
     asked = "_MIDSTREAM_COMPLETE" in os.environ
     words = [word for word in (line.split()[1:] if asked else sys.argv[1:]) if not word.startswith("-")]
-    if asked and len(words) == 1 and not line[-1].isspace():
-        return [name for name in _MODULES if name.startswith(words[0])]
-    if not words and {"--version", "--show-completion", "--install-completion"} & set(sys.argv):
-        return []
-    return words[:1] if words and words[0] in _MODULES else list(_MODULES)
+    is_typed = len(words) > 1 or not asked or line[-1].isspace()
+    return words[:1] if is_typed else []
 
 
-def _app(wanted: Iterable[str]) -> typer.Typer:
-    """The application with those commands, and those that are in the same modules.
+def app(wanted: Iterable[str]) -> typer.Typer:
+    """The application with these commands, and of all others no more than name and help.
 
     Only what is wanted is imported: each command starts quickly, and `compile` works where there is nothing
-    of Linux to import.
+    of Linux to import. Raises ConfigError for a command that another distribution adds, and which is missing.
     """
-    app = typer.Typer(
+    made = typer.Typer(
         help="Sensor data with the guarantees of TCP, on a control computer that runs no TCP.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback(invoke_without_command=True)(_options)
-    for name in dict.fromkeys(_MODULES[command] for command in wanted):
-        try:
-            commands: typer.Typer = import_module(f"midstream.cli.{name}").app
-        except ImportError:
-            if platform.system() == "Linux":
-                raise
-            continue
-        if len(commands.registered_commands) > 1 and name in _MODULES:
-            app.add_typer(commands, name=name)
+    made.callback(invoke_without_command=True)(_options)
+    wanted, known = set(wanted), COMMANDS
+    if not wanted or not wanted <= COMMANDS.keys():
+        known = {**COMMANDS, **_others()}
+        for name in wanted & _KNOWN_OTHERS.keys() - known.keys():
+            raise ConfigError(
+                f"{name} is of a package of its own; install it with `pip install {_KNOWN_OTHERS[name]}`"
+            )
+    for name, command in known.items():
+        if name in wanted:
+            _add(made, name, _imported(name, command))
         else:
-            app.registered_commands += commands.registered_commands
-    return app
+            made.command(name, help=command.help)(_nothing)
+    return made
+
+
+def _imported(name: str, command: Command) -> typer.Typer:
+    try:
+        found: typer.Typer = import_module(command.module).app
+    except ImportError as error:
+        if platform.system() == "Linux":
+            raise
+        raise ConfigError(f"midstream {name} needs Linux; `midstream compile` does not") from error
+    return found
+
+
+def _add(made: typer.Typer, name: str, commands: typer.Typer) -> None:
+    for each in commands.registered_commands:
+        if name in (each.name, each.callback.__name__ if each.callback else ""):
+            made.registered_commands.append(each)
+            return
+    made.add_typer(commands, name=name)
+
+
+def _others() -> dict[str, Command]:
+    """The commands of other distributions."""
+    from importlib.metadata import entry_points  # slow, and seldom needed
+
+    return {
+        found.name: Command(found.module, found.dist.metadata["Summary"] if found.dist else "")
+        for found in entry_points(group=_OTHERS)
+    }
+
+
+def _nothing() -> None:
+    """Of a command that was not asked for nothing but its help is shown."""
 
 
 def _options(
@@ -103,5 +174,7 @@ def _options(
     ] = False,
 ) -> None:
     if show_version:
+        from importlib.metadata import version
+
         print(f"midstream {version('midstream')}")
         raise typer.Exit

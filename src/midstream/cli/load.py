@@ -11,12 +11,12 @@ import typer
 
 from midstream import config as configuration
 from midstream import network
-from midstream.bench.load import Connection, Load, Phase, Plan, Timing, read_timing, write_timing
-from midstream.bench.load.load import Launch
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import NetworkError
 from midstream.lab import find
 from midstream.lab.enter import NAMESPACES
+from midstream.load import Connection, Load, Phase, Plan, Timing, read_timing, write_timing
+from midstream.load.load import Launch
 
 app = typer.Typer()
 

@@ -49,25 +49,26 @@ _UNHEARD = {"CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "ZIG_LIB_DIR"}
 _USER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
-def compile_program(name: str, topology: Topology) -> Path:
+def compile_program(name: str, topology: Topology, folder: Path = SOURCES) -> Path:
     """The object of the program `name` ("hardworker", "logger", …) for this topology, compiled if need be.
 
-    Raises CompileError if the compiler is missing or refuses.
+    folder: where its source is, which may include midstream's headers. Raises CompileError if the compiler is
+    missing or refuses.
     """
     constants = const_header(topology)
-    target = cache_directory() / f"{name}-{key(name, topology)[:32]}.o"
+    target = cache_directory() / f"{name}-{key(name, topology, folder)[:32]}.o"
     if os.path.isfile(target):
         return target
     with tempfile.TemporaryDirectory(prefix="midstream-") as scratch:
         Path(scratch, "const.h").write_text(constants, encoding="utf-8")
         headers = _compiler() / "lib/libc/include"
         # The kernel's types are the same on every architecture that BPF supports; x86's serve all.
-        include = (f"-I{scratch}", f"-I{headers / 'any-linux-any'}", f"-I{headers / 'x86-linux-any'}")
+        places = [Path(scratch), *{SOURCES} - {folder}, headers / "any-linux-any", headers / "x86-linux-any"]
         # Debug information names files; where they lie on this machine must make no difference. The sources'
         # names stay readable from their own folder: clang puts their lines into the verifier's log.
         nameless = ("-ffile-compilation-dir=.", f"-ffile-prefix-map={headers}=include")
-        arguments = (*FLAGS, *nameless, *include, "-c", f"{name}.bpf.c")
-        _run(arguments, target, folder=SOURCES)
+        arguments = (*FLAGS, *nameless, *(f"-I{place}" for place in places), "-c", f"{name}.bpf.c")
+        _run(arguments, target, folder=folder)
     return target
 
 
@@ -107,14 +108,14 @@ def architecture() -> str:
     return sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
 
 
-def key(name: str, topology: Topology) -> str:
+def key(name: str, topology: Topology, folder: Path = SOURCES) -> str:
     """SHA-256, in hexadecimal, of everything that makes the object what it is."""
-    return hashlib.sha256(f"{sources_key(name)} {const_header(topology)}".encode()).hexdigest()
+    return hashlib.sha256(f"{sources_key(name, folder)} {const_header(topology)}".encode()).hexdigest()
 
 
-def sources_key(name: str) -> str:
+def sources_key(name: str, folder: Path = SOURCES) -> str:
     """The same without the constants: what every network's object of that program has in common."""
-    return _digest(FLAGS, [SOURCES / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
+    return _digest(FLAGS, [folder / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
 
 
 def const_header(topology: Topology) -> str:

@@ -1,0 +1,85 @@
+"""One side of a middleware: `python -m midstream_bench.rivals NAME SIDE ENDS [PLAN]`.
+
+SIDE is receive, log or send. ENDS and, for send, PLAN are JSON objects: the fields of rival.Ends and of
+load.Plan. A sender connects, says ready, and begins at the time (time.monotonic_ns) that it reads from
+standard input.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from midstream.load import Plan
+from midstream.load import message as wire
+from midstream_bench.rivals import Ends, Rival
+from midstream_bench.rivals import load as load_rival
+from midstream_bench.rivals.work import CONNECTION_SHIFT, Work
+
+
+def main(name: str, side: str, ends: str, plan: str = "{}") -> None:
+    """Run one side."""
+    rival = load_rival(name)
+    work = Work()
+    work.listen()
+    if side == "send":
+        send(rival, Ends(**json.loads(ends)), Plan(**json.loads(plan)), work)
+        return
+    run = rival.receive if side == "receive" else rival.log
+    run(Ends(**json.loads(ends)), work.take, work.ready, lambda: work.stopped)
+    work.report()
+
+
+def send(rival: Rival, ends: Ends, plan: Plan, work: Work) -> None:
+    """Send a plan's messages at their times, then print what `Load` says at its end."""
+    events = np.concatenate(list(plan.events()))
+    fillers = _fillers(events, plan.size)
+    connections, times = events["connection"].tolist(), events["at"].tolist()
+    counts = [0] * plan.sensors
+    late = np.zeros(len(times), np.int64)
+    sender = rival.connect(ends)
+    work.ready()
+    start = int(sys.stdin.readline())
+    first = last = 0
+    for index, (connection, due) in enumerate(zip(connections, times, strict=True)):
+        while (left := start + due - time.monotonic_ns()) > 0 and not work.stopped:
+            time.sleep(left / 1e9)
+        if work.stopped:
+            break
+        last = time.monotonic_ns()
+        first = first or last
+        late[index] = last - start - due
+        number = connection << CONNECTION_SHIFT | counts[connection]
+        head = number.to_bytes(8, "little") + time.time_ns().to_bytes(8, "little")
+        sender.send(connection, head + fillers[index])
+        counts[connection] += 1
+    sender.close()
+    print(json.dumps(_summary(counts, late, (last - first) / 1e9)), flush=True)
+
+
+def _fillers(events: np.ndarray, size: int) -> list[bytes]:
+    """What follows the head of each message: made before anything is sent."""
+    found = [b""] * len(events)
+    for connection in np.unique(events["connection"]).tolist():
+        (places,) = np.nonzero(events["connection"] == connection)
+        every = wire.filler(connection, np.arange(len(places)), size)
+        for place, filler in zip(places.tolist(), every, strict=True):
+            found[place] = filler.tobytes()
+    return found
+
+
+def _summary(counts: list[int], late: np.ndarray, seconds: float) -> dict[str, Any]:
+    sent = late[: sum(counts)] / 1e3
+    names = ("late_p50_us", "late_p99_us", "late_p999_us", "late_max_us")
+    quantiles = np.percentile(sent, [50, 99, 99.9, 100]).tolist() if len(sent) else [0.0] * 4
+    return {
+        "messages": sum(counts),
+        "seconds": seconds,
+        "connections": [{"messages": count} for count in counts],
+        **dict(zip(names, quantiles, strict=True)),
+    }
+
+
+main(*sys.argv[1:])

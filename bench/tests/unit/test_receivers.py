@@ -1,0 +1,115 @@
+"""What the benchmark's receivers in Python do with a message, and what they say of it."""
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from tests.unit.fake_ring import FakeRing
+
+from midstream.hardworker import forms
+from midstream.hardworker.source import Segment
+from midstream.hardworker.streams import Stream as Ordered
+from midstream.hardworker.streams import Streams
+from midstream.load.message import message
+from midstream_bench.receiver import Job
+from midstream_bench.receivers import RECEIVERS, python
+from midstream_bench.receivers.application import Application, Stream, summarize
+
+SIZE = 64
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield Application(SIZE, lambda: None)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_stream_is_cut_wherever_its_bytes_come_apart(application: Application) -> None:
+    stream = Stream(application)
+    data = b"".join(message(3, n, 0, SIZE) for n in range(5))
+    for start, end in itertools.pairwise([0, 1, 64, 200, 320]):
+        stream.feed(data[start:end])
+    assert (application.messages, application.bytes, application.errors) == (5, 320, 0)
+    assert application.verified == 5
+
+
+@pytest.mark.parametrize("fault", ["lost", "repeated", "changed"])
+def test_a_fault_is_seen(application: Application, fault: str) -> None:
+    stream = Stream(application)
+    data = [message(0, n, 0, SIZE) for n in range(3)]
+    if fault == "lost":
+        del data[1]
+    elif fault == "repeated":
+        data.insert(1, data[0])
+    else:
+        data[1] = data[1][:-1] + bytes([data[1][-1] ^ 1])
+    stream.feed(b"".join(data))
+    assert application.errors >= 1
+
+
+def test_only_the_window_has_latencies_and_nothing_is_verified_in_it(application: Application) -> None:
+    stream = Stream(application)
+    stream.feed(message(0, 0, 0, SIZE))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    application.now = 1500
+    stream.feed(message(0, 1, 1000, SIZE) + message(0, 2, 1200, SIZE))
+    os.kill(os.getpid(), signal.SIGUSR2)
+    stream.feed(message(0, 3, 0, SIZE))
+    assert (application.window, application.verified, application.errors) == (2, 2, 0)
+    assert list(application.latencies[:2]) == [500, 300]
+
+
+def test_a_batch_is_delivered_as_its_messages_would_be(application: Application) -> None:
+    ring, streams = FakeRing(1 << 14), Streams()
+    reader = ring.reader()
+    for number in (1, 2):
+        streams.open(number, Ordered())
+    callback = python.Columns(application)
+    form = forms.Columns(SIZE, callback.payload, python.COLUMNS)
+
+    def deliver(*rows: tuple[int, int], said: int | None = None) -> int:
+        before = application.errors
+        for number, sequence in rows:
+            data = message(number, sequence if said is None else said, 0, SIZE)
+            ring.put(Segment(number, 0, 1, sequence * SIZE, 5, 0, data))
+        reader.look()
+        batch = reader.regular(SIZE, streams)
+        callback.deliver(len(batch), form.of(batch))
+        if not application.measuring:
+            callback.verify(batch)
+        reader.commit(streams)
+        return application.errors - before
+
+    assert deliver((1, 0), (2, 0)) == 0
+    assert deliver((1, 1), (1, 2), (2, 1)) == 0  # a connection twice
+    assert reader.newest == 5
+    assert (application.messages, application.verified) == (5, 5)
+    assert deliver((1, 3), said=7) == 1
+    os.kill(os.getpid(), signal.SIGUSR1)
+    application.now = 1500
+    assert deliver((1, 4), (2, 2)) == 0
+    application.now = 1300
+    assert deliver(*((1, 5 + n) for n in range(130))) == 0  # more than usual
+    assert deliver((2, 3), (1, 135), (2, 4), said=3) == 2
+    assert (application.window, application.verified) == (135, 6)
+    assert list(application.latencies[:136]) == [1500] * 2 + [1300] * 133 + [0]
+
+
+def test_percentiles_and_histogram() -> None:
+    told = summarize(np.array([-5, 3, 16, 17, 1000, 1_000_000]))
+    assert (told["p50"], told["max"]) == (16, 1_000_000)
+    assert told["histogram"] == [[0, 1], [3, 1], [16, 2], [960, 1], [983040, 1]]
+
+
+def test_names_are_unique_and_every_form_does_the_whole_job() -> None:
+    names = [one.name for one in RECEIVERS]
+    assert len(set(names)) == len(names)
+    for name in ("c-epoll", "c-tuned", "c-tuned-20ms", "c-busy", "python", "asyncio", "uvloop"):
+        jobs = {one.job for one in RECEIVERS if one.name.rpartition("-")[0] == name}
+        assert jobs == {Job.RECEIVE, Job.RELAY}
