@@ -4,15 +4,17 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    GetJsonSchemaHandler,
     PrivateAttr,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from midstream import values
 from midstream.database_url import check
@@ -35,12 +37,32 @@ def load(path: str | Path) -> "Config":
     """Read config.toml; every key is optional. Raises ConfigError with a line for each fault."""
     path = Path(path)
     beside = "" if path == SYSTEM_CONFIG else f" (that of this host's services is {SYSTEM_CONFIG})"
-    text = read_text(
-        path, advice=f"copy config.example.toml there, or name another file with --config{beside}"
-    )
+    text = read_text(path, advice=f"`midstream init` makes one, or name another file with --config{beside}")
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> "Config":
+    """The content of a config.toml that is to be at `path`. Raises ConfigError as `load` does."""
     config = parse_toml(text, path, Config)
     config._path = absolute(path)
     return config
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of config.toml. What spans several keys is not in it."""
+    found = Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "config.toml"}
+
+
+class _WithUnit:
+    """In the schema: a number of bytes, or a string with a binary unit."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core), {"type": "string", "pattern": values.WITH_UNIT}]}
+
+
+_ByteCount = Annotated[int, BeforeValidator(values.byte_count), _WithUnit()]
+_RingSize = Annotated[int, BeforeValidator(values.ring_size), _WithUnit()]
 
 
 def field_columns(name: str, count: int) -> list[str]:
@@ -196,7 +218,7 @@ class SensorSection(Section):
 
 class HardworkerSection(Section):
     receiver: Literal["ebpf", "socket"] = Field(default="ebpf", description='"ebpf" or "socket"')
-    ring_size: Annotated[int, BeforeValidator(values.ring_size)] = Field(
+    ring_size: _RingSize = Field(
         default=4 * 2**20,
         description="a power of two, at least one memory page and at most 2 GiB: "
         'bytes, or a string such as "4MiB" (KiB, MiB, GiB)',
@@ -226,20 +248,20 @@ class HardworkerSection(Section):
         "sensors may take",
     )
     spool: str = Field(default="spool.db", description='a path, relative to this file, or "" for no spool')
-    spool_size: Annotated[int, BeforeValidator(values.byte_count)] = Field(
+    spool_size: _ByteCount = Field(
         default=2**30,
         ge=MIN_SPOOL,
         le=2**60,
         description='bytes, at least 1 MiB, or a string such as "1GiB" (KiB, MiB, GiB)',
     )
-    spool_free: Annotated[int, BeforeValidator(values.byte_count)] = Field(
+    spool_free: _ByteCount = Field(
         default=256 * 2**20,
         ge=0,
         le=2**60,
         description='bytes, 0 or more, or a string such as "256MiB" (KiB, MiB, GiB)',
     )
     spool_full: Literal["forget", "wait"] = Field(default="forget", description='"forget" or "wait"')
-    backfill_rate: Annotated[int, BeforeValidator(values.byte_count)] = Field(
+    backfill_rate: _ByteCount = Field(
         default=8 * 2**20,
         ge=2**10,
         le=2**40,
@@ -260,7 +282,7 @@ class LoggerSection(Section):
         default=4096, ge=1, le=2**20, description="an integer from 1 to 1048576 (messages)"
     )
     keep_age: float = Field(default=0.0, ge=0, description="a number of seconds, 0 or more (0: for ever)")
-    keep_size: Annotated[int, BeforeValidator(values.byte_count)] = Field(
+    keep_size: _ByteCount = Field(
         default=0,
         ge=0,
         le=2**60,

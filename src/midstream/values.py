@@ -5,6 +5,7 @@ import re
 
 from midstream.database_url import check_form
 
+WITH_UNIT = r"^([0-9]{1,10}) ?(KiB|MiB|GiB)$"
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MAX_RING = 2**31  # the kernel takes a ring's size as a power of two in 32 bits
 MAX_SOCKET = 107  # bytes of a Unix socket's path (unix(7))
@@ -18,7 +19,7 @@ def byte_count(value: object) -> object:
     """A number of bytes as it is, or from a string with a binary unit. Raises ValueError."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([0-9]{1,10}) ?(KiB|MiB|GiB)", value)
+    match = re.fullmatch(WITH_UNIT, value)
     if not match:
         raise ValueError("not a whole number with KiB, MiB or GiB")
     return int(match[1]) * UNITS[match[2]]

@@ -91,14 +91,14 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
 
 
 def test_the_example_names_every_key_with_its_default() -> None:
-    text = (ROOT / "config.example.toml").read_text(encoding="utf-8")
+    text = (ROOT / "src/midstream/config.example.toml").read_text(encoding="utf-8")
     document = tomllib.loads(text)
     defaults = Config().model_dump()
     assert {k: set(v) for k, v in document.items() if isinstance(v, dict)} == {
         k: set(v) for k, v in defaults.items() if isinstance(v, dict)
     }
     assert set(document) == set(defaults)
-    example = load(ROOT / "config.example.toml").model_dump()
+    example = load(ROOT / "src/midstream/config.example.toml").model_dump()
     assert example.pop("role") == "hardworker"
     assert example["data"].pop("size") == 1024
     assert (example["network"].pop("tos"), example["network"].pop("port")) == (104, 12345)
@@ -368,7 +368,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml: no such file; copy config\.example\.toml there"):
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file; `midstream init` makes one"):
         load(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path)

@@ -57,6 +57,7 @@ COMMANDS: Mapping[str, Command] = {
         "daemon",
         "Find the other hosts, pin their addresses, write const.toml, compile, attach, watch and heal.",
     ),
+    "init": _own("init", "Write a commented config.toml for this host; ask for role, interface and key."),
     "key": _own(
         "key",
         "Make the key that the hosts of one network share; each host needs a copy that root alone may read.",
@@ -69,6 +70,7 @@ COMMANDS: Mapping[str, Command] = {
         "load",
         "Send numbered, time-stamped messages from many sensors at exact times; report rate and lateness.",
     ),
+    "config": _own("config", "Look at config.toml."),
     "lab": _own("lab", "Three hosts on one machine: sensors, hardworker, logger."),
     "log": _own("log", "Look at what the logger has stored."),
     "packet": _own("packet", "Craft, check, send and watch raw packets."),

@@ -65,6 +65,18 @@ def read(name: str, named: Container[IPv4Address] = ()) -> Interface:
     )
 
 
+def addresses() -> dict[str, IPv4Address]:
+    """The interfaces that could be the one to the peers: those that are up, with their best address."""
+    with IPRoute() as netlink:
+        links = [link for link in netlink.get_links() if not link["flags"] & _LOOPBACK]
+        best = _best(netlink.get_addr(family=2), ())
+    return {
+        link.get("ifname"): best[link["index"]][1].ip
+        for link in links
+        if link["index"] in best and link.get("state") == "up"
+    }
+
+
 Rank = tuple[bool, ...]
 
 
