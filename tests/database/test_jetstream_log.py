@@ -18,14 +18,14 @@ from tests.unit.site import wait_until
 from midstream.errors import StoreError
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
-from midstream.log.verify import Verdict, verify
+from midstream.log.verify import LogVerdict, verify
 from midstream.logger import stream as stream_module
 from midstream.logger.jetstream import JetStreamStore
 from midstream.logger.jetstream_log import JetStreamLog
 from midstream.logger.retention import prune
 from midstream.logger.store import ConnectionRow, Position
 from midstream.logger.stored import StoredMessage
-from midstream.logger.stream import Stream
+from midstream.logger.stream import JetStreamStream
 
 PAYLOADS = [b"%08d" % number for number in range(2500)]
 
@@ -60,7 +60,7 @@ def write(store: JetStreamStore, token: str = "a.1", *, closed: bool = True) -> 
     store.write(batch)
 
 
-def verdicts(log: JetStreamLog) -> list[Verdict]:
+def verdicts(log: JetStreamLog) -> list[LogVerdict]:
     return list(verify(log, log.connections()))
 
 
@@ -220,17 +220,17 @@ def test_a_replica_that_lags_behind_is_asked_again(
     store: JetStreamStore, log: JetStreamLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(store)
-    honest = Stream._batch
+    honest = JetStreamStream._batch
     lies: list[dict[str, Any]] = []
 
-    async def late(stream: Stream, question: dict[str, Any]) -> Any:
+    async def late(stream: JetStreamStream, question: dict[str, Any]) -> Any:
         found, ending = await honest(stream, question)
         if ".data." in question["next_by_subj"] and not lies:
             lies.append(question)
             return found[:100], {"Nats-Num-Pending": "0"}
         return found, ending
 
-    monkeypatch.setattr(Stream, "_batch", late)
+    monkeypatch.setattr(JetStreamStream, "_batch", late)
     found = [message.sequence for piece in Reader(log, Selection()).read() for message in piece]
     assert found == [*range(2500)]
     assert lies

@@ -13,7 +13,7 @@ from tests.unit.announcements import announcement
 from midstream.daemon import interface
 from midstream.daemon.announcement import Announcement
 from midstream.daemon.discovery import ANSWER, Discovery
-from midstream.daemon.freshness import Ear, Voice
+from midstream.daemon.freshness import StampJudge, Voice
 from midstream.daemon.seal import Key
 from midstream.errors import NetworkError
 from midstream.lab import Lab, daemons
@@ -40,7 +40,7 @@ def told_after(key: Path) -> list[float]:
         own = Discovery(
             IPv4Address(HARDWORKER),
             Key.load(key),
-            stamp=lambda: Voice().stamp(Ear(1).challenge()),
+            stamp=lambda: Voice().stamp(StampJudge(1).challenge()),
             heard=lambda word: words.put_nowait(word.said.ip),
             rejected=lambda _: None,
         )

@@ -161,7 +161,7 @@ def served(lab: Lab, folder: Path, config: Path) -> AbstractContextManager[Progr
     return started(lab, "hardworker", folder, *arguments, ready="serving the ring at")
 
 
-def request(config: Path) -> handover.Ring:
+def request(config: Path) -> handover.RingDescriptors:
     """What an application of root's gets; the socket is a file, and so the same on every host."""
     settings = configuration.load(config)
     stamp = pins.layout("hardworker", settings, network.load(settings.const_path))

@@ -29,7 +29,7 @@ from midstream.lab import (
     ImpairedLeg,
     Impairment,
     Lab,
-    Leg,
+    LabLeg,
     clear,
     down,
     impair,
@@ -156,7 +156,7 @@ def test_nothing_else_is_hit(lab: Lab, ping: Callable[[str], bool]) -> None:
     with pytest.raises(TimeoutError):
         lab.call("sensor", socket.create_connection, (str(lab.host("logger").ip), PORT), timeout=1.5)
     (leg,) = impairments(lab)
-    assert (leg.leg, leg.passed, leg.dropped) == (Leg("sensor", "logger"), 0, leg.frames)
+    assert (leg.leg, leg.passed, leg.dropped) == (LabLeg("sensor", "logger"), 0, leg.frames)
     assert leg.frames >= 2
     for source, target in (("sensor", "hardworker"), ("sensor-2", "logger"), ("hardworker", "logger")):
         data = os.urandom(100_000)
@@ -176,7 +176,7 @@ def test_tcp_survives_all_of_it(lab: Lab, link: str) -> None:
     assert transfer(lab, "sensor", "logger", data) == digest(data)
     seconds = time.monotonic() - started
     legs = {leg.leg: leg for leg in impairments(lab)}
-    there, back = legs.get(Leg("sensor", "logger")), legs.get(Leg("logger", "sensor"))
+    there, back = legs.get(LabLeg("sensor", "logger")), legs.get(LabLeg("logger", "sensor"))
     assert there or back
     if there:  # each segment by itself, not what GRO makes of several
         assert there.frames >= len(data) / 1460
@@ -211,7 +211,7 @@ def test_what_the_hardworkers_program_transmits_is_hit(lab: Lab) -> None:
         data
     )
     there, back = sorted(impairments(lab), key=lambda leg: leg.leg.source)
-    assert there.leg == Leg("hardworker", "logger")
+    assert there.leg == LabLeg("hardworker", "logger")
     assert there.frames >= len(data) / 1460
     assert there.dropped > 0
     assert back.frames == 0, "the logger answers the sensor directly"
@@ -224,10 +224,10 @@ def test_a_new_impairment_replaces_the_old_one_of_its_legs(lab: Lab) -> None:
     first, second = Impairment(drop=0.25, delay=1, seed=5), Impairment(corrupt=1e-9, seed=(1 << 64) - 1)
     assert len(impair(lab, "all", first)) == 12
     transmit(lab, 100, 0)
-    assert impair(lab, "sensor:hardworker", second) == [Leg("sensor", "hardworker")]
+    assert impair(lab, "sensor:hardworker", second) == [LabLeg("sensor", "hardworker")]
     found = {leg.leg: leg for leg in impairments(lab)}
-    changed = found.pop(Leg("sensor", "hardworker"))
-    assert changed == ImpairedLeg(Leg("sensor", "hardworker"), second)
+    changed = found.pop(LabLeg("sensor", "hardworker"))
+    assert changed == ImpairedLeg(LabLeg("sensor", "hardworker"), second)
     assert {leg.impairment for leg in found.values()} == {first}
     assert status().impaired == tuple(impairments(lab))
     assert status().problems == ()

@@ -54,7 +54,7 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Wire:
+class Leg:
     """Makes frames as the sensor would send them; what is named differs."""
 
     lab: Lab
@@ -83,7 +83,7 @@ class Wire:
 
 
 LIE = b"lie" * 200
-FORGED: dict[str, tuple[str, int, Callable[[Wire], Packet]]] = {
+FORGED: dict[str, tuple[str, int, Callable[[Leg], Packet]]] = {
     # what it is: the outcome that counts it, whose, how it is made
     "wrong MAC": ("forged", NONE, lambda w: w.blind(mac=w.lab.host("sensor-2").mac, payload=LIE)),
     "wrong MAC, RST": ("forged", NONE, lambda w: w.frame(mac=w.lab.host("sensor-2").mac, flags="R")),
@@ -122,7 +122,7 @@ FORGED: dict[str, tuple[str, int, Callable[[Wire], Packet]]] = {
 }
 
 
-def ahead(wire: Wire, **fields: Any) -> Packet:
+def ahead(wire: Leg, **fields: Any) -> Packet:
     """Numbers that fit, as of data behind a hole, also when the stream has gone on for up to a second."""
     return wire.frame(seq=wire.live.next + 500_000, payload=LIE, **fields)
 
@@ -188,7 +188,7 @@ def test_a_silent_connection_and_blind_syns(triangle: Lab, tmp_path: Path, appli
         time.sleep(11)
         live = find(SOURCE + 102)
         assert live
-        wire = Wire(triangle, live, Random(1))
+        wire = Leg(triangle, live, Random(1))
         syn = bytes(wire.frame(flags="S", seq=live.next - 2**20, ack=0))  # the lucky one of 256
         triangle.call("sensor-2", send_raw, [syn])
         assert collect(application, 1) == {(SENSOR, SOURCE + 102): first + second}
@@ -200,7 +200,7 @@ def test_a_silent_connection_and_blind_syns(triangle: Lab, tmp_path: Path, appli
 
 
 @contextmanager
-def unharmed(lab: Lab, folder: Path, port: int) -> Iterator[Wire]:
+def unharmed(lab: Lab, folder: Path, port: int) -> Iterator[Leg]:
     """A sensor's connection from this port that sends a message every 2 ms meanwhile, and is judged then."""
     before = Before(lab)
     with Hardworker(lab.config) as leftovers:  # of a test that failed: they would fill the ring
@@ -214,7 +214,7 @@ def unharmed(lab: Lab, folder: Path, port: int) -> Iterator[Wire]:
             wait_until(lambda: (live := find(port)) is not None and live.acknowledged != 0)
             live = find(port)
             assert live
-            yield Wire(lab, live, Random(port))
+            yield Leg(lab, live, Random(port))
             time.sleep(0.1)
         found = collected.result()
     assert {peer: sha256(data) for peer, data in found.items()} == {(SENSOR, port): sent.result().digest}

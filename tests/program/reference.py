@@ -98,7 +98,7 @@ def source(bench: Bench, retain: int = 0) -> Ring:
     )
     no_lock = os.open(os.devnull, os.O_RDONLY)
     size, sensors, place = bench.ring.size, len(bench.topology.sensors), Path(os.devnull)
-    held = handover.Ring(
+    held = handover.RingDescriptors(
         ring, journal, unfinished, committed, control, beginnings, no_lock, size, sensors, place
     )
     return Ring.map(held, bench.connections, retain=retain)
@@ -148,7 +148,7 @@ class Application:
         self.hardworker.close()
 
 
-class Wire:
+class Leg:
     """Brings frames to the program, and compares what happens to every stream.
 
     strangers: others open connections too, and what becomes of those does not matter.

@@ -28,7 +28,7 @@ LENGTH = 400  # bytes of a stream
 _ETH_P_IP = 0x0800
 
 
-class Wire(Protocol):
+class Leg(Protocol):
     """A packet socket, or what stands for one."""
 
     def send(self, frame: bytes, /) -> object: ...
@@ -45,7 +45,7 @@ class Client:
     port: int
     data: bytes
     isn: int
-    wire: Wire
+    wire: Leg
     options: Callable[[], bytes] = bytes  # of every segment behind the handshake
     irs: int = 0  # the peer's first number
     acked: int = -1  # up to this position the peer has acknowledged
@@ -472,7 +472,7 @@ def play(name: str, topology: Topology, sensor: int, port: int) -> bytes:
         return play_on(wire, name, topology, sensor, port)
 
 
-def play_on(wire: Wire, name: str, topology: Topology, sensor: int, port: int) -> bytes:
+def play_on(wire: Leg, name: str, topology: Topology, sensor: int, port: int) -> bytes:
     """The same where the frames go another way."""
     numbers = random.Random(name)
     client = Client(topology, sensor, port, numbers.randbytes(LENGTH), numbers.randrange(2**32), wire)

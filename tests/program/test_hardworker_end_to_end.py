@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.program.bench import SEVERAL, Bench, Sensor
-from tests.program.reference import Application, Fate, Stream, Wire
+from tests.program.reference import Application, Fate, Leg, Stream
 
 from midstream.ebpf import records
 from midstream.packet import Flags
@@ -97,7 +97,7 @@ class Run:
 
     bench: Bench
     application: Application
-    wire: Wire
+    wire: Leg
     numbers: random.Random
     streams: list[Stream] = field(default_factory=list)
     clock: int = 0
@@ -287,7 +287,7 @@ def check(bench: Bench, folder: Path, seed: int, history: list[Step]) -> None:
     bench.clear()
     application = Application(bench, folder)
     try:
-        run = Run(bench, application, Wire(bench), random.Random(seed))
+        run = Run(bench, application, Leg(bench), random.Random(seed))
         run.streams = [run.open(sensor=number) for number in range(3)]
         for step in history:
             run.play(step)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.program.bench import SEVERAL, TOPOLOGY, Bench, Sensor
-from tests.program.reference import Application, Fate, Stream, Wire
+from tests.program.reference import Application, Fate, Leg, Stream
 
 from midstream.ebpf import records
 from midstream.packet import Flags, Packet
@@ -115,7 +115,7 @@ def run(bench: Bench, folder: Path, seed: int, count: int) -> None:
     """So many packets, most of them nobody's; the honest streams arrive whole all the same."""
     bench.clear()
     numbers = random.Random(seed)
-    wire = Wire(bench, strangers=True)
+    wire = Leg(bench, strangers=True)
     application = Application(bench, folder)
     length = SIZE * (2 * count // BATCH + 100)
     streams = [

@@ -25,7 +25,7 @@ from midstream import packet
 from midstream.ebpf import compiler, libbpf
 from midstream.lab.faults import COUNTERS, LEG, generator_key
 from midstream.lab.hold import Hold
-from midstream.lab.impairment import Leg
+from midstream.lab.impairment import LabLeg
 from midstream.packet import Packet
 
 TC_ACT_UNSPEC, TC_ACT_SHOT = 0xFFFFFFFF, 2
@@ -226,7 +226,7 @@ def test_rates(wire: Wire, fault: str, probability: float) -> None:
 
 def test_faults_seeds_and_legs_are_independent() -> None:
     """Any two streams of draws agree on a fair coin half of the times, and each coin is fair."""
-    legs = [Leg("sensor", "hardworker"), Leg("hardworker", "sensor"), Leg("sensor", "logger")]
+    legs = [LabLeg("sensor", "hardworker"), LabLeg("hardworker", "sensor"), LabLeg("sensor", "logger")]
     keys = [generator_key(leg, seed) for leg in legs for seed in (0, 1, 2, 1 << 63)]
     streams = [
         np.array([draw(key, number, purpose) % CERTAIN < CERTAIN // 2 for number in range(4000)])
@@ -378,7 +378,7 @@ def test_a_frame_longer_than_the_mtu_cannot_be_held(wire: Wire) -> None:
 # the model
 
 
-KEY = generator_key(Leg("sensor", "hardworker"), 7)
+KEY = generator_key(LabLeg("sensor", "hardworker"), 7)
 ODDS = {"drop": 0.1, "duplicate": 0.1, "reorder": 0.1, "corrupt": 0.1}
 PURPOSE = {"drop": DROP, "duplicate": DUPLICATE, "reorder": REORDER, "corrupt": CORRUPT}
 

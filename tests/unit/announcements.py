@@ -3,7 +3,7 @@
 from typing import Any
 
 from midstream.daemon.announcement import Announcement, Word
-from midstream.daemon.freshness import Ear, Voice
+from midstream.daemon.freshness import StampJudge, Voice
 
 
 def announcement(**fields: Any) -> Announcement:
@@ -21,7 +21,7 @@ def announcement(**fields: Any) -> Announcement:
     return Announcement(**facts | fields)
 
 
-def word(voice: Voice | None = None, ear: Ear | None = None, **fields: Any) -> Word:
+def word(voice: Voice | None = None, ear: StampJudge | None = None, **fields: Any) -> Word:
     """What a host says, in answer to what `ear` asks."""
     voice = voice or Voice()
     if ear:

@@ -6,10 +6,10 @@ from typing import Any
 
 from midstream.config import Config, Role
 from midstream.doctor.finding import Finding, Status
-from midstream.doctor.interface import Interface
-from midstream.doctor.kernel import Kernel
+from midstream.doctor.interface import InterfaceState
+from midstream.doctor.kernel import KernelState
 from midstream.doctor.neighbours import Neighbour, Route, Stack
-from midstream.doctor.program import Program
+from midstream.doctor.program import ProgramState
 from midstream.doctor.subject import Subject
 from midstream.network import Host, Topology
 
@@ -27,7 +27,7 @@ def subject(role: Role, **settings: Any) -> Subject:
     return Subject(role, host, "eth0", Config.model_validate(settings), topology)
 
 
-def kernel(**changed: Any) -> Kernel:
+def kernel(**changed: Any) -> KernelState:
     well: dict[str, Any] = {
         "release": "6.1.0-18-amd64",
         "bpffs": True,
@@ -39,10 +39,10 @@ def kernel(**changed: Any) -> Kernel:
         "jit": 1,
         "distribution": ("debian",),
     }
-    return Kernel(**well | changed)
+    return KernelState(**well | changed)
 
 
-def interface(host: Host = HARDWORKER, **changed: Any) -> Interface:
+def interface(host: Host = HARDWORKER, **changed: Any) -> InterfaceState:
     well: dict[str, Any] = {
         "name": "eth0",
         "up": True,
@@ -57,7 +57,7 @@ def interface(host: Host = HARDWORKER, **changed: Any) -> Interface:
         "offloads": frozenset({"rx-gro", "tx-checksum-ip-generic", "tx-tcp-segmentation"}),
         "errors": {},
     }
-    return Interface(**well | changed)
+    return InterfaceState(**well | changed)
 
 
 def stack(of: Subject, **changed: Any) -> Stack:
@@ -73,9 +73,9 @@ def stack(of: Subject, **changed: Any) -> Stack:
     return Stack(**well | changed)
 
 
-def program(**changed: Any) -> Program:
+def program(**changed: Any) -> ProgramState:
     well: dict[str, Any] = {"folder": FOLDER, "pinned": True, "attached": "eth0", "current": True}
-    return Program(**well | changed)
+    return ProgramState(**well | changed)
 
 
 def only(findings: list[Finding], status: Status) -> Finding:

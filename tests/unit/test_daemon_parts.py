@@ -16,7 +16,7 @@ from midstream.daemon import heartbeat, status
 from midstream.daemon.backlog import is_listening
 from midstream.daemon.failover import MISSED
 from midstream.daemon.heartbeat import WAITS, Heartbeat, Told, Watched
-from midstream.daemon.log import Log, Seldom
+from midstream.daemon.log import EventLog, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.resets import segment
 from midstream.daemon.seal import Key
@@ -30,12 +30,14 @@ KEY = Key(b"k" * 32)
 
 def test_a_line_for_people_and_one_for_programs() -> None:
     output = io.StringIO()
-    Log(output=output)("repaired", level="warning", what="neighbour 192.0.2.3: missing", count=3, empty="")
+    EventLog(output=output)(
+        "repaired", level="warning", what="neighbour 192.0.2.3: missing", count=3, empty=""
+    )
     assert output.getvalue().split(" ", 1)[1] == (
         'warning repaired what="neighbour 192.0.2.3: missing" count=3 empty=""\n'
     )
     output = io.StringIO()
-    Log(as_json=True, output=output)("heard", ip=IPv4Address("192.0.2.3"))
+    EventLog(as_json=True, output=output)("heard", ip=IPv4Address("192.0.2.3"))
     found = json.loads(output.getvalue())
     assert (found.pop("time")[-6:], found) == (
         "+00:00",

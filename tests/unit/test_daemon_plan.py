@@ -11,7 +11,7 @@ from midstream.config import Config, DaemonSection, DataSection, NetworkSection
 from midstream.daemon.announcement import Announcement, Mark, Word
 from midstream.daemon.freshness import Voice
 from midstream.daemon.peers import Peers
-from midstream.daemon.plan import Plan, decide_mark, make_plan
+from midstream.daemon.plan import TopologyPlan, decide_mark, make_plan
 from midstream.daemon.role import find_role
 from midstream.errors import ConfigError
 from midstream.network import Host, Topology
@@ -125,7 +125,7 @@ def test_two_claim_one_role() -> None:
     assert plan.reason.endswith("give one of them another role, or set standby = true in [daemon] of one")
 
 
-def loggers(plan: Plan) -> list[str]:
+def loggers(plan: TopologyPlan) -> list[str]:
     assert plan.topology
     return [str(host.ip) for host in plan.topology.loggers]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.unit.announcements import announcement
 
 from midstream.daemon.announcement import Word, unseal
-from midstream.daemon.freshness import ANSWERED, ANSWERS, LATE, WAITING, Ear, Voice
+from midstream.daemon.freshness import ANSWERED, ANSWERS, LATE, WAITING, StampJudge, Voice
 from midstream.daemon.heartbeat import ASKERS, Heartbeat, Told, Watched
 from midstream.daemon.peers import LIFETIME, Peers
 from midstream.daemon.seal import Key
@@ -202,7 +202,7 @@ def test_the_bounds_hold_against_floods() -> None:
     """Of words that were recorded, of runs that are no more, and of challenges."""
     assert NOW <= 5
     now = [100.0]
-    ear = Ear(8, lambda: now[0])
+    ear = StampJudge(8, lambda: now[0])
     for number in range(3 * WAITING):
         assert ear.judge(number, Voice().stamp()) == "unproven"
     assert len(ear._waiting) == WAITING
@@ -227,7 +227,7 @@ def test_the_bounds_hold_against_floods() -> None:
 # heartbeats
 
 
-class Wire:
+class Leg:
     """What a heartbeat would send; from is the address that the kernel names."""
 
     def __init__(self) -> None:
@@ -246,14 +246,14 @@ class Wire:
         return self.sent[-1][0]
 
 
-def answering(ip: str, *, serving: bool = True) -> tuple[Heartbeat, Wire]:
-    made, wire = Heartbeat(KEY, lambda: Told(serving)), Wire()
+def answering(ip: str, *, serving: bool = True) -> tuple[Heartbeat, Leg]:
+    made, wire = Heartbeat(KEY, lambda: Told(serving)), Leg()
     made._transport, made._ip = wire, ip  # type: ignore[assignment]
     return made, wire
 
 
-def asking(ip: str, own: str = "192.0.2.2") -> tuple[Heartbeat, Watched, Wire]:
-    made, wire = Heartbeat(KEY, Told), Wire()
+def asking(ip: str, own: str = "192.0.2.2") -> tuple[Heartbeat, Watched, Leg]:
+    made, wire = Heartbeat(KEY, Told), Leg()
     made.watched[ip] = Watched((ip, 1), 0.0, link=wire, own=own)  # type: ignore[arg-type]
     return made, made.watched[ip], wire
 
@@ -261,7 +261,7 @@ def asking(ip: str, own: str = "192.0.2.2") -> tuple[Heartbeat, Watched, Wire]:
 LOGGER, STANDBY, HARDWORKER = "192.0.2.3", "192.0.2.4", "192.0.2.2"
 
 
-def exchanged() -> tuple[Heartbeat, Watched, Wire, Heartbeat, Wire]:
+def exchanged() -> tuple[Heartbeat, Watched, Leg, Heartbeat, Leg]:
     """An asker whom the logger has believed."""
     asker, watched, out = asking(LOGGER)
     answerer, back = answering(LOGGER)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from midstream.cli.kernel import retained_lines
 from midstream.daemon.retention import ALL, LINGER, Retention
-from midstream.daemon.sockets import Socket, Word
+from midstream.daemon.sockets import LoggerWord, Socket
 from midstream.ebpf.control import Ended, Open
 from midstream.ebpf.records import FIN, HERE, RESET
 from midstream.ebpf.retained import Retained, Stored
@@ -78,7 +78,7 @@ class World:
 
     def hear(self, *sockets: tuple[int, int, int], run: str = "a", times: int = 1) -> list[Lost]:
         """sockets: port, key, committed."""
-        word = Word(run, len(sockets), tuple(Socket(SENSOR, *each) for each in sockets))
+        word = LoggerWord(run, len(sockets), tuple(Socket(SENSOR, *each) for each in sockets))
         lost: list[Lost] = []
         for _ in range(times):
             lost += self.retention.hear(self.destination, word)

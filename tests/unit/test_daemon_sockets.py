@@ -13,7 +13,7 @@ import pytest
 
 from midstream.daemon.heartbeat import Told
 from midstream.daemon.seal import Key
-from midstream.daemon.sockets import FIND, LISTEN, MOST, NOTHING, Kernel, Seen, Sockets, Word
+from midstream.daemon.sockets import FIND, LISTEN, MOST, NOTHING, LoggerWord, Seen, SocketDiag, Sockets
 from midstream.logger.door import Door
 
 HOME = "127.0.0.1"
@@ -103,7 +103,7 @@ def test_of_another_port_nothing_is_told(connected: Connected) -> None:
         assert (word.count, word.sockets) == (0, ())
 
 
-class Made(Kernel):
+class Made(SocketDiag):
     """Its sockets, and how they change between two looks."""
 
     def __init__(self, count: int) -> None:
@@ -194,6 +194,6 @@ def test_a_word_fits_into_a_packet() -> None:
 
 def test_a_word_is_read_as_it_was_written() -> None:
     word = Sockets(12345, Made(MOST)).look()
-    assert Word.unpack(word.run, word.count, word.packed()) == word
+    assert LoggerWord.unpack(word.run, word.count, word.packed()) == word
     with pytest.raises(ValueError, match="whole number"):
-        Word.unpack("", 1, word.packed()[1:])
+        LoggerWord.unpack("", 1, word.packed()[1:])

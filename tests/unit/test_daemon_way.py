@@ -11,7 +11,7 @@ import pytest
 
 from midstream.daemon.failover import PATIENT, Limits
 from midstream.daemon.heartbeat import Told, Watched
-from midstream.daemon.sockets import Word
+from midstream.daemon.sockets import LoggerWord
 from midstream.daemon.way import EXPECTED, SPOOL, UNWATCHED, Way
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE, OUTCOMES
@@ -321,7 +321,7 @@ class Retention:
     def __init__(self) -> None:
         self.did: list[Any] = []
 
-    def hear(self, destination: int, word: Word) -> list[Lost]:
+    def hear(self, destination: int, word: LoggerWord) -> list[Lost]:
         self.did.append(("hear", destination, word.run))
         return [LOST] if word.run == "other" else []
 
@@ -348,7 +348,7 @@ def retaining() -> tuple[World, Retention]:
 
 
 def serving(run: str) -> Told:
-    return Told(True, word=Word(run))
+    return Told(True, word=LoggerWord(run))
 
 
 def test_each_answer_is_told_once() -> None:

@@ -18,7 +18,7 @@ from midstream.doctor.daemon import Daemon
 from midstream.doctor.finding import Status
 from midstream.doctor.neighbours import Chain, Neighbour, Route
 from midstream.doctor.repair import Repair, SetMtu, SetNeighbour, SetUp, SwitchOff
-from midstream.doctor.service import Service
+from midstream.doctor.service import ServiceState
 from midstream.errors import NetworkError
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
@@ -419,7 +419,7 @@ def test_the_kernels_word_on_the_clock() -> None:
 # the logger's service
 
 
-def served(**changed: Any) -> Service:
+def served(**changed: Any) -> ServiceState:
     facts: dict[str, Any] = {
         "listening": frozenset({(LOGGER.ip, 12345)}),
         "database": "sqlite:////var/lib/midstream/midstream.db",
@@ -427,7 +427,7 @@ def served(**changed: Any) -> Service:
         "problem": "",
         "free": 10**12,
     }
-    return Service(**facts | changed)
+    return ServiceState(**facts | changed)
 
 
 def test_a_service_that_is_well() -> None:

@@ -331,7 +331,7 @@ def test_too_few_descriptors(path: Path) -> None:
 def test_a_long_explanation_arrives_whole(pinned: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "é" * 5000
 
-    def refuse(folder: Path, stamp: bytes) -> handover.Ring:
+    def refuse(folder: Path, stamp: bytes) -> handover.RingDescriptors:
         raise KernelError(text)
 
     monkeypatch.setattr(handover, "open_pinned", refuse)

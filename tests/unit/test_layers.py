@@ -33,3 +33,13 @@ def test_no_module_imports_what_stands_above_it() -> None:
     ]
     assert {"cli", "daemon", "doctor", "network", "errors"} <= places.keys()
     assert not wrong
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """In the whole of the package: a reader who has found a name has found what it names."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert not {name: found for name, found in places.items() if len(found) > 1}

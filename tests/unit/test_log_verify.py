@@ -6,11 +6,11 @@ import pytest
 from tests.unit.logs import LAYOUT, LogFile, reading
 
 from midstream.framing import Framing
-from midstream.log.verify import MAX_FAULTS, Verdict, verify
+from midstream.log.verify import MAX_FAULTS, LogVerdict, verify
 from midstream.logger.sql_log import SqlLog
 
 
-def verdicts(log: LogFile) -> list[Verdict]:
+def verdicts(log: LogFile) -> list[LogVerdict]:
     with SqlLog(log.url) as database:
         return list(verify(database, database.connections()))
 

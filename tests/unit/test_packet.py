@@ -205,7 +205,14 @@ class TestCraft:
 
     @given(topologies(), some_flags, words32, words32, payloads, st.sampled_from(Leg), timestamps)
     def test_scapy_computes_the_same_checksums(
-        self, topology: Topology, flags: Flags, seq: int, ack: int, payload: bytes, leg: Leg, options: bytes
+        self,
+        topology: Topology,
+        flags: Flags,
+        seq: int,
+        ack: int,
+        payload: bytes,
+        leg: Leg,
+        options: bytes,
     ) -> None:
         frame = packet.craft(topology, 0, flags, seq, ack, payload, leg=leg, tcp_options=options)
         assert _recomputed(frame) == frame

@@ -158,13 +158,13 @@ def test_a_clock_that_steps_does_not_matter() -> None:
         stored(3, SENSORS[0], 3, 13, 100),
         stored(4, SENSORS[0], 4, 14, 101),
     ]
-    found = replaying.before(known, {SENSORS[0]: frozenset({replaying.Beginning(3, 13, 5)})})
+    found = replaying.before(known, {SENSORS[0]: frozenset({replaying.FirstConnection(3, 13, 5)})})
     assert [each.id for each in found] == [1, 2]
 
 
 def test_a_logger_that_does_not_have_the_first_goes_by_the_time() -> None:
     known = [stored(number, SENSORS[0], number, None, number) for number in range(4)]
-    found = replaying.before(known, {SENSORS[0]: frozenset({replaying.Beginning(2, 12, 2)})})
+    found = replaying.before(known, {SENSORS[0]: frozenset({replaying.FirstConnection(2, 12, 2)})})
     assert [each.id for each in found] == [0, 1]
 
 
@@ -177,7 +177,7 @@ def test_a_connection_of_the_spool_has_a_later_number() -> None:
         stored(8, SENSORS[0], 4, 14, 40, True),
         stored(9, SENSORS[0], 5, 15, 29, True),  # noted, whatever a clock says
     ]
-    named = frozenset({replaying.Beginning(3, 13, 30), replaying.Beginning(5, 15, 35)})
+    named = frozenset({replaying.FirstConnection(3, 13, 30), replaying.FirstConnection(5, 15, 35)})
     assert [each.id for each in replaying.before(known, {SENSORS[0]: named})] == [1, 7]
 
 
@@ -197,7 +197,9 @@ def test_what_came_before_and_what_came_to_the_ring(data: st.DataObject) -> None
         known.append(stored(number, later[place], 1000 + place, 7 * place, data.draw(times)))
     known.sort(key=lambda each: (each.opened_ns, each.id))
     named = {
-        sensor: frozenset(replaying.Beginning(1000 + place, 7 * place, data.draw(times)) for place in places)
+        sensor: frozenset(
+            replaying.FirstConnection(1000 + place, 7 * place, data.draw(times)) for place in places
+        )
         for sensor, places in firsts.items()
     }
     assert {each.id for each in replaying.before(known, named)} == set(range(len(past)))

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 from midstream.errors import StoreError
 from midstream.logger import retention, schema
 from midstream.logger.passed import Clocks
-from midstream.logger.retention import Retention, prune
+from midstream.logger.retention import DatabaseRetention, prune
 from midstream.logger.store import checksum
 
 SECOND = 10**9
@@ -45,7 +45,7 @@ class World:
             "INSERT INTO connections (id, sensor, port, opened_ns, closed_ns, token, framing) "
             "VALUES (1, '10.0.0.1', 1, 0, NULL, 'a', 'fixed'), (2, '10.0.0.2', 2, 0, NULL, 'b', 'fixed')"
         )
-        self.retention: Retention
+        self.retention: DatabaseRetention
         self.restart()
 
     @property
@@ -99,7 +99,7 @@ class World:
     def restart(self, keep_bytes: int = 0) -> None:
         """Another process looks."""
         clocks = Clocks(lambda: f"boot-{self.boots}", lambda: self.running, lambda: self.wall)
-        self.retention = Retention(
+        self.retention = DatabaseRetention(
             self.url,
             keep_ns=0 if keep_bytes else KEEP,
             keep_bytes=keep_bytes,

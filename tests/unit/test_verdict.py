@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midstream.demo.verdict import NOWHERE, Arrivals, Stream, Verdict, judge, owner
+from midstream.demo.verdict import NOWHERE, Arrivals, DemoVerdict, Stream, judge, owner
 from midstream.sensor import SENT_DTYPE
 
 A: Stream = ("10.83.0.11", 40000)
@@ -48,7 +48,7 @@ def verdict(
     logged: list[tuple[int, bytes]] | None = None,
     *,
     others: Iterable[Arrivals] = (),
-) -> Verdict:
+) -> DemoVerdict:
     """Ten messages of each of two sensors; of A this arrived at the application and in the database."""
     sent = {A: record(A, 10), B: record(B, 10)}
     complete = arrivals(B, whole(B))
@@ -57,7 +57,7 @@ def verdict(
     return judge(sent, chain([complete, at_application], others), [in_database, complete])
 
 
-GOOD = Verdict(
+GOOD = DemoVerdict(
     sent=20,
     delivered=20,
     missing=0,

@@ -9,7 +9,7 @@ import typer
 from midstream import config as configuration
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, show, until_signalled
 from midstream.cli.waiting import patiently
-from midstream.daemon.log import Log
+from midstream.daemon.log import EventLog
 from midstream.daemon.service import Service
 
 app = typer.Typer()
@@ -30,7 +30,7 @@ def daemon(
     stop = Stop(0)
     with until_signalled(stop.set):
         service = patiently(
-            lambda: Service(configuration.load(path), Log(as_json=as_json)), stop, then="starting"
+            lambda: Service(configuration.load(path), EventLog(as_json=as_json)), stop, then="starting"
         )
     asyncio.run(_run(service, once))
     if once and service.ready_after:

@@ -80,7 +80,7 @@ class _Run:
     offset: float
 
 
-class Ear:
+class StampJudge:
     """Judges the stamps of others, of whom it knows at most `most`."""
 
     def __init__(self, most: int, clock: Callable[[], float] = boottime) -> None:

@@ -18,9 +18,9 @@ from ipaddress import IPv4Address
 from typing import Any, Self
 
 from midstream.daemon.failover import MISSED
-from midstream.daemon.freshness import Ear, Stamp, Voice
+from midstream.daemon.freshness import Stamp, StampJudge, Voice
 from midstream.daemon.seal import ForgedError, Key
-from midstream.daemon.sockets import NOTHING, Word
+from midstream.daemon.sockets import NOTHING, LoggerWord
 from midstream.errors import NetworkError
 
 INTERVAL = 0.1  # seconds between two questions
@@ -38,7 +38,7 @@ class Told:
 
     serves: bool = False
     waits: float = 0.0
-    word: Word = NOTHING
+    word: LoggerWord = NOTHING
 
     def described(self) -> dict[str, object]:
         word = self.word
@@ -54,7 +54,7 @@ class Told:
     def parse(cls, answer: dict[str, Any]) -> Self:
         """Raises ValueError, KeyError, TypeError."""
         committed = base64.b64decode(str(answer.get("committed", "")))
-        word = Word.unpack(str(answer.get("run", "")), int(answer.get("connections", 0)), committed)
+        word = LoggerWord.unpack(str(answer.get("run", "")), int(answer.get("connections", 0)), committed)
         return cls(bool(answer["serving"]), float(answer.get("waits", 0)), word)
 
 
@@ -89,7 +89,7 @@ class Heartbeat(asyncio.DatagramProtocol):
         self._key, self._tell, self._clock = key, tell, clock
         self._transport: asyncio.DatagramTransport | None = None
         self._ip = ""
-        self._ear = Ear(ASKERS)
+        self._ear = StampJudge(ASKERS)
         self.watched: dict[str, Watched] = {}
 
     async def start(self, ip: IPv4Address, port: int) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, TextIO
 Level = Literal["info", "warning", "error"]
 
 
-class Log:
+class EventLog:
     """log("repaired", …) writes a line. as_json: JSON Lines, else key=value."""
 
     def __init__(self, *, as_json: bool = False, output: TextIO | None = None) -> None:

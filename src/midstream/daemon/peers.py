@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from midstream.config import Role
 from midstream.daemon.announcement import Announcement, Word
-from midstream.daemon.freshness import Ear, boottime
+from midstream.daemon.freshness import StampJudge, boottime
 
 MAX_PEERS = (
     4200  # all sensors that const.toml takes and some loggers: a holder of the key that errs is bounded
@@ -28,12 +28,12 @@ class Peers:
     def __init__(self, clock: float, timer: Callable[[], float] = boottime) -> None:
         self._clock = clock
         self._peers: dict[object, Peer] = {}
-        self.ear = Ear(MAX_PEERS, timer)
+        self.ear = StampJudge(MAX_PEERS, timer)
         self.skewed: dict[object, str] = {}
 
     def hear(self, word: Word, *, wall: float, now: float) -> str:
         """Take an authenticated word. Returns "new" (the first of a daemon since it started), "changed" or
-        "same", or why it was not taken: "repeated", "old", "unproven" (see Ear.judge) or "full"."""
+        "same", or why it was not taken: "repeated", "old", "unproven" (see StampJudge.judge) or "full"."""
         said, known = word.said, self._peers.get(word.said.ip)
         if said.leaving:
             if not self.ear.ends(said.ip, word.stamp):

@@ -12,7 +12,7 @@ DEFAULT_TOS, DEFAULT_PORT, DEFAULT_SIZE = 104, 12345, 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class TopologyPlan:
     """A topology, or the reason why there is none. waiting: it may come by itself, when others are heard."""
 
     topology: Topology | None
@@ -36,7 +36,7 @@ def decide_mark(config: Config, previous: Topology | None) -> Mark:
     )
 
 
-def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topology | None) -> Plan:
+def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topology | None) -> TopologyPlan:
     """The topology as this host sees it."""
     hosts = {role: [*([own] if own.role == role else []), *peers.of(role)] for role in _ROLES}
     hardworkers = hosts["hardworker"]
@@ -47,7 +47,9 @@ def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topolog
         if len(claimants) > 1:
             advice = ", or set standby = true in [daemon] of one" if role == "logger" else ""
             names = " and ".join(f"{said.name} ({said.ip}, {said.mac})" for said in claimants)
-            return Plan(None, f"{names} both claim to be the {role}; give one of them another role{advice}")
+            return TopologyPlan(
+                None, f"{names} both claim to be the {role}; give one of them another role{advice}"
+            )
     # A logger that was known before may be off: data flows without it.
     known = loggers or (previous.loggers if previous else ())
     missing = [
@@ -56,13 +58,13 @@ def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topolog
         if len(found) < (config.daemon.sensors if name == "sensor" and own.role != "sensor" else 1)
     ]
     if missing:
-        return Plan(None, _missing(missing, len(sensors), config), waiting=True)
+        return TopologyPlan(None, _missing(missing, len(sensors), config), waiting=True)
     hardworker = hardworkers[0]
     mark = hardworker.mark
     if mark is None:
-        return Plan(None, f"{hardworker} has not said yet which marks hold", waiting=True)
+        return TopologyPlan(None, f"{hardworker} has not said yet which marks hold", waiting=True)
     if fault := _contradiction(config, mark) or _unequal_mtu([*hardworkers, *loggers, *sensors]):
-        return Plan(None, fault)
+        return TopologyPlan(None, fault)
     first, *standbys = _loggers(
         own,
         _in_order(preferred(loggers), previous.loggers if previous else (), (hardworker, *sensors)),
@@ -77,7 +79,7 @@ def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topolog
         mtu=own.mtu,
         size=mark.size,
     )
-    return Plan(topology, loggers=loggers)
+    return TopologyPlan(topology, loggers=loggers)
 
 
 _ROLES: tuple[Role, ...] = ("sensor", "hardworker", "logger")

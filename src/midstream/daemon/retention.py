@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from midstream.daemon.heartbeat import INTERVAL
-from midstream.daemon.sockets import MOST, Word
+from midstream.daemon.sockets import MOST, LoggerWord
 from midstream.ebpf.control import Ended, Open
 from midstream.ebpf.records import FIN
 from midstream.ebpf.retained import Retained
@@ -25,7 +25,7 @@ UNHEARD = 64  # calls of `note_ends` that are kept while no logger is heard: no 
 ALL = (1 << 63) - 1  # bytes of a stream of which nothing has to be retained
 
 
-class Ring(Protocol):
+class RetainedRing(Protocol):
     """The hardworker's, as it is pinned now (host.py). Everything raises KernelError."""
 
     def connections(self) -> list[Open]: ...
@@ -59,7 +59,7 @@ class Retention:
 
     def __init__(
         self,
-        ring: Ring,
+        ring: RetainedRing,
         batch_interval: float,
         clocks: Callable[[], tuple[int, int]] = lambda: (time.time_ns(), time.monotonic_ns()),
     ) -> None:
@@ -75,7 +75,7 @@ class Retention:
         """Those that have ended since this was called last; `opened` was asked before."""
         self._ends.append((opened, ended))
 
-    def hear(self, destination: int, word: Word) -> list[Lost]:
+    def hear(self, destination: int, word: LoggerWord) -> list[Lost]:
         """The logger in use has answered. What it has lost, if it is another run of it than before."""
         if destination != self._destination:
             self._connections.clear()
@@ -156,7 +156,7 @@ class Retention:
         known.held = max(known.held, held)
         return known
 
-    def _take(self, word: Word) -> None:
+    def _take(self, word: LoggerWord) -> None:
         """A socket that is new is of the latest connection from there: its SYN came by here."""
         by_socket = {one.socket: one for one in self._connections.values() if one.socket}
         latest = {(one.ip, one.port): one for _, one in sorted(self._connections.items())}

@@ -29,17 +29,17 @@ from midstream.daemon.freshness import Stamp, Voice
 from midstream.daemon.heartbeat import Heartbeat, Told
 from midstream.daemon.host import ThisHost
 from midstream.daemon.interface import Interface
-from midstream.daemon.log import Log, Seldom
+from midstream.daemon.log import EventLog, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.peers import Peers
-from midstream.daemon.plan import Plan, decide_mark, make_plan, preferred
+from midstream.daemon.plan import TopologyPlan, decide_mark, make_plan, preferred
 from midstream.daemon.retention import Retention
 from midstream.daemon.role import find_role
 from midstream.daemon.seal import Key
 from midstream.daemon.sockets import Sockets
 from midstream.daemon.spool import Spool
 from midstream.daemon.teller import Teller
-from midstream.daemon.watch import Watch
+from midstream.daemon.watch import NetworkWatch
 from midstream.daemon.way import SPOOL, UNWATCHED, Way
 from midstream.errors import ConfigError, KernelError, MidstreamError, NetworkError
 from midstream.network import Host, Topology
@@ -60,7 +60,7 @@ _ASK = 0.5  # seconds for which the loggers are asked whether they are there, be
 class Service:
     """A host's daemon. Raises MidstreamError when it is made: no role, no key, no interface."""
 
-    def __init__(self, config: Config, log: Log) -> None:
+    def __init__(self, config: Config, log: EventLog) -> None:
         self._config, self._log = config, log
         self._name = config.daemon.name or socket.gethostname()
         self.role = find_role(config, self._name)
@@ -68,7 +68,7 @@ class Service:
         self._host = ThisHost(config, self.role, self._name)
         self._interface = self._read_interface()
         self._peers = Peers(config.daemon.clock)
-        self._plan = Plan(None, "nothing has been heard yet", waiting=True)
+        self._plan = TopologyPlan(None, "nothing has been heard yet", waiting=True)
         self._started = time.monotonic()
         self._awake = Awake(2 * heartbeat.INTERVAL)
         self._backlog: Backlog | None = None
@@ -99,7 +99,7 @@ class Service:
         Raises MidstreamError; with once also NetworkError or ConfigError that says what is missing after
         daemon.timeout.
         """
-        watch = Watch(self._changed.set)
+        watch = NetworkWatch(self._changed.set)
         server = None if once else await status.serve(Path(self._config.daemon.socket), self.state)
         beating = asyncio.create_task(self._beat())
         try:
@@ -454,11 +454,11 @@ class Service:
         if moved:
             self._log("interface", name=found.name, ip=found.ip, mac=found.mac, mtu=found.mtu)
 
-    def _make_plan(self, own: Announcement) -> Plan:
+    def _make_plan(self, own: Announcement) -> TopologyPlan:
         if self._config.daemon.explore:
             return make_plan(self._config, own, self._peers, self._host.in_force or self._host.previous())
         topology = network.load(self._config.const_path)
-        return Plan(_with_own(topology, own))
+        return TopologyPlan(_with_own(topology, own))
 
     async def _put_in_force(self, topology: Topology) -> None:
         began = time.monotonic()

@@ -54,7 +54,7 @@ class Socket(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class LoggerWord:
     """What is told at a time. run: of the logger, another one after its end; "": none listens. count: so many
     connections are there; of more than MOST some are in each word, in turn."""
 
@@ -76,7 +76,7 @@ class Word:
         return cls(run, count, tuple(found))
 
 
-NOTHING = Word()
+NOTHING = LoggerWord()
 
 
 class Seen(NamedTuple):
@@ -90,7 +90,7 @@ class Seen(NamedTuple):
     room: int
 
 
-class Kernel:
+class SocketDiag:
     """What sock_diag(7) says. Everything raises OSError."""
 
     def find(self, port: int) -> list[Seen]:
@@ -123,15 +123,15 @@ class Sockets:
     """Those of a port. deaf: for so many seconds the one that listens has let nobody in."""
 
     def __init__(
-        self, port: int, kernel: Kernel | None = None, clock: Callable[[], float] = time.monotonic
+        self, port: int, kernel: SocketDiag | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.port = port
-        self._kernel, self._clock = kernel or Kernel(), clock
+        self._kernel, self._clock = kernel or SocketDiag(), clock
         self._known: dict[bytes, Seen] = {}
         self._found, self._next = float("-inf"), 0
         self._heard, self.deaf = clock(), 0.0
 
-    def look(self) -> Word:
+    def look(self) -> LoggerWord:
         """Nothing, where the kernel does not answer."""
         try:
             now = self._clock()
@@ -152,7 +152,7 @@ class Sockets:
         found = sorted(self._committed(each) for each in later if each.state != LISTEN)
         begin = self._next if self._next < len(found) else 0
         self._next = begin + MOST
-        return Word(f"{_boot()}.{min(runs):x}", len(found), tuple(found[begin : self._next]))
+        return LoggerWord(f"{_boot()}.{min(runs):x}", len(found), tuple(found[begin : self._next]))
 
     def _committed(self, later: Seen) -> Socket:
         port, ip, _ = _NAME.unpack(later.name)

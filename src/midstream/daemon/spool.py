@@ -29,7 +29,7 @@ from midstream import modes
 from midstream.config import Config
 from midstream.daemon import unprivileged
 from midstream.daemon.backlog import is_listening
-from midstream.daemon.log import Log
+from midstream.daemon.log import EventLog
 from midstream.errors import NetworkError
 from midstream.logger.door import Door
 from midstream.lost import Lost, dump
@@ -62,7 +62,7 @@ class _Save:
 class Spool:
     """now: seconds of the daemon's own time. It is looked after by `keep`, which is called every beat."""
 
-    def __init__(self, config: Config, path: Path, log: Log, now: Callable[[], float]) -> None:
+    def __init__(self, config: Config, path: Path, log: EventLog, now: Callable[[], float]) -> None:
         """path: the spool's file."""
         self.path = path
         self._config, self._log, self._now = config, log, now

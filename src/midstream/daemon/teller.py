@@ -28,7 +28,7 @@ GRACE = 5  # looks until an end is told of which the spool's file says nothing
 FIRST_RETRY, LAST_RETRY = 1.0, 5.0  # seconds until a logger is called again that did not answer
 
 
-class Ear:
+class ToldLogger:
     """A logger that is told. pending: what it knows of the spool, None: nothing, or that is not sure."""
 
     def __init__(self, address: str, dial: Callable[[str], Line], now: Callable[[], float]) -> None:
@@ -102,7 +102,7 @@ class Teller:
         self._book = Book(config.const_path.with_name("held.jsonl"))
         self._collector = Collector(self._book, folder, now, seen)
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
-        self._ears: dict[str, Ear] = {}
+        self._ears: dict[str, ToldLogger] = {}
         self._fault = ""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="held", daemon=True)
@@ -145,7 +145,7 @@ class Teller:
             self._ears.pop(gone).hang_up()
         spool_told = False
         for position, address in enumerate(addresses):
-            ear = self._ears.setdefault(address, Ear(address, self._dial, self._now))
+            ear = self._ears.setdefault(address, ToldLogger(address, self._dial, self._now))
             if not ear.may_answer:
                 continue
             # The spool, and loggers that const.toml does not name any more.
@@ -177,7 +177,7 @@ class Teller:
         return entry.looks >= GRACE if has_all is None else has_all
 
     def _tell(
-        self, ear: Ear, words: Callable[[Entry], HeldStream | None], pending: list[Pending] | None
+        self, ear: ToldLogger, words: Callable[[Entry], HeldStream | None], pending: list[Pending] | None
     ) -> bool:
         """False if it does not answer."""
         news = pending if pending != ear.pending else None

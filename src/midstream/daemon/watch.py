@@ -9,7 +9,7 @@ _NETLINK_ROUTE = 0
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40  # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE (linux/rtnetlink.h)
 
 
-class Watch:
+class NetworkWatch:
     """Calls changed() in the running event loop after the kernel has said something."""
 
     def __init__(self, changed: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from midstream.daemon.failover import MISSED, PATIENT, Choice, Evidence, Limits, choose
 from midstream.daemon.heartbeat import INTERVAL, WAITS, Watched
-from midstream.daemon.log import Log
+from midstream.daemon.log import EventLog
 from midstream.daemon.retention import Retention
 from midstream.daemon.spool import Spool
 from midstream.daemon.witness import Witness
@@ -30,7 +30,7 @@ EXPECTED = "no logger has been heard to listen yet"  # the reason until one is
 UNWATCHED = "no key: the logger is not watched"
 
 
-class Program(Protocol):
+class AttachedProgram(Protocol):
     """The hardworker's program, as it is attached now (host.py)."""
 
     def destination(self) -> int: ...
@@ -44,10 +44,10 @@ class Way:
 
     def __init__(
         self,
-        program: Program,
+        program: AttachedProgram,
         spool: Spool | None,
         limits: Limits,
-        log: Log,
+        log: EventLog,
         now: Callable[[], float],
         worker: Callable[..., Awaitable[Any]],
         retention: Retention | None = None,

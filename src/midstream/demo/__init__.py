@@ -4,7 +4,7 @@ run starts and ends everything; programs are the child processes; observer looks
 reads what each wrote down; verdict compares it; view shows it.
 """
 
-from midstream.demo.run import Report, Settings, run
-from midstream.demo.verdict import Verdict
+from midstream.demo.run import DemoReport, Settings, run
+from midstream.demo.verdict import DemoVerdict
 
-__all__ = ["Report", "Settings", "Verdict", "run"]
+__all__ = ["DemoReport", "DemoVerdict", "Settings", "run"]

@@ -25,7 +25,7 @@ _ESTABLISHED = 1  # include/net/tcp_states.h
 _RECEIVED, _SENT = 1, 9  # columns of /proc/net/dev: packets
 
 
-class Totals(NamedTuple):
+class Counts(NamedTuple):
     """Counted so far, or a second: messages that the hardworker holds, packets on the three ways."""
 
     messages: float
@@ -38,8 +38,8 @@ class Totals(NamedTuple):
 class View:
     """What there is to see at a moment. ring: filled part, None where the receiver has none."""
 
-    totals: Totals
-    rates: Totals
+    totals: Counts
+    rates: Counts
     connections: int
     sockets: int
     ring: float | None
@@ -59,7 +59,7 @@ class Observer:
         self._recorded = recorded_dtype(topology.size).itemsize
         self._folder = pins.default_folder("hardworker", config)
         self._ebpf = config.hardworker.receiver == "ebpf"
-        self._history: deque[tuple[float, Totals]] = deque()
+        self._history: deque[tuple[float, Counts]] = deque()
         self._sockets = 0
         self._first_segments = self._segments()
         self.look()
@@ -80,7 +80,7 @@ class Observer:
             messages = held.bytes // self._size
         if self._history:  # a connection that ended between two readings must not make it step back
             messages = max(messages, int(self._history[-1][1].messages))
-        totals = Totals(messages, received, sent, self._packets(self._logger)[1])
+        totals = Counts(messages, received, sent, self._packets(self._logger)[1])
         return View(totals, self._rates(totals), connections, len(sockets), ring)
 
     def counters(self) -> dict[str, int]:
@@ -101,7 +101,7 @@ class Observer:
         self._sockets = max(self._sockets, len(self._port_sockets()))
         return {"tcp_segments_in": self._segments() - self._first_segments, "sockets": self._sockets}
 
-    def _rates(self, totals: Totals) -> Totals:
+    def _rates(self, totals: Counts) -> Counts:
         now = time.monotonic()
         self._history.append((now, totals))
         while len(self._history) > 1 and now - self._history[1][0] >= WINDOW:
@@ -109,8 +109,8 @@ class Observer:
         then, before = self._history[0]
         seconds = now - then
         if not seconds:
-            return Totals(0, 0, 0, 0)
-        return Totals(*((new - old) / seconds for new, old in zip(totals, before, strict=True)))
+            return Counts(0, 0, 0, 0)
+        return Counts(*((new - old) / seconds for new, old in zip(totals, before, strict=True)))
 
     def _segments(self) -> int:
         names, values = (

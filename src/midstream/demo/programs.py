@@ -15,7 +15,7 @@ TAIL = 12  # lines of a failed program's standard error that are shown
 _READY = {"sensor": "sensor: connected", "hardworker": "hardworker: receiving", "logger": "logger: listening"}
 
 
-class Program:
+class LabProgram:
     """`midstream …` on a host of the lab. `name` is what messages about it call it.
 
     It ends when this process does, however that happens (see Lab.popen), and it is no member of the

@@ -16,8 +16,8 @@ from midstream import lab
 from midstream.database_url import check
 from midstream.demo import records
 from midstream.demo.observer import Observer, View
-from midstream.demo.programs import Program
-from midstream.demo.verdict import Verdict, judge
+from midstream.demo.programs import LabProgram
+from midstream.demo.verdict import DemoVerdict, judge
 from midstream.errors import ConfigError, LabError, MidstreamError
 from midstream.lab import Lab, Meter, Usage, daemons, state
 from midstream.lab.programs import attach
@@ -54,7 +54,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Report:
+class DemoReport:
     """The verdict, and the facts beside it.
 
     ready_seconds: from the start of the first daemon until all had found each other; 0 without daemons.
@@ -64,7 +64,7 @@ class Report:
     cpu: of the hardworker, from when all was ready until the ring was empty.
     """
 
-    verdict: Verdict
+    verdict: DemoVerdict
     ready_seconds: float
     mode: str
     stopped: bool
@@ -102,7 +102,7 @@ class Audience(Protocol):
         """What there is to see now; called often."""
 
 
-def run(settings: Settings, audience: Audience, stop: Callable[[], bool]) -> Report:
+def run(settings: Settings, audience: Audience, stop: Callable[[], bool]) -> DemoReport:
     """The whole demonstration. When `stop()` turns true the sensors end early, and what they sent is judged.
 
     A lab that is up is replaced. Nothing is left behind, whatever happens. Raises LabError if a program ends
@@ -130,9 +130,9 @@ class _Triangle:
     mode: str
     ready_seconds: float
     since_ns: int
-    logger: Program
-    hardworker: Program
-    sensors: tuple[Program, ...]
+    logger: LabProgram
+    hardworker: LabProgram
+    sensors: tuple[LabProgram, ...]
 
     @property
     def record(self) -> Path:
@@ -177,8 +177,8 @@ def _start(
         _refuse_if(stop)
         os.sched_setaffinity(0, built.host("logger").cpus)  # the hardworker has its core for itself
 
-        def start(host: str, *arguments: str) -> Program:
-            program = Program(built, host, *arguments)
+        def start(host: str, *arguments: str) -> LabProgram:
+            program = LabProgram(built, host, *arguments)
             stack.callback(program.end)
             return program
 
@@ -223,7 +223,7 @@ def _work(triangle: _Triangle, settings: Settings, audience: Audience, stop: Cal
     return _Outcome(sent, received, meter.usage(), counters, stack)
 
 
-def _report(triangle: _Triangle, outcome: _Outcome, settings: Settings) -> Report:
+def _report(triangle: _Triangle, outcome: _Outcome, settings: Settings) -> DemoReport:
     summaries = outcome.sensors
     sent = {
         (summary["sensor"], summary["port"]): records.sent(_record(triangle.lab, sensor.name))
@@ -237,7 +237,7 @@ def _report(triangle: _Triangle, outcome: _Outcome, settings: Settings) -> Repor
         records.delivered(triangle.record, settings.size, addresses),
         records.logged(database, sent, triangle.since_ns, settings.size, relay=relay),
     )
-    return Report(
+    return DemoReport(
         verdict=verdict,
         ready_seconds=round(triangle.ready_seconds, 3),
         mode=triangle.mode,
@@ -295,7 +295,7 @@ def _check(triangle: _Triangle) -> None:
         triangle.logger.check()
 
 
-def _await_ready(programs: Sequence[Program], stop: Callable[[], bool]) -> None:
+def _await_ready(programs: Sequence[LabProgram], stop: Callable[[], bool]) -> None:
     patience = READY_TIMEOUT + READY_TIMEOUT_EACH * len(programs)
     deadline = time.monotonic() + patience
     while waiting := [program.name for program in programs if not program.is_ready()]:

@@ -36,7 +36,7 @@ class Arrivals(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DemoVerdict:
     """What became of the messages.
 
     missing: of which nothing arrived. duplicates: arrived again. corrupt: arrived, but are not what their
@@ -74,17 +74,17 @@ class Verdict:
 
 def judge(
     sent: Mapping[Stream, np.ndarray], delivered: Iterable[Arrivals], logged: Iterable[Arrivals]
-) -> Verdict:
+) -> DemoVerdict:
     """Compare. `sent` holds an array of sensor.SENT_DTYPE a stream, in the order of its numbers.
 
     Arrivals are taken one at a time: memory holds a few bytes a message, and the largest of them.
     """
-    application, database = _Place(sent), _Place(sent)
+    application, database = _Arrival(sent), _Arrival(sent)
     for arrivals in delivered:
         application.add(arrivals)
     for arrivals in logged:
         database.add(arrivals)
-    return Verdict(
+    return DemoVerdict(
         sent=sum(map(len, sent.values())),
         delivered=application.arrived,
         missing=application.missing,
@@ -124,7 +124,7 @@ class _Seen:
         self.damaged = np.zeros(len(self.sent), np.bool_)
 
 
-class _Place:
+class _Arrival:
     """Where messages arrive: the application, or the database."""
 
     def __init__(self, sent: Mapping[Stream, np.ndarray]) -> None:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from midstream.demo.run import Report, Settings
+from midstream.demo.run import DemoReport, Settings
 
 
 def count(number: float) -> str:
@@ -17,7 +17,7 @@ def plural(number: int, noun: str) -> str:
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
-def tell(report: Report, settings: Settings, console: Console) -> None:
+def tell(report: DemoReport, settings: Settings, console: Console) -> None:
     """Print the result: the sentence that matters, then the figures."""
     verdict = report.verdict
     console.print()
@@ -46,7 +46,7 @@ def tell(report: Report, settings: Settings, console: Console) -> None:
     console.print()
 
 
-def _faults(report: Report) -> list[str]:
+def _faults(report: DemoReport) -> list[str]:
     verdict = report.verdict
     faults = {
         "missing at the application": verdict.missing,
@@ -66,7 +66,7 @@ def _faults(report: Report) -> list[str]:
     return found
 
 
-def _rows(report: Report, settings: Settings) -> list[tuple[str, str, Text]]:
+def _rows(report: DemoReport, settings: Settings) -> list[tuple[str, str, Text]]:
     verdict = report.verdict
     latency, cpu = verdict.latency_us, report.cpu
     sensors = plural(settings.sensors, "sensor")

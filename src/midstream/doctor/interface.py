@@ -44,7 +44,7 @@ _COMPLAINTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
+class InterfaceState:
     """xdp, program: mode and number of the XDP program attached, "" and 0 without one. native: whether the
     driver can run XDP itself, None if the kernel (before 6.3) does not say. offloads: those that are on and
     can be switched off, by the kernel's names. errors: the card's counters that are not 0. merging:
@@ -65,7 +65,7 @@ class Interface:
     merging: tuple[str, ...] = ()
 
 
-def read(name: str) -> Interface | None:
+def read(name: str) -> InterfaceState | None:
     """The interface of that name; None if there is none."""
     with IPRoute() as netlink:
         try:
@@ -78,7 +78,7 @@ def read(name: str) -> Interface | None:
         )
     xdp = link.get_attr("IFLA_XDP")
     statistics = link.get_attr("IFLA_STATS64") or {}
-    return Interface(
+    return InterfaceState(
         name=name,
         up=link.get("state") == "up",
         carrier=bool(link.get_attr("IFLA_CARRIER")),
@@ -95,7 +95,7 @@ def read(name: str) -> Interface | None:
     )
 
 
-def check(interface: Interface | None, subject: Subject) -> Iterator[Finding]:
+def check(interface: InterfaceState | None, subject: Subject) -> Iterator[Finding]:
     if interface is None:
         yield fault(
             "interface",
@@ -116,7 +116,7 @@ def check(interface: Interface | None, subject: Subject) -> Iterator[Finding]:
         yield warning("card", f"{interface.name}: {count:,} {name}", "0", _COMPLAINTS[name])
 
 
-def _check_state(interface: Interface) -> Finding:
+def _check_state(interface: InterfaceState) -> Finding:
     name = interface.name
     if not interface.up:
         return repairable("interface", "fault", f"{name} is down", "up", SetUp(name))
@@ -125,7 +125,7 @@ def _check_state(interface: Interface) -> Finding:
     return ok("interface", f"{name} is up ({interface.driver})")
 
 
-def _check_mac(interface: Interface, subject: Subject) -> Finding:
+def _check_mac(interface: InterfaceState, subject: Subject) -> Finding:
     if interface.mac == subject.host.mac:
         return ok("MAC address", interface.mac)
     return fault(
@@ -137,7 +137,7 @@ def _check_mac(interface: Interface, subject: Subject) -> Finding:
     )
 
 
-def _check_address(interface: Interface, subject: Subject) -> Finding:
+def _check_address(interface: InterfaceState, subject: Subject) -> Finding:
     if subject.host.ip in interface.addresses:
         return ok("address", str(subject.host.ip))
     return fault(
@@ -149,7 +149,7 @@ def _check_address(interface: Interface, subject: Subject) -> Finding:
     )
 
 
-def _check_mtu(interface: Interface, subject: Subject) -> Finding:
+def _check_mtu(interface: InterfaceState, subject: Subject) -> Finding:
     expected = subject.topology.mtu
     if interface.mtu == expected:
         return ok("MTU", str(expected))
@@ -164,7 +164,7 @@ def _check_mtu(interface: Interface, subject: Subject) -> Finding:
     )
 
 
-def _check_xdp(interface: Interface, subject: Subject) -> Finding:
+def _check_xdp(interface: InterfaceState, subject: Subject) -> Finding:
     what = f"{interface.driver} on {interface.name}"
     if interface.xdp == "native":
         return ok("XDP mode", f"native, {what}")
@@ -187,7 +187,7 @@ def _check_xdp(interface: Interface, subject: Subject) -> Finding:
     return ok("XDP mode", f"native possible, {what}")
 
 
-def _check_offloads(interface: Interface, subject: Subject) -> Finding:
+def _check_offloads(interface: InterfaceState, subject: Subject) -> Finding:
     harmful = harmful_offloads(interface, subject)
     if not harmful:
         return ok("offloads", "none that does harm")
@@ -200,7 +200,7 @@ def _check_offloads(interface: Interface, subject: Subject) -> Finding:
     )
 
 
-def _check_below(interface: Interface, subject: Subject) -> Iterator[Finding]:
+def _check_below(interface: InterfaceState, subject: Subject) -> Iterator[Finding]:
     """A generic program is asked before GRO of its own interface, but behind that of a card below a VLAN, a
     bridge or a bond."""
     if interface.xdp != "generic" or subject.role != "hardworker" or not subject.has_program:
@@ -215,7 +215,7 @@ def _check_below(interface: Interface, subject: Subject) -> Iterator[Finding]:
         )
 
 
-def harmful_offloads(interface: Interface, subject: Subject) -> list[str]:
+def harmful_offloads(interface: InterfaceState, subject: Subject) -> list[str]:
     """The offloads of this interface that break the data path."""
     harmful = []
     merges = subject.role == "hardworker" and subject.has_program

@@ -23,7 +23,7 @@ _SYS_ADMIN = 21  # contains CAP_BPF and CAP_PERFMON
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelState:
     """supports: feature → whether the kernel has it, None if this process may not ask. lockdown: the mode,
     "" if the kernel has none. libbpf, compiler: their version, "" if missing. jit: net.core.bpf_jit_enable,
     None where it cannot be read, as in a network namespace. distribution: ID and ID_LIKE of /etc/os-release.
@@ -40,13 +40,13 @@ class Kernel:
     distribution: tuple[str, ...]
 
 
-def read() -> Kernel:
+def read() -> KernelState:
     try:
         library = libbpf.version()
         supports = libbpf.features()
     except KernelError:
         library, supports = "", {}
-    return Kernel(
+    return KernelState(
         release=platform.release(),
         bpffs=pins.is_bpffs(Path("/sys/fs/bpf")),
         supports=supports,
@@ -59,7 +59,7 @@ def read() -> Kernel:
     )
 
 
-def check(kernel: Kernel, subject: Subject) -> Iterator[Finding]:
+def check(kernel: KernelState, subject: Subject) -> Iterator[Finding]:
     yield _check_release(kernel.release)
     if not subject.has_program:
         return
@@ -90,7 +90,7 @@ def _check_release(release: str) -> Finding:
     return fault("kernel", f"Linux {release}", "6.1 or newer", "install a newer kernel")
 
 
-def _check_features(kernel: Kernel) -> Finding:
+def _check_features(kernel: KernelState) -> Finding:
     missing = [name for name, supported in kernel.supports.items() if supported is False]
     if missing:
         return fault(
@@ -124,7 +124,7 @@ def _check_bpffs(mounted: bool, subject: Subject) -> Finding:
     return fault("bpffs", "nothing is mounted on /sys/fs/bpf", "a bpffs", "mount -t bpf bpf /sys/fs/bpf")
 
 
-def _check_libbpf(kernel: Kernel) -> Finding:
+def _check_libbpf(kernel: KernelState) -> Finding:
     found = kernel.libbpf
     if found and _numbers(found) >= OLDEST_LIBBPF:
         return ok("libbpf", found)

@@ -147,7 +147,10 @@ def _check_reply(probes: Probes, subject: Subject) -> Finding:
     if probes.to_logger:
         return _counted(Leg.REPLY, probes.to_logger, "the logger answers when asked directly")
     return fault(
-        Leg.REPLY, f"{subject.topology.logger.ip} answers none of {TRIES} direct probes", "its reset", _ORDER
+        Leg.REPLY,
+        f"{subject.topology.logger.ip} answers none of {TRIES} direct probes",
+        "its reset",
+        _ORDER,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
-from midstream.doctor.interface import Interface
+from midstream.doctor.interface import InterfaceState
 from midstream.doctor.subject import Subject
 from midstream.ebpf import attachment, deferral, loader, pins, quickack
 from midstream.ebpf.records import OUTCOMES
@@ -35,7 +35,7 @@ TROUBLE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ProgramState:
     """pinned: the folder has pins. attached: the interface, "" if nothing is. current: whether the pins were
     made from these files, None if nothing is pinned. problem: why this could not be told. counters: those of
     all sensors together, since the program was attached. missing: pins that somebody has removed. untuned:
@@ -51,11 +51,11 @@ class Program:
     untuned: tuple[str, ...] = ()
 
 
-def read(subject: Subject) -> Program:
+def read(subject: Subject) -> ProgramState:
     role, folder = subject.role, pins.default_folder(subject.role, subject.config)
     try:
         if not folder.exists() or not any(folder.iterdir()):
-            return Program(folder)
+            return ProgramState(folder)
         attached = attachment.find(role, folder)
         marks = pins.read_marks(folder)
         current = marks is not None and marks.stamp == pins.stamp(role, subject.config, subject.topology)
@@ -65,14 +65,14 @@ def read(subject: Subject) -> Program:
         if role == "hardworker" and marks and "counters" not in missing:
             counters = dict(zip(OUTCOMES, loader.counters(folder).sum(axis=0).tolist(), strict=True))
     except (KernelError, CompileError) as error:
-        return Program(folder, problem=str(error))
+        return ProgramState(folder, problem=str(error))
     except OSError as error:
-        return Program(folder, problem=f"{folder}: {error.strerror}")
+        return ProgramState(folder, problem=f"{folder}: {error.strerror}")
     where = attached.interface if attached else ""
-    return Program(folder, True, where, current, "", counters, missing, untuned)
+    return ProgramState(folder, True, where, current, "", counters, missing, untuned)
 
 
-def check(program: Program, interface: Interface | None, subject: Subject) -> Iterator[Finding]:
+def check(program: ProgramState, interface: InterfaceState | None, subject: Subject) -> Iterator[Finding]:
     yield _check_attached(program, interface, subject)
     for what in program.untuned:
         yield warning(
@@ -98,7 +98,7 @@ def _untuned(subject: Subject, interface: str) -> Iterator[str]:
         yield f"{len(missing)} sensors are not acknowledged at once ({shown}): no route with quickack"
 
 
-def _check_attached(program: Program, interface: Interface | None, subject: Subject) -> Finding:
+def _check_attached(program: ProgramState, interface: InterfaceState | None, subject: Subject) -> Finding:
     attach = subject.command("attach", subject.role)
     again = f"{subject.command('detach', subject.role)} && {attach}"
     if program.problem:

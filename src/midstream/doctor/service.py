@@ -25,7 +25,7 @@ Socket = tuple[IPv4Address, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ServiceState:
     """listening: the TCP sockets of this host that listen. database: its URL without password. problem: why
     it cannot be used, "" if it can. free: bytes on its disk, None if it is not on this host."""
 
@@ -36,27 +36,27 @@ class Service:
     free: int | None
 
 
-def read(subject: Subject) -> Service:
+def read(subject: Subject) -> ServiceState:
     listening = _listening(Path("/proc/net/tcp").read_text())
     try:
         text = subject.config.database_url
     except ConfigError as error:
-        return Service(listening, "the database", False, str(error), None)
+        return ServiceState(listening, "the database", False, str(error), None)
     if text.startswith("nats://"):
         servers = NatsUrl.parse(text)
-        return Service(listening, servers.name, True, _nats_problem(servers), None)
+        return ServiceState(listening, servers.name, True, _nats_problem(servers), None)
     url = make_url(text)
     name = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
-            return Service(listening, name, True, "", None)
+            return ServiceState(listening, name, True, "", None)
         path = Path(url.database or "")
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else None
-        return Service(listening, name, path.exists(), _sqlite_problem(path), free)
-    return Service(listening, name, True, _server_problem(subject.config.database_url), None)
+        return ServiceState(listening, name, path.exists(), _sqlite_problem(path), free)
+    return ServiceState(listening, name, True, _server_problem(subject.config.database_url), None)
 
 
-def check(service: Service, subject: Subject) -> Iterator[Finding]:
+def check(service: ServiceState, subject: Subject) -> Iterator[Finding]:
     yield _check_listening(service, subject)
     if service.problem:
         yield fault(
@@ -71,7 +71,7 @@ def check(service: Service, subject: Subject) -> Iterator[Finding]:
         yield _check_room(service.free, subject)
 
 
-def _check_listening(service: Service, subject: Subject) -> Finding:
+def _check_listening(service: ServiceState, subject: Subject) -> Finding:
     address, port = subject.topology.logger.ip, subject.topology.port
     if {(address, port), (IPv4Address(0), port)} & service.listening:
         return ok("logger", f"listens on {address} port {port}")

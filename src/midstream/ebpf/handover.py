@@ -31,13 +31,13 @@ from midstream.errors import ConfigError, KernelError
 _POLL = 0.1  # seconds between two looks at `stop`
 _PATIENCE = 5.0  # seconds that an application waits for the server's answer
 _ANSWER = 1 << 16  # bytes, more than any answer has
-_MAPS = ("ring", "journal", "unfinished", "committed", "control", "beginnings")  # of a Ring
+_MAPS = ("ring", "journal", "unfinished", "committed", "control", "beginnings")  # of a RingDescriptors
 _DESCRIPTORS = len(_MAPS) + 1
 _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`, or as root)"
 
 
 @dataclass(frozen=True)
-class Ring:
+class RingDescriptors:
     """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what it
     is told (retained.py, control.py, beginning.h), and of the lock that keeps others away; the ring's bytes,
     how many sensors there is room for, and its place."""
@@ -88,7 +88,7 @@ class Ring:
             os.close(descriptor)
 
 
-def open_pinned(folder: Path, layout: bytes) -> Ring:
+def open_pinned(folder: Path, layout: bytes) -> RingDescriptors:
     """The ring pinned in folder. Raises KernelError: nothing attached (ENOENT), no rights, other pins than
     expected, another reader."""
     try:
@@ -104,7 +104,7 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
             ring, journal, unfinished, committed, control, beginnings = maps
             size, sensors = (libbpf.map_info(fd).max_entries for fd in (ring, beginnings))
             undo.pop_all()
-            return Ring(
+            return RingDescriptors(
                 ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, folder
             )
     except BlockingIOError as error:
@@ -122,7 +122,7 @@ def open_pinned(folder: Path, layout: bytes) -> Ring:
         raise
 
 
-def request(path: Path, layout: bytes) -> Ring:
+def request(path: Path, layout: bytes) -> RingDescriptors:
     """The ring from the process that serves it at path.
 
     Raises KernelError: nobody serves (ENOENT, as if nothing is attached), no permission, other pins than
@@ -163,7 +163,9 @@ def request(path: Path, layout: bytes) -> Ring:
         raise KernelError(f"{path}: {fault}", errno=answer.get("errno", 0))
     ring, journal, unfinished, committed, control, beginnings, lock = descriptors
     size, sensors = answer["size"], answer["sensors"]
-    return Ring(ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, path)
+    return RingDescriptors(
+        ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, path
+    )
 
 
 def serve(

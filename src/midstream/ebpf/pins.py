@@ -84,7 +84,7 @@ def missing(role: Role, folder: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Marks:
+class PinStamps:
     """What a folder's pins say of themselves. sensors: how many the program knows."""
 
     stamp: bytes
@@ -92,7 +92,7 @@ class Marks:
     sensors: int
 
 
-def read_marks(folder: Path) -> Marks | None:
+def read_marks(folder: Path) -> PinStamps | None:
     """The marks of a folder's pins; None if there are none, because nothing or something else was pinned.
 
     Raises KernelError if this process may not look.
@@ -110,7 +110,7 @@ def read_marks(folder: Path) -> Marks | None:
     if value is None:
         return None
     (found,) = np.frombuffer(value, records.SETTINGS)
-    return Marks(found["stamp"].tobytes(), found["layout"].tobytes(), int(found["sensors"]))
+    return PinStamps(found["stamp"].tobytes(), found["layout"].tobytes(), int(found["sensors"]))
 
 
 def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = None) -> None:

@@ -8,7 +8,7 @@ PIECE = struct.Struct("<IIQ")
 """What stands before a piece in the journal: connection, length, offset."""
 
 
-class Run:
+class EarlyRun:
     """Bytes behind a hole without a gap between them, in the pieces in which they came."""
 
     __slots__ = ("_fresh", "_pieces", "end", "fresh_size", "start")
@@ -19,7 +19,7 @@ class Run:
         self._fresh = [(start, data)]  # those that were not kept, in any order
         self.fresh_size = len(data) + PIECE.size  # at most, with their places in the journal
 
-    def joined(self, other: "Run") -> "Run":
+    def joined(self, other: "EarlyRun") -> "EarlyRun":
         """This run and the one that begins at its end. The smaller is moved: all moves together are few."""
         if len(self._pieces) >= len(other._pieces):
             larger, smaller = self, other

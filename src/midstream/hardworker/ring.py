@@ -143,7 +143,9 @@ class Ring:
         self._library.midstream_give_back(self._reader)
 
     @classmethod
-    def map(cls, held: handover.Ring, connections: int, patience: int = 0, retain: int = 0) -> Self:
+    def map(
+        cls, held: handover.RingDescriptors, connections: int, patience: int = 0, retain: int = 0
+    ) -> Self:
         """Map a BPF ring buffer and its journal; needs no privileges.
 
         Closing the ring closes `held`; views that the application still has keep the mapping alive. Raises

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from midstream.framing import Decoder
-from midstream.hardworker.early import PIECE, Run
+from midstream.hardworker.early import PIECE, EarlyRun
 
 OPEN_STREAM = np.dtype(
     [("connection", "<u4"), ("aligned", "<u4"), ("next", "<u8"), ("sequence", "<u8"), ("end", "<u8")]
@@ -45,7 +45,7 @@ class Stream:
         self.decoder = decoder  # other framings: it keeps that part itself
         self.sequence = 0  # other framings: of the next message
         self.broken = False  # the bytes do not follow the framing
-        self._early: list[Run] = []  # sorted; they neither overlap nor touch
+        self._early: list[EarlyRun] = []  # sorted; they neither overlap nor touch
         self._kept = start  # bytes before this offset need not be remembered again
 
     @property
@@ -95,7 +95,7 @@ class Stream:
         end = offset + len(data)
         if offset > self.next:
             for start, stop in self._missing(offset, end):
-                self._wait(Run(start, data[start - offset : stop - offset]))
+                self._wait(EarlyRun(start, data[start - offset : stop - offset]))
             return b""
         if end <= self.next:
             return b""
@@ -109,7 +109,7 @@ class Stream:
         for pieces, is_kept in ((fresh, False), (kept, True)):
             for offset, data in reversed(pieces):
                 for start, stop in self._missing(max(offset, self.next), offset + len(data)):
-                    run = Run(start, data[start - offset : stop - offset])
+                    run = EarlyRun(start, data[start - offset : stop - offset])
                     if is_kept:
                         run.keep()
                     self._wait(run)
@@ -143,7 +143,7 @@ class Stream:
             place += 1
         return gaps
 
-    def _wait(self, run: Run) -> None:
+    def _wait(self, run: EarlyRun) -> None:
         """Put a run between the others, which it does not overlap, and join it with those that it touches."""
         early = self._early
         place = bisect_left(early, run.start, key=_end_of)

@@ -7,7 +7,7 @@ import ctypes
 import os
 import time
 
-from midstream.ebpf.handover import Ring
+from midstream.ebpf.handover import RingDescriptors
 from midstream.errors import KernelError
 
 INTERVAL = 0.3  # seconds between two looks
@@ -31,7 +31,7 @@ class DetachedError(KernelError):
 class Watch:
     """Looks after a ring. `timer`: a descriptor that polls readable when it is time to look."""
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: RingDescriptors) -> None:
         self._ring = ring
         self._doubt: tuple[int, float] | None = None
         self.timer = _timer()

@@ -8,7 +8,7 @@ down()
 from midstream.lab.cpu import Meter, Usage
 from midstream.lab.faults import ImpairedLeg, clear, impair, impairments
 from midstream.lab.hosts import LabHost
-from midstream.lab.impairment import Impairment, Leg, parse_impairment
+from midstream.lab.impairment import Impairment, LabLeg, parse_impairment
 from midstream.lab.lab import Lab
 from midstream.lab.lifecycle import LabStatus, configure, down, find, status, up
 from midstream.lab.namespaces import Process
@@ -18,8 +18,8 @@ __all__ = [
     "Impairment",
     "Lab",
     "LabHost",
+    "LabLeg",
     "LabStatus",
-    "Leg",
     "Meter",
     "Process",
     "Usage",

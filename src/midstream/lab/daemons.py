@@ -19,7 +19,7 @@ from midstream.errors import LabError
 from midstream.lab import namespaces
 from midstream.lab.hosts import INTERFACE
 from midstream.lab.lab import Lab
-from midstream.lab.needs import Progress
+from midstream.lab.needs import ProcessProgress
 from midstream.lab.state import toml
 
 PATIENCE = 60.0  # seconds until all have found each other
@@ -39,7 +39,7 @@ def start(lab: Lab, hosts: Collection[str] = (), **daemon: object) -> float:
     names = list(hosts) or [host.name for host in reversed(lab.hosts)]
     pids = {name: launch(lab, name, role=_role(name), **daemon) for name in names if state(lab, name) is None}
     for name, pid in pids.items():
-        process = Progress(pid)
+        process = ProcessProgress(pid)
         while state(lab, name) is None:
             if not process.is_alive:
                 raise LabError(f"{name}: its daemon has ended; {_log(lab, name)}")
@@ -49,7 +49,7 @@ def start(lab: Lab, hosts: Collection[str] = (), **daemon: object) -> float:
     answered = time.monotonic()
     patience = max(PATIENCE + PATIENCE_EACH * len(lab.hosts), SLOWNESS * (answered - began))
     for name, pid in pids.items():
-        process = Progress(pid)
+        process = ProcessProgress(pid)
         while not ((found := state(lab, name)) and found["ready_after"]):
             if not process.is_alive:
                 raise LabError(f"{name}: its daemon has ended; {_log(lab, name)}")

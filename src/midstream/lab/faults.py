@@ -22,7 +22,7 @@ from midstream.ebpf import compiler, libbpf, pins
 from midstream.errors import LabError
 from midstream.lab import hold, links, namespaces, state
 from midstream.lab.hosts import SWITCH, LabHost, namespace
-from midstream.lab.impairment import ALL, PROBABILITIES, TIMES, Impairment, Leg, find_legs
+from midstream.lab.impairment import ALL, PROBABILITIES, TIMES, Impairment, LabLeg, find_legs
 from midstream.lab.lab import Lab
 from midstream.lab.namespaces import Process
 
@@ -45,7 +45,7 @@ class ImpairedLeg:
     overflowed: lost because they came faster than the process that holds them could take them.
     """
 
-    leg: Leg
+    leg: LabLeg
     impairment: Impairment
     frames: int = 0
     dropped: int = 0
@@ -60,7 +60,7 @@ class ImpairedLeg:
         return self.frames - self.dropped - self.overflowed
 
 
-def impair(lab: Lab, link: str, impairment: Impairment) -> list[Leg]:
+def impair(lab: Lab, link: str, impairment: Impairment) -> list[LabLeg]:
     """Make each leg of a link bad from now on, in place of what was; other legs stay as they are.
 
     Frame numbers and counters of these legs start at 0. Returns the legs. Raises ConfigError (no such link),
@@ -96,7 +96,7 @@ def problems(impaired: Collection[ImpairedLeg]) -> list[str]:
     return []
 
 
-def generator_key(leg: Leg, seed: int) -> int:
+def generator_key(leg: LabLeg, seed: int) -> int:
     """What the program's generator starts from; a hash, so that neighbouring seeds have nothing in common."""
     text = f"{seed} {leg.source} {leg.destination}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
@@ -106,7 +106,7 @@ def generator_key(leg: Leg, seed: int) -> int:
 
 
 def impair_ports(
-    hosts: Sequence[LabHost], legs: Sequence[Leg], impairment: Impairment, program: Path, folder: Path
+    hosts: Sequence[LabHost], legs: Sequence[LabLeg], impairment: Impairment, program: Path, folder: Path
 ) -> None:
     """In a switch's namespace: what `impair` does. `folder`: for pins. Frames are held only in the lab."""
     if not _is_loaded(folder):
@@ -122,7 +122,7 @@ def impair_ports(
     _settle(hosts, folder)
 
 
-def _clear(hosts: Sequence[LabHost], legs: Sequence[Leg]) -> None:
+def _clear(hosts: Sequence[LabHost], legs: Sequence[LabLeg]) -> None:
     if _is_loaded(PINS):
         fd = pins.open_map(PINS, "legs", value_size=LEG.itemsize)
         try:
@@ -167,7 +167,7 @@ def _read(folder: Path) -> list[ImpairedLeg]:
     for key, value in found.items():
         source, destination = (ports.get(int(number)) for number in np.frombuffer(key, "<u4"))
         if value and source and destination:  # all still there
-            legs.append(_parse(Leg(source, destination), value))
+            legs.append(_parse(LabLeg(source, destination), value))
     return legs
 
 
@@ -217,7 +217,7 @@ def _start_hold() -> None:
             raise LabError(f"switch: the process that holds delayed frames does not start: {text}")
 
 
-def _key(leg: Leg) -> bytes:
+def _key(leg: LabLeg) -> bytes:
     return _number(leg.source) + _number(leg.destination)
 
 
@@ -228,7 +228,7 @@ def _number(port: str) -> bytes:
         raise LabError(f"switch: {port} is missing; `midstream lab up` repairs the lab") from None
 
 
-def _value(leg: Leg, impairment: Impairment) -> bytes:
+def _value(leg: LabLeg, impairment: Impairment) -> bytes:
     value = np.zeros(1, LEG)
     value["key"], value["seed"] = generator_key(leg, impairment.seed), impairment.seed
     for name in PROBABILITIES:
@@ -238,7 +238,7 @@ def _value(leg: Leg, impairment: Impairment) -> bytes:
     return value.tobytes()
 
 
-def _parse(leg: Leg, value: bytes) -> ImpairedLeg:
+def _parse(leg: LabLeg, value: bytes) -> ImpairedLeg:
     (found,) = np.frombuffer(value, LEG)
     impairment = Impairment(
         **{name: round(int(found[name]) / _UNIT, 9) for name in PROBABILITIES},

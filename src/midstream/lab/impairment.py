@@ -22,7 +22,7 @@ TIMES = ("delay", "hold")
 _LONGEST = 10_000.0  # milliseconds
 
 
-class Leg(NamedTuple):
+class LabLeg(NamedTuple):
     """The way from one host to another, by their names."""
 
     source: str
@@ -103,7 +103,7 @@ def parse_impairment(text: str) -> tuple[str, Impairment]:
     )
 
 
-def find_legs(link: str, hosts: Sequence[str]) -> list[Leg]:
+def find_legs(link: str, hosts: Sequence[str]) -> list[LabLeg]:
     """The legs that a link names, in the order of `hosts`. Raises ConfigError if it names none."""
     groups = {host: [host] for host in hosts}
     groups[SENSORS] = [host for host in hosts if host not in ("hardworker", "logger")]
@@ -117,7 +117,7 @@ def find_legs(link: str, hosts: Sequence[str]) -> list[Leg]:
             if separator in ":-" and left and right:
                 pairs = {(source, destination) for source in left for destination in right}
                 pairs |= {(b, a) for a, b in pairs} if separator == "-" else set()
-    legs = [Leg(a, b) for a in hosts for b in hosts if a != b and (a, b) in pairs]
+    legs = [LabLeg(a, b) for a in hosts for b in hosts if a != b and (a, b) in pairs]
     if not legs:
         raise ConfigError(
             f"no link {link!r}: expected all, HOST, HOST-HOST for both ways, or HOST:HOST for one way; "

@@ -15,7 +15,7 @@ from midstream.lab.faults import ImpairedLeg
 from midstream.lab.hosts import SWITCH, LabHost, namespace
 from midstream.lab.lab import Lab
 from midstream.lab.namespaces import Process
-from midstream.lab.state import RUN_DIR, State
+from midstream.lab.state import RUN_DIR, LabState
 from midstream.network import Topology
 
 BPFFS = Path("/sys/fs/bpf")
@@ -83,7 +83,7 @@ def up(
         owns = run_dir == RUN_DIR or not existed
         if found and found.run_dir == run_dir:
             owns = found.owns_run_dir
-        building = State(run_dir, owns, parameters)
+        building = LabState(run_dir, owns, parameters)
         building.save()
         try:
             _mount_bpffs()
@@ -160,7 +160,7 @@ def _build(
     )
 
 
-def _tear_down(found: State | None, *, keep: bool) -> None:
+def _tear_down(found: LabState | None, *, keep: bool) -> None:
     owned, _ = namespaces.ours(hosts.is_ours)
     namespaces.end(namespaces.processes(owned))
     if namespace(SWITCH) in owned:
@@ -178,7 +178,7 @@ def _tear_down(found: State | None, *, keep: bool) -> None:
     state.STATE.unlink(missing_ok=True)
 
 
-def _problems(found: State) -> list[str]:
+def _problems(found: LabState) -> list[str]:
     if not found.hosts:
         return ["the lab was not built to its end"]
     if missing := _missing(found):
@@ -192,7 +192,7 @@ def _problems(found: State) -> list[str]:
     return wrong
 
 
-def _missing(found: State) -> list[str]:
+def _missing(found: LabState) -> list[str]:
     names = [namespace(name) for name in (SWITCH, *(host.name for host in found.hosts))]
     missing = [f"namespace {name} is missing" for name in names if not Path(enter.NAMESPACES, name).exists()]
     files = [found.run_dir / name for name in ("config.toml", "const.toml")]

@@ -36,7 +36,7 @@ def explain(error: OSError) -> str:
     return str(error)
 
 
-class Progress:
+class ProcessProgress:
     """Does another process get on? It does as long as it uses CPU time, alone or by its children."""
 
     def __init__(self, pid: int) -> None:

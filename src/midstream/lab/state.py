@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from midstream import config, network
 from midstream.errors import LabError
 from midstream.lab.hosts import LabHost
-from midstream.lab.needs import Progress
+from midstream.lab.needs import ProcessProgress
 from midstream.network import Topology
 
 RUN_DIR = Path("/run/midstream-lab")
@@ -28,7 +28,7 @@ _HEADER = f"# Written by {AUTHOR} up. Yours to change: kept until `{AUTHOR} down
 
 
 @dataclass(frozen=True)
-class State:
+class LabState:
     """A lab that is being built (no hosts yet) or was built. `parameters` are those of `up`."""
 
     run_dir: Path
@@ -44,7 +44,7 @@ class State:
         new.replace(STATE)
 
 
-def load() -> State | None:
+def load() -> LabState | None:
     """The state of the machine's lab; None if there is none, or if its file makes no sense."""
     try:
         document = json.loads(STATE.read_text())
@@ -52,7 +52,7 @@ def load() -> State | None:
             LabHost(**host | {"ip": IPv4Address(host["ip"]), "cpus": tuple(host["cpus"])})
             for host in document["hosts"]
         )
-        return State(Path(document["run_dir"]), document["owns_run_dir"], document["parameters"], hosts)
+        return LabState(Path(document["run_dir"]), document["owns_run_dir"], document["parameters"], hosts)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -60,7 +60,7 @@ def load() -> State | None:
 @contextmanager
 def locked() -> Iterator[None]:
     """Only one `up` or `down` at a time, however slow the machine is. Raises LabError if the other hangs."""
-    holder, pid = Progress(0), ""
+    holder, pid = ProcessProgress(0), ""
     while True:
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -72,7 +72,7 @@ def locked() -> Iterator[None]:
         before, pid = pid, os.read(lock, 20).decode()
         os.close(lock)
         if pid != before:
-            holder = Progress(int(pid or 0))
+            holder = ProcessProgress(int(pid or 0))
         if holder.is_stuck:
             raise LabError(
                 f"another `midstream lab`, process {pid}, holds {LOCK} and does nothing; end it first"

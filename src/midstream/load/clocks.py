@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from midstream.load.segment import SYN, Segment
+from midstream.load.segment import SYN, CapturedSegment
 
 _SECOND = 1_000_000_000
 _BACK, _BACK_OF_ALL = 1_000_000, 10_000_000
@@ -35,7 +35,7 @@ class _Sender:
         return pause - passed if pause > 2 * passed + _PAUSE else 0
 
 
-class Clocks:
+class CaptureClocks:
     """The clocks of a capture's interfaces, beside those of the senders. back: packets that were stamped
     before the one in front of them, by no more than happens."""
 
@@ -44,7 +44,7 @@ class Clocks:
         self._latest: dict[object, int] = {}
         self._senders: dict[object, _Sender] = {}
 
-    def take(self, interface: int, time: int, segment: Segment | None) -> int:
+    def take(self, interface: int, time: int, segment: CapturedSegment | None) -> int:
         """By how many nanoseconds the clock was moved before this packet; 0: it was not."""
         clocks: list[tuple[object, int]] = [(interface, _BACK_OF_ALL)]
         if segment:
@@ -57,7 +57,7 @@ class Clocks:
         self.back += max(back) > 0
         return self._ask(interface, time, segment) if segment and segment.ticks is not None else 0
 
-    def _ask(self, interface: int, time: int, segment: Segment) -> int:
+    def _ask(self, interface: int, time: int, segment: CapturedSegment) -> int:
         assert segment.ticks is not None
         key = (interface, segment.flow)
         sender = self._senders.get(key)

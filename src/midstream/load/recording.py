@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Self
 
 from midstream.errors import ConfigError
-from midstream.load.clocks import Clocks
-from midstream.load.segment import FIN, PSH, RST, SYN, Segment, find_segment
+from midstream.load.clocks import CaptureClocks
+from midstream.load.segment import FIN, PSH, RST, SYN, CapturedSegment, find_segment
 from midstream.packet import EXPECTED, Captured, read_capture
 
 _SECOND = 1_000_000_000
@@ -27,34 +27,34 @@ _EARLIER = 1 << 20
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedFlows:
     """`flows`: nanoseconds since 1970, ascending. `remarks`: what was left out or is missing, how often."""
 
     flows: Mapping[str, list[int]]
     remarks: Mapping[str, int]
 
 
-def read_recording(path: Path, port: int | None) -> Recording:
+def read_recording(path: Path, port: int | None) -> RecordedFlows:
     """The messages in a capture; `port`: only of flows to this TCP port. Raises ConfigError, OSError."""
-    reader = _Reader(path, port)
+    reader = _FlowReader(path, port)
     with path.open("rb") as stream:
         for number, captured in enumerate(read_capture(stream, str(path)), start=1):
             reader.take(number, captured)
     return reader.finish()
 
 
-class _Reader:
+class _FlowReader:
     def __init__(self, path: Path, port: int | None) -> None:
         self._path, self._port = path, port
         self._flows: dict[tuple[bytes, bytes, bytes], _Flow] = {}
-        self._clocks = Clocks()
+        self._clocks = CaptureClocks()
         self._remarks: Counter[str] = Counter()
 
     def take(self, number: int, captured: Captured) -> None:
         found = find_segment(captured)
         if found is None:
             raise self._refusal(number, f"link type {captured.link}, expected {EXPECTED}")
-        segment = found if isinstance(found, Segment) else None
+        segment = found if isinstance(found, CapturedSegment) else None
         if captured.time is not None and (
             moved := self._clocks.take(captured.interface, captured.time, segment)
         ):
@@ -78,7 +78,7 @@ class _Reader:
         flow = self._flows.setdefault(found.flow, _Flow())
         self._remarks["segments that were there before"] += not flow.take(found, captured.time or 0)
 
-    def finish(self) -> Recording:
+    def finish(self) -> RecordedFlows:
         flows: dict[str, list[int]] = {}
         self._remarks["packets stamped before the one in front of them"] = self._clocks.back
         for (source, destination, ports), flow in self._flows.items():
@@ -91,7 +91,7 @@ class _Reader:
                 )
             if flow.times:
                 flows[name] = sorted(flow.times)
-        return Recording(flows, +self._remarks)
+        return RecordedFlows(flows, +self._remarks)
 
     def _refusal(self, number: int, why: str) -> ConfigError:
         return ConfigError(f"{self._path}: packet {number}: {why}")
@@ -110,13 +110,13 @@ class _Stream:
     ends: set[int] = field(default_factory=set)  # of messages
 
     @classmethod
-    def at(cls, segment: Segment) -> Self:
+    def at(cls, segment: CapturedSegment) -> Self:
         return cls(segment.first, bool(segment.flags & SYN))
 
-    def offset(self, segment: Segment) -> int:
+    def offset(self, segment: CapturedSegment) -> int:
         return self.last + ((segment.first - self.base - self.last + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
 
-    def is_anothers(self, segment: Segment) -> bool:
+    def is_anothers(self, segment: CapturedSegment) -> bool:
         """Whether a segment is of another connection with the same addresses and ports."""
         offset = self.offset(segment)
         if segment.flags & SYN:
@@ -160,7 +160,7 @@ class _Flow:
         """The connection that there is now."""
         return self._streams[-1]
 
-    def take(self, segment: Segment, time: int) -> bool:
+    def take(self, segment: CapturedSegment, time: int) -> bool:
         """False if its data was there before."""
         if not self._streams or self.stream.is_anothers(segment):
             self._streams.append(_Stream.at(segment))

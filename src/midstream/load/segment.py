@@ -26,7 +26,7 @@ WRONG = "packets whose lengths contradict each other"
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class CapturedSegment:
     """`first`: the sequence number of its first byte of data, after that of a SYN. `size`: of its data.
     `ticks`: its sender's clock, in units of the sender's (RFC 7323); None if it tells none."""
 
@@ -52,7 +52,7 @@ class Segment:
         return int.from_bytes(self.ports[2:])
 
 
-def find_segment(captured: Captured) -> Segment | str | None:
+def find_segment(captured: Captured) -> CapturedSegment | str | None:
     """The segment, or why there is none; None if the link type is not known."""
     found = carried(captured.link, captured.data)
     if found is None:
@@ -69,7 +69,7 @@ def find_segment(captured: Captured) -> Segment | str | None:
     return CUT if found.protocol == 0 and len(captured.data) < captured.length else OTHER
 
 
-def _over_ipv4(packet: bytes, there: int) -> Segment | str:
+def _over_ipv4(packet: bytes, there: int) -> CapturedSegment | str:
     first, total, fragment, protocol = struct.unpack_from("!BxHxxHxB", packet)
     if protocol != _TCP:
         return OTHER
@@ -80,7 +80,7 @@ def _over_ipv4(packet: bytes, there: int) -> Segment | str:
     return _segment(packet[12:16], packet[16:20], packet[header:], header, total or there, there)
 
 
-def _over_ipv6(packet: bytes, there: int) -> Segment | str:
+def _over_ipv6(packet: bytes, there: int) -> CapturedSegment | str:
     size, kind = struct.unpack_from("!4xHB", packet)
     place = 40
     while kind in _OPTIONS:
@@ -94,13 +94,15 @@ def _over_ipv6(packet: bytes, there: int) -> Segment | str:
 
 def _segment(
     source: bytes, destination: bytes, tcp: bytes, before: int, total: int, there: int
-) -> Segment | str:
+) -> CapturedSegment | str:
     sequence, offset, flags = struct.unpack_from("!4xI4xBB", tcp)
     size = total - before - (offset >> 4) * 4
     if size < 0 or total > there or offset >> 4 < 5:
         return WRONG
     first = (sequence + bool(flags & SYN)) & 0xFFFFFFFF
-    return Segment(source, destination, tcp[:4], first, size, flags, _ticks(tcp[20 : (offset >> 4) * 4]))
+    return CapturedSegment(
+        source, destination, tcp[:4], first, size, flags, _ticks(tcp[20 : (offset >> 4) * 4])
+    )
 
 
 def _ticks(options: bytes) -> int | None:

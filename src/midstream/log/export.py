@@ -23,7 +23,7 @@ from midstream.logger.stored import StoredConnection, StoredMessage
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
 
 
-class Writer(Closing, Protocol):
+class ExportWriter(Closing, Protocol):
     """Writes pieces of messages to a stream that it does not own."""
 
     def write(self, messages: Sequence[StoredMessage]) -> None: ...
@@ -94,7 +94,7 @@ def record(message: StoredMessage, said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _copy(reader: Reader, writer: Writer, looked_at: Callable[[int], object]) -> int:
+def _copy(reader: Reader, writer: ExportWriter, looked_at: Callable[[int], object]) -> int:
     count = 0
     with writer:
         for piece in reader.read(looked_at):
@@ -103,7 +103,7 @@ def _copy(reader: Reader, writer: Writer, looked_at: Callable[[int], object]) ->
     return count
 
 
-def _writer(kind: Format) -> Callable[[BinaryIO, Sequence[StoredConnection], bool], Writer]:
+def _writer(kind: Format) -> Callable[[BinaryIO, Sequence[StoredConnection], bool], ExportWriter]:
     if kind == "parquet":
         optional("pyarrow", "parquet")
         from midstream.log.parquet import ParquetWriter

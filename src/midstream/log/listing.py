@@ -10,7 +10,7 @@ from midstream.log.account import Account, Accounts, worst
 from midstream.log.continuity import Hole
 from midstream.log.decoding import Decoded, text_of
 from midstream.log.export import iso
-from midstream.log.verify import Verdict
+from midstream.log.verify import LogVerdict
 from midstream.logger.stored import Extent, StoredConnection, StoredMessage
 
 
@@ -134,7 +134,7 @@ def line(message: StoredMessage, said: Decoded) -> str:
     return f"{head} 0x{said['hex']}"
 
 
-def verdict_row(verdict: Verdict) -> dict[str, Any]:
+def verdict_row(verdict: LogVerdict) -> dict[str, Any]:
     """What was found of a connection; of the database as a whole where connection is None."""
     connection, account = verdict.connection, verdict.account
     of = connection or (account.held if account else None)
@@ -158,7 +158,7 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def verdict_lines(verdict: Verdict) -> list[str]:
+def verdict_lines(verdict: LogVerdict) -> list[str]:
     """The same for a person: a line, and one for each fault."""
     account = verdict.account
     lines = ["the database"]

@@ -25,7 +25,7 @@ MAX_FAULTS = 10  # that are told of a connection; the others are counted
 
 
 @dataclass(slots=True)
-class Verdict:
+class LogVerdict:
     """What was found of a connection; of the database as a whole where there is none. account: what it lacks
     of what was held; None if nobody has told of it."""
 
@@ -57,10 +57,10 @@ def verify(
     connections: list[StoredConnection],
     looked_at: Callable[[int], object] = nobody,
     sensors: Sequence[str] = (),
-) -> Iterator[Verdict]:
+) -> Iterator[LogVerdict]:
     """A verdict for each of the connections, and for the database before them if it is damaged itself; after
     them for what was held, and has no connection in the log. sensors: only of these, empty: of all."""
-    verdict = Verdict(None)
+    verdict = LogVerdict(None)
     extents: dict[int, Extent] | None = None
     try:
         for fault in log.faults():
@@ -80,7 +80,7 @@ def verify(
     with suppress(StoreError):  # which reading the connection tells
         found = accounts(log, told, log.connections(), extents)
     for connection in connections:
-        verdict = Verdict(connection, found.by_id.get(connection.id))
+        verdict = LogVerdict(connection, found.by_id.get(connection.id))
         if hole := found.holes.get(connection.id):
             verdict.gaps += hole.messages
             verdict.fault(str(hole))
@@ -90,7 +90,7 @@ def verify(
             verdict.fault(f"cannot be read after {verdict.messages:,} messages: {error}")
         yield verdict
     for account in found.elsewhere(sensors):
-        yield Verdict(None, account)
+        yield LogVerdict(None, account)
 
 
 class _Check:
@@ -99,7 +99,7 @@ class _Check:
     def __init__(
         self,
         log: Log,
-        verdict: Verdict,
+        verdict: LogVerdict,
         connection: StoredConnection,
         looked_at: Callable[[int], object],
     ) -> None:

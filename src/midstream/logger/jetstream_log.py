@@ -13,7 +13,7 @@ from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.logger.store import FRAME
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
-from midstream.logger.stream import Found, Stream
+from midstream.logger.stream import Found, JetStreamStream
 from midstream.logger.stream_connections import Known, StreamConnections
 from midstream.told import Forgotten, HeldStream, Knowledge, Pending
 
@@ -33,7 +33,7 @@ class JetStreamLog(Closing):
 
     def __init__(self, url: str, *, framing: str = "fixed", layout: "Layout | None" = None) -> None:
         self._framing, self._layout = framing, layout
-        self._stream = Stream(url)
+        self._stream = JetStreamStream(url)
         self.name = self._stream.name
         self._all = StreamConnections(self._stream)
         self._layouts: dict[str, Layout] = {}

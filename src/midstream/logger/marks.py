@@ -51,7 +51,7 @@ _marks = Table(
 
 
 @dataclass(slots=True)
-class Mark:
+class RetentionMark:
     """sequence: of the last message in front of it, where its frame ends in the stream, and the latest time
     of reception of its piece, by the clock."""
 
@@ -73,7 +73,7 @@ class Kept:
     open: bool = True
     first: int = 0
     start: int = 0
-    marks: list[Mark] = field(default_factory=list)
+    marks: list[RetentionMark] = field(default_factory=list)
     sampled: bool = False
 
     @property
@@ -81,7 +81,7 @@ class Kept:
         return self.marks[-1].end - self.start if self.marks else 0
 
 
-class Marks:
+class RetentionMarks:
     """The marks of a database, brought up to date by `look`. piece_bytes, piece_ns: of a piece, about."""
 
     def __init__(self, clocks: Clocks, piece_bytes: int, piece_ns: int) -> None:
@@ -143,7 +143,7 @@ class Marks:
         )
         self._saved_as = counted
 
-    def removed(self, kept: Kept, mark: Mark) -> None:
+    def removed(self, kept: Kept, mark: RetentionMark) -> None:
         """The messages up to this mark are gone, but for the last one of a connection that is open."""
         last = kept.open and mark is kept.marks[-1]
         while kept.marks and kept.marks[0].sequence <= mark.sequence - last:
@@ -156,7 +156,7 @@ class Marks:
         del self.kept[kept.id]
         self._done.add(kept.id)
 
-    def _lose(self, kept: Kept, mark: Mark) -> None:
+    def _lose(self, kept: Kept, mark: RetentionMark) -> None:
         if mark.saved:
             self._gone.append((kept.id, mark.sequence))
 
@@ -177,7 +177,9 @@ class Marks:
             if (kept := self.kept.get(row.connection_id)) is None:
                 self._gone.append((row.connection_id, row.sequence))
                 continue
-            mark = Mark(row.sequence, row.counted_ns, row.received_ns, row.stream_end, row.counted_ns, True)
+            mark = RetentionMark(
+                row.sequence, row.counted_ns, row.received_ns, row.stream_end, row.counted_ns, True
+            )
             kept.marks.append(mark)
 
     def _find_new(self, database: Connection) -> None:
@@ -258,6 +260,6 @@ def _ends(key: int) -> Any:
     ).where(messages.c.connection_id == key)
 
 
-def _mark(row: Row[Any], frame: int, now: int) -> Mark:
+def _mark(row: Row[Any], frame: int, now: int) -> RetentionMark:
     end = 0 if row.stream_offset is None else row.stream_offset + row.size + frame
-    return Mark(row.sequence, now, row.received_ns, end, now)
+    return RetentionMark(row.sequence, now, row.received_ns, end, now)

@@ -33,7 +33,7 @@ _MEMINFO = struct.Struct("=II")  # its first two numbers: receive memory in use,
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # in struct tcp_info, since Linux 4.1; a FIN counts one
 
 
-class Peer:
+class SensorPeer:
     """`consumed`, `sequence` and `head_size` tell where the kernel's bytes begin: see the holder."""
 
     def __init__(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from midstream.config import Config
 from midstream.errors import StoreError
-from midstream.logger.retention import Retention
+from midstream.logger.retention import DatabaseRetention
 
 INTERVAL = 0.25  # seconds between two looks
 
@@ -20,7 +20,7 @@ INTERVAL = 0.25  # seconds between two looks
 def keep_within(config: Config) -> None:
     """Prune for ever. What hinders it is said once on standard error."""
     logger, said = config.logger, ""
-    retention = Retention(
+    retention = DatabaseRetention(
         config.database_url,
         keep_ns=int(logger.keep_age * 1e9),
         keep_bytes=logger.keep_size,

@@ -24,7 +24,7 @@ REQUEST_BYTES = 1 << 20  # of a question: it names at most 4096 sensors
 ANSWERS = 4  # at a time: a connection to the database each
 
 
-class Beginning(NamedTuple):
+class FirstConnection(NamedTuple):
     """One of the first connections of a sensor that a ring had. first: as StoredConnection has it. opened_ns:
     by the hardworker's clock."""
 
@@ -33,7 +33,7 @@ class Beginning(NamedTuple):
     opened_ns: int
 
 
-Beginnings = Mapping[str, frozenset[Beginning]]
+Beginnings = Mapping[str, frozenset[FirstConnection]]
 """Of each sensor that is asked for, by its address."""
 
 
@@ -103,7 +103,7 @@ def before(known: Iterable[StoredConnection], beginnings: Beginnings) -> list[St
 def _beginnings(asked: Head) -> Beginnings:
     try:
         return {
-            str(sensor): frozenset(Beginning(*map(int, each)) for each in named)
+            str(sensor): frozenset(FirstConnection(*map(int, each)) for each in named)
             for sensor, named in asked["beginnings"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

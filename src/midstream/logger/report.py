@@ -6,10 +6,10 @@ from contextlib import suppress
 
 from midstream.errors import MidstreamError
 from midstream.logger import channel
-from midstream.logger.peer import Peer
+from midstream.logger.peer import SensorPeer
 
 
-class Report:
+class WorkerReport:
     """Speaks over the worker's end of the channel; None when nobody listens any more."""
 
     def __init__(self, holder: socket.socket) -> None:
@@ -30,7 +30,7 @@ class Report:
     def failed(self, error: MidstreamError) -> None:
         self._tell({"failed": [type(error).__name__, str(error)]})
 
-    def consume(self, peers: Sequence[Peer], counts: Mapping[str, int]) -> None:
+    def consume(self, peers: Sequence[SensorPeer], counts: Mapping[str, int]) -> None:
         """What these have taken is stored: it may leave the kernel. counts: what to add to the logger's
         summary. It is said in the same breath, or a worker that dies between the two is counted twice."""
         said: channel.Message = {"count": counts}
@@ -41,7 +41,7 @@ class Report:
         if said and any(counts.values()):
             self._tell(said)
 
-    def close(self, peers: Sequence[Peer]) -> None:
+    def close(self, peers: Sequence[SensorPeer]) -> None:
         """The end of these is stored."""
         for start in range(0, len(peers), channel.MAX_ENTRIES):
             self._tell({"close": [peer.number for peer in peers[start : start + channel.MAX_ENTRIES]]})

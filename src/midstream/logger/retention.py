@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
 from midstream.logger import opening, schema, telling
-from midstream.logger.marks import Kept, Mark, Marks
+from midstream.logger.marks import Kept, RetentionMark, RetentionMarks
 from midstream.logger.opening import failed, open_engine, stored_version
 from midstream.logger.passed import KERNEL, Clocks
 
@@ -40,7 +40,7 @@ class Removed:
     before_ns: int | None = None
 
 
-class Retention:
+class DatabaseRetention:
     """Keeps a database within `keep_ns`, by the time that is counted (passed.py), and `keep_bytes`, by a look
     now and then. 0: all is kept. told() says what a person should know."""
 
@@ -55,7 +55,7 @@ class Retention:
     ) -> None:
         self._url, self._keep_ns, self._keep_bytes, self._told = url, keep_ns, keep_bytes, told
         endless = 1 << 62
-        self._marks = Marks(clocks, (keep_bytes or endless) // PIECES, (keep_ns or endless) // SPANS)
+        self._marks = RetentionMarks(clocks, (keep_bytes or endless) // PIECES, (keep_ns or endless) // SPANS)
         self._save_at = self._forget_at = 0.0
         self._removed = False  # something, since what was told of it was
 
@@ -106,7 +106,7 @@ def prune(
     """
     removed = Removed()
     with _opened(url, read_only=dry_run) as eraser:
-        marks = Marks(KERNEL, (keep_bytes or 0) // PIECES, 0)
+        marks = RetentionMarks(KERNEL, (keep_bytes or 0) // PIECES, 0)
         with eraser.engine.connect() as database:
             marks.look(database)
         if keep_ns is not None:
@@ -122,7 +122,7 @@ def prune(
     return removed
 
 
-def _refuse_future(marks: Marks, now: int, name: str) -> None:
+def _refuse_future(marks: RetentionMarks, now: int, name: str) -> None:
     latest = max((mark.received_ns for kept in marks.kept.values() for mark in kept.marks), default=0)
     if latest > now + FUTURE:
         raise StoreError(
@@ -132,7 +132,7 @@ def _refuse_future(marks: Marks, now: int, name: str) -> None:
         )
 
 
-def _remove_oldest(eraser: "_Eraser", marks: Marks, keep_bytes: int, removed: Removed) -> None:
+def _remove_oldest(eraser: "_Eraser", marks: RetentionMarks, keep_bytes: int, removed: Removed) -> None:
     """By when they were first seen, and by the clock where that was at once."""
     total = sum(kept.size for kept in marks.kept.values())
     if total <= keep_bytes:
@@ -146,7 +146,7 @@ def _remove_oldest(eraser: "_Eraser", marks: Marks, keep_bytes: int, removed: Re
         ),
         key=lambda piece: piece[:3],
     )
-    going: dict[int, Mark] = {}
+    going: dict[int, RetentionMark] = {}
     for _, received, key, mark in pieces:
         if total <= keep_bytes:
             break
@@ -193,7 +193,9 @@ class _Eraser:
             with self.writing() as database:
                 telling.forget(database)
 
-    def remove_pieces(self, marks: Marks, last: Mapping[int, Mark], removed: Removed) -> None:
+    def remove_pieces(
+        self, marks: RetentionMarks, last: Mapping[int, RetentionMark], removed: Removed
+    ) -> None:
         """Everything up to a mark of each connection; of an open one the last message stays: there the logger
         goes on."""
         known = [(marks.kept[key], mark) for key, mark in last.items()]
@@ -202,7 +204,7 @@ class _Eraser:
         for kept, mark in known:
             marks.removed(kept, mark)
 
-    def remove_before(self, marks: Marks, kept: Kept, cutoff: int, removed: Removed) -> None:
+    def remove_before(self, marks: RetentionMarks, kept: Kept, cutoff: int, removed: Removed) -> None:
         """The messages in front of the first that came at the cutoff or later, by the clock."""
         messages = schema.messages
         query = select(func.min(messages.c.sequence)).where(

@@ -43,7 +43,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class StreamState:
     """first: the number of the first message that is left. counts: messages by subject."""
 
     first: int
@@ -51,7 +51,7 @@ class State:
     counts: Mapping[str, int]
 
 
-class Stream:
+class JetStreamStream:
     """The stream that a nats:// URL names, which must be midstream's. Everything raises StoreError."""
 
     def __init__(self, url: str) -> None:
@@ -85,7 +85,7 @@ class Stream:
     def close(self) -> None:
         self._servers.close()
 
-    def state(self, subjects: str) -> State:
+    def state(self, subjects: str) -> StreamState:
         """How it is now, with the counts of the subjects of that pattern."""
         counts: dict[str, int] = {}
         while True:
@@ -97,7 +97,7 @@ class Stream:
             some = state.get("subjects") or {}
             counts.update(some)
             if not some or len(counts) >= answer.get("total", 0):
-                return State(state["first_seq"], state.get("num_deleted", 0), counts)
+                return StreamState(state["first_seq"], state.get("num_deleted", 0), counts)
 
     def get(self, question: Question) -> Found | None:
         """The one message of a question such as {"last_by_subj": …}; None if there is none."""

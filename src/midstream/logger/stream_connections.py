@@ -13,7 +13,7 @@ from typing import Any
 from midstream.errors import StoreError
 from midstream.logger.published import CHECKSUM, PLACE
 from midstream.logger.stored import MAX_BYTES, MAX_ROWS
-from midstream.logger.stream import Found, Question, State, Stream
+from midstream.logger.stream import Found, JetStreamStream, Question, StreamState
 
 
 @dataclass(slots=True)
@@ -55,10 +55,10 @@ class Known:
 class StreamConnections:
     """All connections of a stream, by SENSOR.PORT.TOKEN and by id; `refresh` sees what is new."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: JetStreamStream) -> None:
         self._stream = stream
         self._event = 0  # number of the last opening or end that was read
-        self.state = State(0, 0, {})
+        self.state = StreamState(0, 0, {})
         self.known: dict[str, Known] = {}
         self.by_id: dict[int, Known] = {}
         self.faults: list[str] = []  # connections that were opened twice

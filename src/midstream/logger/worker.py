@@ -17,8 +17,8 @@ from midstream.errors import MidstreamError, StoreError
 from midstream.framing import Decoder
 from midstream.logger import channel
 from midstream.logger.forgetting import Forgetting
-from midstream.logger.peer import Peer
-from midstream.logger.report import Report
+from midstream.logger.peer import SensorPeer
+from midstream.logger.report import WorkerReport
 from midstream.logger.store import Batch, ConnectionRow, Position, Store, Unavailable
 from midstream.logger.writer import Writer
 
@@ -62,7 +62,7 @@ class Worker:
         forgets_after: float | None = None,
     ) -> None:
         self._spools = spools
-        self._report = Report(holder)
+        self._report = WorkerReport(holder)
         self._new_store = new_store
         self._new_decoder = new_decoder
         self._frame = frame
@@ -80,12 +80,12 @@ class Worker:
         self._poll = select.epoll()
         self._poll.register(holder, select.EPOLLIN)
         self._poll.register(self._writer, select.EPOLLIN)
-        self._peers: dict[int, Peer] = {}  # by descriptor
-        self._strangers: list[Peer] = []  # the store has to be asked how far they came
-        self._ready: dict[Peer, None] = {}  # have something to take, in turn
+        self._peers: dict[int, SensorPeer] = {}  # by descriptor
+        self._strangers: list[SensorPeer] = []  # the store has to be asked how far they came
+        self._ready: dict[SensorPeer, None] = {}  # have something to take, in turn
         self._since = 0.0  # when the first of them had
         self._pressing = False  # one of them cannot wait
-        self._consuming: list[Peer] = []  # until the holder has taken their bytes out of the kernel
+        self._consuming: list[SensorPeer] = []  # until the holder has taken their bytes out of the kernel
         self._unanswered = 0
         self._retry_at = 0.0
         self._retry = FIRST_RETRY
@@ -204,7 +204,7 @@ class Worker:
             lambda positions: self._resumed(peers, positions),
         )
 
-    def _resumed(self, peers: list[Peer], positions: Mapping[str, Position]) -> None:
+    def _resumed(self, peers: list[SensorPeer], positions: Mapping[str, Position]) -> None:
         messages = size = 0
         for peer in peers:
             told = peer.sequence_told
@@ -240,7 +240,7 @@ class Worker:
         elif not self._ready and self._usable:
             self._good()  # nothing waits to be stored
 
-    def _stored(self, batch: Batch, taken: list[Peer], commits: int) -> None:
+    def _stored(self, batch: Batch, taken: list[SensorPeer], commits: int) -> None:
         self._failing_since = 0.0
         self._good()
         self._settle(
@@ -254,7 +254,7 @@ class Worker:
             forgotten=batch.forgotten,
         )
 
-    def _settle(self, peers: Iterable[Peer], **counts: int) -> None:
+    def _settle(self, peers: Iterable[SensorPeer], **counts: int) -> None:
         """What is stored, and counted so, leaves the kernel; connections whose end is stored are closed.
 
         Our FIN tells the sensor that all is stored, and it is sent only if the kernel holds nothing any more.
@@ -298,7 +298,7 @@ class Worker:
             first=entry["first"],
             spooled=self._spools,
         )
-        peer = Peer(
+        peer = SensorPeer(
             entry["number"],
             row,
             sock,
@@ -314,7 +314,7 @@ class Worker:
         self._get_ready(peer)
         self._poll.register(sock, _EVENTS)
 
-    def _get_ready(self, peer: Peer) -> None:
+    def _get_ready(self, peer: SensorPeer) -> None:
         if peer.over:
             return
         now = time.monotonic()
