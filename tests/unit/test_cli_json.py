@@ -15,13 +15,13 @@ from midstream.lab.hosts import LabHost
 
 
 def test_every_command_has_it() -> None:
-    """But exec, whose output is that of another program."""
+    """But exec, whose output is that of another program, and schema, which is JSON."""
     without = [
         words
         for words, command in all_commands()
         if not any("--json" in each.opts for each in command.params)
     ]
-    assert without == [("lab", "exec")]
+    assert without == [("config", "schema"), ("lab", "exec")]
 
 
 def said(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> object:

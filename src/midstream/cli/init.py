@@ -8,7 +8,7 @@ import typer
 from midstream import config as configuration
 from midstream import initial, modes
 from midstream import key as keys
-from midstream.cli.options import find_role, say
+from midstream.cli.options import Json, find_role, say, show
 from midstream.config import Role
 from midstream.errors import ConfigError
 
@@ -31,6 +31,7 @@ def init(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults, and make a missing key.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a commented config.toml for this host; ask for role, interface and key.
 
@@ -60,6 +61,8 @@ def init(
     elif not key_path.exists():
         say(f"{key_path}: not there yet; copy it from the host that has it")
     _write(path, text)
+    if as_json:
+        show({"file": str(path), "role": found, "key": str(key_path), "key_made": is_made}, as_json)
 
 
 def _asked_role() -> Role:
