@@ -59,7 +59,7 @@ def test_all_arrives_once_in_order_and_unchanged(link: str, messages: int) -> No
         "unclean": 0,
     }
     assert {name: found[name] for name in perfect} == perfect
-    suffered = {"all": "bad_checksum", "sensor:hardworker": "early"}.get(link, "known")
+    suffered = {"all": "bad_checksum", "sensor:hardworker": "out_of_order"}.get(link, "duplicate")
     assert found["counters"][suffered] > 0
     assert found["hardworker_stack"]["sockets"] == 0
 

@@ -118,7 +118,7 @@ FORGED: dict[str, tuple[str, int, Callable[[Leg], Packet]]] = {
     "TCP header too short": ("bad_length", NONE, lambda w: w.frame(dataofs=4, payload=LIE)),
     "SYN with data": ("syn_data", NONE, lambda w: w.blind(flags="S", payload=LIE)),
     "SYN and FIN": ("bad_flags", NONE, lambda w: w.blind(flags="SF")),
-    "far ahead": ("too_early", ONE_SENSOR, lambda w: w.frame(seq=w.live.next + 2**24, payload=LIE)),
+    "far ahead": ("out_of_window", ONE_SENSOR, lambda w: w.frame(seq=w.live.next + 2**24, payload=LIE)),
 }
 
 

@@ -238,7 +238,7 @@ def test_sensors_at_once(triangle: Lab, application: Hardworker) -> None:
     for row, streams in zip(rows, work.values(), strict=True):
         assert row["opened"] == len(streams)
         assert row["stored"] >= sum(map(len, streams)) // 1448
-        assert set(row) <= {"opened", "stored", "bare", "known", "early"}
+        assert set(row) <= {"opened", "stored", "pure_ack", "duplicate", "out_of_order"}
     assert others == {}
     told = command(triangle, "hardworker", "status", "--config", triangle.config, "--json").object[
         "hardworker"

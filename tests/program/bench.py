@@ -72,7 +72,7 @@ CONNECTION = np.dtype(
         ("destination", "<u4"),
         ("early_ranges", "<u2"),
         ("established", "<u2"),
-        ("early", "<u8", (8, 2)),
+        ("out_of_order", "<u8", (8, 2)),
         ("grown", "<u8", 2),
         ("asked", "<u8"),
         ("questions", "<u4"),
@@ -282,7 +282,7 @@ class Sensor:
 
     def establish(self) -> None:
         """Answer the logger's answer."""
-        self.expect(self.frame(Flags.ACK, 0), "bare")
+        self.expect(self.frame(Flags.ACK, 0), "pure_ack")
 
     @property
     def state(self) -> np.void:

@@ -172,7 +172,7 @@ def test_what_has_no_data(sensor: Sensor, layer: Literal["ip", "tcp"]) -> None:
         (RST | ACK, 4, 77, "reset_ignored"),
         (SYN, 500, 0, "bad_checksum"),
         (SYN, -1, 0, "bad_checksum"),
-        (ACK, 4, 78, "bare"),
+        (ACK, 4, 78, "pure_ack"),
     ):
         sensor.refused(packet.corrupt(sensor.frame(flags, position, ack=ack), layer), outcome)
     sensor.expect(sensor.frame(RST, 4), "reset", sensor.record(4, b"", records.RESET))
@@ -196,9 +196,9 @@ def test_a_syn_opens_nothing(small_bench: Bench, layer: Literal["ip", "tcp"]) ->
 def test_what_brings_nothing_new_goes_on(sensor: Sensor, layer: Literal["ip", "tcp"]) -> None:
     """Nothing of it is stored, so it need not be verified; wrong it stays, and the logger refuses it."""
     sensor.store(0, b"data")
-    sensor.refused(packet.corrupt(sensor.frame(ACK, 0, b"data"), layer), "known")
+    sensor.refused(packet.corrupt(sensor.frame(ACK, 0, b"data"), layer), "duplicate")
     sensor.expect(sensor.frame(ACK | FIN, 4), "stored", sensor.record(4, b"", records.FIN))
-    sensor.expect(packet.corrupt(sensor.frame(ACK | FIN, 0, b"data"), layer), "known")
+    sensor.expect(packet.corrupt(sensor.frame(ACK | FIN, 0, b"data"), layer), "duplicate")
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -216,6 +216,6 @@ def test_not_verified(layer: Literal["ip", "tcp"]) -> None:
             sensor.expect(frame, "stored", sensor.record(position, payload))
             position += length
         early = packet.corrupt(sensor.frame(ACK, position + 10, b"early"), layer)
-        sensor.expect(early, "early", sensor.record(position + 10, b"early"))
+        sensor.expect(early, "out_of_order", sensor.record(position + 10, b"early"))
         rst = packet.corrupt(sensor.frame(RST, position), layer)
         sensor.expect(rst, "reset", sensor.record(position, b"", records.RESET))

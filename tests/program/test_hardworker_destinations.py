@@ -70,12 +70,12 @@ def break_off(bench: Bench, sensor: Sensor) -> int:
 
 def use_of(sensor: Sensor) -> None:
     """All that a sensor does on a connection, and what somebody else may."""
-    sensor.expect(sensor.frame(SYN, -1), "known")
+    sensor.expect(sensor.frame(SYN, -1), "duplicate")
     sensor.establish()
     sensor.store(0, b"data")
-    sensor.expect(sensor.frame(ACK, 0, b"data"), "known")
-    sensor.expect(sensor.frame(ACK, 8, b"behind"), "early", sensor.record(8, b"behind"))
-    sensor.expect(sensor.frame(ACK, 4), "bare")
+    sensor.expect(sensor.frame(ACK, 0, b"data"), "duplicate")
+    sensor.expect(sensor.frame(ACK, 8, b"behind"), "out_of_order", sensor.record(8, b"behind"))
+    sensor.expect(sensor.frame(ACK, 4), "pure_ack")
     sensor.expect(sensor.frame(RST, 3), "reset_ignored")
     sensor.expect(sensor.frame(ACK, 100, b"forged", ack=2**31), "bad_ack")
     sensor.expect(packet.corrupt(sensor.frame(ACK, 4, b"fill"), "tcp"), "bad_checksum")
@@ -89,11 +89,11 @@ def test_everything_of_a_connection_goes_where_it_was_opened(bench: Bench, desti
     sensor = opened(bench, destination)
     for other in DESTINATIONS:
         bench.destination = other
-        sensor.expect(sensor.frame(ACK, 0), "bare")
+        sensor.expect(sensor.frame(ACK, 0), "pure_ack")
     use_of(sensor)
     sensor.expect(sensor.frame(ACK | FIN, 14, b"end"), "stored", sensor.record(14, b"end", records.FIN))
-    sensor.expect(sensor.frame(ACK, 18), "known")
-    sensor.expect(sensor.frame(ACK | FIN, 14, b"end"), "known")
+    sensor.expect(sensor.frame(ACK, 18), "duplicate")
+    sensor.expect(sensor.frame(ACK | FIN, 14, b"end"), "duplicate")
     sensor.expect(sensor.frame(ACK, 14, b"beyond"), "beyond_fin")
 
 
@@ -176,7 +176,7 @@ def test_without_a_connection_a_packet_goes_where_they_go_now(bench: Bench, dest
     bench.destination = destination
     sensor = Sensor(bench)
     for flags in (ACK, ACK | FIN, RST, RST | ACK):
-        sensor.expect(sensor.frame(flags, 0), "bare")
+        sensor.expect(sensor.frame(flags, 0), "pure_ack")
     sensor.expect(sensor.frame(ACK, 0, b"data"), "no_connection")
     assert bench.open_connections() == 0
 
@@ -190,17 +190,17 @@ def test_the_stack_gets_no_data_that_is_not_held(bench: Bench, namespace: None, 
     with socket.socket() as listener, socket.socket() as client:
         listener.bind((HARDWORKER, TOPOLOGY.port))
         listener.listen()
-        sensor.expect(sensor.frame(ACK, 0), "bare")  # one that only listens has no connection
+        sensor.expect(sensor.frame(ACK, 0), "pure_ack")  # one that only listens has no connection
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.bind((SENSOR, sensor.port))
         client.connect((HARDWORKER, TOPOLOGY.port))
         sensor.destination = HERE
         for flags in (ACK, ACK | FIN, RST):
-            sensor.expect(sensor.frame(flags, 0), "bare")
+            sensor.expect(sensor.frame(flags, 0), "pure_ack")
         for flags in (ACK, ACK | FIN, Flags(0)):
             sensor.expect(sensor.frame(flags, 0, b"data"), "no_connection")
-        sensor.expect(sensor.frame(RST, 0, b"why"), "bare")
-        stranger.expect(stranger.frame(ACK, 0), "bare")
+        sensor.expect(sensor.frame(RST, 0, b"why"), "pure_ack")
+        stranger.expect(stranger.frame(ACK, 0), "pure_ack")
 
 
 def test_a_connection_that_is_replaced_gives_the_stack_no_data(bench: Bench) -> None:

@@ -32,7 +32,7 @@ class Segment:
 
 @dataclass
 class Model:
-    """What is held of a stream. take() tells the outcome: "stored" and "early" go to the ring, whole."""
+    """What is held of a stream. take() tells the outcome: what is stored, in order or not, is in the ring."""
 
     before: int  # so many bytes were held when the history began
     held: dict[int, int] = field(default_factory=dict)
@@ -49,31 +49,31 @@ class Model:
     def take(self, start: int, payload: bytes, fin: bool) -> str:
         end, first_missing = start + len(payload), self.next
         if self.finished:
-            return "beyond_fin" if payload and end > first_missing else "known"
+            return "beyond_fin" if payload and end > first_missing else "duplicate"
         if self._contradicts(end, fin):
             return "beyond_fin"
         tells_end = fin and self.end is None
         if end <= first_missing and not tells_end:
-            return "known"
+            return "duplicate"
         if end - first_missing > WINDOW or start < -self.before:
-            return "too_early"
+            return "out_of_window"
 
         new_start = max(start, first_missing)
         new = payload[new_start - start :]
         if new_start > first_missing and any(position in self.held for position in range(new_start, end)):
-            return "too_early"
+            return "out_of_window"
         if all(position in self.held for position in range(new_start, end)):
             if not tells_end:
-                return "known"
+                return "duplicate"
             self.end = end
-            return "stored" if end == first_missing else "early"
+            return "stored" if end == first_missing else "out_of_order"
         held = self.held | dict(zip(range(new_start, end), new, strict=True))  # what fills the hole wins
         if new_start > first_missing and self._ranges(held, first_missing) > RANGES:
-            return "too_early"
+            return "out_of_window"
         self.held = held
         if tells_end:
             self.end = end
-        return "stored" if new_start == first_missing else "early"
+        return "stored" if new_start == first_missing else "out_of_order"
 
     def _contradicts(self, end: int, fin: bool) -> bool:
         if self.end is not None:
@@ -144,7 +144,7 @@ def test_holds_what_the_model_holds(
         assert (verdict, output) == went, outcome
 
         stored = bench.ring.take()
-        if outcome in ("stored", "early"):
+        if outcome in ("stored", "out_of_order"):
             assert stored == [record]
         else:
             assert not stored, outcome
@@ -157,7 +157,11 @@ def test_holds_what_the_model_holds(
     assert (state is None) == model.finished
     if state is not None:
         assert state["next"] == base + model.next
-        assert state["early_ranges"] == model._ranges(model.held, model.next) == sum(state["early"][:, 1] > 0)
+        assert (
+            state["early_ranges"]
+            == model._ranges(model.held, model.next)
+            == sum(state["out_of_order"][:, 1] > 0)
+        )
 
 
 def played(sensor: Sensor, model: Model, history: list[Segment]) -> Iterator[tuple[bytes, str, Record]]:

@@ -86,8 +86,8 @@ def test_full_ring(small: Bench) -> None:
     assert small.connection(0, other.port) is None
     # What needs no room goes on: the sensor learns what the logger has.
     for flags, position, outcome in (
-        (ACK, end, "bare"),
-        (SYN, -1, "known"),
+        (ACK, end, "pure_ack"),
+        (SYN, -1, "duplicate"),
         (SYN, 5, "syn_ignored"),
         (RST, 5, "reset_ignored"),
     ):
@@ -95,7 +95,7 @@ def test_full_ring(small: Bench) -> None:
 
     assert small.ring.take() == stored
     sensor.expect(sensor.frame(ACK, end, b"next"), "stored", sensor.record(end, b"next"))
-    sensor.expect(sensor.frame(ACK, 0, stored[0].payload), "known")
+    sensor.expect(sensor.frame(ACK, 0, stored[0].payload), "duplicate")
     other.open()
 
 
@@ -115,9 +115,9 @@ def test_what_is_not_stored_takes_no_room_for_long(small: Bench) -> None:
     passes over it."""
     sensor = Sensor(small)
     sensor.open()
-    sensor.expect(sensor.frame(ACK, 8, b"once"), "early", sensor.record(8, b"once"))
+    sensor.expect(sensor.frame(ACK, 8, b"once"), "out_of_order", sensor.record(8, b"once"))
     for _ in range(1000):
-        sensor.expect(sensor.frame(ACK, 8, b"once"), "too_early")
+        sensor.expect(sensor.frame(ACK, 8, b"once"), "out_of_window")
         sensor.expect(packet.corrupt(sensor.frame(ACK, 0, b"bad"), "tcp"), "bad_checksum")
     sensor.expect(sensor.frame(ACK, 0, b"in front"), "stored", sensor.record(0, b"in front"))
 
@@ -128,7 +128,7 @@ def test_what_was_held_before_takes_no_room(small: Bench) -> None:
     sensor.open()
     stored = fill(small, sensor)
     for _ in range(1000):
-        small.expect_outcome(sensor.frame(ACK, 0, stored[0].payload), "known")
+        small.expect_outcome(sensor.frame(ACK, 0, stored[0].payload), "duplicate")
     assert small.ring.take() == stored
 
 
@@ -239,10 +239,10 @@ def test_wakeup(wakeup: bool) -> None:
         frames: list[tuple[bytes, str]] = [
             (sensor.frame(SYN, -1), "opened"),
             (sensor.frame(ACK, 0, b"data"), "stored"),
-            (sensor.frame(ACK, 10, b"data"), "early"),
-            (sensor.frame(ACK, 10, b"data"), "too_early"),
+            (sensor.frame(ACK, 10, b"data"), "out_of_order"),
+            (sensor.frame(ACK, 10, b"data"), "out_of_window"),
             (packet.corrupt(sensor.frame(ACK, 4, b"data"), "ip"), "bad_checksum"),
-            (sensor.frame(ACK, 1 << 21, b"data"), "too_early"),
+            (sensor.frame(ACK, 1 << 21, b"data"), "out_of_window"),
             (sensor.frame(RST, 4), "reset"),
         ]
         fd = bench.program.map_fd("ring")
@@ -291,10 +291,10 @@ def test_two_cpus(bench: Bench, ending: bool) -> None:
     stored = bench.ring.take()
     counted = bench.counters() - before
     # What both have behind a hole at once is stored by the one, and refused to the other.
-    assert forwarded.count(XDP_TX) == 2 * len(segments) - counted[0, "too_early"]
+    assert forwarded.count(XDP_TX) == 2 * len(segments) - counted[0, "out_of_window"]
     assert len(forwarded) == 2 * len(segments)
     assert counted.total() == len(forwarded)
-    assert counted[0, "stored"] + counted[0, "early"] == len(stored)
+    assert counted[0, "stored"] + counted[0, "out_of_order"] == len(stored)
     times = [0] * len(data)
     for record in stored:
         assert record.payload == data[record.offset : record.offset + len(record.payload)]

@@ -255,7 +255,7 @@ def test_truncated(sensor: Sensor, length: int) -> None:
 @pytest.mark.parametrize("layer", ["ip", "tcp"])
 def test_a_wrong_checksum_stays_wrong(sensor: Sensor, layer: Any) -> None:
     """Updated in place, and not computed anew: the logger must be able to see what happened on the way."""
-    sensor.expect(packet.corrupt(sensor.frame(ACK, 0), layer), "bare")
+    sensor.expect(packet.corrupt(sensor.frame(ACK, 0), layer), "pure_ack")
 
 
 @dataclass(frozen=True)
@@ -270,15 +270,15 @@ class Unknown:
 @pytest.mark.parametrize(
     "case",
     [
-        Unknown(ACK, 0, "bare"),
-        Unknown(ACK | FIN, 0, "bare"),
-        Unknown(RST, 0, "bare"),
-        Unknown(RST | ACK, 0, "bare"),
+        Unknown(ACK, 0, "pure_ack"),
+        Unknown(ACK | FIN, 0, "pure_ack"),
+        Unknown(RST, 0, "pure_ack"),
+        Unknown(RST | ACK, 0, "pure_ack"),
         Unknown(ACK, 1, "no_connection"),
         Unknown(ACK | PSH, LONGEST, "no_connection"),
         Unknown(ACK | FIN, 10, "no_connection"),
         Unknown(Flags(0), 10, "no_connection"),
-        Unknown(RST, 10, "bare"),
+        Unknown(RST, 10, "pure_ack"),
     ],
 )
 def test_unknown_connection(bench: Bench, case: Unknown) -> None:

@@ -72,11 +72,11 @@ def test_the_others_go_on(bench: Bench) -> None:
     bench.expect_outcome(new.frame(SYN, -1), "quota_full")
     assert bench.connection(0, new.port) is None
     for flags, position, payload, outcome in (
-        (ACK, 0, b"x", "known"),
-        (SYN, -1, b"", "known"),
+        (ACK, 0, b"x", "duplicate"),
+        (SYN, -1, b"", "duplicate"),
         (SYN, 5, b"", "syn_ignored"),
         (RST, end + 1, b"", "reset_ignored"),
-        (ACK, end, b"", "bare"),
+        (ACK, end, b"", "pure_ack"),
     ):
         bench.expect_outcome(one.frame(flags, position, payload), outcome)
 
@@ -176,7 +176,7 @@ def test_a_flood_of_syns(bench: Bench) -> None:
     assert bench.connection(0, late.port) is None
     for _ in range(OPEN):
         opened(bench, 1)
-    ours[0].expect(ours[0].frame(SYN, -1), "known")
+    ours[0].expect(ours[0].frame(SYN, -1), "duplicate")
 
     ours[0].expect(ours[0].frame(ACK | FIN, 0), "stored", ours[0].record(0, b"", records.FIN))
     late.open()

@@ -174,7 +174,7 @@ def test_an_answer_or_a_voice_keeps_a_connection(bench: Bench) -> None:
     late.expect(late.frame(SYN, -1), "table_full")
     for number, silent in enumerate(live[2:]):
         assert silent.state["questions"] == 1
-        silent.expect(silent.frame(ACK, 4 + 100 * (number % 2)), "bare")
+        silent.expect(silent.frame(ACK, 4 + 100 * (number % 2)), "pure_ack")
         assert silent.state["questions"] == 0
     for sensor in live:
         sensor.store(4, b"more")
@@ -281,7 +281,7 @@ def test_a_refused_port_comes_again(session_bench: Bench, far: int, answered: st
     first.refused(tries[1].frame(ACK, 5, b"behind the first word"), "stale")
     live, other = (first, tries[1]) if answered == "the first" else (tries[1], first)
     if handshake == "acknowledged":
-        live.expect(live.frame(ACK, 0, ack=2**31), "bare")
+        live.expect(live.frame(ACK, 0, ack=2**31), "pure_ack")
     live.store(0, b"first", ack=2**31)
     live.store(5, b"second", ack=2**31)
     verdict, _ = bench.run(other.frame(ACK, 11, b"of another", ack=77))

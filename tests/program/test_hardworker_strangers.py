@@ -75,7 +75,7 @@ def test_wrong_acknowledgement(sensor: Sensor, ahead: int) -> None:
         (ACK | FIN, 4, b"last"),
     ):
         sensor.refused(sensor.frame(flags, position, payload, ack=77 + ahead), "bad_ack")
-    sensor.refused(sensor.frame(ACK, 4, ack=77 + ahead), "bare")
+    sensor.refused(sensor.frame(ACK, 4, ack=77 + ahead), "pure_ack")
     sensor.store(4, b"more")
 
 
@@ -90,12 +90,12 @@ def test_acknowledgements_move_with_the_stream(sensor: Sensor) -> None:
     """Bare ones too, if they are in sequence."""
     for step in range(1, 9):
         ack = 77 + step * ACK_WINDOW
-        sensor.expect(sensor.frame(ACK, 4, ack=ack), "bare")
+        sensor.expect(sensor.frame(ACK, 4, ack=ack), "pure_ack")
         assert sensor.state["acknowledged"] == ack
         assert 0 <= time.monotonic_ns() - int(sensor.state["seen"]) < SECOND
     sensor.change(seen=5)
     for position, flags in ((3, ACK), (5, ACK), (4, PSH), (0, ACK)):
-        sensor.refused(sensor.frame(flags, position, ack=ack + 5), "bare")
+        sensor.refused(sensor.frame(flags, position, ack=ack + 5), "pure_ack")
     sensor.store(4, b"more", ack=ack + ACK_WINDOW)
 
 
@@ -103,7 +103,7 @@ def test_the_first_acknowledgement_is_believed(bench: Bench) -> None:
     sensor = Sensor(bench)
     sensor.open()
     assert not sensor.state["established"]
-    sensor.expect(sensor.frame(ACK, 0, ack=2**31 + 5), "bare")
+    sensor.expect(sensor.frame(ACK, 0, ack=2**31 + 5), "pure_ack")
     assert (sensor.state["established"], sensor.state["acknowledged"]) == (1, 2**31 + 5)
     sensor.refused(sensor.frame(ACK, 0, b"x"), "bad_ack")
     sensor.store(0, b"x", ack=2**31 + 5)
@@ -112,15 +112,15 @@ def test_the_first_acknowledgement_is_believed(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("start", "outcome"),
     [
-        (4 + EARLY_WINDOW - 4, "too_early"),
-        (4 + 2**30, "too_early"),
-        (2**31 - 2, "too_early"),
-        (4 - 2**31 - 5, "too_early"),  # that is ahead, around the circle
+        (4 + EARLY_WINDOW - 4, "out_of_window"),
+        (4 + 2**30, "out_of_window"),
+        (2**31 - 2, "out_of_window"),
+        (4 - 2**31 - 5, "out_of_window"),  # that is ahead, around the circle
         (4 - 2**31, "stale"),
         (4 - 2**30, "stale"),
         (4 - 5 - KNOWN_WINDOW - 1, "stale"),
-        (4 - 5 - KNOWN_WINDOW, "known"),
-        (4 - 5 - 1, "known"),
+        (4 - 5 - KNOWN_WINDOW, "duplicate"),
+        (4 - 5 - 1, "duplicate"),
     ],
 )
 def test_blind_data(sensor: Sensor, start: int, outcome: str) -> None:
@@ -130,7 +130,7 @@ def test_blind_data(sensor: Sensor, start: int, outcome: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behind", "outcome"), [(KNOWN_WINDOW, "known"), (KNOWN_WINDOW + 1, "stale"), (2**30, "stale")]
+    ("behind", "outcome"), [(KNOWN_WINDOW, "duplicate"), (KNOWN_WINDOW + 1, "stale"), (2**30, "stale")]
 )
 def test_what_is_known_of_a_finished_stream(sensor: Sensor, behind: int, outcome: str) -> None:
     sensor.expect(sensor.frame(ACK | FIN, 4, b"last"), "stored", sensor.record(4, b"last", records.FIN))
@@ -165,7 +165,7 @@ def test_stale_timestamp(sensor: Sensor, now: int, back: int) -> None:
     ):
         sensor.refused(sensor.frame(flags, start, payload, tcp_options=old), "stale")
     # What brings nothing new is not asked for its time: the logger answers an old duplicate.
-    sensor.refused(sensor.frame(ACK, 4, b"now", tcp_options=old), "known")
+    sensor.refused(sensor.frame(ACK, 4, b"now", tcp_options=old), "duplicate")
     sensor.store(7, b"next", tcp_options=timestamps(now))
 
 
@@ -182,7 +182,7 @@ def test_early_data_does_not_move_the_time(sensor: Sensor) -> None:
     """RFC 7323, section 4.3: only a segment in order does, or what it overtook would be stale."""
     sensor.store(4, b"now", tcp_options=timestamps(1000))
     early = sensor.frame(ACK, 10, b"early", tcp_options=timestamps(2000))
-    sensor.expect(early, "early", sensor.record(10, b"early"))
+    sensor.expect(early, "out_of_order", sensor.record(10, b"early"))
     sensor.store(7, b"123", tcp_options=timestamps(1001))
     assert sensor.state["timestamp"] == 1001
 
@@ -248,7 +248,7 @@ def test_another_numbering_is_never_sent_on_unheld(sensor: Sensor, far: int) -> 
         position += length
     assert not sensor.bench.ring.take()
     outcomes = {name for _, name in sensor.bench.counters() - before}
-    assert outcomes <= {"bad_ack", "stale", "too_early"}
+    assert outcomes <= {"bad_ack", "stale", "out_of_window"}
     sensor.store(4, b"the old one is as it was")
 
 
@@ -267,7 +267,7 @@ def test_a_guessed_syn_harms_nothing(sensor: Sensor, far: int, silent: int) -> N
     """Its number lies so that what the sensor sends could belong to it, but the sensor's numbers go on."""
     reopened(sensor, far)
     sensor.change(seen=ago(silent))
-    sensor.expect(sensor.frame(ACK, 0, b"data"), "known")
+    sensor.expect(sensor.frame(ACK, 0, b"data"), "duplicate")
     sensor.store(4, b"more")
     assert sensor.state["other_first"] == 0
 
@@ -314,14 +314,14 @@ def test_data_refutes_a_syn(sensor: Sensor) -> None:
     sensor.store(4, b"here")
     assert sensor.state["other_first"] == 0
     sensor.change(seen=ago(60 * SECOND))
-    sensor.refused(new.frame(ACK, 0, b"guess"), "too_early")
+    sensor.refused(new.frame(ACK, 0, b"guess"), "out_of_window")
 
 
 def test_an_acknowledgement_breaks_the_silence(sensor: Sensor) -> None:
     new = reopened(sensor, 2**30)
     sensor.change(seen=ago(60 * SECOND))
-    sensor.expect(sensor.frame(ACK, 4), "bare")
-    sensor.refused(new.frame(ACK, 0, b"guess"), "too_early")
+    sensor.expect(sensor.frame(ACK, 4), "pure_ack")
+    sensor.refused(new.frame(ACK, 0, b"guess"), "out_of_window")
     sensor.store(4, b"here")
 
 

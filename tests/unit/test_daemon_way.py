@@ -45,7 +45,7 @@ class Program:
     def look(self) -> tuple[list[Open], np.ndarray]:
         self.looks += 1
         counters = np.zeros((2, len(OUTCOMES)), "<u8")
-        counters[0, OUTCOMES.index("known")] = self.known
+        counters[0, OUTCOMES.index("duplicate")] = self.known
         one = Open(
             HOSTS[11].ip,
             4000,

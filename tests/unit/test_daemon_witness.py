@@ -55,8 +55,8 @@ def stream(
 
 def counters(known: int = 0, bare: int = 0, strangers: int = 0) -> np.ndarray:
     rows = np.zeros((2, len(OUTCOMES)), "<u8")
-    rows[0, OUTCOMES.index("known")], rows[0, OUTCOMES.index("bare")] = known, bare
-    rows[1, OUTCOMES.index("known")] = strangers
+    rows[0, OUTCOMES.index("duplicate")], rows[0, OUTCOMES.index("pure_ack")] = known, bare
+    rows[1, OUTCOMES.index("duplicate")] = strangers
     return rows
 
 

@@ -299,10 +299,10 @@ def test_what_may_drop(changed: dict[str, Any], status: Status, check: str, word
 
 def test_a_program_that_is_well() -> None:
     subject = patients.subject("hardworker")
-    facts = patients.program(counters={"stored": 10, "bare": 3, "stranger": 0})
+    facts = patients.program(counters={"stored": 10, "pure_ack": 3, "stranger": 0})
     findings = list(program.check(facts, patients.interface(), subject))
     assert well(findings)
-    assert findings[1].found == "stored 10, bare 3"
+    assert findings[1].found == "stored 10, pure_ack 3"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from midstream.ebpf.control import Open
 from midstream.ebpf.records import OUTCOMES
 
 UNANSWERED = (0.2, 3.0)  # seconds after its SYN for which a connection without an answer counts
-_KNOWN, _BARE = OUTCOMES.index("known"), OUTCOMES.index("bare")
+_DUPLICATE, _PURE_ACK = OUTCOMES.index("duplicate"), OUTCOMES.index("pure_ack")
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Witness:
     ) -> None:
         """counters: a row for each sensor, and one for strangers. now: this daemon's own time. ns: the
         kernel's (CLOCK_MONOTONIC)."""
-        known, bare = (int(counters[:-1, column].sum()) for column in (_KNOWN, _BARE))
+        known, bare = (int(counters[:-1, column].sum()) for column in (_DUPLICATE, _PURE_ACK))
         repeats, probes = (known - self._counted[0], bare - self._counted[1]) if self._counted else (0, 0)
         self._counted = known, bare
         for destination in destinations:

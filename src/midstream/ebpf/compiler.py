@@ -49,11 +49,11 @@ _UNHEARD = {"CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "ZIG_LIB_DIR"}
 _USER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
-def compile_program(name: str, topology: Topology, folder: Path = SOURCES) -> Path:
+def compile_program(name: str, topology: Topology, folder: Path | None = None) -> Path:
     """The object of the program `name` ("hardworker", "logger", …) for this topology, compiled if need be.
 
-    folder: where its source is, which may include midstream's headers. Raises CompileError if the compiler is
-    missing or refuses.
+    folder: where its source is, if it is none of midstream's; it may include midstream's headers. Raises
+    CompileError if the compiler is missing or refuses.
     """
     constants = const_header(topology)
     target = cache_directory() / f"{name}-{key(name, topology, folder)[:32]}.o"
@@ -63,12 +63,17 @@ def compile_program(name: str, topology: Topology, folder: Path = SOURCES) -> Pa
         Path(scratch, "const.h").write_text(constants, encoding="utf-8")
         headers = _compiler() / "lib/libc/include"
         # The kernel's types are the same on every architecture that BPF supports; x86's serve all.
-        places = [Path(scratch), *{SOURCES} - {folder}, headers / "any-linux-any", headers / "x86-linux-any"]
+        places = [
+            Path(scratch),
+            *([SOURCES] if folder else []),
+            headers / "any-linux-any",
+            headers / "x86-linux-any",
+        ]
         # Debug information names files; where they lie on this machine must make no difference. The sources'
         # names stay readable from their own folder: clang puts their lines into the verifier's log.
         nameless = ("-ffile-compilation-dir=.", f"-ffile-prefix-map={headers}=include")
         arguments = (*FLAGS, *nameless, *(f"-I{place}" for place in places), "-c", f"{name}.bpf.c")
-        _run(arguments, target, folder=folder)
+        _run(arguments, target, folder=folder or SOURCES)
     return target
 
 
@@ -108,14 +113,14 @@ def architecture() -> str:
     return sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
 
 
-def key(name: str, topology: Topology, folder: Path = SOURCES) -> str:
+def key(name: str, topology: Topology, folder: Path | None = None) -> str:
     """SHA-256, in hexadecimal, of everything that makes the object what it is."""
     return hashlib.sha256(f"{sources_key(name, folder)} {const_header(topology)}".encode()).hexdigest()
 
 
-def sources_key(name: str, folder: Path = SOURCES) -> str:
+def sources_key(name: str, folder: Path | None = None) -> str:
     """The same without the constants: what every network's object of that program has in common."""
-    return _digest(FLAGS, [folder / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
+    return _digest(FLAGS, [(folder or SOURCES) / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
 
 
 def const_header(topology: Topology) -> str:

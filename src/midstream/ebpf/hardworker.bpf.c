@@ -62,7 +62,7 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 			COUNT(sensor, stale);
 			return XDP_DROP;
 		}
-		COUNT(sensor, known);
+		COUNT(sensor, duplicate);
 		return forward(p->headers, c->destination);
 	}
 	if (is_stale(p, c)) {
@@ -114,7 +114,7 @@ static __always_inline int acknowledge(struct xdp_md *ctx, struct packet *p, str
 		}
 		c->questions = 0;
 	}
-	COUNT(c->sensor, bare);
+	COUNT(c->sensor, pure_ack);
 	return forward(p->headers, c->destination);
 }
 
@@ -153,7 +153,7 @@ static __always_inline int on_open_connection(struct xdp_md *ctx, struct packet 
 		}
 		if (p->sequence + 1 != c->first)
 			return open_again(p, c);
-		COUNT(c->sensor, known);
+		COUNT(c->sensor, duplicate);
 		return forward(p->headers, c->destination);
 	}
 	if (p->flags & TCP_RST)
@@ -196,7 +196,7 @@ static __always_inline int on_finished_connection(const struct packet *p, const 
 		COUNT(sensor, stale);
 		return XDP_DROP;
 	}
-	COUNT(sensor, known);
+	COUNT(sensor, duplicate);
 	return forward(p->headers, done->destination);
 }
 
@@ -222,7 +222,7 @@ static __always_inline int on_unknown_connection(struct xdp_md *ctx, struct pack
 		COUNT(number, no_connection);
 		return refuse(p);
 	}
-	COUNT(number, bare);
+	COUNT(number, pure_ack);
 	return forward(p->headers, is_taken_by_stack(ctx, p) ? HERE : destination_now());
 }
 

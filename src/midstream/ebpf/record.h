@@ -50,9 +50,9 @@ struct counters {
 	/* sent on to the connection's destination */
 	__u64 opened;	     /* SYN of a new connection */
 	__u64 stored;	     /* in-order data, now in the ring */
-	__u64 early;	     /* data behind a hole, now in the ring */
-	__u64 known;	     /* nothing new: a retransmission, a duplicate, a window probe */
-	__u64 bare;	     /* an acknowledgement without data */
+	__u64 out_of_order;  /* data behind a hole, now in the ring */
+	__u64 duplicate;     /* nothing new: a retransmission, a duplicate, a window probe */
+	__u64 pure_ack;	     /* an acknowledgement without data */
 	__u64 reset;	     /* RST in sequence: the connection ended */
 	__u64 reset_ignored; /* RST not in sequence: the logger challenges it (RFC 5961) */
 	__u64 syn_ignored;   /* SYN upon an open connection: the logger challenges it (RFC 5961) */
@@ -64,7 +64,7 @@ struct counters {
 	/* dropped; an honest sensor sends it again */
 	__u64 ring_full;
 	__u64 table_full;   /* no room for another connection */
-	__u64 too_early;    /* too far behind a hole, behind too many, or upon what is held there */
+	__u64 out_of_window; /* too far behind a hole, behind too many, or upon what is held there */
 	__u64 beyond_fin;   /* data after the end of the stream */
 	__u64 bad_checksum; /* of the IP header or of TCP: the logger would not take it either */
 	__u64 no_ack;	    /* data without the ACK flag */

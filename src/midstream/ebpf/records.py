@@ -24,9 +24,9 @@ LARGEST_RECORD = 4096
 FORWARDED = (
     "opened",
     "stored",
-    "early",
-    "known",
-    "bare",
+    "out_of_order",
+    "duplicate",
+    "pure_ack",
     "reset",
     "reset_ignored",
     "syn_ignored",
@@ -36,7 +36,7 @@ ANSWERED = ("no_connection", "replaced")
 DROPPED = (
     "ring_full",
     "table_full",
-    "too_early",
+    "out_of_window",
     "beyond_fin",
     "bad_checksum",
     "no_ack",

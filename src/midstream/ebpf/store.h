@@ -65,7 +65,7 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 	if (verdict == CLAIM_STORED)
 		COUNT(sensor, stored);
 	else
-		COUNT(sensor, early);
+		COUNT(sensor, out_of_order);
 	way = forward(p->headers, c->destination); /* before the entry may be another connection's */
 	if (c->next == c->fin)
 		finish(p, c);
@@ -75,11 +75,11 @@ discard:
 	/* With the same flags as a submission: a reader that waits for this record must look past it. */
 	bpf_ringbuf_discard(record, settings.wakeup);
 	if (verdict == CLAIM_KNOWN) {
-		COUNT(sensor, known);
+		COUNT(sensor, duplicate);
 		return forward(p->headers, c->destination);
 	}
 	if (verdict == CLAIM_TOO_EARLY)
-		COUNT(sensor, too_early);
+		COUNT(sensor, out_of_window);
 	else if (verdict == CLAIM_CORRUPT)
 		COUNT(sensor, bad_checksum);
 	else
