@@ -15,7 +15,7 @@ from tests.program.bench import XDP_DROP, XDP_PASS, Bench, Sensor
 from tests.program.ring import Record
 
 from midstream import network, packet
-from midstream.ebpf import handover, records
+from midstream.ebpf import records, ring_server
 from midstream.errors import ConfigError
 from midstream.hardworker import Hardworker
 from midstream.hardworker.ring import Ring
@@ -98,7 +98,7 @@ def source(bench: Bench, retain: int = 0) -> Ring:
     )
     no_lock = os.open(os.devnull, os.O_RDONLY)
     size, sensors, place = bench.ring.size, len(bench.topology.sensors), Path(os.devnull)
-    held = handover.RingDescriptors(
+    held = ring_server.RingDescriptors(
         ring, journal, unfinished, committed, control, beginnings, no_lock, size, sensors, place
     )
     return Ring.map(held, bench.connections, retain=retain)

@@ -14,7 +14,7 @@ from tests.unit.site import Site
 
 from midstream import key, modes
 from midstream.daemon import status
-from midstream.ebpf import compiler, handover
+from midstream.ebpf import compiler, ring_server
 from midstream.sensor.record import Record
 
 UMASKS = (0, 0o022, 0o077, 0o777)
@@ -39,7 +39,7 @@ def found(folder: Path) -> dict[str, int]:
 def test_what_others_need_or_must_not_have_is_the_same_under_every_umask(mask: int, tmp_path: Path) -> None:
     with umask(mask):
         key.make(tmp_path / "etc" / "key")
-        with handover._listening(tmp_path / "run" / "ring.sock", 0o660, ""):
+        with ring_server._listening(tmp_path / "run" / "ring.sock", 0o660, ""):
             pass
         listener = status._listen(tmp_path / "run2" / "deep" / "daemon.sock")
         listener.close()

@@ -17,11 +17,11 @@ from midstream_bench import campaign, environment, host, instructions
 from midstream_bench.campaign import Audience, Settings
 from midstream_bench.machine import counted
 from midstream_bench.machine.measure import SECONDS as MACHINE_SECONDS
+from midstream_bench.middlewares import MIDDLEWARES
 from midstream_bench.receiver import Receiver
 from midstream_bench.receivers import RECEIVERS
 from midstream_bench.report import Results, html, markdown
 from midstream_bench.report.results import full_title
-from midstream_bench.rivals import RIVALS
 from midstream_bench.scenario import QUICK, SCENARIOS, find
 from midstream_bench.turns import take_turns
 from midstream_bench.view import Lines, Silent, Table, print_comparison
@@ -91,7 +91,7 @@ def bench(
 
     As root. Replaces a lab that is up. What is interrupted is continued by the same command.
     """
-    everyone = (*RECEIVERS, *RIVALS)
+    everyone = (*RECEIVERS, *MIDDLEWARES)
     if listed:
         for each in everyone:
             print(f"{each.name:25} {full_title(each)}{'' if not each.missing() else f' ({each.missing()})'}")

@@ -9,7 +9,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from midstream_bench.rivals import programs
+from midstream_bench.middlewares import programs
 
 _PACKAGES = (
     "midstream",

@@ -26,7 +26,7 @@ from midstream.cli.options import (
 from midstream.cli.waiting import patiently
 from midstream.config import Role
 from midstream.daemon import status as daemon_status
-from midstream.ebpf import attachment, deferral, handover, loader
+from midstream.ebpf import attachment, deferral, loader, ring_server
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
@@ -86,7 +86,7 @@ def attach(
         settings = config.hardworker
         show({**asdict(attached), "pins": str(attached.pins)}, as_json)
         say(f"serving the ring at {settings.socket}")
-        handover.serve(
+        ring_server.serve(
             attached.pins,
             layout("hardworker", config, topology),
             Path(settings.socket),

@@ -6,7 +6,7 @@ from pathlib import Path
 from midstream import config as configuration
 from midstream import network
 from midstream.config import Config
-from midstream.ebpf import handover, pins
+from midstream.ebpf import pins, ring_server
 from midstream.ebpf.records import LARGEST_RECORD
 from midstream.errors import ConfigError, KernelError
 from midstream.hardworker.ring import Ring
@@ -21,9 +21,9 @@ def open_ring(config: Config, topology: Topology) -> Ring:
     """
     layout = pins.layout("hardworker", config, topology)
     if path := config.hardworker.socket:
-        held = handover.request(Path(path), layout)
+        held = ring_server.request(Path(path), layout)
     else:
-        held = handover.open_pinned(pins.default_folder("hardworker", config), layout)
+        held = ring_server.open_pinned(pins.default_folder("hardworker", config), layout)
     try:
         if not held.is_linked:
             raise KernelError(

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from midstream.ebpf import compiler, handover, records
+from midstream.ebpf import compiler, records, ring_server
 from midstream.ebpf.hashmap import HashMap
 from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
@@ -144,7 +144,7 @@ class Ring:
 
     @classmethod
     def map(
-        cls, held: handover.RingDescriptors, connections: int, patience: int = 0, retain: int = 0
+        cls, held: ring_server.RingDescriptors, connections: int, patience: int = 0, retain: int = 0
     ) -> Self:
         """Map a BPF ring buffer and its journal; needs no privileges.
 

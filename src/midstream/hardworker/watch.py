@@ -7,7 +7,7 @@ import ctypes
 import os
 import time
 
-from midstream.ebpf.handover import RingDescriptors
+from midstream.ebpf.ring_server import RingDescriptors
 from midstream.errors import KernelError
 
 INTERVAL = 0.3  # seconds between two looks

@@ -27,9 +27,9 @@ from midstream_bench.machine import wires
 from midstream_bench.machine.counted import Counted
 from midstream_bench.machine.hardworker import booted
 from midstream_bench.machine.scene import PINS, Scene
+from midstream_bench.middlewares import MIDDLEWARES
 from midstream_bench.receiver import Family, Receiver
 from midstream_bench.receivers import RECEIVERS
-from midstream_bench.rivals import RIVALS
 from midstream_bench.scenario import QUICK, Scenario, find
 
 PORT, TOS, MTU = 12345, 104, 1500
@@ -115,7 +115,7 @@ def main(words: Sequence[str]) -> None:
     options = dict(word.split("=") for word in words if "=" in word)
     scenarios = [word for word in words if word[:1].isdigit()]
     parts = [word for word in words if "=" not in word and word not in scenarios]
-    everyone = (*RECEIVERS, *RIVALS)
+    everyone = (*RECEIVERS, *MIDDLEWARES)
     chosen = [one for one in everyone if not parts or any(part in one.name for part in parts)]
     slow = {one.name: int(options.get("slow", 0)) for one in chosen}
     for scenario in find(scenarios) if scenarios else QUICK:

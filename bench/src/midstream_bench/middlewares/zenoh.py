@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import zenoh
 
-from midstream_bench.rivals.rival import PATIENCE, TICK, Ends, Take
+from midstream_bench.middlewares.middleware import PATIENCE, TICK, Ends, Take
 
 _KEY = "midstream"
 # milliseconds: after which a silent peer is given up, and is asked; for which a batch waits for more

@@ -10,8 +10,8 @@ from pathlib import Path
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-from midstream_bench.rivals import programs
-from midstream_bench.rivals.rival import PATIENCE, TICK, Ends, Take
+from midstream_bench.middlewares import programs
+from midstream_bench.middlewares.middleware import PATIENCE, TICK, Ends, Take
 
 _TOPIC = "midstream"
 _CONFIG = """\

@@ -16,9 +16,9 @@ import pytest
 
 from midstream.load import Plan
 from midstream.load import message as wire
+from midstream_bench.middlewares import MIDDLEWARES, programs
+from midstream_bench.middlewares.work import CONNECTION_SHIFT, Work
 from midstream_bench.receiver import Family, Job, Receiver, Setting
-from midstream_bench.rivals import RIVALS, programs
-from midstream_bench.rivals.work import CONNECTION_SHIFT, Work
 from midstream_bench.traffic import Program
 
 SENSOR, HARDWORKER, LOGGER = "127.0.0.3", "127.0.0.1", "127.0.0.2"
@@ -32,7 +32,7 @@ def setting() -> Setting:
 
 
 def test_all_are_there_and_tell_their_job() -> None:
-    assert [rival.name for rival in RIVALS] == [
+    assert [middleware.name for middleware in MIDDLEWARES] == [
         "zeromq-sub",
         "zeromq-push",
         "zenoh",
@@ -41,15 +41,15 @@ def test_all_are_there_and_tell_their_job() -> None:
         "mqtt-1",
         "dds",
     ]
-    assert all(rival.family is Family.MIDDLEWARE and rival.note for rival in RIVALS)
-    assert [rival.name for rival in RIVALS if rival.job is Job.RELAY] == ["zeromq-push"]
-    assert [rival.name for rival in RIVALS if rival.over_udp] == ["dds"]
+    assert all(middleware.family is Family.MIDDLEWARE and middleware.note for middleware in MIDDLEWARES)
+    assert [middleware.name for middleware in MIDDLEWARES if middleware.job is Job.RELAY] == ["zeromq-push"]
+    assert [middleware.name for middleware in MIDDLEWARES if middleware.over_udp] == ["dds"]
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("midstream_bench.rivals.find_spec", lambda name: None)
+    monkeypatch.setattr("midstream_bench.middlewares.find_spec", lambda name: None)
     monkeypatch.setattr(programs, "find", lambda name: None)
-    assert {rival.name: rival.missing() for rival in RIVALS} == {
+    assert {middleware.name: middleware.missing() for middleware in MIDDLEWARES} == {
         "zeromq-sub": "not installed: pyzmq",
         "zeromq-push": "not installed: pyzmq",
         "zenoh": "not installed: eclipse-zenoh",
@@ -100,27 +100,27 @@ def message(connection: int, number: int) -> bytes:
 
 
 def test_every_message_arrives() -> None:
-    (rival,) = (each for each in RIVALS if each.name == "zeromq-push")
-    deliver(rival)
+    (middleware,) = (each for each in MIDDLEWARES if each.name == "zeromq-push")
+    deliver(middleware)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zeromq-sub", "zenoh", "nats", "mqtt-0", "mqtt-1"])
 def test_every_message_arrives_with_the_others_too(name: str) -> None:
-    (rival,) = (each for each in RIVALS if each.name == name)
-    deliver(rival)
+    (middleware,) = (each for each in MIDDLEWARES if each.name == name)
+    deliver(middleware)
 
 
-def deliver(rival: Receiver) -> None:
+def deliver(middleware: Receiver) -> None:
     """One second of load over loopback, with a window in the middle."""
     where, plan = setting(), Plan(sensors=2, rate=200, size=100, seconds=1.0)
-    assert rival.partner and rival.command and rival.sender
-    assert not rival.missing(), "install it: pip install -e '.[bench]', apt-get install mosquitto"
+    assert middleware.partner and middleware.command and middleware.sender
+    assert not middleware.missing(), "install it: make setup, apt-get install mosquitto"
     running: list[subprocess.Popen[bytes]] = []
     try:
-        logger = started(rival.partner(where), running)
-        hardworker = started(rival.command(where), running)
-        sensors = started(rival.sender(where, plan), running)
+        logger = started(middleware.partner(where), running)
+        hardworker = started(middleware.command(where), running)
+        sensors = started(middleware.sender(where, plan), running)
         begin = time.monotonic_ns() + 50_000_000
         out, _ = tell(sensors, f"{begin}\n", lambda: window(hardworker, begin))
         sent = json.loads(out)

@@ -1,7 +1,7 @@
 """What users would pick instead: middlewares that do the same job, in Python as PyPI and Debian have them.
 
 Each has a receiver on the hardworker, a sender for all sensors, and on the logger its broker, if it has one,
-and whoever takes the logger's copy. `python -m midstream_bench.rivals` runs each of the three.
+and whoever takes the logger's copy. `python -m midstream_bench.middlewares` runs each of the three.
 """
 
 import json
@@ -12,9 +12,9 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from midstream.load import Plan
+from midstream_bench.middlewares import programs
+from midstream_bench.middlewares.middleware import Ends, Middleware
 from midstream_bench.receiver import Family, Job, Receiver, Setting
-from midstream_bench.rivals import programs
-from midstream_bench.rivals.rival import Ends, Rival
 
 _MADE_OF: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "zeromq-sub": ("zeromq", "PubSub", ()),
@@ -37,11 +37,11 @@ _PACKAGES = {
 """The module by which a package from PyPI is known."""
 
 
-def load(name: str) -> Rival:
+def load(name: str) -> Middleware:
     """The middleware of that name: imports its library."""
     module, kind, arguments = _MADE_OF[name]
-    rival: Rival = getattr(import_module(f"midstream_bench.rivals.{module}"), kind)(*arguments)
-    return rival
+    middleware: Middleware = getattr(import_module(f"midstream_bench.middlewares.{module}"), kind)(*arguments)
+    return middleware
 
 
 def _receiver(
@@ -90,7 +90,7 @@ def _is_there(name: str) -> bool:
 
 _COPIES = "each sensor sends a second copy to the logger"
 
-RIVALS: tuple[Receiver, ...] = (
+MIDDLEWARES: tuple[Receiver, ...] = (
     _receiver("zeromq-sub", "ZeroMQ PUB/SUB", ("pyzmq",), _COPIES),
     _receiver(
         "zeromq-push",
@@ -111,4 +111,4 @@ RIVALS: tuple[Receiver, ...] = (
     _receiver("dds", "DDS (Cyclone)", ("cyclonedds",), f"reliable, over UDP; {_COPIES}", over_udp=True),
 )
 
-__all__ = ["RIVALS", "Ends", "Rival", "load"]
+__all__ = ["MIDDLEWARES", "Ends", "Middleware", "load"]

@@ -19,7 +19,7 @@ from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
 from cyclonedds.util import duration
 
-from midstream_bench.rivals.rival import PATIENCE, TICK, Ends, Take
+from midstream_bench.middlewares.middleware import PATIENCE, TICK, Ends, Take
 
 _CONFIG = """\
 <CycloneDDS><Domain>

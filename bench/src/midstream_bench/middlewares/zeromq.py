@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import zmq
 
-from midstream_bench.rivals.rival import PATIENCE, TICK, Ends, Take
+from midstream_bench.middlewares.middleware import PATIENCE, TICK, Ends, Take
 
 _LINGER = 5000  # milliseconds
 

@@ -33,7 +33,7 @@ from tests.lab.triangle import (
 
 from midstream import config as configuration
 from midstream import network
-from midstream.ebpf import attachment, handover, pins
+from midstream.ebpf import attachment, pins, ring_server
 from midstream.errors import KernelError
 from midstream.hardworker import ring
 from midstream.lab import Lab
@@ -161,11 +161,11 @@ def served(lab: Lab, folder: Path, config: Path) -> AbstractContextManager[Progr
     return started(lab, "hardworker", folder, *arguments, ready="serving the ring at")
 
 
-def request(config: Path) -> handover.RingDescriptors:
+def request(config: Path) -> ring_server.RingDescriptors:
     """What an application of root's gets; the socket is a file, and so the same on every host."""
     settings = configuration.load(config)
     stamp = pins.layout("hardworker", settings, network.load(settings.const_path))
-    return handover.request(Path(settings.hardworker.socket), stamp)
+    return ring_server.request(Path(settings.hardworker.socket), stamp)
 
 
 def wait_until_listening(config: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_killed_server_and_its_successor(
         request(config).close()
 
 
-def test_a_hundred_handovers_leave_no_descriptor(triangle: Lab, tmp_path: Path, configure: Configure) -> None:
+def test_a_hundred_rings_leave_no_descriptor(triangle: Lab, tmp_path: Path, configure: Configure) -> None:
     config = configure()
     with served(triangle, tmp_path, config) as server:
         wait_until_listening(config)

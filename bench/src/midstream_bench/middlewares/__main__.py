@@ -1,6 +1,6 @@
-"""One side of a middleware: `python -m midstream_bench.rivals NAME SIDE ENDS [PLAN]`.
+"""One side of a middleware: `python -m midstream_bench.middlewares NAME SIDE ENDS [PLAN]`.
 
-SIDE is receive, log or send. ENDS and, for send, PLAN are JSON objects: the fields of rival.Ends and of
+SIDE is receive, log or send. ENDS and, for send, PLAN are JSON objects: the fields of middleware.Ends and of
 load.Plan. A sender connects, says ready, and begins at the time (time.monotonic_ns) that it reads from
 standard input.
 """
@@ -14,32 +14,32 @@ import numpy as np
 
 from midstream.load import Plan
 from midstream.load import message as wire
-from midstream_bench.rivals import Ends, Rival
-from midstream_bench.rivals import load as load_rival
-from midstream_bench.rivals.work import CONNECTION_SHIFT, Work
+from midstream_bench.middlewares import Ends, Middleware
+from midstream_bench.middlewares import load as load_middleware
+from midstream_bench.middlewares.work import CONNECTION_SHIFT, Work
 
 
 def main(name: str, side: str, ends: str, plan: str = "{}") -> None:
     """Run one side."""
-    rival = load_rival(name)
+    middleware = load_middleware(name)
     work = Work()
     work.listen()
     if side == "send":
-        send(rival, Ends(**json.loads(ends)), Plan(**json.loads(plan)), work)
+        send(middleware, Ends(**json.loads(ends)), Plan(**json.loads(plan)), work)
         return
-    run = rival.receive if side == "receive" else rival.log
+    run = middleware.receive if side == "receive" else middleware.log
     run(Ends(**json.loads(ends)), work.take, work.ready, lambda: work.stopped)
     work.report()
 
 
-def send(rival: Rival, ends: Ends, plan: Plan, work: Work) -> None:
+def send(middleware: Middleware, ends: Ends, plan: Plan, work: Work) -> None:
     """Send a plan's messages at their times, then print what `Load` says at its end."""
     events = np.concatenate(list(plan.events()))
     fillers = _fillers(events, plan.size)
     connections, times = events["connection"].tolist(), events["at"].tolist()
     counts = [0] * plan.sensors
     late = np.zeros(len(times), np.int64)
-    sender = rival.connect(ends)
+    sender = middleware.connect(ends)
     work.ready()
     start = int(sys.stdin.readline())
     first = last = 0

@@ -8,8 +8,8 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from midstream_bench.rivals import programs
-from midstream_bench.rivals.rival import PATIENCE, TICK, Ends, Take
+from midstream_bench.middlewares import programs
+from midstream_bench.middlewares.middleware import PATIENCE, TICK, Ends, Take
 
 _SUBJECT = "midstream"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from midstream.ebpf import handover, libbpf, pins
+from midstream.ebpf import libbpf, pins, ring_server
 from midstream.errors import ConfigError, KernelError
 
 STAMP, OTHER = bytes(range(32)), bytes(32)
@@ -82,7 +82,7 @@ def settle(expected: int) -> None:
 def serving(folder: Path, path: Path, *, mode: int = 0o660, group: str = "") -> Iterator[None]:
     stop = threading.Event()
     server = threading.Thread(
-        target=handover.serve,
+        target=ring_server.serve,
         args=(folder, STAMP, path),
         kwargs={"mode": mode, "group": group, "stop": stop.is_set},
     )
@@ -109,7 +109,7 @@ def contents(fd: int) -> bytes:
 
 def refused(path: Path, stamp: bytes = STAMP) -> str:
     with pytest.raises(KernelError) as caught:
-        handover.request(path, stamp)
+        ring_server.request(path, stamp)
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     return text.removeprefix(f"{path}: ")
@@ -141,7 +141,7 @@ def answering(path: Path, answer: Callable[[socket.socket], object]) -> Iterator
 
 def test_an_application_gets_ring_and_journal(pinned: Path, path: Path) -> None:
     with serving(pinned, path):
-        ring = handover.request(path, STAMP)
+        ring = ring_server.request(path, STAMP)
         assert (contents(ring.ring), contents(ring.journal), ring.size) == (RING, JOURNAL, SIZE)
         assert not any(os.get_inheritable(fd) for fd in ring.descriptors)
         ring.close()
@@ -151,32 +151,32 @@ def test_a_hundred_applications_one_after_another(pinned: Path, path: Path) -> N
     with serving(pinned, path):
         before = descriptors()
         for _ in range(100):
-            handover.request(path, STAMP).close()
+            ring_server.request(path, STAMP).close()
         settle(before)
 
 
 def test_one_reader_at_a_time(pinned: Path, path: Path) -> None:
     with serving(pinned, path):
-        first = handover.request(path, STAMP)
+        first = ring_server.request(path, STAMP)
         assert "another application reads this ring already; end it first" in refused(path)
         with pytest.raises(KernelError, match="another application reads this ring already"):
-            handover.open_pinned(pinned, STAMP)
+            ring_server.open_pinned(pinned, STAMP)
         first.close()
-        second = handover.open_pinned(pinned, STAMP)
+        second = ring_server.open_pinned(pinned, STAMP)
         assert (contents(second.ring), contents(second.journal), second.size) == (RING, JOURNAL, SIZE)
         assert "another application reads this ring already" in refused(path)
         second.close()
-        handover.request(path, STAMP).close()
+        ring_server.request(path, STAMP).close()
 
 
 def test_a_reader_keeps_the_ring_when_its_server_is_gone(pinned: Path, path: Path) -> None:
     with serving(pinned, path):
-        first = handover.request(path, STAMP)
+        first = ring_server.request(path, STAMP)
     with serving(pinned, path):
         assert "another application reads this ring already" in refused(path)
         assert contents(first.ring) == RING
         first.close()
-        handover.request(path, STAMP).close()
+        ring_server.request(path, STAMP).close()
 
 
 def test_a_killed_reader_leaves_the_ring_to_the_next_at_once(pinned: Path, path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_killed_reader_leaves_the_ring_to_the_next_at_once(pinned: Path, path:
             child = os.fork()
             if child == 0:
                 with suppress(BaseException):
-                    handover.request(path, STAMP)
+                    ring_server.request(path, STAMP)
                     os.write(tell, b"!")
                     time.sleep(60)
                 os._exit(1)
@@ -197,7 +197,7 @@ def test_a_killed_reader_leaves_the_ring_to_the_next_at_once(pinned: Path, path:
             os.close(ready)
             os.kill(child, 9)
             os.waitpid(child, 0)
-            handover.request(path, STAMP).close()
+            ring_server.request(path, STAMP).close()
 
 
 def test_an_application_that_goes_before_it_is_answered_takes_nothing_with_it(
@@ -210,7 +210,7 @@ def test_an_application_that_goes_before_it_is_answered_takes_nothing_with_it(
         deadline = time.monotonic() + 5
         while True:  # the last of them may be answered just now
             with suppress(KernelError):
-                handover.request(path, STAMP).close()
+                ring_server.request(path, STAMP).close()
                 break
             assert time.monotonic() < deadline
 
@@ -222,7 +222,7 @@ def test_an_application_that_may_not_look_is_told(
 ) -> None:
     """Whether the program is on its interface: what this user sees counts before what the server says."""
     monkeypatch.setattr(pins, "is_linked", lambda folder, role: known)
-    ring = handover.open_pinned(pinned, STAMP)
+    ring = ring_server.open_pinned(pinned, STAMP)
     os.pwrite(ring.control, (7).to_bytes(4, "little") + int(told).to_bytes(4, "little"), 0)
     assert ring.is_linked is (known if known is not None else not told)
     ring.close()
@@ -243,7 +243,7 @@ def test_a_socket_that_a_killed_server_left(pinned: Path, path: Path) -> None:
     assert "Connection refused" in (text := refused(path))
     assert "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`" in text
     with serving(pinned, path):  # and the next one is not in its way
-        handover.request(path, STAMP).close()
+        ring_server.request(path, STAMP).close()
     assert not path.exists()
 
 
@@ -252,7 +252,7 @@ def test_pins_of_other_files(pinned: Path, path: Path) -> None:
         text = refused(path, OTHER)
         assert "made from other files (stamp 000102030405, this" in text
         assert "give 000000000000); use the same files as `midstream attach`" in text
-        handover.request(path, STAMP).close()  # the refused one has given everything back
+        ring_server.request(path, STAMP).close()  # the refused one has given everything back
 
 
 def test_the_program_was_replaced_while_it_was_served(
@@ -270,7 +270,7 @@ def test_the_program_was_replaced_while_it_was_served(
 def test_the_folder_has_just_gone(pinned: Path) -> None:
     pinned.rmdir()
     with pytest.raises(KernelError, match=r"pins: cannot be opened \(No such file or directory\)"):
-        handover.open_pinned(pinned, STAMP)
+        ring_server.open_pinned(pinned, STAMP)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_pins_that_this_application_may_not_open(
 
     monkeypatch.setattr(pins, "verify", verify)
     with pytest.raises(KernelError, match=r"[Pp]er.*needs hardworker.socket in config.toml, and `midstream"):
-        handover.open_pinned(pinned, STAMP)
+        ring_server.open_pinned(pinned, STAMP)
 
 
 def test_what_was_opened_is_closed_when_the_journal_is_missing(
@@ -300,8 +300,8 @@ def test_what_was_opened_is_closed_when_the_journal_is_missing(
     with monkeypatch.context() as patch:
         patch.setattr(pins, "open_map", open_map)
         with pytest.raises(KernelError, match="no journal"):
-            handover.open_pinned(pinned, STAMP)
-    handover.open_pinned(pinned, STAMP).close()  # and the lock is free
+            ring_server.open_pinned(pinned, STAMP)
+    ring_server.open_pinned(pinned, STAMP).close()  # and the lock is free
 
 
 def test_a_server_that_goes_away(path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_server_that_goes_away(path: Path) -> None:
 
 
 def test_a_server_that_does_not_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "_PATIENCE", 0.05)
+    monkeypatch.setattr(ring_server, "_PATIENCE", 0.05)
     with answering(path, lambda connection: connection.recv(1)):
         assert "timed out" in (text := refused(path))
         assert text.endswith("is `midstream attach hardworker --serve` running?")
@@ -331,10 +331,10 @@ def test_too_few_descriptors(path: Path) -> None:
 def test_a_long_explanation_arrives_whole(pinned: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "é" * 5000
 
-    def refuse(folder: Path, stamp: bytes) -> handover.RingDescriptors:
+    def refuse(folder: Path, stamp: bytes) -> ring_server.RingDescriptors:
         raise KernelError(text)
 
-    monkeypatch.setattr(handover, "open_pinned", refuse)
+    monkeypatch.setattr(ring_server, "open_pinned", refuse)
     with serving(pinned, path):
         assert refused(path) == text
 
@@ -353,7 +353,7 @@ def test_mode_and_group_are_as_configured(pinned: Path, path: Path, mode: int) -
 
 def refused_socket(pinned: Path, path: Path, group: str = "") -> str:
     with pytest.raises(ConfigError) as caught:
-        handover.serve(pinned, STAMP, path, mode=0o660, group=group, stop=lambda: True)
+        ring_server.serve(pinned, STAMP, path, mode=0o660, group=group, stop=lambda: True)
     return str(caught.value)
 
 
@@ -379,7 +379,7 @@ def test_a_socket_that_somebody_has_removed_is_made_again(pinned: Path, path: Pa
         deadline = time.monotonic() + 5
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        handover.request(path, STAMP).close()
+        ring_server.request(path, STAMP).close()
 
 
 def test_two_servers_do_not_share_a_socket(pinned: Path, path: Path) -> None:
@@ -389,18 +389,18 @@ def test_two_servers_do_not_share_a_socket(pinned: Path, path: Path) -> None:
             f'hardworker.socket = "{path}": another process serves there already; end it first, '
             "or name another path in config.toml"
         )
-        handover.request(path, STAMP).close()
+        ring_server.request(path, STAMP).close()
 
 
 def test_foreign_pins_are_not_served(pinned: Path, path: Path) -> None:
     with pytest.raises(KernelError, match="other files"):
-        handover.serve(pinned, OTHER, path, mode=0o660, group="", stop=lambda: True)
+        ring_server.serve(pinned, OTHER, path, mode=0o660, group="", stop=lambda: True)
     assert not path.exists()
 
 
 def test_the_lock_is_that_of_the_folder(pinned: Path) -> None:
     """Anybody who wants to know whether the ring is read can look, without asking midstream."""
-    ring = handover.open_pinned(pinned, STAMP)
+    ring = ring_server.open_pinned(pinned, STAMP)
     fd = os.open(pinned, os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,7 +28,7 @@ class Ends:
     slow: int = 1
 
 
-class Rival(Protocol):
+class Middleware(Protocol):
     """A module of this package."""
 
     def receive(self, ends: Ends, take: Take, ready: Callable[[], None], stopped: Callable[[], bool]) -> None:
