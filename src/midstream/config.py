@@ -229,7 +229,7 @@ class HardworkerSection(Section):
     period: float = Field(
         default=0.0, ge=0, description="a number of seconds, 0 or more (0: wait for data instead of a clock)"
     )
-    defer: bool = Field(default=True, description="true or false")
+    irq_mitigation: bool = Field(default=True, description="true or false")
     socket: Annotated[str, AfterValidator(values.socket)] = Field(
         default="",
         description='an absolute path of a Unix socket, or "" for an application that may open the pins',

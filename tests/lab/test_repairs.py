@@ -11,8 +11,8 @@ from tests.lab.interfaces import remove_clsact
 from tests.lab.test_detached import detach_link
 from tests.lab.triangle import LOGGER, PINS, SENSOR, command, started, wait_until
 
-from midstream.ebpf import deferral, quickack, routes
-from midstream.ebpf.deferral import Deferral
+from midstream.ebpf import irq_mitigation, quickack, routes
+from midstream.ebpf.irq_mitigation import IrqMitigation
 from midstream.hardworker import Hardworker
 from midstream.lab import Lab, daemons
 from midstream.lab import up as lab_up
@@ -85,7 +85,7 @@ def without_prompt_acknowledgements(lab: Lab) -> None:
 
 
 def without_deferral(lab: Lab) -> None:
-    lab.call("hardworker", deferral.write, "eth0", Deferral(0, 0))
+    lab.call("hardworker", irq_mitigation.write, "eth0", IrqMitigation(0, 0))
 
 
 def without_the_socket(lab: Lab) -> None:
@@ -128,7 +128,7 @@ def test_it_is_repaired(
     wait_until(lambda: state(lab, name)["repaired"] > before, 10)
     assert repair in state(lab, name)["repairs"][-1]
     assert lab.call("logger", prompt) == [SENSOR]
-    assert lab.call("hardworker", deferral.read, "eth0") == deferral.matched(PERIOD)
+    assert lab.call("hardworker", irq_mitigation.read, "eth0") == irq_mitigation.matched(PERIOD)
     given = application.totals.messages
     arguments = ("sensor", "--config", lab.config, "--messages", str(MESSAGES), "--rate", "0")
     sent = command(lab, "sensor", *arguments)

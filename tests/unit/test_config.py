@@ -52,7 +52,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "ring_size": 4194304,
             "connections": 4096,
             "period": 0.0,
-            "defer": True,
+            "irq_mitigation": True,
             "socket": "",
             "socket_group": "",
             "socket_mode": "0660",

@@ -26,7 +26,7 @@ from midstream.cli.options import (
 from midstream.cli.waiting import patiently
 from midstream.config import Role
 from midstream.daemon import status as daemon_status
-from midstream.ebpf import attachment, deferral, loader, ring_server
+from midstream.ebpf import attachment, irq_mitigation, loader, ring_server
 from midstream.ebpf.attachment import Attachment
 from midstream.ebpf.pins import default_folder, layout
 from midstream.ebpf.records import OUTCOMES
@@ -193,7 +193,7 @@ def _programs(config: configuration.Config) -> dict[str, dict[str, Any]]:
         }
         result["hardworker"]["counters"] = rows
         if interface := result["hardworker"]["interface"]:
-            result["hardworker"]["look_every_ns"] = deferral.read(interface).timeout
+            result["hardworker"]["look_every_ns"] = irq_mitigation.read(interface).timeout
     return result
 
 

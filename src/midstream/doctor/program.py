@@ -8,7 +8,7 @@ from shlex import quote
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.interface import InterfaceState
 from midstream.doctor.subject import Subject
-from midstream.ebpf import attachment, deferral, loader, pins, quickack
+from midstream.ebpf import attachment, irq_mitigation, loader, pins, quickack
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import CompileError, KernelError
 
@@ -88,8 +88,8 @@ def check(program: ProgramState, interface: InterfaceState | None, subject: Subj
 
 def _untuned(subject: Subject, interface: str) -> Iterator[str]:
     settings = subject.config.hardworker
-    if subject.role == "hardworker" and settings.period and settings.defer:
-        if deferral.read(interface) != deferral.matched(settings.period):
+    if subject.role == "hardworker" and settings.period and settings.irq_mitigation:
+        if irq_mitigation.read(interface) != irq_mitigation.matched(settings.period):
             yield f"interrupts of {interface} are not deferred to match hardworker.period"
     elif subject.role == "logger" and (
         missing := quickack.missing(host.ip for host in subject.topology.sensors)

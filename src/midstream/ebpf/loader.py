@@ -20,7 +20,17 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import modes, network
 from midstream.config import Config, Role
-from midstream.ebpf import attachment, compiler, control, deferral, libbpf, pins, quickack, records, selftest
+from midstream.ebpf import (
+    attachment,
+    compiler,
+    control,
+    irq_mitigation,
+    libbpf,
+    pins,
+    quickack,
+    records,
+    selftest,
+)
 from midstream.ebpf.attachment import Attachment, Mode
 from midstream.errors import KernelError
 from midstream.network import Topology
@@ -99,8 +109,8 @@ def tune(role: Role, interface: str, config: Config, topology: Topology, folder:
     if role == "logger":
         missing = quickack.ensure(interface, (host.ip for host in topology.sensors))
         return [f"route {ip} with quickack: missing, set again" for ip in missing]
-    defers = role == "hardworker" and config.hardworker.defer and config.hardworker.period > 0
-    if defers and deferral.apply(interface, config.hardworker.period, folder):
+    defers = role == "hardworker" and config.hardworker.irq_mitigation and config.hardworker.period > 0
+    if defers and irq_mitigation.apply(interface, config.hardworker.period, folder):
         return [f"interrupts of {interface}: no longer deferred, set again"]
     return []
 
@@ -118,7 +128,7 @@ def detach(role: Role, folder: Path) -> bool:
             "remove it by hand, or name another folder in config.toml: network.pins"
         )
     if role == "hardworker":
-        deferral.undo(folder)
+        irq_mitigation.undo(folder)
     if role == "logger":
         quickack.remove()
         for ifindex, point in attachment.tc_filters(folder):

@@ -38,7 +38,7 @@ def layout(role: Role, config: Config, topology: Topology) -> bytes:
     made_from = compiler.sources_key(role)
     if role == "hardworker":
         settings = config.hardworker
-        period = settings.period if settings.defer else settings.period > 0
+        period = settings.period if settings.irq_mitigation else settings.period > 0
         made_from += f" {topology.size} {settings.ring_size} {settings.connections} {period}"
         made_from += f" {settings.checksums} {settings.quota}"
     return hashlib.sha256(made_from.encode()).digest()
@@ -69,7 +69,7 @@ def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
 _NEEDED: dict[Role, frozenset[str]] = {
     "hardworker": frozenset(
         {"settings", "ring", "journal", "unfinished", "committed", "control", "connections", "ended"}
-        | {"counters", "shares", "beginnings", "deferral", "link"}
+        | {"counters", "shares", "beginnings", "irq_mitigation", "link"}
         | {"midstream_hardworker", "midstream_break_off"}
     ),
     "logger": frozenset({"settings", "midstream_logger_ingress", "midstream_logger_egress"}),

@@ -116,8 +116,8 @@ struct {
 	__uint(max_entries, SENSOR_COUNT);
 } beginnings SEC(".maps");
 
-/* The loader's: what the interface was set to before its interrupts were deferred (ebpf/deferral.py). */
-struct deferral {
+/* The loader's: what the interface was set to before its interrupts were deferred (ebpf/irq_mitigation.py). */
+struct irq_mitigation {
 	__u32 ifindex; /* 0: nothing was changed */
 	__u32 empty_looks;
 	__u64 timeout;
@@ -127,9 +127,9 @@ struct deferral {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__type(value, struct deferral);
+	__type(value, struct irq_mitigation);
 	__uint(max_entries, 1);
-} deferral SEC(".maps");
+} irq_mitigation SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

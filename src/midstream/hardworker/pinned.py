@@ -58,7 +58,7 @@ def reopen(config: Config, size: int, *, reload: bool) -> tuple[Config, Topology
         ("data.size", size, topology.size),
         ("hardworker.receiver", config.hardworker.receiver, found.hardworker.receiver),
         ("hardworker.period", config.hardworker.period, found.hardworker.period),
-        ("hardworker.defer", config.hardworker.defer, found.hardworker.defer),
+        ("hardworker.irq_mitigation", config.hardworker.irq_mitigation, found.hardworker.irq_mitigation),
     ):
         if before != now:
             raise ConfigError(

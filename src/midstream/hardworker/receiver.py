@@ -18,7 +18,7 @@ import numpy.typing as npt
 from midstream import config as configuration
 from midstream import fields, network
 from midstream.config import Config
-from midstream.ebpf import deferral
+from midstream.ebpf import irq_mitigation
 from midstream.errors import ConfigError, MidstreamError
 from midstream.hardworker.assembly import Assembly, Totals
 from midstream.hardworker.forms import Columns, Form, Rows, Turn
@@ -72,7 +72,7 @@ class Hardworker:
         self.layout = fields.layout(self.config, self._size)
         settings = self.config.hardworker
         self._period = settings.period
-        self._follow = settings.defer and settings.receiver == "ebpf"
+        self._follow = settings.irq_mitigation and settings.receiver == "ebpf"
         self._reopen = partial(reopen, reload=not isinstance(config, Config)) if follow else None
         self._source = source
         self._autocommit = autocommit
@@ -326,7 +326,7 @@ class Hardworker:
         """What commits, waits and reads as a single step; it gives None if that takes more."""
         source = self._opened_source()
         if self._turns:
-            follow = deferral.follow(self._period) if self._follow and self._period else 0.0
+            follow = irq_mitigation.follow(self._period) if self._follow and self._period else 0.0
             stop = self._attention.fileno() if self._attention else self._stop
             pace = Pace(self._size, round(self._period * 1e9), round(follow * 1e9), stop)
             self._turn = source.pace(form, pace, self._assembly.streams)
@@ -444,8 +444,8 @@ class Hardworker:
         `stop` was called.
 
         With a period it waits for the next multiple of the period instead, and nothing wakes it before. Where
-        the interface's interrupts are deferred (`hardworker.defer`) it follows the interface: it waits until
-        shortly after that is going to look for packets, at most a period after it last found some.
+        the interface's interrupts wait too (`hardworker.irq_mitigation`) it follows the interface: it waits
+        until shortly after that is going to look for packets, at most a period after it last found some.
         """
         self._opened_source()
         self._settle()
@@ -548,7 +548,7 @@ class Hardworker:
     def _left(self) -> float:
         """Seconds until the application looks again, with a period."""
         newest = self._opened_source().newest if self._follow else 0
-        begun = newest / 1e9 + deferral.follow(self._period) if newest else 0.0
+        begun = newest / 1e9 + irq_mitigation.follow(self._period) if newest else 0.0
         return self._period - (time.monotonic() - begun) % self._period
 
     def _settle(self) -> None:

@@ -20,7 +20,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 
 from midstream import config as configuration
 from midstream import network
-from midstream.ebpf import deferral, loader, pins
+from midstream.ebpf import irq_mitigation, loader, pins
 from midstream.load import load as helper
 from midstream_bench.receivers import arrangement
 
@@ -65,8 +65,8 @@ def detach_floor(path: str) -> None:
 
 
 def defer(empty_looks: int, timeout: int) -> None:
-    """Set the interface's interrupt deferral."""
-    deferral.write(INTERFACE, deferral.Deferral(empty_looks, timeout))
+    """Set the mitigation of the interface's interrupts."""
+    irq_mitigation.write(INTERFACE, irq_mitigation.IrqMitigation(empty_looks, timeout))
 
 
 def start(argv: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from midstream.ebpf import deferral
+from midstream.ebpf import irq_mitigation
 from midstream.errors import LabError, MidstreamError
 from midstream.lab import enter
 from midstream.lab.hosts import LabHost
@@ -30,7 +30,7 @@ from midstream_bench.scenario import Scenario
 from midstream_bench.traffic import MiddlewareTraffic, Program, TcpTraffic, Traffic, conclude
 
 PINS = "/sys/fs/bpf/midstream-vm"
-OFF = deferral.Deferral(0, 0)
+OFF = irq_mitigation.IrqMitigation(0, 0)
 SLOWEST = 32
 """So many times slower than this machine's clock a receiver is tried at most."""
 
@@ -162,8 +162,8 @@ class Scene:
             undo.callback(self.guest.call, "detach_floor", config)
         if wanted.program:  # which has changed the number of queues
             wires.steer(self._topology)
-        if wanted.deferral:
-            self.guest.call("defer", wanted.deferral.empty_looks, wanted.deferral.timeout)
+        if wanted.irq_mitigation:
+            self.guest.call("defer", wanted.irq_mitigation.empty_looks, wanted.irq_mitigation.timeout)
             undo.callback(self.guest.call, "defer", OFF.empty_looks, OFF.timeout)
         if receiver.command:
             self.guest.call("start", receiver.command(setting))

@@ -10,8 +10,8 @@ from pathlib import Path
 from midstream import config as configuration
 from midstream import network
 from midstream.config import Role
-from midstream.ebpf import deferral, libbpf, loader, pins
-from midstream.ebpf.deferral import Deferral
+from midstream.ebpf import irq_mitigation, libbpf, loader, pins
+from midstream.ebpf.irq_mitigation import IrqMitigation
 from midstream.lab import Lab
 from midstream.lab.hosts import INTERFACE
 from midstream_bench.ebpf import compile_program
@@ -23,11 +23,11 @@ FLOOR = "floor"
 class Arrangement:
     """What is there before a receiver starts. program: "midstream", "floor" or "" (ordinary sockets).
 
-    deferral: of the hardworker's interrupts, where `midstream attach` does not set it.
+    irq_mitigation: of the hardworker's interrupts, where `midstream attach` does not set it.
     """
 
     program: str = ""
-    deferral: Deferral | None = None
+    irq_mitigation: IrqMitigation | None = None
 
     def __call__(self, lab: Lab) -> Callable[[], None]:
         """Arrange it in a lab; returns what undoes it. Raises KernelError, NetworkError, CompileError."""
@@ -48,10 +48,10 @@ class Arrangement:
             if self.program == "floor":
                 lab.call("hardworker", attach_floor, lab.config)
                 undo.callback(detach_floor, lab.config)
-            if self.deferral:
-                before = lab.call("hardworker", deferral.read, INTERFACE)
-                undo.callback(lab.call, "hardworker", deferral.write, INTERFACE, before)
-                lab.call("hardworker", deferral.write, INTERFACE, self.deferral)
+            if self.irq_mitigation:
+                before = lab.call("hardworker", irq_mitigation.read, INTERFACE)
+                undo.callback(lab.call, "hardworker", irq_mitigation.write, INTERFACE, before)
+                lab.call("hardworker", irq_mitigation.write, INTERFACE, self.irq_mitigation)
             return undo.pop_all().close
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from midstream import config as configuration
-from midstream.ebpf import compiler, deferral
+from midstream.ebpf import compiler, irq_mitigation
 from midstream.load import load
 from midstream_bench.receiver import Family, Job, Receiver, Setting
 from midstream_bench.receivers.arrangement import Arrangement
@@ -28,7 +28,7 @@ _BUSY_POLL = 50  # microseconds
 
 
 def _matched(period: float) -> Arrangement:
-    return Arrangement(deferral=deferral.matched(period))
+    return Arrangement(irq_mitigation=irq_mitigation.matched(period))
 
 
 def _executable(name: str) -> str:
@@ -66,7 +66,10 @@ def _consumer(setting: Setting) -> list[str]:
     config = configuration.load(setting.config)
     settings = config.hardworker
     pins = Path(config.network.pins, "hardworker")
-    period, follow = str(round(settings.period * 1e6)), str(int(settings.defer and settings.period > 0))
+    period, follow = (
+        str(round(settings.period * 1e6)),
+        str(int(settings.irq_mitigation and settings.period > 0)),
+    )
     return [_executable("ring"), str(pins), str(setting.size), period, follow]
 
 
@@ -85,7 +88,7 @@ def _without_uvloop() -> str:
 
 def _handlers() -> Iterator[Receiver]:
     # The card's timer is to come only if the program does not poll the card itself, once a period.
-    polled = Arrangement(deferral=deferral.Deferral(1000, round(2 * PERIOD * 1e9)))
+    polled = Arrangement(irq_mitigation=irq_mitigation.IrqMitigation(1000, round(2 * PERIOD * 1e9)))
     kind = Family.HANDLER
     for job in (Job.RECEIVE, Job.RELAY):
         yield Receiver(f"c-epoll-{job}", "C, epoll", kind, job, "C", _in_c("epoll", job))
@@ -123,8 +126,11 @@ def _joined() -> Iterator[Receiver]:
 def _midstream() -> Iterator[Receiver]:
     for form, title, settings in (
         ("epoll", "woken by epoll", {"period": 0.0}),
-        ("period", "looks once a period", {"period": PERIOD, "defer": False}),
-        *((f"deferred{suffix}", how, {"period": period, "defer": True}) for suffix, how, period in _DEFERRED),
+        ("period", "looks once a period", {"period": PERIOD, "irq_mitigation": False}),
+        *(
+            (f"deferred{suffix}", how, {"period": period, "irq_mitigation": True})
+            for suffix, how, period in _DEFERRED
+        ),
     ):
         for name, language, command in (
             ("c", "C", _consumer),
@@ -154,7 +160,7 @@ def _spool() -> Iterator[Receiver]:
             Job.STORE,
             language,
             _spooled(command),
-            tables={"hardworker": {"period": PERIOD, "defer": True}},
+            tables={"hardworker": {"period": PERIOD, "irq_mitigation": True}},
             attach=Arrangement("midstream"),
             note="the logger is away: the hardworker's own TCP receives, and its spool stores",
         )
@@ -163,7 +169,7 @@ def _spool() -> Iterator[Receiver]:
 def _floors() -> Iterator[Receiver]:
     for name, title, wanted in (
         ("floor", "XDP_TX and nothing else", None),
-        ("floor-deferred", "XDP_TX and nothing else, interrupts deferred", deferral.matched(PERIOD)),
+        ("floor-deferred", "XDP_TX and nothing else, interrupts deferred", irq_mitigation.matched(PERIOD)),
     ):
         yield Receiver(
             name, title, Family.FLOOR, Job.FORWARD, "eBPF", None, attach=Arrangement("floor", wanted)

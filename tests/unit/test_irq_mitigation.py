@@ -4,16 +4,16 @@ import time
 
 import pytest
 
-from midstream.ebpf import deferral
+from midstream.ebpf import irq_mitigation
 
 
 @pytest.mark.parametrize("period", [0.0001, 0.001, 0.01, 0.1, 1.0])
 def test_timer_and_reader_together_take_less_than_a_period(period: float) -> None:
     """A packet that comes right after a look is seen by the next, and the reader follows that."""
-    timer = deferral.matched(period).timeout / 1e9
-    assert timer < deferral.follow(period) < period
+    timer = irq_mitigation.matched(period).timeout / 1e9
+    assert timer < irq_mitigation.follow(period) < period
     # The reader comes after the interface, and not later than the same turn.
-    assert deferral.follow(period) - timer == pytest.approx(period / 32, rel=1e-3)
+    assert irq_mitigation.follow(period) - timer == pytest.approx(period / 32, rel=1e-3)
 
 
 def test_the_clocks_are_the_same() -> None:

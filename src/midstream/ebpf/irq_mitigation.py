@@ -6,7 +6,7 @@ looks every 10 ms gains nothing from that. Linux can leave the interrupt off and
 `napi_defer_hard_irqs` how many times in a row it may find nothing before the interrupt is switched on again.
 
 Both are set beside the interface's other settings, for all its traffic. What was there before is kept in the
-map `deferral`, which is pinned with the program, so that `undo` finds it whatever became of who set it.
+map `irq_mitigation`, which is pinned with the program, so that `undo` finds it whatever became of who set it.
 """
 
 import os
@@ -30,24 +30,24 @@ SAVED = np.dtype(
         ("set_timeout", "<u8"),
     ]
 )
-"""struct deferral in tables.h: what was there before, and what was set; ifindex 0: nothing was."""
+"""struct irq_mitigation in tables.h: what was there before, and what was set; ifindex 0: nothing was."""
 
 
 @dataclass(frozen=True)
-class Deferral:
+class IrqMitigation:
     """What an interface is set to. timeout: nanoseconds, 0: every packet may interrupt."""
 
     empty_looks: int
     timeout: int
 
 
-def matched(period: float) -> Deferral:
+def matched(period: float) -> IrqMitigation:
     """The setting for a reader with this period, in seconds.
 
     The timer is a sixteenth shorter than the period: a packet waits for the timer and then for the reader,
     who comes half of that sixteenth later (`follow`), and is delivered before one period is over.
     """
-    return Deferral(EMPTY_LOOKS, round(period * 1e9 * 15 / 16))
+    return IrqMitigation(EMPTY_LOOKS, round(period * 1e9 * 15 / 16))
 
 
 def follow(period: float) -> float:
@@ -55,12 +55,12 @@ def follow(period: float) -> float:
     return period * 31 / 32
 
 
-def read(interface: str) -> Deferral:
+def read(interface: str) -> IrqMitigation:
     """What the interface is set to now. Raises KernelError if it has no such setting."""
-    return Deferral(*(int(_read(interface, name)) for name in _NAMES))
+    return IrqMitigation(*(int(_read(interface, name)) for name in _NAMES))
 
 
-def write(interface: str, wanted: Deferral) -> None:
+def write(interface: str, wanted: IrqMitigation) -> None:
     """Set it. Raises KernelError."""
     for name, value in zip(_NAMES, (wanted.empty_looks, wanted.timeout), strict=True):
         path = _path(interface, name)
@@ -69,7 +69,7 @@ def write(interface: str, wanted: Deferral) -> None:
         except OSError as error:
             raise KernelError(
                 f"{path}: cannot be set to {value} ({error.strerror}); is this root, and /sys writable? "
-                "config.toml: hardworker.defer = false goes without"
+                "config.toml: hardworker.irq_mitigation = false goes without"
             ) from error
 
 
@@ -83,7 +83,7 @@ def apply(interface: str, period: float, folder: Path) -> bool:
     if earlier is not None and earlier["ifindex"] == ifindex and before == wanted:
         return False
     saved = np.array((ifindex, before.empty_looks, before.timeout, wanted.timeout), SAVED)
-    fd = pins.open_map(folder, "deferral", value_size=SAVED.itemsize)
+    fd = pins.open_map(folder, "irq_mitigation", value_size=SAVED.itemsize)
     try:
         libbpf.update(fd, bytes(4), saved.tobytes())
     finally:
@@ -100,7 +100,7 @@ def undo(folder: Path) -> None:
     try:
         interface = socket.if_indextoname(int(saved["ifindex"]))
         if read(interface).timeout == saved["set_timeout"]:
-            write(interface, Deferral(int(saved["empty_looks"]), int(saved["timeout"])))
+            write(interface, IrqMitigation(int(saved["empty_looks"]), int(saved["timeout"])))
     except (OSError, KernelError):
         return  # the interface is gone, and its settings with it
 
@@ -110,7 +110,7 @@ _NAMES = ("napi_defer_hard_irqs", "gro_flush_timeout")
 
 def _saved(folder: Path) -> np.void | None:
     try:
-        fd = pins.open_map(folder, "deferral", value_size=SAVED.itemsize)
+        fd = pins.open_map(folder, "irq_mitigation", value_size=SAVED.itemsize)
     except KernelError:
         return None
     try:
@@ -131,5 +131,5 @@ def _read(interface: str, name: str) -> str:
     except OSError as error:
         raise KernelError(
             f"{path}: cannot be read ({error.strerror}); is /sys that of this network namespace? "
-            "config.toml: hardworker.defer = false goes without"
+            "config.toml: hardworker.irq_mitigation = false goes without"
         ) from error
