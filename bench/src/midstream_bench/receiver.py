@@ -63,10 +63,10 @@ class Receiver:
 
     command: the program's arguments; None: there is no program (a floor). tables: what config.toml says.
     attach: prepares the lab (programs, interrupt mitigation), and returns what undoes it. missing: why it
-    cannot run on this machine, and what to install; empty: it can. joined: it has one connection to the logger
-    for all that it relays. sender, partner: what runs on the first sensor and on the logger in place of load and sink;
-    they say ready and end as a receiver does. over_udp: the lab's bad wires do not hit it. note: what a
-    reader of the report has to know.
+    cannot run on this machine, and what to install; empty: it can. joined: it has one connection to the
+    logger for all that it relays. sender, partner: what runs on the first sensor and on the logger in place
+    of load and sink; they say ready and end as a receiver does. over_udp: the lab's bad wires do not hit it.
+    note: what a reader of the report has to know.
     """
 
     name: str
