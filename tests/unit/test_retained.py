@@ -213,18 +213,20 @@ def test_a_word_is_renewed_until_the_retained_is_fetched(site: Site, monkeypatch
         assert site.commit() == number + 1
 
 
-def test_a_ring_that_is_half_full_holds_nothing_up(site: Site) -> None:
+def test_of_a_ring_that_is_half_full_the_oldest_go(site: Site) -> None:
     site.open(1)
     site.word.tell({1: 0}, known=1)
     most = site.retain // STRIDE
     for number in range(most):
         site.store(1, number)
         assert site.commit() == number + 1
-    site.store(1, most)
-    assert site.commit() == 0
-    assert site.word.forfeited == (most + 1) * STRIDE
-    site.store(1, most + 1)
-    assert site.commit() == 1, "and it retains again"
+    for number in range(most, 3 * most):
+        site.store(1, number)
+        assert site.commit() == most
+        assert site.word.forfeited == (number + 1 - most) * STRIDE
+    site.word.tell({1: 3 * most * SIZE}, known=1)
+    site.store(1, 3 * most)
+    assert site.commit() == 1
 
 
 def test_no_sensor_is_refused_for_what_is_retained(site: Site) -> None:

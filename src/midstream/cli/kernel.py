@@ -227,8 +227,8 @@ def retained_lines(told: dict[str, Any]) -> Iterator[str]:
         yield "what the logger has not committed is not retained: its daemon does not say what it has"
     if told.get("forfeited"):
         yield (
-            f"{told['forfeited']:,} bytes of the ring were not retained for the logger: the ring was half "
-            "full, or the logger silent"
+            f"{told['forfeited']:,} bytes of the ring were not retained for the logger: there was no room in "
+            "half of the ring, or the logger was silent"
         )
     if told.get("unsaved"):
         yield (

@@ -1,8 +1,9 @@
 """What the ring retains for the logger, in case that loses what it has acknowledged and not committed.
 
 The daemon says what the logger has committed of each connection (Committed), some ten times a second. The
-ring's reader gives no other room back (hardworker/ring.c), as long as it was told so within a second and the
-ring is not half full. When the logger fails, the daemon takes what it lacks out of the ring (`retained`).
+ring's reader gives no other room back (hardworker/ring.c), as long as it was told so within a second; beyond
+half of the ring the oldest goes. When the logger fails, the daemon takes what it lacks out of the ring
+(`retained`).
 """
 
 import mmap

@@ -310,24 +310,31 @@ static uint64_t retained(struct reader *reader, uint64_t generation)
 	return position;
 }
 
-/* Give room back of what is done with: what the logger has committed, or all of it where nobody says what it has, or the
- * ring has no room to retain the rest.
+/* The first of the records from `position` on that there is room to retain: the oldest go. */
+static uint64_t within_room(const struct reader *reader, uint64_t position, uint64_t stored)
+{
+	while (stored - position > reader->retain && position < reader->committed)
+		position += occupied(*(const uint32_t *)(reader->data + (position & reader->mask)));
+	return position;
+}
+
+/* Give room back of what is done with: what the logger has committed, or all of it where nobody says what it has, and what
+ * the ring has no room to retain.
  */
 void midstream_give_back(struct reader *reader)
 {
 	struct committed_head *word = reader->word;
-	uint64_t generation = __atomic_load_n(&word->generation, __ATOMIC_ACQUIRE), to = reader->committed;
+	uint64_t generation = __atomic_load_n(&word->generation, __ATOMIC_ACQUIRE), to = reader->committed, committed;
+	int is_new = generation != reader->heard;
 
 	if (reader->released == to)
 		return;
 	if (reader->retain && word->time) {
-		if (__atomic_load_n(reader->producer, __ATOMIC_RELAXED) - reader->released > reader->retain)
-			word->forfeited += to - reader->released;
-		else if (generation != reader->heard)
-			to = retained(reader, generation);
-		else if ((int64_t)(monotonic() - word->time) > (int64_t)SECOND)
-			word->forfeited += to - reader->released;
-		else
+		committed = is_new ? retained(reader, generation) : reader->released;
+		if (is_new || (int64_t)(monotonic() - word->time) <= (int64_t)SECOND)
+			to = within_room(reader, committed, __atomic_load_n(reader->producer, __ATOMIC_RELAXED));
+		word->forfeited += to - committed;
+		if (reader->released == to)
 			return;
 	}
 	__atomic_store_n(reader->consumer, to, __ATOMIC_RELEASE);

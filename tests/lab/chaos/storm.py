@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -196,12 +197,19 @@ class Storm:
 
     def _is_saved(self) -> bool:
         """Would nothing be lost by another death? Nothing that a logger may have lost is in the memory of the
-        hardworker's daemon alone, and what it has not committed is retained."""
+        hardworker's daemon alone, and what it has not committed is retained: that is little, if its log goes
+        on. (The ring retains half of its size at most.)"""
         self._revive_all()
         found = daemons.state(self.lab, "hardworker")
         if found is None or found["unsaved"]:
             return False
-        return found["destination"] == SPOOL or bool(found["retains"])
+        return found["destination"] == SPOOL or (found["retains"] and self._age_of_log() < WORD)
+
+    def _age_of_log(self) -> float:
+        """Seconds since the newest message in the log was received."""
+        with closing(sqlite3.connect(f"file:{self.disk / 'log.db'}?mode=ro", uri=True)) as log:
+            rows = log.execute(_NEWEST, (2 * self.sensors,)).fetchall()
+        return time.time() - max((received for (received,) in rows), default=0) / 1e9
 
     def _await_fresh(self, since: float) -> None:
         """Return when the application has a message of each sensor that came after this moment."""
@@ -249,6 +257,11 @@ class Storm:
             self.stop,
         ]
 
+
+_NEWEST = """
+SELECT (SELECT received_ns FROM messages WHERE connection_id = id ORDER BY sequence DESC LIMIT 1) AS received
+FROM (SELECT id FROM connections ORDER BY id DESC LIMIT ?) WHERE received IS NOT NULL
+"""
 
 # Each fault begins, and returns what the judge is to know of it, and how it ends.
 
