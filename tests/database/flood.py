@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import create_engine, func, inspect, select
 from tests.unit.site import Serving, Site, wait_until
 
-from midstream.logger import schema
+from midstream.storage import schema
 
 CHUNK = 64 << 10  # bytes sent in one call
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from midstream.logger.jetstream import JetStreamStore
-from midstream.logger.store import Unavailable
+from midstream.storage.jetstream import JetStreamStore
+from midstream.storage.store import Unavailable
 
 START_TIMEOUT = 30.0
 

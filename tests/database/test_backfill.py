@@ -21,9 +21,9 @@ from midstream.config import Config, load
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
-from midstream.logger.databases import open_log, open_store
 from midstream.logger.spooled import spool_state
-from midstream.logger.store import ConnectionRow
+from midstream.storage.databases import open_log, open_store
+from midstream.storage.store import ConnectionRow
 from midstream.told import Forgotten
 
 CONNECTIONS, MESSAGES = 6, 1000

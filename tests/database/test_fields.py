@@ -20,12 +20,12 @@ from midstream import fields
 from midstream.errors import ConfigError, StoreError
 from midstream.fields import Field, Layout
 from midstream.log.verify import verify
-from midstream.logger.jetstream import JetStreamStore
-from midstream.logger.jetstream_log import JetStreamLog
-from midstream.logger.published import HEADERS_SIZE
-from midstream.logger.sql import SqlStore
-from midstream.logger.sql_log import SqlLog
-from midstream.logger.store import Batch, ConnectionRow
+from midstream.storage.jetstream import JetStreamStore
+from midstream.storage.jetstream_log import JetStreamLog
+from midstream.storage.published import HEADERS_SIZE
+from midstream.storage.sql import SqlStore
+from midstream.storage.sql_log import SqlLog
+from midstream.storage.store import Batch, ConnectionRow
 
 SYSTEM = ("xmin", "xmax", "cmin", "cmax", "ctid", "tableoid", "oid", "rowid", "_rowid_")
 WORDS = (

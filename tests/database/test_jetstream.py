@@ -20,11 +20,11 @@ from tests.unit.site import SIZE, Serving, Site, Workers, wait_until
 from midstream.errors import ConfigError, StoreError
 from midstream.log.verify import verify
 from midstream.logger import Logger
-from midstream.logger.jetstream import JetStreamStore
-from midstream.logger.jetstream_log import JetStreamLog
-from midstream.logger.published import PLACE
-from midstream.logger.store import ConnectionRow, Position, Unavailable
 from midstream.sensor import Sensor, numbered_messages
+from midstream.storage.jetstream import JetStreamStore
+from midstream.storage.jetstream_log import JetStreamLog
+from midstream.storage.published import PLACE
+from midstream.storage.store import ConnectionRow, Position, Unavailable
 
 Stored = tuple[str, dict[str, str], bytes]
 

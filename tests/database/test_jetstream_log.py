@@ -19,13 +19,13 @@ from midstream.errors import StoreError
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import LogVerdict, verify
-from midstream.logger import stream as stream_module
-from midstream.logger.jetstream import JetStreamStore
-from midstream.logger.jetstream_log import JetStreamLog
-from midstream.logger.retention import prune
-from midstream.logger.store import ConnectionRow, Position
-from midstream.logger.stored import StoredMessage
-from midstream.logger.stream import JetStreamStream
+from midstream.storage import stream as stream_module
+from midstream.storage.jetstream import JetStreamStore
+from midstream.storage.jetstream_log import JetStreamLog
+from midstream.storage.retention import prune
+from midstream.storage.store import ConnectionRow, Position
+from midstream.storage.stored import StoredMessage
+from midstream.storage.stream import JetStreamStream
 
 PAYLOADS = [b"%08d" % number for number in range(2500)]
 

@@ -19,7 +19,7 @@ from midstream.hardworker.source import Beginning, Segment
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
-from midstream.logger.jetstream_log import JetStreamLog
+from midstream.storage.jetstream_log import JetStreamLog
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from midstream.fields import Field, Layout
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
-from midstream.logger.retention import prune
-from midstream.logger.sql import SqlStore
-from midstream.logger.sql_log import SqlLog
-from midstream.logger.store import ConnectionRow
+from midstream.storage.retention import prune
+from midstream.storage.sql import SqlStore
+from midstream.storage.sql_log import SqlLog
+from midstream.storage.store import ConnectionRow
 
 LAYOUT = Layout(8, (Field("level", "<f4", 0, unit="m"), Field("tag", "V2", 4), Field("count", "<u2", 6)))
 PAYLOADS = [struct.pack("<f2sH", number / 4, b"ab", number) for number in range(3000)]

@@ -16,10 +16,10 @@ from midstream.log.conditions import condition
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
-from midstream.logger.databases import open_log
-from midstream.logger.sql import SqlStore
-from midstream.logger.store import ConnectionRow, Store
-from midstream.logger.stored import Log, StoredConnection
+from midstream.storage.databases import open_log
+from midstream.storage.sql import SqlStore
+from midstream.storage.store import ConnectionRow, Store
+from midstream.storage.stored import Log, StoredConnection
 
 LAYOUT = Layout(8, (Field("level", "<f4", 0, unit="m"), Field("tag", "V2", 4), Field("count", "<u2", 6)))
 PAYLOADS = [struct.pack("<f2sH", number / 4, b"ab", number) for number in range(5000)]

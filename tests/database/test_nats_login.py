@@ -11,7 +11,7 @@ import pytest
 from tests.database.servers import free_port, patient
 
 from midstream.errors import StoreError
-from midstream.logger.databases import open_log
+from midstream.storage.databases import open_log
 
 USER, PASSWORD = "arm:1@lab", "p@ss/w:%rd"
 TOKEN = "t@ken/:%41"

@@ -23,8 +23,8 @@ from tests.unit.test_salvage import (
 
 from midstream.framing import Framing
 from midstream.logger import backfill
-from midstream.logger.databases import open_store
-from midstream.logger.store import Batch
+from midstream.storage.databases import open_store
+from midstream.storage.store import Batch
 
 __all__ = ["at_once"]  # a fixture
 

@@ -10,9 +10,9 @@ from tests.unit.batches import batch_of, end
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
-from midstream.logger.sql import SqlStore
-from midstream.logger.sql_log import SqlLog
-from midstream.logger.store import Batch, ConnectionRow, Position, checksum
+from midstream.storage.sql import SqlStore
+from midstream.storage.sql_log import SqlLog
+from midstream.storage.store import Batch, ConnectionRow, Position, checksum
 
 
 @pytest.fixture

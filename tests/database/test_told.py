@@ -7,10 +7,10 @@ from tests.database import servers
 from tests.unit.batches import batch_of, end
 
 from midstream.log.account import accounts
-from midstream.logger.databases import open_log
-from midstream.logger.jetstream import JetStreamStore
-from midstream.logger.sql import SqlStore
-from midstream.logger.store import ConnectionRow, Store
+from midstream.storage.databases import open_log
+from midstream.storage.jetstream import JetStreamStore
+from midstream.storage.sql import SqlStore
+from midstream.storage.store import ConnectionRow, Store
 from midstream.told import CLOSED, OPEN, RESET, Forgotten, HeldStream, Knowledge, Pending
 
 SENSOR = "10.83.0.11"
@@ -92,7 +92,7 @@ def test_a_stream_does_not_grow_with_each_second(
         for size in range(8, 808, 8):
             store.note_held([held(1, size)], None)
         assert told(url).held == [held(1, 8)]
-        monkeypatch.setattr("midstream.logger.jetstream.SELDOM", 0)
+        monkeypatch.setattr("midstream.storage.jetstream.SELDOM", 0)
         store.note_held([], None)  # what was put off
         assert told(url).held == [held(1, 800)]
         assert isinstance(store, JetStreamStore)

@@ -18,7 +18,7 @@ from midstream import cli
 from midstream import lab as midstream_lab
 from midstream.demo.run import FOLDER
 from midstream.lab.programs import attach
-from midstream.logger.schema import prepare
+from midstream.storage.schema import prepare
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MIDSTREAM = [sys.executable, "-P", "-m", "midstream"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from midstream.logger.store import Batch, ConnectionRow, Piece
+from midstream.storage.store import Batch, ConnectionRow, Piece
 
 
 def batch_of(

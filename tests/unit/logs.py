@@ -9,8 +9,8 @@ from sqlalchemy import create_engine, insert
 
 from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
-from midstream.logger import readings, schema
-from midstream.logger.store import checksum
+from midstream.storage import readings, schema
+from midstream.storage.store import checksum
 from midstream.told import Knowledge
 
 SECOND = 10**9

@@ -17,8 +17,8 @@ from sqlalchemy import create_engine, make_url, text
 from midstream.logger import Logger, LoggerSummary, server
 from midstream.logger.__main__ import work
 from midstream.logger.holder import Child
-from midstream.logger.store import checksum
 from midstream.network import Host, Topology, write
+from midstream.storage.store import checksum
 
 SIZE = 32
 TOS = 104

@@ -13,10 +13,10 @@ from tests.unit.site import SIZE
 from midstream.config import Config
 from midstream.framing import Framing
 from midstream.logger.backfill import Sender
-from midstream.logger.databases import open_log
 from midstream.logger.exchange import Exchange, handlers
-from midstream.logger.sql import SqlStore
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Piece
+from midstream.storage.databases import open_log
+from midstream.storage.sql import SqlStore
+from midstream.storage.store import FRAME, Batch, ConnectionRow, Piece
 
 Facts = tuple[int | None, int | None, str | None, bool, str, bytes]
 Rows = list[tuple[int, int, int | None, int | None, bytes]]

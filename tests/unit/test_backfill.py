@@ -31,10 +31,10 @@ from midstream.config import Config, load
 from midstream.errors import ConfigError
 from midstream.logger import Logger, backfill
 from midstream.logger.backfill import Rate, Sender
-from midstream.logger.run import new_name
 from midstream.logger.spooled import ENDED, SpoolState, spool_state
-from midstream.logger.sql import SqlStore
-from midstream.logger.store import Batch, ConnectionRow
+from midstream.storage.run import new_name
+from midstream.storage.sql import SqlStore
+from midstream.storage.store import Batch, ConnectionRow
 from midstream.told import Forgotten
 
 FAST = 'backfill_rate = "1GiB"\n'

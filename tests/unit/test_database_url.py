@@ -15,10 +15,10 @@ from midstream.cli import main
 from midstream.config import Config, load
 from midstream.database_url import check
 from midstream.errors import ConfigError
-from midstream.logger.databases import open_log
-from midstream.logger.opening import fault
-from midstream.logger.sql import SqlStore
 from midstream.nats_url import NatsUrl
+from midstream.storage.databases import open_log
+from midstream.storage.opening import fault
+from midstream.storage.sql import SqlStore
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 PRINTABLE = st.text("aZ09 é@/:%?#[]&=+", max_size=8)

@@ -16,12 +16,12 @@ from midstream.config import load
 from midstream.errors import NetworkError
 from midstream.line import Line
 from midstream.log.verify import verify
-from midstream.logger import retention, run
 from midstream.logger.holding import MOST, Holding
-from midstream.logger.run import new_name
-from midstream.logger.schema import connections
-from midstream.logger.sql import SqlStore
-from midstream.logger.sql_log import SqlLog
+from midstream.storage import retention, run
+from midstream.storage.run import new_name
+from midstream.storage.schema import connections
+from midstream.storage.sql import SqlStore
+from midstream.storage.sql_log import SqlLog
 from midstream.told import CLOSED, LOST, OPEN, RESET, HeldStream, Knowledge, Pending
 
 SENSOR = "10.83.0.11"

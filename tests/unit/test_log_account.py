@@ -22,7 +22,7 @@ from midstream.framing import Framing
 from midstream.log.account import Account, Accounts, accounts, summary
 from midstream.log.spans import Spans
 from midstream.log.verify import verify
-from midstream.logger.sql_log import SqlLog
+from midstream.storage.sql_log import SqlLog
 from midstream.told import (
     CLOSED,
     LOST,

@@ -30,7 +30,7 @@ from midstream.log.decoding import parse, printable
 from midstream.log.export import Format, export
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
-from midstream.logger.sql_log import SqlLog
+from midstream.storage.sql_log import SqlLog
 
 LAYOUT = Layout(
     46,

@@ -16,9 +16,9 @@ from midstream.errors import StoreError
 from midstream.fields import Field, Layout
 from midstream.log.continuity import Numbering
 from midstream.log.verify import verify
-from midstream.logger import run
-from midstream.logger.run import Run, new_name
-from midstream.logger.sql_log import SqlLog
+from midstream.storage import run
+from midstream.storage.run import Run, new_name
+from midstream.storage.sql_log import SqlLog
 
 COUNTED = Layout(8, (Field("frame_seq", "<u4", 0), Field("value", "<f4", 4)))
 

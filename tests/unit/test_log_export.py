@@ -17,7 +17,7 @@ from midstream.errors import ConfigError
 from midstream.log.export import Format, export
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection
-from midstream.logger.sql_log import SqlLog
+from midstream.storage.sql_log import SqlLog
 
 LINES = [b'{"speed": 1.5}', b"$GPGGA,4807", b"[1, 2]"]
 

@@ -17,8 +17,8 @@ from midstream.log import messages as messages_module
 from midstream.log.conditions import condition
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection, moment
-from midstream.logger import sql_log
-from midstream.logger.sql_log import SqlLog
+from midstream.storage import sql_log
+from midstream.storage.sql_log import SqlLog
 
 
 def read(log: LogFile, selection: Selection | None = None) -> list[tuple[int, int]]:

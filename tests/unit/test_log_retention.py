@@ -8,9 +8,9 @@ from tests.unit.logs import LAYOUT, SECOND, START, LogFile, reading
 
 from midstream.errors import StoreError
 from midstream.log.verify import verify
-from midstream.logger import retention
-from midstream.logger.retention import Removed, prune
-from midstream.logger.sql_log import SqlLog
+from midstream.storage import retention
+from midstream.storage.retention import Removed, prune
+from midstream.storage.sql_log import SqlLog
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_version_1_is_refused(log: LogFile) -> None:
 
 
 def test_a_locked_database_is_named(log: LogFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("midstream.logger.opening.LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr("midstream.storage.opening.LOCK_TIMEOUT", 0.05)
     log.add([b"x"])
     with closing(sqlite3.connect(log.path)) as other:
         other.execute("BEGIN IMMEDIATE")

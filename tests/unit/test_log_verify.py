@@ -7,7 +7,7 @@ from tests.unit.logs import LAYOUT, LogFile, reading
 
 from midstream.framing import Framing
 from midstream.log.verify import MAX_FAULTS, LogVerdict, verify
-from midstream.logger.sql_log import SqlLog
+from midstream.storage.sql_log import SqlLog
 
 
 def verdicts(log: LogFile) -> list[LogVerdict]:

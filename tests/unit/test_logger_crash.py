@@ -14,8 +14,8 @@ import pytest
 from tests.unit.site import SIZE, Serving, Site, Workers, reset, verify
 
 from midstream.framing import Framing, encode
-from midstream.logger.store import FRAME
 from midstream.sensor import Sensor, numbered_messages
+from midstream.storage.store import FRAME
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["logger", "spool"])

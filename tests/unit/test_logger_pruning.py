@@ -12,7 +12,7 @@ from midstream.errors import ConfigError
 from midstream.log.verify import verify
 from midstream.logger import Logger, pruning
 from midstream.logger.companion import Companion
-from midstream.logger.sql_log import SqlLog
+from midstream.storage.sql_log import SqlLog
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from tests.unit.batches import batch_of, end
 
 from midstream.config import Config, HardworkerSection
-from midstream.logger import room
-from midstream.logger.databases import open_spool
-from midstream.logger.store import Batch, ConnectionRow, Position, Store, Unavailable
+from midstream.storage import room
+from midstream.storage.databases import open_spool
+from midstream.storage.store import Batch, ConnectionRow, Position, Store, Unavailable
 
 SIZE = 1000
 LIMIT = 1 << 20

@@ -18,7 +18,7 @@ from midstream.errors import ConfigError, NetworkError
 from midstream.hardworker import Hardworker
 from midstream.hardworker.source import Beginning, Segment
 from midstream.logger import replaying
-from midstream.logger.stored import StoredConnection
+from midstream.storage.stored import StoredConnection
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
 from midstream.errors import StoreError
-from midstream.logger import retention, schema
-from midstream.logger.passed import Clocks
-from midstream.logger.retention import DatabaseRetention, prune
-from midstream.logger.store import checksum
+from midstream.storage import retention, schema
+from midstream.storage.passed import Clocks
+from midstream.storage.retention import DatabaseRetention, prune
+from midstream.storage.store import checksum
 
 SECOND = 10**9
 YEAR = 365 * 86400 * SECOND

@@ -26,12 +26,12 @@ from midstream.daemon.salvage import FAILED, in_order, save
 from midstream.daemon.spool import Spool
 from midstream.framing import Framing, encode
 from midstream.logger import backfill
-from midstream.logger.databases import open_spool, open_store
-from midstream.logger.run import new_name
 from midstream.logger.spooled import SpoolState, spool_state
-from midstream.logger.store import FRAME, STREAM, Batch, ConnectionRow, Piece
 from midstream.lost import Lost, Part, dump
 from midstream.lost import load as load_lost
+from midstream.storage.databases import open_spool, open_store
+from midstream.storage.run import new_name
+from midstream.storage.store import FRAME, STREAM, Batch, ConnectionRow, Piece
 
 OPENED = 10**18
 FRAMINGS: tuple[Framing, ...] = ("fixed", "length", "line")

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Engine, event
 from tests.unit.batches import batch_of
 
 from midstream.errors import StoreError
-from midstream.logger import sql
-from midstream.logger.sql import SqlStore
-from midstream.logger.store import Batch, ConnectionRow, Unavailable
+from midstream.storage import sql
+from midstream.storage.sql import SqlStore
+from midstream.storage.store import Batch, ConnectionRow, Unavailable
 
 
 @pytest.fixture

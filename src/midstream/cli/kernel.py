@@ -255,7 +255,7 @@ def _log(config: configuration.Config, role: str | None) -> dict[str, dict[str, 
     if role != "logger":
         return {}
     from midstream.log import account  # with SQLAlchemy, which no other host needs
-    from midstream.logger.databases import open_log
+    from midstream.storage.databases import open_log
 
     with suppress(StoreError), open_log(config.database_url) as log:
         return account.summary(log)

@@ -34,8 +34,8 @@ from midstream.log import verify as verifying
 from midstream.log.decoding import decoded, printable
 from midstream.log.messages import Reader
 from midstream.log.selection import Selection, duration, refuse_unknown_field
-from midstream.logger import retention
-from midstream.logger.stored import StoredMessage
+from midstream.storage import retention
+from midstream.storage.stored import StoredMessage
 
 HOLE, PENDING = 7, 8
 """Exit codes of verify beside those of errors.py: what is stored is right, and it is not all."""

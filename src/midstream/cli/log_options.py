@@ -17,8 +17,8 @@ from midstream.database_url import check
 from midstream.errors import ConfigError
 from midstream.log.conditions import condition
 from midstream.log.selection import Selection, moment
-from midstream.logger.databases import open_log
-from midstream.logger.stored import Log
+from midstream.storage.databases import open_log
+from midstream.storage.stored import Log
 from midstream.toml import show
 
 Url = Annotated[

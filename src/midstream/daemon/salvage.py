@@ -12,11 +12,11 @@ from pathlib import Path
 from midstream import config, modes
 from midstream.errors import MidstreamError
 from midstream.hardworker.streams import Stream
-from midstream.logger.databases import open_spool
-from midstream.logger.run import new_name
 from midstream.logger.spool import path_of
-from midstream.logger.store import STREAM, Batch, ConnectionRow, Piece, Store, Unavailable
 from midstream.lost import Lost, Part, load
+from midstream.storage.databases import open_spool
+from midstream.storage.run import new_name
+from midstream.storage.store import STREAM, Batch, ConnectionRow, Piece, Store, Unavailable
 
 FAILED = "its logger failed; the hardworker had retained what that had not stored"
 

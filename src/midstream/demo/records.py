@@ -10,8 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from midstream.demo.verdict import NOWHERE, Arrivals, Stream, owner
 from midstream.errors import StoreError
 from midstream.hardworker.recording import recorded_dtype
-from midstream.logger.schema import connections, messages
 from midstream.sensor import SENT_DTYPE
+from midstream.storage.schema import connections, messages
 
 CHUNK = 16 << 20  # bytes of payload in memory at a time
 

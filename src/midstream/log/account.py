@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from midstream.log.continuity import Hole, Numbering
 from midstream.log.spans import Span, Spans
-from midstream.logger.store import FRAME
-from midstream.logger.stored import Extent, Log, StoredConnection
+from midstream.storage.store import FRAME
+from midstream.storage.stored import Extent, Log, StoredConnection
 from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Knowledge, Pending
 
 Kind = Literal["again", "coming", "pending", "forgotten", "hole"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from midstream.log.decoding import parse
 from midstream.log.spans import Spans
-from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
+from midstream.storage.stored import Extent, Log, StoredConnection, StoredMessage
 
 _NAME = re.compile(r"(^|_)(seq|sequence|number|counter|index)(_|$)", re.IGNORECASE)
 _HEADER = struct.Struct("<QQ")  # of the messages of `midstream sensor`: number and time

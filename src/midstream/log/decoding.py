@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from midstream.log.conditions import MISSING, Condition, lookup
-from midstream.logger.stored import StoredConnection, StoredMessage
+from midstream.storage.stored import StoredConnection, StoredMessage
 
 Decoded = dict[str, Any]
 

@@ -18,7 +18,7 @@ from midstream.closing import Closing
 from midstream.errors import ConfigError
 from midstream.log.decoding import decoded, field_names, own_name, text_of
 from midstream.log.messages import Reader, nobody
-from midstream.logger.stored import StoredConnection, StoredMessage
+from midstream.storage.stored import StoredConnection, StoredMessage
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
 

@@ -11,7 +11,7 @@ from midstream.log.continuity import Hole
 from midstream.log.decoding import Decoded, text_of
 from midstream.log.export import iso
 from midstream.log.verify import LogVerdict
-from midstream.logger.stored import Extent, StoredConnection, StoredMessage
+from midstream.storage.stored import Extent, StoredConnection, StoredMessage
 
 
 def row(

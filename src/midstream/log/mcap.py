@@ -15,7 +15,7 @@ from mcap.writer import Writer
 from midstream.closing import Closing
 from midstream.fields import Layout
 from midstream.log.decoding import has_fields, own_name, parse, readable, text_of
-from midstream.logger.stored import StoredConnection, StoredMessage
+from midstream.storage.stored import StoredConnection, StoredMessage
 
 _OWN_CHANNELS = 60_000  # connections; MCAP knows 65,535 channels, so those behind them share one a sensor
 _LIBRARY = "midstream"

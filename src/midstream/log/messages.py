@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from midstream.log.decoding import matching
 from midstream.log.selection import Selection
-from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
+from midstream.storage.stored import Extent, Log, StoredConnection, StoredMessage
 
 POLL = 0.2  # seconds between two looks for new messages
 MAX_WAITING = 65536  # messages read ahead of their turn, all connections together

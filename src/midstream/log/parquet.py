@@ -11,7 +11,7 @@ import pyarrow.parquet
 from midstream.closing import Closing
 from midstream.errors import ConfigError
 from midstream.log.decoding import has_fields, own_name
-from midstream.logger.stored import StoredConnection, StoredMessage
+from midstream.storage.stored import StoredConnection, StoredMessage
 
 _ROWS = 1 << 16  # of a row group, and the bytes at which one is written before it has so many
 _BYTES = 32 << 20

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from midstream.errors import ConfigError
 from midstream.log.conditions import Condition
-from midstream.logger.stored import StoredConnection
+from midstream.storage.stored import StoredConnection
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 

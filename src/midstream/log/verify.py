@@ -17,9 +17,9 @@ from midstream.errors import StoreError
 from midstream.framing import PREFIX
 from midstream.log.account import Account, Accounts, accounts
 from midstream.log.messages import nobody
-from midstream.logger import schema
-from midstream.logger.store import FRAME, checksum
-from midstream.logger.stored import Extent, Log, StoredConnection, StoredMessage
+from midstream.storage import schema
+from midstream.storage.store import FRAME, checksum
+from midstream.storage.stored import Extent, Log, StoredConnection, StoredMessage
 
 MAX_FAULTS = 10  # that are told of a connection; the others are counted
 

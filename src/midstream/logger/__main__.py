@@ -10,9 +10,9 @@ from midstream import modes
 from midstream.config import Config
 from midstream.framing import Decoder, decoder
 from midstream.logger import channel
-from midstream.logger.databases import open_spool, open_store
-from midstream.logger.store import FRAME, Store
 from midstream.logger.worker import Worker
+from midstream.storage.databases import open_spool, open_store
+from midstream.storage.store import FRAME, Store
 
 
 def work(holder: socket.socket) -> None:

@@ -22,9 +22,11 @@ from midstream.config import Config
 from midstream.errors import NetworkError
 from midstream.framing import Decoder, decoder
 from midstream.line import Head, Line
-from midstream.logger.databases import open_store
-from midstream.logger.run import Run
-from midstream.logger.store import (
+from midstream.logger.streamed import Streamed
+from midstream.page import Row, unpack
+from midstream.storage.databases import open_store
+from midstream.storage.run import Run
+from midstream.storage.store import (
     FRAME,
     STREAM,
     Batch,
@@ -34,8 +36,6 @@ from midstream.logger.store import (
     Store,
     Unavailable,
 )
-from midstream.logger.streamed import Streamed
-from midstream.page import Row, unpack
 from midstream.told import Forgotten
 
 TURN = 5.0  # seconds to wait for another hardworker's page

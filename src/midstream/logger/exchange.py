@@ -23,7 +23,7 @@ from midstream.logger.admission import Admission, Client
 from midstream.logger.backfilling import Backfilling
 from midstream.logger.holding import Holding
 from midstream.logger.replaying import REQUEST_BYTES, Replaying
-from midstream.logger.store import Unavailable
+from midstream.storage.store import Unavailable
 
 REQUEST = 10.0  # seconds until a client has said what it wants, from its connection on
 

@@ -4,7 +4,7 @@ The application on the hardworker goes on meanwhile. The log knows what it lacks
 count is lost with its process: the hardworker's daemon tells it how much was held (told.py).
 """
 
-from midstream.logger.store import Batch
+from midstream.storage.store import Batch
 from midstream.told import Forgotten
 
 

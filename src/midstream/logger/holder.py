@@ -23,10 +23,10 @@ from midstream.errors import MidstreamError, StoreError
 from midstream.logger import channel
 from midstream.logger.door import Door
 from midstream.logger.held import Held, unread
-from midstream.logger.run import new_name
 from midstream.logger.summary import LoggerSummary
 from midstream.logger.syn import first_sequence
 from midstream.logger.waiting import Waiting
+from midstream.storage.run import new_name
 
 POLL = 0.05  # seconds between two looks at `stop`
 SILENCE = 10.0  # seconds without a word of the first worker after which that is said

@@ -9,8 +9,8 @@ import threading
 from midstream.config import Config
 from midstream.errors import NetworkError
 from midstream.line import Head, Line
-from midstream.logger.databases import open_store
-from midstream.logger.store import Store
+from midstream.storage.databases import open_store
+from midstream.storage.store import Store
 from midstream.told import HeldStream, Pending
 
 MOST = 4096  # connections in a message

@@ -21,7 +21,7 @@ from midstream.errors import FramingError
 from midstream.framing import Decoder
 from midstream.logger.deaf import deafen, listen_again
 from midstream.logger.held import discard, unread
-from midstream.logger.store import Batch, ConnectionRow, Piece, Position
+from midstream.storage.store import Batch, ConnectionRow, Piece, Position
 
 END_OF_STREAM = "end of stream"
 _UNSEEN_RESET = "a reset or a time-out, which a worker saw that was killed"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from midstream.config import Config
 from midstream.errors import StoreError
-from midstream.logger.retention import DatabaseRetention
+from midstream.storage.retention import DatabaseRetention
 
 INTERVAL = 0.25  # seconds between two looks
 

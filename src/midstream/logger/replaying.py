@@ -13,9 +13,9 @@ from typing import NamedTuple
 from midstream.config import Config
 from midstream.errors import NetworkError
 from midstream.line import Head, Line
-from midstream.logger.databases import open_log
-from midstream.logger.stored import Log, StoredConnection
 from midstream.page import Row, pack
+from midstream.storage.databases import open_log
+from midstream.storage.stored import Log, StoredConnection
 
 PAGE_BYTES = 1 << 20
 QUIET = 0.3  # seconds without a new row, more than a commit takes, after which all of it is stored

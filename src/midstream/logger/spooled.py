@@ -14,13 +14,13 @@ from sqlalchemy import URL, Connection, Select, and_, column, delete, func, insp
 from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.closing import Closing
-from midstream.logger import opening, schema
-from midstream.logger.opening import failed, open_engine
-from midstream.logger.run import Run
-from midstream.logger.sql_log import SqlLog
-from midstream.logger.store import FRAME
-from midstream.logger.stored import StoredConnection
 from midstream.page import Row
+from midstream.storage import opening, schema
+from midstream.storage.opening import failed, open_engine
+from midstream.storage.run import Run
+from midstream.storage.sql_log import SqlLog
+from midstream.storage.store import FRAME
+from midstream.storage.stored import StoredConnection
 from midstream.told import Forgotten
 
 ENDED = "its logger ended, and nobody saw how the connection did"

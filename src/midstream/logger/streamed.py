@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from midstream.errors import FramingError
 from midstream.framing import Decoder
-from midstream.logger.store import Batch, ConnectionRow, Piece, Position
+from midstream.storage.store import Batch, ConnectionRow, Piece, Position
 
 
 class Streamed:

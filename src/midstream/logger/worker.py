@@ -19,8 +19,8 @@ from midstream.logger import channel
 from midstream.logger.forgetting import Forgetting
 from midstream.logger.peer import SensorPeer
 from midstream.logger.report import WorkerReport
-from midstream.logger.store import Batch, ConnectionRow, Position, Store, Unavailable
 from midstream.logger.writer import Writer
+from midstream.storage.store import Batch, ConnectionRow, Position, Store, Unavailable
 
 MAX_BATCH_BYTES = 8 << 20  # payload in a batch: batch_size alone would let long messages fill the memory
 MIN_SHARE = 1 << 16  # bytes that a connection may have of a batch, however many there are

@@ -31,10 +31,10 @@ from sqlalchemy.sql import quoted_name
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
-from midstream.logger import schema
-from midstream.logger.opening import failed, open_engine, stored_version
-from midstream.logger.store import FRAME
-from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
+from midstream.storage import schema
+from midstream.storage.opening import failed, open_engine, stored_version
+from midstream.storage.store import FRAME
+from midstream.storage.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
 from midstream.told import Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:

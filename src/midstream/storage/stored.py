@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
-from midstream.logger.run import Run
+from midstream.storage.run import Run
 from midstream.told import Knowledge
 
 if TYPE_CHECKING:

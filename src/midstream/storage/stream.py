@@ -19,8 +19,8 @@ from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 
 from midstream.errors import StoreError
-from midstream.logger.nats_servers import API_TIMEOUT, NatsServers, address
-from midstream.logger.store import Unavailable
+from midstream.storage.nats_servers import API_TIMEOUT, NatsServers, address
+from midstream.storage.store import Unavailable
 
 PATIENCE = 20.0  # seconds that servers have to answer; a new leader needs 5 to 7
 RETRY = 0.1  # seconds from one try to the next

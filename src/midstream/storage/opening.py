@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.pool import StaticPool
 
 from midstream.errors import StoreError
-from midstream.logger import schema
+from midstream.storage import schema
 
 LOCK_TIMEOUT = 5.0  # seconds that SQLite waits for another program's transaction
 _RETRY = 0.001  # seconds between two looks whether it has ended

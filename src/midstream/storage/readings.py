@@ -14,9 +14,9 @@ from sqlalchemy.sql import quoted_name
 from sqlalchemy.types import TypeEngine
 
 from midstream.errors import StoreError
-from midstream.logger import schema
-from midstream.logger.inserts import Insert
-from midstream.logger.opening import fault
+from midstream.storage import schema
+from midstream.storage.inserts import Insert
+from midstream.storage.opening import fault
 
 if TYPE_CHECKING:
     from midstream.fields import Column as Value

@@ -13,8 +13,8 @@ from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 
 from midstream.errors import StoreError
-from midstream.logger.store import Unavailable
 from midstream.nats_url import EXPECTED, NatsUrl
+from midstream.storage.store import Unavailable
 
 VERSION = 1  # of subjects, headers and JSON; in the stream's metadata
 CONNECT_TIMEOUT = 2.0  # seconds for each server

@@ -9,11 +9,11 @@ from sqlalchemy import URL
 
 from midstream.config import Config
 from midstream.errors import StoreError
-from midstream.logger.room import Room
-from midstream.logger.sql import SqlStore
-from midstream.logger.sql_log import SqlLog
-from midstream.logger.store import Store
-from midstream.logger.stored import Log
+from midstream.storage.room import Room
+from midstream.storage.sql import SqlStore
+from midstream.storage.sql_log import SqlLog
+from midstream.storage.store import Store
+from midstream.storage.stored import Log
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -58,14 +58,14 @@ def open_log(url: str, *, framing: str = "fixed", layout: "Layout | None" = None
     """
     if url.startswith("nats://"):
         with _nats_package():
-            from midstream.logger.jetstream_log import JetStreamLog
+            from midstream.storage.jetstream_log import JetStreamLog
         return JetStreamLog(url, framing=framing, layout=layout)
     return SqlLog(url, framing=framing, layout=layout)
 
 
 def _jetstream(config: Config, layout: "Layout | None", longest: int) -> Store:
     with _nats_package():
-        from midstream.logger.jetstream import JetStreamStore
+        from midstream.storage.jetstream import JetStreamStore
     return JetStreamStore(config.database_url, framing=config.data.framing, layout=layout, longest=longest)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, case, delete, exists, func, insert, or_, select, update
 
-from midstream.logger.run import Run
-from midstream.logger.schema import connections, forgotten, held, messages, pending
+from midstream.storage.run import Run
+from midstream.storage.schema import connections, forgotten, held, messages, pending
 from midstream.told import CLOSED, OPEN, UNTOLD, HeldStream, Pending
 
 _ENDINGS = {

@@ -23,10 +23,10 @@ from nats.js.errors import APIError, NotFoundError
 from midstream.closing import Closing
 from midstream.errors import StoreError
 from midstream.framing import Framing
-from midstream.logger.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
-from midstream.logger.published import BATCH_MESSAGES, HEADERS_SIZE, PLACE, Item, Published, batches
-from midstream.logger.store import FRAME, Batch, ConnectionRow, Position, Unavailable
 from midstream.nats_url import EXPECTED
+from midstream.storage.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
+from midstream.storage.published import BATCH_MESSAGES, HEADERS_SIZE, PLACE, Item, Published, batches
+from midstream.storage.store import FRAME, Batch, ConnectionRow, Position, Unavailable
 from midstream.told import OPEN, Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:

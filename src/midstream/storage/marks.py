@@ -23,9 +23,9 @@ from sqlalchemy import (
     select,
 )
 
-from midstream.logger import schema
-from midstream.logger.passed import Clocks, Passed
-from midstream.logger.store import FRAME
+from midstream.storage import schema
+from midstream.storage.passed import Clocks, Passed
+from midstream.storage.store import FRAME
 
 SAMPLES = 64  # pieces of a connection that was stored before it was first looked at
 OVERLAP = 1000  # ids that may be committed later than higher ones

@@ -18,8 +18,8 @@ from sqlalchemy import Connection, func, insert, select, text, update
 
 from midstream.closing import Closing
 from midstream.config import Config
-from midstream.logger.schema import connections, forgotten
-from midstream.logger.store import Unavailable
+from midstream.storage.schema import connections, forgotten
+from midstream.storage.store import Unavailable
 
 ROW = 64  # bytes of a message's row and of its index besides the payload, about
 CONNECTION = 256  # bytes of a connection's row and of its index, about

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, and_, column, delete, func, inspect, 
 from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.errors import StoreError
-from midstream.logger import opening, schema, telling
-from midstream.logger.marks import Kept, RetentionMark, RetentionMarks
-from midstream.logger.opening import failed, open_engine, stored_version
-from midstream.logger.passed import KERNEL, Clocks
+from midstream.storage import opening, schema, telling
+from midstream.storage.marks import Kept, RetentionMark, RetentionMarks
+from midstream.storage.opening import failed, open_engine, stored_version
+from midstream.storage.passed import KERNEL, Clocks
 
 ROWS = 2000  # that a statement removes
 HOLD = 0.04  # seconds after which a transaction ends

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
-from midstream.logger.store import FRAME
-from midstream.logger.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
-from midstream.logger.stream import Found, JetStreamStream
-from midstream.logger.stream_connections import Known, StreamConnections
+from midstream.storage.store import FRAME
+from midstream.storage.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
+from midstream.storage.stream import Found, JetStreamStream
+from midstream.storage.stream_connections import Known, StreamConnections
 from midstream.told import Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from midstream.framing import Framing
-from midstream.logger.store import Batch, ConnectionRow, Piece
+from midstream.storage.store import Batch, ConnectionRow, Piece
 from midstream.told import Forgotten, HeldStream, Pending
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch

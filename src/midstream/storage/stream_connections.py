@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any
 
 from midstream.errors import StoreError
-from midstream.logger.published import CHECKSUM, PLACE
-from midstream.logger.stored import MAX_BYTES, MAX_ROWS
-from midstream.logger.stream import Found, JetStreamStream, Question, StreamState
+from midstream.storage.published import CHECKSUM, PLACE
+from midstream.storage.stored import MAX_BYTES, MAX_ROWS
+from midstream.storage.stream import Found, JetStreamStream, Question, StreamState
 
 
 @dataclass(slots=True)

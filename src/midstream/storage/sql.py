@@ -24,16 +24,16 @@ from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
-from midstream.logger import readings, schema, telling
-from midstream.logger.inserts import inserter
-from midstream.logger.opening import begin_writing, fault, open_with
-from midstream.logger.schema import connections, forgotten, fragments, messages
-from midstream.logger.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+from midstream.storage import readings, schema, telling
+from midstream.storage.inserts import inserter
+from midstream.storage.opening import begin_writing, fault, open_with
+from midstream.storage.schema import connections, forgotten, fragments, messages
+from midstream.storage.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
 from midstream.told import Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
-    from midstream.logger.room import Room
+    from midstream.storage.room import Room
 
 LOCK_TIMEOUT = 1.0  # seconds SQLite waits for another program's transaction
 CONNECT_TIMEOUT = 5  # seconds for a server
