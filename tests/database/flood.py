@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from sqlalchemy import create_engine, func, inspect, select
-from tests.unit.site import Serving, Site, wait_until
+from tests.support.site import Serving, Site, wait_until
 
 from midstream.storage import schema
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.unit.exchanges import exchanging
-from tests.unit.site import SIZE, Site, wait_until
-from tests.unit.spools import Receiving, batch, contents, drain, ended, opening, payloads, spool
+from tests.support.exchanges import exchanging
+from tests.support.site import SIZE, Site, wait_until
+from tests.support.spools import Receiving, batch, contents, drain, ended, opening, payloads, spool
 
 from midstream.config import Config, load
 from midstream.log.messages import Reader

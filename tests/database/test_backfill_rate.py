@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests.database import servers
 from tests.database.test_backfill import configured, running
-from tests.unit import site as sites
-from tests.unit.site import wait_until
-from tests.unit.spools import batch, ended, opening, payloads, spool
+from tests.support import site as sites
+from tests.support.site import wait_until
+from tests.support.spools import batch, ended, opening, payloads, spool
 
 from midstream.logger.spooled import spool_state
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 from tests.database import servers
 from tests.database.servers import patient
-from tests.unit.batches import batch_of, end
+from tests.support.batches import batch_of, end
 
 from midstream import config as configuration
 from midstream import fields

@@ -14,8 +14,8 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from tests.database import servers
 from tests.database.servers import patient
-from tests.unit.batches import batch_of, end
-from tests.unit.site import SIZE, Serving, Site, Workers, wait_until
+from tests.support.batches import batch_of, end
+from tests.support.site import SIZE, Serving, Site, Workers, wait_until
 
 from midstream.errors import ConfigError, StoreError
 from midstream.log.verify import verify

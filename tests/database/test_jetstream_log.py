@@ -12,8 +12,8 @@ import pytest
 from nats.aio.client import Client
 from tests.database import servers
 from tests.database.test_jetstream import has_all_replicas
-from tests.unit.batches import batch_of, end
-from tests.unit.site import wait_until
+from tests.support.batches import batch_of, end
+from tests.support.site import wait_until
 
 from midstream.errors import StoreError
 from midstream.log.messages import Reader

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.unit.exchanges import Young, exchanging, message, send
-from tests.unit.fake_ring import FakeRing
-from tests.unit.site import Serving, Site
+from tests.support.exchanges import Young, exchanging, message, send
+from tests.support.fake_ring import FakeRing
+from tests.support.site import Serving, Site
 
 from midstream.ebpf.records import OPEN
 from midstream.framing import Framing, encode

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy.exc import DBAPIError
-from tests.unit.batches import batch_of, end
+from tests.support.batches import batch_of, end
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout

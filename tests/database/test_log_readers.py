@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.unit.batches import batch_of, end
+from tests.support.batches import batch_of, end
 
 from midstream.cli import main
 from midstream.fields import Field, Layout

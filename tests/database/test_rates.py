@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.unit import site as sites
-from tests.unit.site import Serving, Site
+from tests.support import site as sites
+from tests.support.site import Serving, Site
 
 CHUNK = 1024  # messages sent in one call
 

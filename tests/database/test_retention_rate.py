@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tests.database import servers
 from tests.database.flood import Flooded, flood
-from tests.unit import site as sites
-from tests.unit.site import Site
+from tests.support import site as sites
+from tests.support.site import Site
 
 MARGIN = (
     2.5  # seconds of what arrives, beside a sixteenth of keep_size, on a machine that does other work too

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.unit.site import SIZE
-from tests.unit.spools import Receiving, contents, drain
-from tests.unit.test_salvage import (
+from tests.support.site import SIZE
+from tests.support.spools import Receiving, contents, drain
+from tests.unit.daemon.test_salvage import (
     at_once,
     configured,
     each_framing,

@@ -6,7 +6,7 @@ from math import nan
 
 import pytest
 from sqlalchemy import create_engine, text
-from tests.unit.batches import batch_of, end
+from tests.support.batches import batch_of, end
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout

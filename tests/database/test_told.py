@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.database import servers
-from tests.unit.batches import batch_of, end
+from tests.support.batches import batch_of, end
 
 from midstream.log.account import accounts
 from midstream.storage.databases import open_log

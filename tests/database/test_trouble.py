@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 from tests.database import servers
-from tests.unit.site import SIZE, Serving, Site, Workers, verify, wait_until
+from tests.support.site import SIZE, Serving, Site, Workers, verify, wait_until
 
 from midstream.errors import StoreError
 from midstream.logger import Logger

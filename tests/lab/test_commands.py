@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
-from tests.unit import patients
-from tests.unit.patients import FOREIGN, HARDWORKER, LOGGER
+from tests.support import patients
+from tests.support.patients import FOREIGN, HARDWORKER, LOGGER
 
 from midstream.doctor import interface, neighbours
 from midstream.doctor.finding import Finding

@@ -18,7 +18,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships n
 from tests.lab.ends import Ends, running
 from tests.lab.processes import on_host
 from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, started, wait_until
-from tests.unit.announcements import announcement
+from tests.support.announcements import announcement
 
 from midstream import network
 from midstream.daemon import discovery

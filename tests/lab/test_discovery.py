@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from tests.lab.triangle import HARDWORKER, SENSOR, wait_until
-from tests.unit.announcements import announcement
+from tests.support.announcements import announcement
 
 from midstream.daemon import interface
 from midstream.daemon.announcement import Announcement

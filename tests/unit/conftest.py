@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.logs import LogFile
+from tests.support.logs import LogFile
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.hosts import configure
+from tests.support.hosts import configure
 
 from midstream.config import load
 from midstream.errors import ConfigError

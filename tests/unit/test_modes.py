@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.site import Site
+from tests.support.site import Site
 
 from midstream import key, modes
 from midstream.daemon import status

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tests.unit.fake_ring import FakeRing
+from tests.support.fake_ring import FakeRing
 
 from midstream.hardworker import forms
 from midstream.hardworker.source import Segment

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.hosts import HARDWORKER, LOGGER, SENSORS, free_port, topology
+from tests.support.hosts import HARDWORKER, LOGGER, SENSORS, free_port, topology
 
 from midstream import network
 from midstream.config import Config
