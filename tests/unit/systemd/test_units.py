@@ -82,7 +82,7 @@ def test_a_unit_starts_a_command_of_ours(name: str) -> None:
     assert program == PROGRAM
     assert arguments[-2:] == ["--config", "/etc/midstream/config.toml"]
     if command != "daemon":
-        assert command in import_module("midstream.cli")._MODULES
+        assert command in import_module("midstream.cli").COMMANDS
 
 
 def test_the_daemon_is_watched() -> None:
