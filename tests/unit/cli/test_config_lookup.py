@@ -65,7 +65,7 @@ def commands() -> Iterator[tuple[str, object]]:
 def test_every_command_looks_there(name: str, callback: object) -> None:
     """Each that takes a config.toml takes it by this option."""
     annotations = getattr(callback, "__annotations__", {})
-    if "path" not in annotations or name.startswith(("key", "packet")):
+    if "path" not in annotations or name.startswith(("init", "key", "packet")):
         return
     assert annotations["path"] is options.Config, name
 
