@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 BOTH = "test_deaths"  # where midstream's sensor and a plain client send at once
-NAMED = re.compile(r"`(test_\w+)` \(`(\w+)`\)")
+NAMED = re.compile(r"`((?:\w+/)*test_\w+)` \(`(\w+)`\)")
 
 
 def rows() -> list[list[str]]:
