@@ -43,9 +43,10 @@ bench: setup ## what a message costs the hardworker, compared (as root, under 10
 	@tools/packages.sh bench
 	$(BIN)/midstream bench $(ARGS)
 
-test-kernels: setup ## every eBPF program on Linux 6.1, 6.12, the newest and this one (as root)
+test-kernels: setup ## every eBPF program on Linux 6.1, 6.12, the newest and this one; what a message costs (as root)
 	@tools/packages.sh vm
 	$(BIN)/python tests/vm/sweep.py --tests $(ARGS)
+	$(BIN)/python -m pytest -m vm bench/tests/vm/test_gate.py
 
 test-hosts: setup ## the services on three hosts with systemd (as root; at first some minutes)
 	@tools/packages.sh hosts

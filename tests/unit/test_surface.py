@@ -1,9 +1,11 @@
 """What users may build on: names, errors and exit codes. A change here is a change of the interface."""
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -93,3 +95,26 @@ def test_importing_midstream_starts_no_compiler_and_loads_no_library() -> None:
         "sys.exit('libbpf' in maps or '/ring-' in maps or 'pyroute2' in sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=30)
+
+
+def offered() -> list[tuple[str, object]]:
+    """Everything that is offered, with the public methods of its classes."""
+    found: list[tuple[str, object]] = []
+    for name in NAMES:
+        value = getattr(midstream, name)
+        found.append((name, value))
+        members = [(below, getattr(value, below)) for below in vars(value) if not below.startswith("_")]
+        found += [(f"{name}.{below}", member) for below, member in members if callable(member)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(*pair, id=pair[0]) for pair in offered()])
+def test_what_is_offered_is_described_and_typed(name: str, value: object) -> None:
+    assert inspect.getdoc(value), f"{name}: says nothing of itself"
+    function = vars(value).get("__init__", value) if isinstance(value, type) else value
+    if not inspect.isfunction(function):
+        return
+    hints = typing.get_type_hints(function)
+    parameters = [each for each in inspect.signature(function).parameters if each not in ("self", "cls")]
+    assert not [each for each in parameters if each not in hints], f"{name}: a parameter has no type"
+    assert "return" in hints, f"{name}: its result has no type"
