@@ -24,7 +24,7 @@ from tests.program.bench import TOPOLOGY, XDP_PASS, XDP_TX, Bench
 from midstream.ebpf import records
 from midstream.hardworker.handler import SocketHandler
 from midstream.hardworker.source import Segment
-from midstream.hardworker.streams import Stream
+from midstream.hardworker.streams import Stream, Streams
 from midstream.network import Host
 from midstream.packet import Packet
 
@@ -223,7 +223,7 @@ class SocketPath(Path):
 
     def _segments(self) -> Iterator[Segment]:
         self._handler.look()
-        while segment := self._handler.next():
+        while segment := self._handler.next(0, Streams()):
             yield segment
 
 

@@ -18,10 +18,10 @@ from tests.program.reference import source
 from midstream.ebpf import libbpf, records
 from midstream.ebpf.pins import ensure_bpffs
 from midstream.ebpf.retained import Committed, retained
-from midstream.hardworker.forms import Rows
+from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.ring import Ring
-from midstream.hardworker.source import Pace
 from midstream.hardworker.streams import Stream, Streams
+from midstream.hardworker.views import Rows
 from midstream.packet import Flags
 
 SIZE, RING = 48, 1 << 16
@@ -68,7 +68,7 @@ class Sent:
 def read(ring: Ring, streams: Streams) -> None:
     """All that there is; and be done with it."""
     ring.look()
-    while len(ring.regular(SIZE, streams)) or ring.next():
+    while ring.next(SIZE, streams) is not None:
         pass
     assert ring.commit(streams)
 
@@ -171,15 +171,15 @@ def test_a_reader_that_retains_sleeps_until_something_is_stored(bench: Bench, fo
         assert ring.used == 5 * STRIDE
 
 
-def take_turns(bench: Bench, told: int) -> None:
-    """Read by turns until killed, and say after each how far."""
+def read_by_cycles(bench: Bench, told: int) -> None:
+    """Read in cycles until killed, and say after each how far."""
     with suppress(KeyboardInterrupt), closing(source(bench, retain=bench.ring.size // 2)) as ring:
         snapshot = ring.restore()
         assert snapshot is not None
         streams = Streams.restore(snapshot.table, snapshot.pending, (), lambda: None)
-        turn = ring.pace(Rows(SIZE), Pace(SIZE, 200_000, 0, told), streams)
+        cycle = ring.prepare(Rows(SIZE), SIZE, Cadence(0.0002), told, streams)
         while True:
-            turn()
+            cycle()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_killed_at_any_moment(bench: Bench, folder: Path, kills: int) -> None:
     fork = get_context("fork")
     never = select.epoll()
     for _ in range(kills):
-        reader = fork.Process(target=take_turns, args=(bench, never.fileno()))
+        reader = fork.Process(target=read_by_cycles, args=(bench, never.fileno()))
         reader.start()
         end = time.monotonic() + numbers.uniform(0.01, 0.05)
         while time.monotonic() < end:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.support.fake_ring import FakeRing
 
-from midstream.hardworker import forms
+from midstream.hardworker import views
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream as Ordered
 from midstream.hardworker.streams import Streams
@@ -71,7 +71,7 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
     for number in (1, 2):
         streams.open(number, Ordered())
     callback = python.Columns(application)
-    form = forms.Columns(SIZE, callback.payload, python.COLUMNS)
+    view = views.Columns(SIZE, callback.payload, python.COLUMNS)
 
     def deliver(*rows: tuple[int, int], said: int | None = None) -> int:
         before = application.errors
@@ -79,8 +79,9 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
             data = message(number, sequence if said is None else said, 0, SIZE)
             ring.put(Segment(number, 0, 1, sequence * SIZE, 5, 0, data))
         reader.look()
-        batch = reader.regular(SIZE, streams)
-        callback.deliver(len(batch), form.of(batch))
+        batch = reader.next(SIZE, streams)
+        assert isinstance(batch, np.ndarray)
+        callback.deliver(len(batch), view.of(batch))
         if not application.measuring:
             callback.verify(batch)
         reader.commit(streams)
@@ -88,7 +89,7 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
 
     assert deliver((1, 0), (2, 0)) == 0
     assert deliver((1, 1), (1, 2), (2, 1)) == 0  # a connection twice
-    assert reader.newest == 5
+    assert reader.standing.newest == 5
     assert (application.messages, application.verified) == (5, 5)
     assert deliver((1, 3), said=7) == 1
     os.kill(os.getpid(), signal.SIGUSR1)

@@ -5,7 +5,7 @@ streams puts bytes in order; receiver makes messages of them, which is what an a
 """
 
 from midstream.hardworker.assembly import Totals
+from midstream.hardworker.hardworker import Hardworker
 from midstream.hardworker.messages import Message, batch_dtype
-from midstream.hardworker.receiver import Hardworker
 
 __all__ = ["Hardworker", "Message", "Totals", "batch_dtype"]

@@ -58,7 +58,7 @@ class Assembly:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from where an earlier reader committed."""
-        self._count(self.streams.given, self.streams.given * self._size)
+        self._count(self.streams.delivered, self.streams.delivered * self._size)
         self.streams = Streams.restore(snapshot.table, snapshot.pending, snapshot.kept, self._decoder)
 
     def abandon(self) -> None:
@@ -85,8 +85,12 @@ class Assembly:
     @property
     def totals(self) -> Totals:
         """As of now."""
-        totals, given = self._totals, self.streams.given
-        return replace(totals, messages=totals.messages + given, bytes=totals.bytes + given * self._size)
+        totals, delivered = self._totals, self.streams.delivered
+        return replace(
+            totals,
+            messages=totals.messages + delivered,
+            bytes=totals.bytes + delivered * self._size,
+        )
 
     def _count(self, messages: int, size: int) -> None:
         """So many messages, of so many bytes together, are delivered."""

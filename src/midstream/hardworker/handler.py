@@ -15,16 +15,14 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from midstream.descriptors import raise_limit
 from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import NetworkError
-from midstream.hardworker.forms import Form, Turn
+from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.journal import Snapshot
-from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Beginning, Pace, Segment
+from midstream.hardworker.source import Beginning, Cycle, Segment, Standing, Status
 from midstream.hardworker.streams import Streams
+from midstream.hardworker.views import View
 from midstream.network import Topology
 
 _CHUNK = 1 << 18  # bytes read at a time
@@ -83,31 +81,22 @@ class SocketHandler:
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
 
-    timer = -1  # its sockets are its own
-
     def look(self) -> None:
         """Up to _BATCH bytes may be read until the next look."""
         self._taken = 0
 
-    def tend(self) -> None:
-        """Nothing is ever due."""
-
-    def regular(self, size: int, streams: Streams) -> np.ndarray:
-        """Always empty: a socket knows no boundaries of messages."""
-        del streams
-        return np.empty(0, batch_dtype(size))
-
-    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
-        """A turn that does nothing: a socket is read step by step."""
-        del form, pace, streams
+    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
+        """A cycle that does nothing: a socket is read step by step."""
+        del view, size, cadence, attention, streams
         return lambda: None
 
-    def found(self) -> np.ndarray | None:
-        """None: a turn finds nothing."""
-        return None
+    def last_batch(self) -> None:
+        """None: a cycle finds nothing."""
 
-    def next(self) -> Segment | None:
-        """The next segment, after one look at all sockets if none is at hand."""
+    def next(self, size: int, streams: Streams) -> Segment | None:
+        """The next segment, after one look at all sockets if none is at hand: a socket knows no boundaries of
+        messages."""
+        del size, streams
         if not self._segments and self._taken < _BATCH:
             accepting = False
             for fd, events in self._poll.poll(0):
@@ -127,11 +116,6 @@ class SocketHandler:
         """None: a socket's bytes are gone with the process that read them."""
         return None
 
-    @property
-    def has_uncommitted(self) -> bool:
-        """False: nothing is given again."""
-        return False
-
     def commit(self, streams: Streams) -> bool:
         """Nothing to give back: what was read is the application's own."""
         del streams
@@ -142,15 +126,11 @@ class SocketHandler:
         return self._poll.fileno()
 
     @property
-    def newest(self) -> int:
-        """0: the kernel does not tell when it received."""
-        return 0
-
-    @property
-    def fill(self) -> float:
-        """How much waits for the logger, of what may, on the fullest connection."""
+    def standing(self) -> Standing:
+        """Nothing is given again, and the kernel does not tell when it received. Full is what waits for the
+        logger, of what may, on the fullest connection. Its sockets are its own: nothing is ever due."""
         fullest = max((len(relay.outer.waiting) for relay in self._relays.values()), default=0)
-        return min(1.0, fullest / _WAITING)
+        return Standing(Status.DECLINED, False, 0, min(1.0, fullest / _WAITING), -1)
 
     def close(self) -> None:
         """End all connections; a sensor that is not done sees a reset."""

@@ -9,8 +9,8 @@ import numpy as np
 from midstream import modes
 from midstream.closing import Closing
 from midstream.errors import ConfigError
+from midstream.hardworker.hardworker import Hardworker
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.receiver import Hardworker
 
 
 def recorded_dtype(size: int) -> np.dtype[np.void]:

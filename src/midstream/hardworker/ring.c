@@ -37,10 +37,10 @@ struct open {
 struct streams {
 	struct open *table;
 	uint64_t count; /* rows of it */
-	uint64_t given; /* messages that midstream_regular has found */
+	uint64_t delivered; /* messages that midstream_regular has found */
 };
 
-/* A value of every message, to be copied out of its record. forms.py says the same. */
+/* A value of every message, to be copied out of its record. views.py says the same. */
 struct column {
 	uint64_t offset;  /* in the record, its head included */
 	uint64_t size;	  /* bytes */
@@ -100,15 +100,15 @@ struct reader {
 	uint64_t table_size; /* of each of the two behind it, bytes */
 	uint64_t retain;     /* bytes of the ring that may be retained for the logger; 0: none are */
 	uint64_t heard;	     /* the generation that has been looked at */
-	/* For turns: */
-	uint64_t period;      /* nanoseconds; 0: a turn is when something was stored */
+	/* For cycles: */
+	uint64_t period;      /* nanoseconds; 0: a cycle is when something was stored */
 	uint64_t follow;      /* nanoseconds after `newest` at which a period begins; 0: they begin at 0 */
 	uint64_t stop;	      /* the descriptor that ends a sleep: to stop, or to see to something */
 	uint64_t event;	      /* without a period: of an epoll set of that and, edge-triggered, the ring */
 	uint64_t size;	      /* bytes a message */
 	uint64_t most;	      /* rows of a table for which the journal has room */
 	uint64_t spilled;     /* 1: parts of messages are kept elsewhere */
-	uint64_t start;	      /* position of the first message that the last turn found, */
+	uint64_t start;	      /* position of the first message that the last cycle found, */
 	uint64_t found;	      /* and how many; NOTHING: it did nothing, or they are given back */
 	uint64_t phase;	      /* where in `data` the view of rows begins */
 	const struct column *columns;
@@ -116,6 +116,17 @@ struct reader {
 	uint64_t usual;		/* columns have room for fewer messages */
 	uint64_t timer;		/* the descriptor of watch.py's; `stop` polls readable with it */
 	uint64_t seen;		/* the producer's position when that last expired */
+	uint64_t status;	/* how the last cycle ended */
+};
+
+/* source.py says the same. */
+enum status {
+	WHOLE,	   /* all that has arrived was given */
+	MORE,	   /* behind the batch found there are records that are no whole messages, or not in order */
+	UNFIT,	   /* the batch found does not fit what was prepared */
+	DECLINED,  /* it did nothing: what was read before is more than it can commit */
+	ENDED,	   /* it committed, and then `stop` or the timer ended its sleep */
+	SIGNALLED, /* it committed, and then the handler of a signal ran */
 };
 
 #define NOTHING (~0ull)
@@ -240,7 +251,7 @@ uint64_t midstream_regular(struct reader *reader, uint32_t size)
 		found++;
 	}
 	reader->position = position;
-	reader->streams->given += found;
+	reader->streams->delivered += found;
 	return found;
 }
 
@@ -450,27 +461,21 @@ static void gather(const struct reader *reader)
 	}
 }
 
-#define INTERRUPTED (-1)
-#define WHOLE 0
-#define MORE 1 /* to be read, records that are no whole messages; or nothing was done, since that takes more */
-
-/* A whole turn of a reader: commit, sleep, and midstream_regular on what has arrived then. INTERRUPTED: a signal came. */
-static int turn(struct reader *reader)
+/* A whole cycle of a reader: commit, sleep, and midstream_regular on what has arrived then. */
+static enum status cycle(struct reader *reader)
 {
 	int ended;
 
 	reader->found = NOTHING;
 	if (!is_plain(reader))
-		return MORE;
+		return DECLINED;
 	if (reader->position != reader->committed)
 		midstream_commit(reader, (const uint8_t *)"", 0);
 	do
 		ended = sleep(reader);
 	while (ended > 0 && goes_on(reader));
-	if (ended < 0)
-		return INTERRUPTED;
 	if (ended)
-		return MORE;
+		return ended < 0 ? SIGNALLED : ENDED;
 	reader->start = reader->position;
 	reader->end = LOOK;
 	reader->found = midstream_regular(reader, reader->size);
@@ -488,45 +493,49 @@ static int fits(const struct reader *reader, uint64_t start, uint64_t stride)
 }
 
 /* The messages found, of what Python prepared: of a list of columns those at their number, of a view of the ring a
- * slice. None if they do not fit it.
+ * slice.
  */
-static PyObject *give(const struct reader *reader, PyObject *prepared)
+static PyObject *give(const struct reader *reader, PyObject *prepared, uint64_t start, uint64_t stride)
 {
-	uint64_t stride = occupied(record_length(reader->size)), start = reader->start & reader->mask, row = 0;
-	PyObject *columns = &_Py_NoneStruct;
+	PyObject *columns;
+	uint64_t row = 0;
 
-	if (fits(reader, start, stride)) {
-		if (!reader->columns_count) {
-			if (reader->found)
-				row = (start - reader->phase) / stride;
-			return PySequence_GetSlice(prepared, row, row + reader->found);
-		}
-		gather(reader);
-		columns = PyList_GetItem(prepared, reader->found);
+	if (!reader->columns_count) {
+		if (reader->found)
+			row = (start - reader->phase) / stride;
+		return PySequence_GetSlice(prepared, row, row + reader->found);
 	}
+	gather(reader);
+	columns = PyList_GetItem(prepared, reader->found);
 	Py_IncRef(columns);
 	return columns;
 }
 
-/* A turn for Python, without arguments; other threads run while it sleeps. `turns`: the reader's address, what was
- * prepared to be given, and what has to stay in memory. None if Python has to go on, also after the handler of a signal,
- * which may have closed the reader.
+/* A cycle for Python, without arguments; other threads run while it sleeps. `prepared`: the reader's address, what is
+ * to be given, and what has to stay in memory. None if Python has to go on, as `status` says; also after the handler of
+ * a signal, which may have closed the reader.
  */
-static PyObject *python_turn(PyObject *turns, PyObject *nothing)
+static PyObject *python_cycle(PyObject *prepared, PyObject *nothing)
 {
-	struct reader *reader = PyLong_AsVoidPtr(PyList_GetItem(turns, 0));
+	struct reader *reader = PyLong_AsVoidPtr(PyList_GetItem(prepared, 0));
 	void *thread = PyEval_SaveThread();
-	int answer = turn(reader);
+	enum status status = cycle(reader);
+	uint64_t start, stride;
 
 	(void)nothing;
 	PyEval_RestoreThread(thread);
-	if (answer == WHOLE)
-		return give(reader, PyList_GetItem(turns, 1));
-	if (answer == INTERRUPTED) {
+	if (status == WHOLE) {
+		start = reader->start & reader->mask;
+		stride = occupied(record_length(reader->size));
+		if (fits(reader, start, stride))
+			return give(reader, PyList_GetItem(prepared, 1), start, stride);
+		status = UNFIT;
+	} else if (status == SIGNALLED) {
 		if (PyErr_CheckSignals())
 			return 0;
 		reader->found = NOTHING; /* whatever the handler read */
 	}
+	reader->status = status;
 	Py_IncRef(&_Py_NoneStruct);
 	return &_Py_NoneStruct;
 }
@@ -539,12 +548,12 @@ static const struct {
 	PyObject *(*function)(PyObject *self, PyObject *nothing);
 	int flags;
 	const char *doc;
-} turn_method = { "turn", python_turn, METH_NOARGS, 0 };
+} cycle_method = { "cycle", python_cycle, METH_NOARGS, 0 };
 
-/* Turns, as a function that is built into Python: to call that takes half as long as ctypes. Called with Python's lock
+/* Cycles, as a function that is built into Python: to call that takes half as long as ctypes. Called with Python's lock
  * held.
  */
-PyObject *midstream_turns(PyObject *turns)
+PyObject *midstream_cycles(PyObject *prepared)
 {
-	return PyCFunction_NewEx(&turn_method, turns, 0);
+	return PyCFunction_NewEx(&cycle_method, prepared, 0);
 }

@@ -18,18 +18,19 @@ from midstream.ebpf import compiler, records, ring_server
 from midstream.ebpf.hashmap import HashMap
 from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
-from midstream.hardworker.forms import Columns, Form, Turn
+from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Beginning, Pace, Segment
+from midstream.hardworker.source import Beginning, Cycle, Segment, Standing, Status
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
+from midstream.hardworker.views import Columns, View
 from midstream.hardworker.watch import Watch
 
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
 _LOOK = (1 << 64) - 1  # as `end` in ring.c
 _BLOCK = 64  # a record has room for whole blocks of payload
-_VIEWS = 1024  # of the whole ring, kept for turns
+_VIEWS = 1024  # of the whole ring, kept for cycles
 _STORED = select.EPOLLIN | select.EPOLLET
 _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster than NumPy does
 
@@ -68,8 +69,9 @@ _HEAD = struct.Struct("<QQIIHHHH")  # ebpf/records.py: RECORD, unpacked faster t
     _USUAL,
     _TIMER,
     _SEEN,
+    _STATUS,
     _WORDS,
-) = range(32)
+) = range(33)
 _NOTHING = (1 << 64) - 1  # found
 
 
@@ -109,19 +111,18 @@ class Ring:
         self._state = memory.data
         self._library = _library()
         self._regular = self._library.midstream_regular
-        self._rows: np.dtype | None = None  # if turns give these,
+        self._rows: np.dtype | None = None  # if cycles give these,
         self._views: dict[int, np.ndarray] = {}  # of which
-        # What a turn gives is the second; while it sleeps, nothing of the others may go.
+        # What a cycle gives is the second; while it sleeps, nothing of the others may go.
         kept = (memory, consumer, pages, journal.memory, word)
-        self._turns: list[object] = [self._reader, None, kept, None]
-        self._turn = _turn(self._turns)
+        self._prepared: list[object] = [self._reader, None, kept, None]
+        self._cycle = _cycle(self._prepared)
         self._journal, self._spill = journal, spill
         self._event, self._let_go, self._patience = event, close, patience
         self._beginnings = np.zeros(0, records.BEGINNINGS) if beginnings is None else beginnings
         self._events: select.epoll | None = None  # for `fileno`,
-        self._turn_events: select.epoll | None = None  # and for turns without a period
+        self._cycle_events: select.epoll | None = None  # and for cycles without a period
         self._watch = watch
-        self.timer = watch.timer if watch else -1
         self._snapshot = journal.load()
         pieces = spill.load(self._snapshot)
         if self._snapshot:
@@ -138,7 +139,7 @@ class Ring:
         state[_MOST], state[_SPILLED] = journal.connections, spill.in_use
         state[_JOURNAL], state[_COPY_SIZE] = journal.memory.ctypes.data, journal.copy_size
         state[_FOUND] = _NOTHING
-        state[_TIMER], state[_SEEN] = max(self.timer, 0), self._stored
+        state[_TIMER], state[_SEEN] = watch.timer if watch else 0, self._stored
         # A reader killed in `commit` may have left this undone.
         self._library.midstream_give_back(self._reader)
 
@@ -184,32 +185,32 @@ class Ring:
             watch,
         )
 
-    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
-        """A turn, which is a single call of ring.c; see Source."""
+    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
+        """A cycle, which is a single call of ring.c; see Source."""
         state = self._state
-        state[_SIZE], state[_STOP] = pace.size, pace.stop
-        state[_PERIOD], state[_FOLLOW] = pace.period, pace.follow
+        state[_SIZE], state[_STOP] = size, attention
+        state[_PERIOD], state[_FOLLOW] = round(cadence.period * 1e9), round(cadence.follow * 1e9)
         state[_FOUND] = _NOTHING
-        if not pace.period:
-            if self._turn_events:
-                self._turn_events.close()
-            self._turn_events = self._epoll()
-            self._turn_events.register(pace.stop, select.EPOLLIN)
-            state[_EVENT] = self._turn_events.fileno()
+        if not cadence.period:
+            if self._cycle_events:
+                self._cycle_events.close()
+            self._cycle_events = self._epoll()
+            self._cycle_events.register(attention, select.EPOLLIN)
+            state[_EVENT] = self._cycle_events.fileno()
         self._share(streams)
-        self._turns[3] = form, streams
-        if isinstance(form, Columns):
-            state[_COLUMNS], state[_COLUMNS_COUNT] = form.plan.ctypes.data, len(form.plan)
-            state[_USUAL] = len(form.usual)
-            self._turns[1], self._rows = form.usual, None
+        self._prepared[3] = view, streams
+        if isinstance(view, Columns):
+            state[_COLUMNS], state[_COLUMNS_COUNT] = view.plan.ctypes.data, len(view.plan)
+            state[_USUAL] = len(view.usual)
+            self._prepared[1], self._rows = view.usual, None
         else:
             state[_COLUMNS_COUNT] = 0
-            self._rows, self._views = form.dtype, {}
-            self._show(0, form.dtype)
-        return self._turn
+            self._rows, self._views = view.dtype, {}
+            self._show(0, view.dtype)
+        return self._cycle
 
-    def found(self) -> np.ndarray | None:
-        """What the last turn found; where that did not fit the view of rows, the next ones do."""
+    def last_batch(self) -> np.ndarray | None:
+        """What the last cycle found; where that did not fit the view of rows, the next ones do."""
         state = self._state
         count = state[_FOUND]
         if count == _NOTHING:
@@ -219,7 +220,7 @@ class Ring:
         return self._messages(state[_START], count, batch_dtype(state[_SIZE]))
 
     def _show(self, start: int, dtype: np.dtype) -> None:
-        """Let turns give slices of a view of the whole data, in which a row begins at `start`.
+        """Let cycles give slices of a view of the whole data, in which a row begins at `start`.
 
         Records of one size keep their places until the ring has gone round.
         """
@@ -231,7 +232,7 @@ class Ring:
                 self._views.clear()
             count = (len(self._pages) - mmap.PAGESIZE - phase - _HEADER - dtype.itemsize) // stride + 1
             view = self._views[phase] = self._messages(phase, max(0, count), dtype)
-        self._state[_PHASE], self._turns[1] = phase, view
+        self._state[_PHASE], self._prepared[1] = phase, view
 
     def _messages(self, position: int, count: int, dtype: np.dtype) -> np.ndarray:
         """A view of so many records from a position on."""
@@ -239,35 +240,31 @@ class Ring:
         return np.ndarray(count, dtype, self._pages, start, (_stride(dtype),))
 
     def look(self) -> None:
-        """What has been stored until now is what `regular` and `next` give; see Source."""
+        """What has been stored until now is what `next` gives; see Source."""
         if self._events:
             self._events.poll(0)  # `fileno` tells of what is stored from now on
         self._state[_END] = _LOOK
         if self._watch and time.monotonic() >= self._watch.due:
-            self.tend()
+            self._tend(self._watch)
 
-    def tend(self) -> None:
-        """Raise DetachedError if the ring is no longer written, and has been read to its end; see Source."""
-        if not self._watch:
-            return
-        self._watch.rest()
+    def _tend(self, watch: Watch) -> None:
+        """Raise DetachedError if the ring is no longer written, and has been read to its end."""
+        watch.rest()
         self._library.midstream_give_back(self._reader)
         state, stored = self._state, self._stored
         if stored == state[_SEEN] == state[_POSITION]:
-            self._watch.check(stored)
+            watch.check(stored)
         state[_SEEN] = stored
 
-    def regular(self, size: int, streams: Streams) -> np.ndarray:
+    def next(self, size: int, streams: Streams) -> np.ndarray | Segment | None:
         """The messages of `size` bytes that come next, one a record and in order: a view of the ring, valid
-        until it is released."""
-        position = self._state[_POSITION]
-        self._share(streams)
-        count = self._regular(self._reader, size)
-        return self._messages(position, count, batch_dtype(size)) if count else np.empty(0, batch_dtype(size))
-
-    def next(self) -> Segment | None:
-        """The next record, copied; None if there is none yet."""
+        until it is released. Else the next record, copied; None if there is none yet."""
         state = self._state
+        position = state[_POSITION]
+        if size:
+            self._share(streams)
+            if count := self._regular(self._reader, size):
+                return self._messages(position, count, batch_dtype(size))
         if state[_POSITION] == state[_END] or not self._library.midstream_next(self._reader):
             return None
         position = state[_POSITION]
@@ -285,11 +282,6 @@ class Ring:
     def restore(self) -> Snapshot | None:
         """What an earlier reader committed."""
         return self._snapshot
-
-    @property
-    def has_uncommitted(self) -> bool:
-        """Has something been read since the last commit?"""
-        return self._state[_POSITION] != self._state[_COMMITTED]
 
     def commit(self, streams: Streams) -> bool:
         """Remember what has been read and give it back to the program; views of it are no longer valid.
@@ -333,7 +325,7 @@ class Ring:
 
     def close(self) -> None:
         """Let go of the ring."""
-        for events in (self._events, self._turn_events):
+        for events in (self._events, self._cycle_events):
             if events:
                 events.close()
         self._let_go()
@@ -349,9 +341,16 @@ class Ring:
         return int(self._pages[:8].view("<u8")[0])
 
     @property
-    def fill(self) -> float:
-        """The part that the reader is not done with."""
-        return (self._stored - self._state[_COMMITTED]) / self.size
+    def standing(self) -> Standing:
+        """fill: the part that the reader is not done with."""
+        state = self._state
+        return Standing(
+            Status(state[_STATUS]),
+            state[_POSITION] != state[_COMMITTED],
+            state[_NEWEST],
+            (self._stored - state[_COMMITTED]) / self.size,
+            self._watch.timer if self._watch else -1,
+        )
 
     def beginnings(self) -> list[Beginning]:
         """What the program has noted until now."""
@@ -362,11 +361,6 @@ class Ring:
             for one in noted["of"]
             if one["opened"]
         ]
-
-    @property
-    def newest(self) -> int:
-        """When the last segment read was stored: CLOCK_MONOTONIC nanoseconds; 0: none was read."""
-        return self._state[_NEWEST]
 
 
 @cache
@@ -390,12 +384,12 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _turn(turns: list[object]) -> Turn:
-    """A turn of ring.c. PyDLL: what makes Python's objects holds Python's lock."""
-    make = ctypes.PyDLL(_compiled()).midstream_turns
+def _cycle(prepared: list[object]) -> Cycle:
+    """A cycle of ring.c. PyDLL: what makes Python's objects holds Python's lock."""
+    make = ctypes.PyDLL(_compiled()).midstream_cycles
     make.argtypes, make.restype = [ctypes.py_object], ctypes.py_object
-    turn: Turn = make(turns)
-    return turn
+    cycle: Cycle = make(prepared)
+    return cycle
 
 
 def _stride(dtype: np.dtype) -> int:

@@ -1,12 +1,15 @@
 """Where the hardworker's bytes come from: the ring of the eBPF program, or ordinary sockets."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from midstream.hardworker.forms import Form, Turn
+from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.streams import Streams
+from midstream.hardworker.views import View
 
 
 class Segment(NamedTuple):
@@ -37,56 +40,64 @@ class Beginning(NamedTuple):
     opened_ns: int
 
 
-class Pace(NamedTuple):
-    """How a turn waits for messages of `size` bytes.
+class Status(IntEnum):
+    """How a cycle ended; as in ring.c."""
 
-    period: nanoseconds, begun `follow` nanoseconds after `newest` or, if that is 0, with the clock; 0: until
-    something arrives. stop: a descriptor that ends a turn when it is readable, as it is with the source's
-    timer.
+    WHOLE = 0
+    """All that has arrived was given."""
+    MORE = 1
+    """Behind the batch that it found there are records that are no whole messages, or not in order."""
+    UNFIT = 2
+    """The batch that it found does not fit what was prepared."""
+    DECLINED = 3
+    """It did nothing: what was read before is more than it can commit."""
+    ENDED = 4
+    """It committed, and then something ended its sleep: `stop`, or the source's timer."""
+    SIGNALLED = 5
+    """It committed, and then the handler of a signal ran."""
+
+
+class Standing(NamedTuple):
+    """Where a source stands.
+
+    status: of its last cycle. uncommitted: has something been read that is not committed, and would be given
+    again? newest: when the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown, or none was
+    read. fill: how full its buffer is, from 0 to 1. timer: a descriptor that polls readable when `look` is
+    due although nothing has arrived; -1: it never is.
     """
 
-    size: int
-    period: int
-    follow: int
-    stop: int
+    status: Status
+    uncommitted: bool
+    newest: int
+    fill: float
+    timer: int
+
+
+Cycle = Callable[[], Any]
+"""Commits, waits, looks, and gives the messages in a view; None unless its status is WHOLE."""
 
 
 class Source(Protocol):
-    """What a Hardworker reads from."""
+    """What a Reader reads from."""
 
     def look(self) -> None:
-        """What has arrived until now is what `regular` and `next` give, until the next look: a reader that
-        is slower than the sensors must give room back before it has read all. Raises DetachedError
-        (watch.py) if nothing is left, and nothing will come."""
+        """What has arrived until now is what `next` gives, until the next look: a reader that is slower than
+        the sensors must give room back before it has read all. Raises DetachedError (watch.py) if nothing is
+        left, and nothing will come."""
         ...
 
-    @property
-    def timer(self) -> int:
-        """A descriptor that polls readable when `tend` is due; -1: it never is."""
-        ...
-
-    def tend(self) -> None:
-        """See whether anything may still come: raises as `look` does."""
-        ...
-
-    def regular(self, size: int, streams: Streams) -> np.ndarray:
+    def next(self, size: int, streams: Streams) -> np.ndarray | Segment | None:
         """The next messages of `size` bytes, as far as they lie whole and in order: maybe a view, valid until
-        `commit`; maybe empty."""
+        `commit`. Else, and always if `size` is 0, the next segment; None if there is none yet."""
         ...
 
-    def next(self) -> Segment | None:
-        """The next segment; None if there is none yet."""
+    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
+        """A cycle that gives messages of `size` bytes in this view. attention: a descriptor that ends its
+        sleep when it is readable, as it is with the source's timer."""
         ...
 
-    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
-        """A turn: commit, wait as `pace` says, look, and give what `regular` would, in this form.
-
-        It gives None if that takes more than one step: then go on with what it has `found`.
-        """
-        ...
-
-    def found(self) -> np.ndarray | None:
-        """The messages that the last turn found, as `regular` gives them; another look may find more behind
+    def last_batch(self) -> np.ndarray | None:
+        """The messages that the last cycle found, as `next` gives them; another look may find more behind
         them. None if it did nothing, or what it found has been committed."""
         ...
 
@@ -94,27 +105,17 @@ class Source(Protocol):
         """What an earlier reader committed, from which this one goes on."""
         ...
 
-    @property
-    def has_uncommitted(self) -> bool:
-        """Has something been read that is not committed, and would be given again?"""
-        ...
-
     def commit(self, streams: Streams) -> bool:
         """What has been read is done with; False, and nothing done, if that cannot be remembered yet."""
         ...
 
+    @property
+    def standing(self) -> Standing:
+        """As of now."""
+        ...
+
     def fileno(self) -> int:
         """A descriptor that polls readable when there is something to read."""
-        ...
-
-    @property
-    def newest(self) -> int:
-        """When the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown, or none was read."""
-        ...
-
-    @property
-    def fill(self) -> float:
-        """How full the buffer is, from 0 to 1."""
         ...
 
     def beginnings(self) -> list[Beginning]:

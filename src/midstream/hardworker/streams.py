@@ -168,7 +168,7 @@ class Streams:
         self._unaligned: dict[int, Stream] = {}
         self.table = np.zeros(64, OPEN_STREAM)
         self.count = 0
-        self._shared = np.zeros(3, "<u8")  # struct streams of ring.c: the table's place, its rows, `given`
+        self._shared = np.zeros(3, "<u8")  # struct streams of ring.c: table, count, delivered
         self.address = self._shared.ctypes.data
         self._share()
 
@@ -281,7 +281,7 @@ class Streams:
         self._share()
 
     @property
-    def given(self) -> int:
+    def delivered(self) -> int:
         """How many messages ring.c has found on these streams."""
         return int(self._shared[2])
 

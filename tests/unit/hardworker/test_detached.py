@@ -15,7 +15,7 @@ from tests.support.reader import SIZE, Site, later, payload
 from midstream import network
 from midstream.config import Config
 from midstream.errors import ConfigError, KernelError
-from midstream.hardworker import Hardworker, pinned, receiver, watch
+from midstream.hardworker import Hardworker, pinned, reader, waiting, watch
 from midstream.hardworker.watch import Watch
 from midstream.network import Topology
 
@@ -36,7 +36,7 @@ class Held:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (watch, receiver):
+    for module in (watch, waiting, reader):
         monkeypatch.setattr(module, "INTERVAL", INTERVAL)
 
 
@@ -203,6 +203,13 @@ def test_an_interface_that_stays_without_its_program(site: Site, held: Held) -> 
         hardworker.wait(LONGEST)
 
 
+def look(site: Site) -> None:
+    """As if it were due."""
+    assert site.source._watch
+    site.source._watch.due = 0.0
+    site.source.look()
+
+
 def test_a_ring_in_use_is_not_looked_at(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """While messages arrive nothing is asked, whatever the pins say."""
     looks: list[int] = []
@@ -212,10 +219,10 @@ def test_a_ring_in_use_is_not_looked_at(site: Site, monkeypatch: pytest.MonkeyPa
     with site.hardworker() as hardworker:
         for number in range(10):
             site.put(1, number * SIZE, payload(number))
-            site.source.tend()
+            look(site)
             hardworker.read()
         assert not looks
-        site.source.tend()
+        look(site)
         assert looks == [site.ring.producer]
 
 

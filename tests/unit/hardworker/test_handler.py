@@ -22,6 +22,7 @@ from midstream.errors import NetworkError
 from midstream.hardworker import Hardworker
 from midstream.hardworker.handler import SocketHandler
 from midstream.hardworker.source import Segment
+from midstream.hardworker.streams import Streams
 
 PATIENCE = 10.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -49,9 +50,9 @@ class Pump(threading.Thread):
     def run(self) -> None:
         while not self._stopped:
             self.handler.look()
-            while segment := self.handler.next():
+            while segment := self.handler.next(0, Streams()):
                 self.segments.append(segment)
-            self.fullest = max(self.fullest, self.handler.fill)
+            self.fullest = max(self.fullest, self.handler.standing.fill)
             time.sleep(0.0005)
 
     def flags(self, connection: int = 1) -> list[int]:
@@ -142,7 +143,7 @@ def descriptors() -> set[tuple[str, str]]:
 def step(handler: SocketHandler, segments: list[Segment]) -> list[Segment]:
     """Take what the handler has at hand, for a test that has to be in step with it."""
     handler.look()
-    while segment := handler.next():
+    while segment := handler.next(0, Streams()):
         segments.append(segment)
     return segments
 
@@ -161,15 +162,15 @@ def stalled(
     wait_until(lambda: step(handler, segments))
     with accept(logger) as outer:
         outer.shutdown(socket.SHUT_WR)
-        while handler.fill < 0.5:
+        while handler.standing.fill < 0.5:
             sent += sensor.send(bytes(1 << 16))
             step(handler, segments)
-            if handler.fill >= 0.5:
+            if handler.standing.fill >= 0.5:
                 time.sleep(0.05)  # the kernel may still take some of it
                 step(handler, segments)
         sensor.shutdown(socket.SHUT_WR)
         wait_until(lambda: step(handler, segments)[-1].flags == FIN)
-        assert handler.fill > 0.2
+        assert handler.standing.fill > 0.2
         yield outer, sent
 
 
@@ -327,14 +328,14 @@ def test_without_descriptors_a_sensor_is_reset_and_the_handler_does_not_spin(
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, hard))
         try:
-            assert handler.next() is None
+            assert handler.next(0, Streams()) is None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         with pytest.raises(ConnectionResetError):
             sensor.recv(1)
         assert not select.select([handler], [], [], 0)[0]
         with connect(port):  # it tries again, and there is room
-            segment = handler.next()
+            segment = handler.next(0, Streams())
             assert segment is not None and segment.flags == OPEN
 
 
@@ -361,7 +362,7 @@ def test_a_slow_logger_slows_the_sensor_and_little_is_kept(
         assert position == sent
     wait_until(lambda: FIN in pump.flags())
     assert sum(len(segment.data) for segment in pump.segments) == sent
-    assert pump.handler.fill == 0
+    assert pump.handler.standing.fill == 0
 
 
 def test_an_end_that_waits_for_a_slow_logger_is_told_once_and_wakes_nobody(

@@ -14,9 +14,10 @@ from tests.support.reader import SIZE, Site, give_up, handled, interrupt, later,
 
 from midstream.errors import ConfigError
 from midstream.hardworker import Hardworker
-from midstream.hardworker.forms import Form, Turn
-from midstream.hardworker.source import Pace, Segment
+from midstream.hardworker.cadence import Cadence
+from midstream.hardworker.source import Cycle, Segment
 from midstream.hardworker.streams import Streams
+from midstream.hardworker.views import View
 
 
 @pytest.fixture
@@ -36,34 +37,28 @@ class InterruptedSource(RingSource):
 
     due = False
 
-    def pace(self, form: Form, pace: Pace, streams: Streams) -> Turn:
-        turn = super().pace(form, pace, streams)
+    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
+        cycle = super().prepare(view, size, cadence, attention, streams)
 
         def interrupted() -> Any:
-            given = turn()
+            given = cycle()
             if given is not None:
                 self._interrupt()
             return given
 
         return interrupted
 
-    def found(self) -> np.ndarray | None:
-        found = super().found()
+    def last_batch(self) -> np.ndarray | None:
+        found = super().last_batch()
         if found is not None and len(found):
             self._interrupt()
         return found
 
-    def regular(self, size: int, streams: Streams) -> np.ndarray:
-        found = super().regular(size, streams)
-        if len(found):
+    def next(self, size: int, streams: Streams) -> np.ndarray | Segment | None:
+        found = super().next(size, streams)
+        if found is not None and (not isinstance(found, Segment) or found.data):
             self._interrupt()
         return found
-
-    def next(self) -> Segment | None:
-        segment = super().next()
-        if segment is not None and segment.data:
-            self._interrupt()
-        return segment
 
     def _interrupt(self) -> None:
         if self.due:

@@ -95,7 +95,7 @@ def opened(*rows: tuple[int, int], pending: bytes = b"") -> Unfinished:
 
 def read(ring: Ring) -> None:
     ring.look()
-    while ring.next():
+    while ring.next(0, Streams()):
         pass
 
 
@@ -253,8 +253,8 @@ def test_a_reader_killed_right_before_it_gave_room_back() -> None:
     successor = memory.reader()
     assert memory.consumer[:8].view("<u8")[0] == RECORD.itemsize + 8
     successor.look()
-    assert successor.next() is None
-    assert successor.fill == 0
+    assert successor.next(0, Streams()) is None
+    assert successor.standing.fill == 0
 
 
 def test_a_word_that_changes_while_it_is_looked_at() -> None:
@@ -270,7 +270,7 @@ def test_a_word_that_changes_while_it_is_looked_at() -> None:
         memory.store(Segment(1, 0, 0, 0, 0, 0, b"retained"))
         ring = memory.reader(retain=SIZE)
         read(ring)
-        ring.tend()
+        ring.look()
         ring._state[_COMMITTED] = ring._state[_POSITION]
         Committed(memory.word, publish).tell({1: committed}, known=1)
         return partial(ring._library.midstream_give_back, ring._reader)

@@ -43,8 +43,7 @@ class Site:
     def commit(self) -> int:
         """Take all that is there; how many records are retained then."""
         self.reader.look()
-        self.reader.regular(SIZE, self.streams)
-        while self.reader.next():
+        while self.reader.next(SIZE, self.streams) is not None:
             pass
         assert self.reader.commit(self.streams)
         return self.retained
@@ -118,11 +117,11 @@ def test_the_journal_does_not_wait_for_the_logger(site: Site) -> None:
     snapshot = again.restore()
     assert snapshot is not None and snapshot.position == site.ring.producer
     again.look()
-    assert again.next() is None
+    assert again.next(0, site.streams) is None
     assert site.retained == 1, "it stays retained"
     site.word.tell({1: SIZE}, known=1)
     again.commit(site.streams)
-    again.tend()
+    again.look()
     assert RingSource(site.ring, retain=site.retain).used == 0
 
 
@@ -237,7 +236,7 @@ def test_no_sensor_is_refused_for_what_is_retained(site: Site) -> None:
     site.commit()
     assert site.ring.consumer == 0
     assert site.ring.word.view("<u8")[2] == site.ring.producer
-    assert site.reader.fill == 0
+    assert site.reader.standing.fill == 0
 
 
 def test_a_table_that_is_written_meanwhile_says_nothing(site: Site) -> None:

@@ -18,8 +18,7 @@ from tests.support.hosts import SENSORS, configure
 from midstream.config import load
 from midstream.ebpf.records import FIN, OPEN, RECORD, RESET
 from midstream.framing import Framing, encode
-from midstream.hardworker import Hardworker, batch_dtype
-from midstream.hardworker.forms import Form, Turn
+from midstream.hardworker import Hardworker, Message, batch_dtype
 from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.streams import Stream, Streams
@@ -43,12 +42,15 @@ def opened(*connections: int, at: int = 0) -> Streams:
 
 def regular(reader: Ring, streams: Streams, size: int = SIZE) -> np.ndarray:
     reader.look()
-    return reader.regular(size, streams)
+    found = reader.next(size, streams)
+    return found if isinstance(found, np.ndarray) else np.empty(0, batch_dtype(size))
 
 
 def following(reader: Ring) -> Segment | None:
     reader.look()
-    return reader.next()
+    found = reader.next(0, Streams())
+    assert not isinstance(found, np.ndarray)
+    return found
 
 
 @pytest.fixture
@@ -120,16 +122,15 @@ def test_a_run_ends_at_what_is_no_whole_next_message(ring: FakeRing, irregular: 
     ring.put(irregular)
     whole(ring, 2, 0)
     assert len(regular(reader, streams)) == 1
-    assert len(regular(reader, streams)) == 0
-    assert following(reader) == irregular
+    assert reader.next(SIZE, streams) == irregular
     assert regular(reader, streams)["connection"].tolist() == [2]
 
 
 def test_a_record_with_more_room_than_a_message_is_no_part_of_a_run(ring: FakeRing) -> None:
     reader, streams = ring.reader(), opened(1)
     ring.put(segment(1, 0, b"x" * SIZE), capacity=128)
-    assert len(regular(reader, streams)) == 0
-    assert following(reader) == segment(1, 0, b"x" * SIZE)
+    reader.look()
+    assert reader.next(SIZE, streams) == segment(1, 0, b"x" * SIZE)
 
 
 def test_discarded_records_are_passed_over_and_busy_ones_waited_for(ring: FakeRing) -> None:
@@ -172,7 +173,7 @@ def test_the_whole_ring_in_one_batch() -> None:
     for number in range(count):
         whole(ring, 1, number)
     assert ring.put(segment(1, count * SIZE, bytes(SIZE))) is None
-    assert reader.fill == count * stride / ring.size
+    assert reader.standing.fill == count * stride / ring.size
     assert len(regular(reader, streams)) == count
 
 
@@ -214,7 +215,8 @@ class Impatient(Hardworker):
     def wait(self, timeout: float | None = None) -> bool:
         raise IdleError
 
-    def _pace(self, form: Form) -> Turn:
+    def __iter__(self) -> Iterator[Message]:
+        yield from self.messages()
         raise IdleError
 
 
@@ -282,7 +284,7 @@ class History:
 
     def crash(self) -> None:
         """Kill the reader and start another. It sees again what was not committed, and nothing else."""
-        os.close(self.hardworker._stop)  # as the kernel does for a process
+        os.close(self.hardworker._reader.waiting.stop_descriptor)  # as the kernel does for a process
         self.hardworker = self.start()
         self.crashed = True
         for number, received in self.received.items():

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from midstream import Hardworker
-from midstream.hardworker.forms import USUAL
+from midstream.hardworker.views import USUAL
 from midstream.load.message import HEADER, find_connection
 from midstream_bench.receivers.application import LATENCIES, Application, Stream, is_right
 

@@ -1,7 +1,7 @@
-"""What a turn gives the application: rows of a batch, or columns."""
+"""As what a cycle gives messages to the application: rows of a batch, or columns."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from midstream.ebpf.records import LARGEST_RECORD, RECORD
 from midstream.hardworker.messages import batch_dtype
 
 USUAL = 256
-"""ring.c gathers the columns of a turn with fewer messages."""
+"""ring.c gathers the columns of a cycle with fewer messages."""
 
 
 class Rows:
@@ -27,7 +27,7 @@ class Columns:
     """An array for each name, with a value for each message end to end.
 
     names: `sequence`; others are fields of the payload and, where it has no such field, of `batch_dtype`.
-    ring.c copies the values into the same memory at every turn, as `plan` says, and gives usual[n] for n
+    ring.c copies the values into the same memory in every cycle, as `plan` says, and gives usual[n] for n
     messages; for more than `usual` has, and for messages that no record holds, `of` makes arrays. Raises
     KeyError for a name that there is not.
     """
@@ -65,9 +65,7 @@ class Columns:
         return self._inner[name] if name in self._inner else self._outer[name]
 
 
-Form = Rows | Columns
-Turn = Callable[[], Any]
-"""Gives the messages of a turn in one of these forms; None if that takes more."""
+View = Rows | Columns
 
 
 class _Place(NamedTuple):
