@@ -20,7 +20,7 @@ from midstream.hardworker.messages import Message
 from midstream.hardworker.pinned import open_ring, reopen
 from midstream.hardworker.reader import Reader
 from midstream.hardworker.source import Source
-from midstream.hardworker.views import Columns, Rows
+from midstream.hardworker.views import Rows, named, seen
 from midstream.hardworker.watch import DetachedError
 
 
@@ -135,7 +135,7 @@ class Hardworker:
         example `layout.dtype`, config.toml's fields.
         """
         self._need_fixed("batches")
-        return self._reader.cycles(Rows(self.message_size, self._seen("batches", payload)), "batches")
+        return self._reader.cycles(Rows(self.message_size, self._seen(payload, "batches")), "batches")
 
     def columns(self, *names: str, payload: npt.DTypeLike | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """In each cycle an array for each name, with a value of each message, until `stop`; maybe empty ones.
@@ -151,17 +151,9 @@ class Hardworker:
         a number of messages below 256 the same ones come in every cycle. `batch` has the messages whole.
         """
         self._need_fixed("columns")
-        if not names:
-            raise ConfigError("columns() was asked for nothing; name at least one field of a message")
         if payload is None and self.layout is not None:
             payload = self.layout.dtype
-        try:
-            view = Columns(self.message_size, self._seen("columns", payload), names)
-        except KeyError as error:
-            raise ConfigError(
-                f"{self.config.path}: columns() was asked for {error}, which no message has; "
-                "describe it by a [[data.field]] table, or give a dtype for the payload that has it"
-            ) from None
+        view = named(self.config, self.message_size, self._seen(payload, "columns"), names)
         return self._reader.cycles(view, "columns")
 
     @property
@@ -272,16 +264,5 @@ class Hardworker:
                 "which need fixed framing; iterate over the messages instead"
             )
 
-    def _seen(self, method: str, payload: npt.DTypeLike | None) -> np.dtype[Any] | None:
-        """The dtype as which the payload is to be seen."""
-        if payload is None:
-            return None
-        dtype = np.dtype(payload)
-        if dtype.itemsize != self.message_size:
-            raise ConfigError(
-                f"{self.config.path}: a message has {self.message_size} bytes, and the dtype given to "
-                f"{method}() {dtype.itemsize}; give one of {self.message_size} bytes"
-            )
-        if dtype.hasobject:
-            raise ConfigError(f"the dtype given to {method}() has Python objects, which no message holds")
-        return dtype
+    def _seen(self, payload: npt.DTypeLike | None, method: str) -> np.dtype[Any] | None:
+        return None if payload is None else seen(self.config, self.message_size, payload, method)

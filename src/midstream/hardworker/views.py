@@ -1,11 +1,14 @@
 """As what a cycle gives messages to the application: rows of a batch, or columns."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from midstream.config import Config
 from midstream.ebpf.records import LARGEST_RECORD, RECORD
+from midstream.errors import ConfigError
 from midstream.hardworker.messages import batch_dtype
 
 USUAL = 256
@@ -66,6 +69,32 @@ class Columns:
 
 
 View = Rows | Columns
+
+
+def seen(config: Config, size: int, payload: npt.DTypeLike, method: str) -> np.dtype[Any]:
+    """A dtype as which payloads of `size` bytes are to be seen. Raises ConfigError if they cannot be."""
+    dtype = np.dtype(payload)
+    if dtype.itemsize != size:
+        raise ConfigError(
+            f"{config.path}: a message has {size} bytes, and the dtype given to {method}() "
+            f"{dtype.itemsize}; give one of {size} bytes"
+        )
+    if dtype.hasobject:
+        raise ConfigError(f"the dtype given to {method}() has Python objects, which no message holds")
+    return dtype
+
+
+def named(config: Config, size: int, payload: np.dtype | None, names: Sequence[str]) -> Columns:
+    """The columns of these names. Raises ConfigError for none, and for a name that there is not."""
+    if not names:
+        raise ConfigError("columns() was asked for nothing; name at least one field of a message")
+    try:
+        return Columns(size, payload, names)
+    except KeyError as error:
+        raise ConfigError(
+            f"{config.path}: columns() was asked for {error}, which no message has; "
+            "describe it by a [[data.field]] table, or give a dtype for the payload that has it"
+        ) from None
 
 
 class _Place(NamedTuple):
