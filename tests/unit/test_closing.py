@@ -31,4 +31,4 @@ def test_nobody_writes_it_again() -> None:
         str(path.relative_to(SOURCES)): path.read_text(encoding="utf-8") for path in SOURCES.rglob("*.py")
     }
     found = {name for name, text in texts.items() if "def __exit__" in text}
-    assert found == {"closing.py", "hardworker/receiver.py"}
+    assert found == {"closing.py", "hardworker/hardworker.py"}

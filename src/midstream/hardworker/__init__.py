@@ -1,7 +1,8 @@
 """The hardworker: every sensor's messages, each once and in order, with hardly any work to receive them.
 
-ring (with ring.c) and handler are the two sources of bytes, the eBPF program's ring and ordinary sockets;
-streams puts bytes in order; receiver makes messages of them, which is what an application uses.
+ring (with ring.c) and handler are the two sources of bytes, the eBPF program's ring and ordinary sockets.
+streams puts bytes in order, assembly makes messages of them, and reader knows how far the application is done
+with those. Hardworker is what an application uses.
 """
 
 from midstream.hardworker.assembly import Totals
