@@ -18,7 +18,7 @@ from tests.support.site import SIZE, Site, wait_until
 from tests.support.spools import Receiving, batch, contents, drain, ended, opening, payloads, spool
 
 from midstream.config import Config, load
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
 from midstream.logger.spooled import spool_state
@@ -92,7 +92,7 @@ def test_it_comes_into_every_database(database: str, tmp_path: Path) -> None:
     check(config, expected)
     with open_log(database) as log:
         assert all(connection.spooled for connection in log.connections())
-        stored = [message.payload for piece in Reader(log, Selection()).read() for message in piece]
+        stored = [message.payload for piece in LogReader(log, Selection()).read() for message in piece]
         assert len(stored) == CONNECTIONS * MESSAGES
 
 

@@ -16,7 +16,7 @@ from tests.support.batches import batch_of, end
 from tests.support.site import wait_until
 
 from midstream.errors import StoreError
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.log.verify import LogVerdict, verify
 from midstream.storage import stream as stream_module
@@ -185,7 +185,7 @@ def test_nothing_is_kept_for_a_reader_and_nothing_is_written(
 ) -> None:
     write(store, closed=False)
     before = do(cluster, lambda client: client.jsm().stream_info(stream))
-    pieces = Reader(log, Selection(since_ns=2000)).read()
+    pieces = LogReader(log, Selection(since_ns=2000)).read()
     assert next(pieces)
     during = do(cluster, lambda client: client.jsm().stream_info(stream))
     assert during.state.consumer_count == 0
@@ -201,7 +201,7 @@ def test_a_logger_goes_on_while_its_stream_is_read(store: JetStreamStore, url: s
             while not ended.is_set():
                 with JetStreamLog(url) as log:
                     assert all(verdict.right for verdict in verdicts(log))
-                    sum(map(len, Reader(log, Selection()).read()))
+                    sum(map(len, LogReader(log, Selection()).read()))
         except BaseException as error:
             faults.append(error)
 
@@ -231,7 +231,7 @@ def test_a_replica_that_lags_behind_is_asked_again(
         return found, ending
 
     monkeypatch.setattr(JetStreamStream, "_batch", late)
-    found = [message.sequence for piece in Reader(log, Selection()).read() for message in piece]
+    found = [message.sequence for piece in LogReader(log, Selection()).read() for message in piece]
     assert found == [*range(2500)]
     assert lies
 

@@ -16,7 +16,7 @@ from midstream.ebpf.records import OPEN
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker
 from midstream.hardworker.source import Beginning, Segment
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
 from midstream.storage.jetstream_log import JetStreamLog
@@ -69,5 +69,5 @@ def test_what_a_logger_has_written_is_right(site: Site, framing: Framing) -> Non
         assert (connection.unfinished, connection.framing) == (unfinished, framing)
         (verdict,) = verify(log, [connection])
         assert (verdict.faults, verdict.digest, verdict.messages) == ([], "right", len(payloads))
-        found = [each.payload for piece in Reader(log, Selection()).read() for each in piece]
+        found = [each.payload for piece in LogReader(log, Selection()).read() for each in piece]
         assert found == payloads

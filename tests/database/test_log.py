@@ -11,7 +11,7 @@ from tests.support.batches import batch_of, end
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
 from midstream.storage.retention import prune
@@ -89,7 +89,7 @@ def test_the_logger_writes_while_others_read_and_prune(store: SqlStore, url: str
         try:
             while not ended.is_set():
                 with SqlLog(url) as database:
-                    sum(map(len, Reader(database, Selection()).read()))
+                    sum(map(len, LogReader(database, Selection()).read()))
                 prune(url, keep_ns=None, keep_bytes=20000)
         except BaseException as error:
             faults.append(error)

@@ -13,7 +13,7 @@ from tests.support.batches import batch_of, end
 from midstream.cli import main
 from midstream.fields import Field, Layout
 from midstream.log.conditions import condition
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
 from midstream.storage.databases import open_log
@@ -76,7 +76,7 @@ def test_what_was_written_is_read(written: tuple[str, Store]) -> None:
         assert (running.closed_ns, running.size, running.state, running.pruned) == (None, None, "open", 0)
         assert ended.layout is not None
         assert ended.layout.describe() == LAYOUT.describe()
-        pieces = list(Reader(log, Selection()).read())
+        pieces = list(LogReader(log, Selection()).read())
         for connection in (ended, running):
             mine = [each for piece in pieces for each in piece if each.connection.id == connection.id]
             assert [message.payload for message in mine] == PAYLOADS
@@ -100,12 +100,12 @@ def test_a_selection_is_read(written: tuple[str, Store]) -> None:
         selection = Selection(
             conditions=(condition("level>=1249"), condition("tag=6162")), sensors=(SENSORS[1],)
         )
-        (chosen,) = Reader(log, selection).read()
+        (chosen,) = LogReader(log, selection).read()
         assert [message.sequence for message in chosen] == [4996, 4997, 4998, 4999]
         between = Selection(since_ns=3000, until_ns=3002)
-        chosen = [message for piece in Reader(log, between).read() for message in piece]
+        chosen = [message for piece in LogReader(log, between).read() for message in piece]
         assert sorted(message.sequence for message in chosen) == [2000, 2000, 2001, 2001]
-        newest = Reader(log, Selection())
+        newest = LogReader(log, Selection())
         newest.skip_to_last(3)
         assert sorted(message.sequence for piece in newest.read() for message in piece) == [
             *(4997, 4997, 4998, 4998, 4999, 4999)
@@ -120,7 +120,7 @@ def test_a_selection_is_read(written: tuple[str, Store]) -> None:
 def test_following_sees_what_comes(written: tuple[str, Store]) -> None:
     url, store = written
     with open_log(url) as log:
-        reader = Reader(log, Selection())
+        reader = LogReader(log, Selection())
         assert sum(map(len, reader.read())) == 10000
         running = ConnectionRow(token="a.1", sensor=SENSORS[1], port=40000, opened_ns=1001)
         store.resume([running])

@@ -32,7 +32,7 @@ from midstream.log import export as exporting
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
 from midstream.log.decoding import decoded, printable
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection, duration, refuse_unknown_field
 from midstream.storage import retention
 from midstream.storage.stored import StoredMessage
@@ -105,7 +105,7 @@ def show_(
     selection = selected(sensors, connections, since, until, where)
     stop = Stop(0)
     with opened(path, url) as database:
-        reader = Reader(database, selection)
+        reader = LogReader(database, selection)
         if last is not None:
             if not where and not until:
                 reader.skip_to_last(last)
@@ -148,7 +148,7 @@ def export(
     selection = selected(sensors, connections, since, until, where)
     chosen = kind or _format(output)
     with opened(path, url) as database:
-        reader = Reader(database, selection)
+        reader = LogReader(database, selection)
         with progress("exporting", reader.total) as looked_at:
             count = exporting.export(reader, chosen, output, payload=payload, looked_at=looked_at)
     if output == Path("-"):
@@ -175,7 +175,7 @@ def plot(
     """Values over time as a picture: mean, and least and greatest, of each of 2000 pieces of the time."""
     selection = selected(sensors, connections, since, until, where)
     with opened(path, url) as database:
-        reader = Reader(database, selection)
+        reader = LogReader(database, selection)
         for key in keys:
             refuse_unknown_field(key, key, reader.connections)
         spans = reader.extents.values()

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from midstream.closing import Closing
 from midstream.errors import ConfigError
 from midstream.log.decoding import decoded, field_names, own_name, text_of
-from midstream.log.messages import Reader, nobody
+from midstream.log.messages import LogReader, nobody
 from midstream.storage.stored import StoredConnection, StoredMessage
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
@@ -30,7 +30,7 @@ class ExportWriter(Closing, Protocol):
 
 
 def export(
-    reader: Reader,
+    reader: LogReader,
     kind: Format,
     path: Path,
     *,
@@ -94,7 +94,7 @@ def record(message: StoredMessage, said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _copy(reader: Reader, writer: ExportWriter, looked_at: Callable[[int], object]) -> int:
+def _copy(reader: LogReader, writer: ExportWriter, looked_at: Callable[[int], object]) -> int:
     count = 0
     with writer:
         for piece in reader.read(looked_at):

@@ -19,7 +19,7 @@ def nobody(_: int) -> None:
     """Who is told of the progress where nobody asks."""
 
 
-class Reader:
+class LogReader:
     """Reads a selection once, and then whatever is new.
 
     Memory is bounded: of each connection that was open at the time being read, some messages wait for

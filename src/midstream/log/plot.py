@@ -13,7 +13,7 @@ import numpy as np
 from midstream.errors import ConfigError
 from midstream.log.decoding import numbers, printable
 from midstream.log.export import optional
-from midstream.log.messages import Reader, nobody
+from midstream.log.messages import LogReader, nobody
 
 POINTS = 2000
 MAX_KEYS = 100  # pictures below one another
@@ -40,7 +40,7 @@ class Series:
 
 
 def plot(
-    reader: Reader,
+    reader: LogReader,
     keys: Sequence[str],
     path: Path,
     span: tuple[int, int],

@@ -25,7 +25,7 @@ from midstream.logger.door import Door
 from midstream.logger.held import Held, unread
 from midstream.logger.summary import LoggerSummary
 from midstream.logger.syn import first_sequence
-from midstream.logger.waiting import Waiting
+from midstream.logger.waiting import WaitingReport
 from midstream.storage.run import new_name
 
 POLL = 0.05  # seconds between two looks at `stop`
@@ -75,7 +75,7 @@ class Holder:
         self._delay = FIRST_DELAY
         self._restart_at = 0.0
         self._send_at = 0.0
-        self._waiting = Waiting(tell)
+        self._waiting = WaitingReport(tell)
         self._opened = False  # has a worker opened the database?
         self._stopping = False
         self._moved_at = 0.0  # when something was stored last, or the stop came

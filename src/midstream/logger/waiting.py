@@ -8,7 +8,7 @@ MAX_REASONS = 8  # that are said of one time of waiting
 log = logging.getLogger("midstream.logger")
 
 
-class Waiting:
+class WaitingReport:
     """`reason` is why nothing can be stored just now, and "" if all can be. times: how often it began. `tell`
     hears it, with what becomes of the sensors."""
 

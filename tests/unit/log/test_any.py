@@ -28,7 +28,7 @@ from midstream.log import mcap as mcap_module
 from midstream.log.conditions import MISSING
 from midstream.log.decoding import parse, printable
 from midstream.log.export import Format, export
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.storage.sql_log import SqlLog
 
@@ -126,7 +126,7 @@ def stored(folder: Path, messages: list[bytes], readings: list[bytes]) -> Iterat
 def exported(log: LogFile, kind: Format, payload: bool) -> bytes:
     path = log.path.with_name(f"out-{payload}.{kind}")
     with SqlLog(log.url) as database:
-        export(Reader(database, Selection()), kind, path, payload=payload)
+        export(LogReader(database, Selection()), kind, path, payload=payload)
     return path.read_bytes()
 
 
@@ -462,7 +462,7 @@ def test_a_terminal_is_not_sent_a_binary_file(
     with stored(folder, [b"x"], []) as log, SqlLog(log.url) as database:
         monkeypatch.setattr(sys, "stdout", Terminal())
         with pytest.raises(ConfigError, match=f"a terminal cannot show {kind}; redirect it"):
-            export(Reader(database, Selection()), kind, Path("-"))
+            export(LogReader(database, Selection()), kind, Path("-"))
 
 
 def test_numbers_are_looked_for_in_what_is_shown_as_json(folder: Path) -> None:

@@ -15,7 +15,7 @@ from tests.support.logs import LAYOUT, SECOND, START, LogFile, reading
 
 from midstream.errors import ConfigError
 from midstream.log.export import Format, export
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.storage.sql_log import SqlLog
 
@@ -34,7 +34,7 @@ def exported(
     path = log.path.with_name(f"out.{kind}")
     with SqlLog(log.url) as database:
         looked_at: list[int] = []
-        reader = Reader(database, selection or Selection())
+        reader = LogReader(database, selection or Selection())
         export(reader, kind, path, payload=payload, looked_at=looked_at.append)
         assert sum(looked_at) == reader.total
     assert not list(log.path.parent.glob("*.part"))
@@ -225,7 +225,7 @@ def test_files_that_cannot_be_written(log: LogFile, tmp_path: Path) -> None:
         exported(log, "csv")
     path.unlink()
     with SqlLog(log.url) as database:
-        reader = Reader(database, Selection())
+        reader = LogReader(database, Selection())
         with pytest.raises(ConfigError, match=r"cannot be written \(No such file"):
             export(reader, "csv", tmp_path / "no" / "x.csv")
         path.with_name("out.csv.part").touch()
@@ -241,5 +241,5 @@ def test_an_export_that_is_broken_off_leaves_nothing(log: LogFile) -> None:
         raise KeyboardInterrupt
 
     with SqlLog(log.url) as database, pytest.raises(KeyboardInterrupt):
-        export(Reader(database, Selection()), "jsonl", log.path.with_name("out"), looked_at=interrupt)
+        export(LogReader(database, Selection()), "jsonl", log.path.with_name("out"), looked_at=interrupt)
     assert not list(log.path.parent.glob("out*"))

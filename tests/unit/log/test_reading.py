@@ -15,7 +15,7 @@ from tests.support.logs import LAYOUT, SECOND, START, LogFile, reading
 from midstream.errors import ConfigError, StoreError
 from midstream.log import messages as messages_module
 from midstream.log.conditions import condition
-from midstream.log.messages import Reader
+from midstream.log.messages import LogReader
 from midstream.log.selection import Selection, moment
 from midstream.storage import sql_log
 from midstream.storage.sql_log import SqlLog
@@ -24,7 +24,7 @@ from midstream.storage.sql_log import SqlLog
 def read(log: LogFile, selection: Selection | None = None) -> list[tuple[int, int]]:
     """Connection and sequence of what is read."""
     with SqlLog(log.url) as database:
-        reader = Reader(database, selection or Selection())
+        reader = LogReader(database, selection or Selection())
         return [(message.connection.id, message.sequence) for piece in reader.read() for message in piece]
 
 
@@ -49,7 +49,7 @@ def test_every_message_is_read_once(
         for connection in times:
             log.add([b"x"] * len(connection), times=[START + time for time in connection])
         with SqlLog(log.url) as database:
-            found = [message for piece in Reader(database, Selection()).read() for message in piece]
+            found = [message for piece in LogReader(database, Selection()).read() for message in piece]
         log.close()
     expected = [(key, number) for key, each in enumerate(times, 1) for number in range(len(each))]
     assert sorted((message.connection.id, message.sequence) for message in found) == expected
@@ -153,7 +153,7 @@ def test_following_sees_what_comes(log: LogFile, monkeypatch: pytest.MonkeyPatch
     log.add([b"a"], closed=False)
     found: list[tuple[int, int]] = []
     with SqlLog(log.url) as database:
-        pieces = Reader(database, Selection()).follow(lambda: len(found) == 4)
+        pieces = LogReader(database, Selection()).follow(lambda: len(found) == 4)
         for piece in pieces:
             found += [(message.connection.id, message.sequence) for message in piece]
             if len(found) == 1:
@@ -166,7 +166,7 @@ def test_a_reader_that_has_stopped_holds_nothing(log: LogFile) -> None:
     """SQLite can put its log back into the file, and start it anew, between any two pieces."""
     log.add([b"x"] * 10, closed=False)
     with SqlLog(log.url) as database:
-        pieces = Reader(database, Selection()).read()
+        pieces = LogReader(database, Selection()).read()
         next(pieces)
         log.add([b"y"] * 100)
         with closing(sqlite3.connect(log.path)) as other:
@@ -234,7 +234,7 @@ def test_a_database_of_version_1(tmp_path: Path) -> None:
         )
     with SqlLog(f"sqlite:///{path}", framing="line") as database:
         assert database.version == 1
-        pieces = list(Reader(database, Selection()).read())
+        pieces = list(LogReader(database, Selection()).read())
         assert [message.payload for piece in pieces for message in piece] == [b"a", b"b"]
         assert pieces[0][0].connection.framing == "line"
         assert database.extents()[1].messages == 2
