@@ -81,6 +81,8 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
         print(found, storm.counts, sorted(storm.gaps, key=lambda gap: -gap[1])[:10], sep="\n")
         print(f"{time.monotonic() - began:.0f} s, the spool was empty {emptied:.1f} s after the last message")
         print(f"log verify: {verified.code}")
+        if found.faults:
+            print(verified.out, *judge.told_of(disk / "log.db", found.ports), sep="\n")
         words = [pair for survivor in storm.everything() for pair in survivor.words()]
         words += [(f"daemon of {name}", daemon_log(lab, name)) for name in storm.hosts]
         assert not [name for name, text in words if "Traceback" in text]

@@ -114,7 +114,7 @@ class Retention:
     def leave(self) -> list[Lost]:
         """The logger in use is none any more, and its connections are ended: what it may have lost."""
         self.renew()
-        self._take_ends()
+        self._look()  # also at those that go elsewhere now
         lost = self._collect()
         self._connections.clear()
         self.withdraw()
@@ -132,8 +132,7 @@ class Retention:
         for number, known in self._connections.items():
             known.open = number in there
         for one in opened:
-            if one.destination == self._destination:
-                self._see(one, one.next)
+            self._see_open(one)
         return opened
 
     def _take_ends(self) -> None:
@@ -141,18 +140,28 @@ class Retention:
             opened, ended = self._ends.popleft()
             for there in opened:
                 self._known = max(self._known, there.number)
-                if there.destination == self._destination:
-                    self._see(there, there.next)
+                self._see_open(there)
             for one in ended:
                 self._known = max(self._known, one.number)
                 if one.destination == self._destination:
                     self._see(one, one.held).open = False
+                else:
+                    self._connections.pop(one.number, None)
+
+    def _see_open(self, one: Open) -> None:
+        """Where a destination refuses a connection, and the sensor tries again, the number stays, and it goes
+        where connections go then (ebpf/opening.h)."""
+        if one.destination == self._destination:
+            self._see(one, one.next)
+        else:
+            self._connections.pop(one.number, None)
 
     def _see(self, one: Open | Ended, held: int) -> _Connection:
         known = self._connections.get(one.number)
         if known is None:
             known = _Connection(one.ip, one.port, one.first, one.opened_ns, held, self._words)
             self._connections[one.number] = known
+        known.first, known.opened_ns = one.first, one.opened_ns
         known.held = max(known.held, held)
         return known
 

@@ -4,9 +4,11 @@ Of each connection the log has what the hardworker held, from its first message 
 was acknowledged, and maybe some that were not any more. Those come again at the reconnect, which TCP cannot
 spare a sensor; connection and number tell them apart. The application has the same, with two exceptions. What
 was in the ring when the hardworker lost its power: that it can ask the logger for. And the last messages
-of a connection that the spool ended: nobody has acknowledged them, and the log has them by the next one.
+of a connection that the spool ended, or the hardworker's power: nobody has acknowledged them, and the log has
+them by the next one.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -31,8 +33,13 @@ class Healed:
     delivered: int = 0
     again: int = 0  # logged on more than one connection: inherent to a reconnect
     only_logged: int = 0  # in the ring when the hardworker lost its power
-    only_delivered: int = 0  # on a connection that the spool ended, and not acknowledged
+    only_delivered: int = 0  # on a connection that the spool ended, or the power, and not acknowledged
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def ports(self) -> set[int]:
+        """Those that the faults name."""
+        return {int(port) for fault in self.faults for port in re.findall(r"port (\d+)", fault)}
 
 
 def judge(
@@ -109,7 +116,9 @@ def _application(
     )
     if cut and places < set(range(logged)):
         found.only_logged += logged - len(places)
-    elif here and connection.how != "clean" and places == set(range(len(places))) > set(range(logged)):
+    elif (
+        (here or cut) and connection.how != "clean" and places == set(range(len(places))) > set(range(logged))
+    ):
         found.only_delivered += len(places) - logged
     else:
         found.faults.append(f"{whose}: {len(places)} messages, and the log has {logged}")

@@ -173,6 +173,18 @@ def logged(database: Path) -> dict[int, list[Row]]:
     return found
 
 
+def told_of(database: Path, ports: Iterable[int]) -> list[str]:
+    """What the log has heard of connections of these ports, and what connections it has of them."""
+    chosen = sorted(set(ports))
+    found = []
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
+        for table in ("connections", "held", "pending"):
+            query = f"SELECT * FROM {table} WHERE port IN ({', '.join('?' * len(chosen))})"
+            found += [f"{table}: {row}" for row in store.execute(query, chosen)]
+    store.close()
+    return found
+
+
 def to_the_spool(database: Path) -> set[int]:
     """The ports of the connections that the hardworker's spool took, as its daemon has told the log."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:

@@ -104,6 +104,36 @@ def test_the_reader_is_told_what_the_logger_has_committed() -> None:
     assert world.retained(1) == 50, "a FIN is no byte of it"
 
 
+@pytest.mark.parametrize("seen", ["open", "ended", "before it was left", "when it was left"])
+def test_what_was_refused_and_goes_elsewhere_now_was_not_lost(seen: str) -> None:
+    """Its SYN went to the logger, which was no more. The next SYN keeps the number, and goes to this host."""
+    world = World()
+    world.ring.open(1, 4001)
+    world.hear()
+    world.ring.open(2, 4002)
+    world.hear()
+    world.ring._update(2, destination=HERE, first=5000)
+    world.ring.store(2)
+    if seen == "open":
+        world.hear()
+    elif seen == "before it was left":
+        world.retention.look()
+    elif seen == "ended":
+        world.retention.note_ends([], [world.ring.end(2)])
+    world.ring.store(1)
+    assert [lost.port for lost in world.retention.leave()] == [4001]
+
+
+def test_a_number_is_of_its_latest_syn() -> None:
+    world = World()
+    world.ring.open(1, 4001)
+    world.hear()
+    world.ring._update(1, first=5000, opened_ns=77)
+    world.ring.store(1)
+    (lost,) = world.retention.leave()
+    assert (lost.first, lost.opened_ns) == (5000, 10**9 + 77)
+
+
 def test_what_goes_to_this_host_is_not_retained() -> None:
     world = World()
     world.ring.open(1, 4001, HERE)

@@ -28,6 +28,7 @@ def whole(
     counts: tuple[int, ...],
     logged: tuple[int, ...] = (),
     spooled: tuple[int, ...] = (),
+    events: tuple[Event, ...] = (),
 ) -> Healed:
     """The application has the first so many messages of each connection. logged: the log; empty: as many."""
     rows_by_port: dict[int, list[Row]] = {
@@ -39,7 +40,7 @@ def whole(
         rows = life(*range(count), numbers=one.first)
         rows["port"] = one.port
         lives[one.port] = [rows]
-    return judge(connections, lives, rows_by_port, (), set(spooled))
+    return judge(connections, lives, rows_by_port, events, set(spooled))
 
 
 def test_what_was_not_acknowledged_comes_again() -> None:
@@ -57,6 +58,9 @@ def test_the_spool_has_ended_a_connection() -> None:
     assert whole(first, second, counts=(7, 10), logged=(5, 10), spooled=(2,)).faults == [
         "application, port 1 of sensor 0: 7 messages, and the log has 5"
     ]
+    powerless = (CUT._replace(begin=15.0, end=16.0),)
+    found = whole(first, second, counts=(7, 10), logged=(5, 10), events=powerless)
+    assert (found.faults, found.only_delivered) == ([], 2)
     clean = from_zero(0, 8, port=1, acknowledged=5)
     assert whole(clean, second, counts=(7, 10), logged=(5, 10), spooled=(1,)).faults
     assert whole(first, second, counts=(7, 10), logged=(4, 10), spooled=(1,)).faults
