@@ -71,7 +71,7 @@ KINDS = {  # how often each comes
     "wrong_syn": 1,
     "wrong_fin": 1,
     "same_syn": 1,
-    "pure_ack": 1,
+    "bare": 1,
     "abort": 1,
     "reopen": 1,
     "turn": 1,
