@@ -243,7 +243,7 @@ class Reader:
             segment = self.source.next(0, self.assembly.streams)
             messages = self.assembly.messages(segment) if isinstance(segment, Segment) else []
             if not messages:
-                self._state = before if segment is None else _without_messages(before)
+                self._state = _without_messages(before)
             if segment is None:
                 return
             yield from messages
@@ -341,7 +341,7 @@ class Reader:
 
 
 def _without_messages(before: State) -> State:
-    """After something was read in which no message ended."""
+    """After something was read in which no message ended; a discarded record, maybe."""
     return State.READ if before is State.COMMITTED else before
 
 

@@ -467,6 +467,7 @@ actions = st.lists(
 @example(
     actions=[("open", 0, 0, 0, 2), ("fin", 0, 1, 2 * SIZE, 2), ("run", 0, 0, 0, 2)], pending=PENDING
 )  # the end comes early
+@example(actions=[*[("open", 0, 0, 0, 0)] * 8, *[("run", 0, 0, 0, 0)] * 9, ("next", 0, 0, 0, 0)], pending=0)
 def test_any_history_gives_each_message_once_and_in_order(
     kind: Framing, size: int, step: int, actions: list[tuple[str, int, int, int, int]], pending: int
 ) -> None:
