@@ -58,12 +58,13 @@ class Reader:
         self._state = State.COMMITTED
         self._rest: Iterator[Message] | None = None  # of the messages that are iterated over
         self._batch: np.ndarray | None = None  # of this cycle, if its messages were put together here
-        self._prepared: tuple[View, Cycle] | None = None
+        self._view: View | None = None  # as cycles give messages, once they are prepared,
+        self._cycle: Cycle = _declined  # each by a call of this
 
     def open(self, source: Source) -> None:
         """Read from this source from now on, where an earlier reader of it stopped."""
         old, self._source = self._source, source
-        self._prepared = self._batch = None
+        self._view, self._cycle, self._batch = None, _declined, None
         self.waiting.see_to(source.standing.timer, instead_of=old.standing.timer if old else -1)
         if snapshot := source.restore():
             self.assembly.restore(snapshot)
@@ -72,7 +73,7 @@ class Reader:
 
     def close(self) -> None:
         """Let go of the source. What was not committed is delivered again to the next reader."""
-        self._prepared = self._batch = None
+        self._view, self._cycle, self._batch = None, _declined, None
         if self._source:
             self._source.close()
             self._source = None
@@ -165,19 +166,19 @@ class Reader:
 
     def cycles(self, view: View, asked: str) -> Iterator[Any]:
         """In each cycle the messages in this view, until the end."""
-        while not self.waiting.stopped:
-            self._need_whole()
-            if self._rest is not None:
+        waiting, delivering, delivered, broken = self.waiting, State.DELIVERING, State.DELIVERED, State.BROKEN
+        while not waiting.stopped:
+            if self._rest is not None or self._state is broken:  # asked here, a cycle costs no call more
+                self._need_whole()
                 self._need_no_rest(asked)
-            prepared = self._prepared
-            cycle = prepared[1] if prepared and prepared[0] is view else self._prepare(view)
-            self._state = State.DELIVERED  # until the cycle commits that
+            cycle = self._cycle if self._view is view else self._prepare(view)
+            self._state = delivered  # until the cycle commits that
             try:
                 given = cycle()
                 if given is None:
                     given = view.of(self._finish())
                 else:
-                    self._state, self._batch = State.DELIVERING, None
+                    self._state, self._batch = delivering, None
             except BaseException as error:
                 self._interrupted(error)
                 raise
@@ -185,12 +186,11 @@ class Reader:
 
     def _prepare(self, view: View) -> Cycle:
         """What commits, waits and reads as a single step."""
-        cycle: Cycle = _declined
+        self._view, self._cycle = view, _declined
         if self._size and self._autocommit:
-            attention = self.waiting.attention
-            cycle = self.source.prepare(view, self._size, self._cadence, attention, self.assembly.streams)
-        self._prepared = view, cycle
-        return cycle
+            attention, streams = self.waiting.attention, self.assembly.streams
+            self._cycle = self.source.prepare(view, self._size, self._cadence, attention, streams)
+        return self._cycle
 
     def _finish(self) -> np.ndarray:
         """The messages of a cycle that did not give them itself."""
@@ -204,7 +204,7 @@ class Reader:
     def _found(self) -> np.ndarray | None:
         """What such a cycle has found, and what is behind it; None if it found nothing."""
         source = self.source
-        if self._prepared is None or self._prepared[1] is _declined:
+        if self._cycle is _declined:
             return None
         if source.standing.status not in (Status.MORE, Status.UNFIT):
             return None
@@ -258,8 +258,7 @@ class Reader:
         """Every message, until the end."""
         while not self.waiting.stopped:
             yield from self.messages()
-            prepared = self._prepared
-            cycle = prepared[1] if prepared and prepared[0] is self._rows else self._prepare(self._rows)
+            cycle = self._cycle if self._view is self._rows else self._prepare(self._rows)
             if self._state is State.DELIVERING:
                 self._state = State.DELIVERED  # until the cycle commits that
             try:
