@@ -103,8 +103,8 @@ class Machine:
         }
 
     def settles_to(self, expected: dict[str, object]) -> None:
-        """Assert that the traces are these soon: a killed process needs a moment to end."""
-        deadline = time.monotonic() + 5
+        """Assert that the traces are these within a second: a killed process needs a moment to end."""
+        deadline = time.monotonic() + 1
         while (found := self.traces()) != expected and time.monotonic() < deadline:
             time.sleep(0.02)
         assert found == expected

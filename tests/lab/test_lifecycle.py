@@ -127,6 +127,20 @@ def test_down_ends_processes(machine: Machine, tmp_path: Path, monkeypatch: pyte
     machine.settles_to(before)
 
 
+def test_down_ends_what_is_started_meanwhile(machine: Machine, tmp_path: Path) -> None:
+    """As a daemon does that starts the spool."""
+    down()
+    before = machine.traces()
+    lab = up(1, tmp_path / "run")
+    starts_another = "trap 'setsid sleep 60 & exit 0' TERM; echo ready; while :; do sleep 0.01; done"
+    lasting = lab.popen("hardworker", ["sh", "-c", starts_another], stdout=subprocess.PIPE)
+    assert lasting.stdout and lasting.stdout.readline() == b"ready\n"
+    down()
+    lasting.stdout.close()
+    assert lasting.wait(1) == 0
+    machine.settles_to(before)
+
+
 @pytest.mark.parametrize("step", ["wire", "start_host", "start_switch"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, LabError])
 def test_up_that_fails_leaves_nothing(

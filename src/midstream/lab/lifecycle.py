@@ -162,7 +162,8 @@ def _build(
 
 def _tear_down(found: LabState | None, *, keep: bool) -> None:
     owned, _ = namespaces.ours(hosts.is_ours)
-    namespaces.end(namespaces.processes(owned))
+    while running := namespaces.processes(owned):  # one that ends may start another
+        namespaces.end(running)
     if namespace(SWITCH) in owned:
         namespaces.call(namespace(SWITCH), (), links.unwire)
     namespaces.remove(owned)
