@@ -19,11 +19,8 @@ def written(role: Role, chosen: Mapping[str, str]) -> str:
     """The text of a config.toml. chosen: strings by key, such as `network.interface`; others are comments."""
     values = {"role": role, **chosen}
     lines = files("midstream").joinpath("config.example.toml").read_text(encoding="utf-8").splitlines()
-    body = "\n".join(_lines(lines[2:], role, values))
-    return (
-        f"# config.toml of this {role}. Where a key is a comment, its default holds.\n"
-        f"{re.sub(chr(10) + '{3,}', chr(10) * 2, body).strip()}\n"
-    )
+    body = re.sub(r"\n{3,}", "\n\n", "\n".join(_lines(lines[2:], role, values))).strip()
+    return f"# config.toml of this {role}. Where a key is a comment, its default holds.\n{body}\n"
 
 
 def _lines(lines: list[str], role: Role, values: Mapping[str, str]) -> Iterator[str]:

@@ -32,9 +32,7 @@ def read(name: str, named: Container[IPv4Address] = ()) -> Interface:
     Of several addresses it is one of `named`, else the best (see `_rank`), of several the kernel's first. An
     interface without a name is chosen by its best address, too: one that has only a link-local one is left.
     """
-    with IPRoute() as netlink:
-        links = [link for link in netlink.get_links() if not link["flags"] & _LOOPBACK]
-        addresses = _best(netlink.get_addr(family=2), named)
+    links, addresses = _links(named)
     names = ", ".join(link.get("ifname") for link in links) or "none"
     if name:
         links = [link for link in links if link.get("ifname") == name]
@@ -42,7 +40,7 @@ def read(name: str, named: Container[IPv4Address] = ()) -> Interface:
             raise NetworkError(
                 f"{name}: no such interface; there are {names}: config.toml: network.interface"
             )
-    usable = [link for link in links if link["index"] in addresses and link.get("state") == "up"]
+    usable = _usable(links, addresses)
     best = min((addresses[link["index"]][0] for link in usable), default=None)
     usable = [link for link in usable if addresses[link["index"]][0] == best]
     if len(usable) != 1:
@@ -67,17 +65,24 @@ def read(name: str, named: Container[IPv4Address] = ()) -> Interface:
 
 def addresses() -> dict[str, IPv4Address]:
     """The interfaces that could be the one to the peers: those that are up, with their best address."""
-    with IPRoute() as netlink:
-        links = [link for link in netlink.get_links() if not link["flags"] & _LOOPBACK]
-        best = _best(netlink.get_addr(family=2), ())
-    return {
-        link.get("ifname"): best[link["index"]][1].ip
-        for link in links
-        if link["index"] in best and link.get("state") == "up"
-    }
+    links, best = _links(())
+    return {link.get("ifname"): best[link["index"]][1].ip for link in _usable(links, best)}
 
 
 Rank = tuple[bool, ...]
+
+
+def _links(
+    named: Container[IPv4Address],
+) -> tuple[list[Any], dict[int, tuple[Rank, IPv4Interface]]]:
+    """All interfaces but the loopback, and the best address of each that has one."""
+    with IPRoute() as netlink:
+        links = [link for link in netlink.get_links() if not link["flags"] & _LOOPBACK]
+        return links, _best(netlink.get_addr(family=2), named)
+
+
+def _usable(links: Iterable[Any], addresses: Container[int]) -> list[Any]:
+    return [link for link in links if link["index"] in addresses and link.get("state") == "up"]
 
 
 def _best(entries: Iterable[Any], named: Container[IPv4Address]) -> dict[int, tuple[Rank, IPv4Interface]]:

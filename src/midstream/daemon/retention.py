@@ -132,7 +132,7 @@ class Retention:
         for number, known in self._connections.items():
             known.open = number in there
         for one in opened:
-            self._see_open(one)
+            self._see(one, one.next)
         return opened
 
     def _take_ends(self) -> None:
@@ -140,23 +140,18 @@ class Retention:
             opened, ended = self._ends.popleft()
             for there in opened:
                 self._known = max(self._known, there.number)
-                self._see_open(there)
+                self._see(there, there.next)
             for one in ended:
                 self._known = max(self._known, one.number)
-                if one.destination == self._destination:
-                    self._see(one, one.held).open = False
-                else:
-                    self._connections.pop(one.number, None)
+                if known := self._see(one, one.held):
+                    known.open = False
 
-    def _see_open(self, one: Open) -> None:
+    def _see(self, one: Open | Ended, held: int) -> _Connection | None:
         """Where a destination refuses a connection, and the sensor tries again, the number stays, and it goes
-        where connections go then (ebpf/opening.h)."""
-        if one.destination == self._destination:
-            self._see(one, one.next)
-        else:
+        where connections go then (ebpf/opening.h). None if that is not the logger in use."""
+        if one.destination != self._destination:
             self._connections.pop(one.number, None)
-
-    def _see(self, one: Open | Ended, held: int) -> _Connection:
+            return None
         known = self._connections.get(one.number)
         if known is None:
             known = _Connection(one.ip, one.port, one.first, one.opened_ns, held, self._words)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +135,8 @@ class Hardworker:
         example `layout.dtype`, config.toml's fields.
         """
         self._need_fixed("batches")
-        return self._reader.cycles(Rows(self.message_size, self._seen(payload, "batches")), "batches")
+        dtype = seen(self.config, self.message_size, payload, "batches")
+        return self._reader.cycles(Rows(self.message_size, dtype), "batches")
 
     def columns(self, *names: str, payload: npt.DTypeLike | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """In each cycle an array for each name, with a value of each message, until `stop`; maybe empty ones.
@@ -153,8 +154,8 @@ class Hardworker:
         self._need_fixed("columns")
         if payload is None and self.layout is not None:
             payload = self.layout.dtype
-        view = named(self.config, self.message_size, self._seen(payload, "columns"), names)
-        return self._reader.cycles(view, "columns")
+        dtype = seen(self.config, self.message_size, payload, "columns")
+        return self._reader.cycles(named(self.config, self.message_size, dtype, names), "columns")
 
     @property
     def batch(self) -> np.ndarray:
@@ -263,6 +264,3 @@ class Hardworker:
                 f'{self.config.path}: data.framing = "{self.config.data.framing}": {method}() gives arrays, '
                 "which need fixed framing; iterate over the messages instead"
             )
-
-    def _seen(self, payload: npt.DTypeLike | None, method: str) -> np.dtype[Any] | None:
-        return None if payload is None else seen(self.config, self.message_size, payload, method)

@@ -117,6 +117,7 @@ class Reader:
 
     def _need_no_rest(self, asked: str) -> None:
         """asked: a method that gives arrays, which an iteration over messages must not be left for."""
+        self._need_whole()
         if self._rest is None:
             return
         if (message := next(self._rest, None)) is None:  # it may have been broken off at its last
@@ -141,7 +142,6 @@ class Reader:
 
     def read(self) -> np.ndarray:
         """Every message of fixed size that has arrived, without waiting."""
-        self._need_whole()
         self._need_no_rest("read")
         try:
             self._come_back()
@@ -169,7 +169,6 @@ class Reader:
         waiting, delivering, delivered, broken = self.waiting, State.DELIVERING, State.DELIVERED, State.BROKEN
         while not waiting.stopped:
             if self._rest is not None or self._state is broken:  # asked here, a cycle costs no call more
-                self._need_whole()
                 self._need_no_rest(asked)
             cycle = self._cycle if self._view is view else self._prepare(view)
             self._state = delivered  # until the cycle commits that
@@ -204,8 +203,6 @@ class Reader:
     def _found(self) -> np.ndarray | None:
         """What such a cycle has found, and what is behind it; None if it found nothing."""
         source = self.source
-        if self._cycle is _declined:
-            return None
         if source.standing.status not in (Status.MORE, Status.UNFIT):
             return None
         batch = source.last_batch()
@@ -281,7 +278,7 @@ class Reader:
         self._come_back()
         waiting = self.waiting
         if self._cadence.period:
-            left = self.left
+            left = self._left
             late = timeout is not None and timeout < left
             waiting.sleep(max(0.0, timeout) if late and timeout is not None else left, self._look)
             return not waiting.stopped and not late
@@ -296,7 +293,7 @@ class Reader:
             self._look()
 
     @property
-    def left(self) -> float:
+    def _left(self) -> float:
         """Seconds until the application looks again, with a period."""
         return self._cadence.left(self.source.standing.newest if self._cadence.follow else 0)
 
@@ -318,7 +315,7 @@ class Reader:
             for message in self.messages():
                 yield message
             if self._cadence.period:
-                end = time.monotonic() + self.left
+                end = time.monotonic() + self._left
                 while (left := end - time.monotonic()) > INTERVAL and not self.waiting.stopped:
                     await asyncio.sleep(INTERVAL)
                     self._look()
@@ -326,9 +323,7 @@ class Reader:
                 continue
             self._come_back()
             ready = asyncio.Event()
-            source = self.source
-            asked = source.fileno(), source.standing.timer, self.waiting.stop_descriptor
-            descriptors = [fd for fd in asked if fd >= 0]
+            descriptors = self.source.fileno(), self.waiting.attention
             for fd in descriptors:
                 loop.add_reader(fd, ready.set)
             try:

@@ -116,7 +116,7 @@ struct reader {
 	uint64_t usual;		/* columns have room for fewer messages */
 	uint64_t timer;		/* the descriptor of watch.py's; `stop` polls readable with it */
 	uint64_t seen;		/* the producer's position when that last expired */
-	uint64_t status;	/* how the last cycle ended */
+	uint64_t status;	/* how the last cycle ended that gave nothing itself */
 };
 
 /* source.py says the same. */

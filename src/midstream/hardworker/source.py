@@ -60,10 +60,10 @@ class Status(IntEnum):
 class Standing(NamedTuple):
     """Where a source stands.
 
-    status: of its last cycle. uncommitted: has something been read that is not committed, and would be given
-    again? newest: when the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown, or none was
-    read. fill: how full its buffer is, from 0 to 1. timer: a descriptor that polls readable when `look` is
-    due although nothing has arrived; -1: it never is.
+    status: of its last cycle that gave None. uncommitted: has something been read that is not committed, and
+    would be given again? newest: when the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown,
+    or none was read. fill: how full its buffer is, from 0 to 1. timer: a descriptor that polls readable when
+    `look` is due although nothing has arrived; -1: it never is.
     """
 
     status: Status

@@ -1,7 +1,7 @@
 """As what a cycle gives messages to the application: rows of a batch, or columns."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,8 +71,13 @@ class Columns:
 View = Rows | Columns
 
 
-def seen(config: Config, size: int, payload: npt.DTypeLike, method: str) -> np.dtype[Any]:
-    """A dtype as which payloads of `size` bytes are to be seen. Raises ConfigError if they cannot be."""
+def seen(
+    config: Config, size: int, payload: npt.DTypeLike | None, method: str
+) -> np.dtype[np.generic] | None:
+    """The dtype as which payloads of `size` bytes are to be seen, if one is asked for. Raises ConfigError if
+    they cannot be."""
+    if payload is None:
+        return None
     dtype = np.dtype(payload)
     if dtype.itemsize != size:
         raise ConfigError(

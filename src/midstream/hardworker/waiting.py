@@ -57,11 +57,6 @@ class Waiting:
         return self._stop >= 0
 
     @property
-    def stop_descriptor(self) -> int:
-        """Polls readable once `stop` was called."""
-        return self._stop
-
-    @property
     def attention(self) -> int:
         """A descriptor that polls readable when waiting is to end: for `stop`, or for the source's timer."""
         return self._attention.fileno() if self._attention else self._stop

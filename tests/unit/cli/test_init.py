@@ -8,6 +8,7 @@ from typing import get_args
 
 import jsonschema
 import pytest
+from tests.unit.cli.test_cli import CONST
 from typer.testing import CliRunner
 
 from midstream import cli, config, initial
@@ -112,21 +113,6 @@ def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     code, out, err = checked(tmp_path, monkeypatch, capsys)
     assert (code, out) == (2, "")
     assert "did you mean data.size?" in err
-
-
-CONST = """
-[mac]
-sensor = "02:00:00:00:00:0b"
-hardworker = "02:00:00:00:00:02"
-logger = "02:00:00:00:00:03"
-[ip]
-sensor = "10.83.0.11"
-hardworker = "10.83.0.2"
-logger = "10.83.0.3"
-[data]
-mtu = 1500
-size = 1024
-"""
 
 
 def test_the_schema_in_the_wheel_is_that_of_the_code() -> None:

@@ -284,7 +284,7 @@ class History:
 
     def crash(self) -> None:
         """Kill the reader and start another. It sees again what was not committed, and nothing else."""
-        os.close(self.hardworker._reader.waiting.stop_descriptor)  # as the kernel does for a process
+        os.close(self.hardworker._reader.waiting._stop)  # as the kernel does for a process
         self.hardworker = self.start()
         self.crashed = True
         for number, received in self.received.items():
