@@ -7,6 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 export PYTHON
 # Every program of a lab would compile midstream's modules anew, half a second each.
@@ -20,12 +21,13 @@ help: ## what can be made
 
 setup: $(INSTALLED) ## midstream and its development tools in .venv
 
-$(INSTALLED): pyproject.toml bench/pyproject.toml
+$(INSTALLED): pyproject.toml bench/pyproject.toml hatch_build.py $(wildcard src/midstream/hardworker/*.[ch])
 	@tools/packages.sh setup
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "midstream: Python 3.11 or newer is needed; name one with PYTHON=")'
 	@echo "midstream: installing into .venv"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable './bench[receivers]'
+	@$(PIP) $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+	@$(PIP) --no-build-isolation --editable '.[dev]' --editable './bench[receivers]'
 	@touch $@
 
 demo: setup ## three hosts on this machine, from sensor to database (as root)

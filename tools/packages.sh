@@ -20,6 +20,7 @@ PATH=$PATH:/usr/sbin:/sbin
 for step in "$@"; do
     case $step in
     setup)
+        need python3-dev "${PYTHON:-python3}" -c "import os, sysconfig; os.stat(sysconfig.get_path('include') + '/Python.h')"
         need python3-venv "${PYTHON:-python3}" -c 'import ensurepip, venv'
         # The eBPF loader. Elsewhere than on Linux, midstream compiles programs but loads none.
         [ "$(uname -s)" != Linux ] || need libbpf1 have_library libbpf.so.1

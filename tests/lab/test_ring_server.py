@@ -35,7 +35,6 @@ from midstream import config as configuration
 from midstream import network
 from midstream.ebpf import attachment, pins, ring_server
 from midstream.errors import KernelError
-from midstream.hardworker import ring
 from midstream.lab import Lab
 
 NOBODY = 65534
@@ -51,13 +50,11 @@ APPLICATION = """
 import hashlib, json, os, sys
 from midstream import Hardworker
 from midstream.ebpf import pins
-from midstream.hardworker import ring
 
 config, user = sys.argv[1], int(sys.argv[2])
 hardworker = Hardworker(config, autocommit=False)
 stamp = pins.layout("hardworker", hardworker.config, hardworker.topology)
 pins.layout = lambda *_: stamp
-ring._library()
 os.setgroups([])
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)
@@ -184,7 +181,6 @@ def wait_until_listening(config: Path) -> None:
 def run_as(lab: Lab, group: int, config: Path) -> Result:
     """`midstream hardworker` of the user nobody and this group; what he may not read is at hand already."""
     import_module("midstream.cli.hardworker")
-    ring._library()
     settings = configuration.load(config)
     stamp = pins.layout("hardworker", settings, network.load(settings.const_path))
     return lab.call("hardworker", _run_as, group, config, stamp)

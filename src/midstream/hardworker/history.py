@@ -9,22 +9,23 @@ from midstream.errors import ConfigError, NetworkError
 from midstream.hardworker.messages import Message
 from midstream.hardworker.source import Beginning
 from midstream.line import Head, call
+from midstream.network import Topology
 from midstream.page import unpack
 
 
 def history(
     config: Config,
-    logger: str,
-    sensors: Sequence[str],
+    topology: Topology,
     since: datetime | None,
     beginnings: Callable[[], Sequence[Beginning]],
 ) -> Iterator[Message]:
-    """The stored messages of all connections of these sensors that were not in the ring.
+    """The stored messages of all connections of the sensors that were not in the ring.
 
     In the order in which the connections opened, each whole, as far as received at or after `since`.
-    beginnings: of a Source. Raises ConfigError, or NetworkError if the logger (an IP address) does not answer
-    or has another key.
+    beginnings: of a Source. Raises ConfigError, or NetworkError if the logger does not answer or has another
+    key.
     """
+    sensors = [str(host.ip) for host in topology.sensors]
     port = config.logger.replay_port
     if not port:
         raise ConfigError(
@@ -38,7 +39,7 @@ def history(
             found[sensors[begun.sensor]].append((begun.port, begun.first, begun.opened_ns))
         return found
 
-    with call(logger, key.read(config.key_path), port) as line:
+    with call(str(topology.logger.ip), key.read(config.key_path), port) as line:
         start = 0 if since is None else int(since.timestamp() * 1e9)
         line.send({"kind": "replay", "since": start, "beginnings": named()})
         _told(line.receive()[0])

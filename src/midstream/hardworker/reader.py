@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from midstream import network
+from midstream.config import Config
 from midstream.errors import ConfigError, MidstreamError
 from midstream.hardworker.assembly import Assembly
 from midstream.hardworker.cadence import Cadence
@@ -34,7 +36,7 @@ class State(Enum):
 
 
 class Reader:
-    """Reads one source, for one application. size: bytes of a message, 0 if that is not fixed.
+    """Reads one source, for one application. size: bytes of a message, for fixed framing.
 
     reopen(): another source, if the one that was read is gone; None: there is none yet. It raises what it was
     given if there never will be one.
@@ -42,18 +44,20 @@ class Reader:
 
     def __init__(
         self,
-        assembly: Assembly,
+        config: Config,
         size: int,
-        cadence: Cadence,
         reopen: Callable[[DetachedError], Source | None],
         *,
         autocommit: bool,
     ) -> None:
-        self.assembly = assembly
+        self.assembly = Assembly(config.data, size, lambda: network.load(config.const_path))
         self.waiting = Waiting()
-        self._size, self._cadence, self._reopen, self._autocommit = size, cadence, reopen, autocommit
+        self._size = size = size if config.data.framing == "fixed" else 0  # 0: any
+        self._cadence = Cadence.of(config.hardworker)
+        self._reopen, self._autocommit = reopen, autocommit
         self._nothing = np.empty(0, batch_dtype(size or 1))
         self._rows = Rows(size or 1, np.dtype((np.void, size or 1)))  # its bytes become bytes
+        self._latest: dict[str, Message] = {}
         self._source: Source | None = None
         self._state = State.COMMITTED
         self._rest: Iterator[Message] | None = None  # of the messages that are iterated over
@@ -63,6 +67,12 @@ class Reader:
 
     def open(self, source: Source) -> None:
         """Read from this source from now on, where an earlier reader of it stopped."""
+        if not self.waiting.is_open:
+            try:
+                self.waiting.open()
+            except BaseException:
+                source.close()
+                raise
         old, self._source = self._source, source
         self._view, self._cycle, self._batch = None, _declined, None
         self.waiting.see_to(source.standing.timer, instead_of=old.standing.timer if old else -1)
@@ -250,6 +260,14 @@ class Reader:
         size, name = self._size, self.assembly.sensor
         for offset, moment, connection, _, sensor, _, _, _, payload in batch.tolist():
             yield Message(name(sensor), connection, offset // size, moment, payload)
+
+    def latest(self, sensor: str | None) -> Message | None:
+        """The newest message of a sensor, or of any; None before the first."""
+        for message in self.messages():
+            self._latest[message.sensor] = message
+        if sensor is not None:
+            return self._latest.get(sensor)
+        return max(self._latest.values(), key=lambda message: message.time, default=None)
 
     def iterate(self) -> Iterator[Message]:
         """Every message, until the end."""

@@ -71,11 +71,21 @@ class Columns:
 View = Rows | Columns
 
 
+def need_fixed(config: Config, method: str) -> None:
+    """Raises ConfigError if messages are not of one size, so that there are no arrays of them."""
+    if config.data.framing != "fixed":
+        raise ConfigError(
+            f'{config.path}: data.framing = "{config.data.framing}": {method}() gives arrays, '
+            "which need fixed framing; iterate over the messages instead"
+        )
+
+
 def seen(
     config: Config, size: int, payload: npt.DTypeLike | None, method: str
 ) -> np.dtype[np.generic] | None:
     """The dtype as which payloads of `size` bytes are to be seen, if one is asked for. Raises ConfigError if
-    they cannot be."""
+    they cannot be, or are not of one size."""
+    need_fixed(config, method)
     if payload is None:
         return None
     dtype = np.dtype(payload)

@@ -13,6 +13,7 @@ from midstream.ebpf import compiler, irq_mitigation, records
 from midstream.errors import CompileError
 from midstream.hardworker import ring, spill
 from midstream.hardworker.journal import _HEAD as COPY
+from midstream.hardworker.source import Status
 from midstream.hardworker.streams import OPEN_STREAM
 from midstream.network import Host, Topology
 
@@ -89,39 +90,28 @@ def test_layouts_and_constants(sources: Path) -> None:
     )
 
 
-READER = {  # of struct reader, each a word
-    name.removeprefix("_").lower(): word
-    for name, word in vars(ring).items()
-    if name.isupper() and name.startswith("_") and isinstance(word, int)
-}
-NO_WORDS = {"header", "look", "block", "views", "stored", "words", "nothing"}
-
-
-def reader_layout() -> Iterator[str]:
-    """What ring.py and streams.py say of the structures of ring.c."""
-    yield from layout("struct record", records.RECORD)
-    yield from layout("struct open", OPEN_STREAM)
-    yield from layout("struct committed", records.COMMITTED)
-    yield f"sizeof(struct copy) == {COPY.size} && sizeof(struct column) == 4 * 8"
-    words = {name: word for name, word in READER.items() if name not in NO_WORDS}
-    yield f"sizeof(struct reader) == {len(words)} * 8 && {len(words)} == {ring._WORDS}"
-    for name, word in words.items():
-        yield f"offsetof(struct reader, {name}) == {word} * 8"
-
-
 def compile_reader(folder: Path, *assertions: str) -> None:
     """Raises CompileError if one of them is false."""
-    lines = [f'#include "{Path(ring.__file__).with_name("ring.c")}"', "#include <stddef.h>"]
+    lines = ["#include <stddef.h>", f'#include "{Path(ring.__file__).with_name("ring.h")}"']
     lines += [f'_Static_assert({assertion}, "{assertion}");' for assertion in assertions]
     (folder / "layout.c").write_text("\n".join(lines) + "\n")
     compiler.compile_library(folder / "layout.c")
 
 
 def test_the_readers_layouts(tmp_path: Path) -> None:
-    assert {"producer", "retain", "found", "seen"} <= READER.keys()
-    compile_reader(tmp_path, *reader_layout())
+    """What ring.py, streams.py, views.py and source.py say of ring.h."""
+    compile_reader(
+        tmp_path,
+        *layout("struct record", records.RECORD),
+        *layout("struct open", OPEN_STREAM),
+        *layout("struct committed", records.COMMITTED),
+        *layout("struct committed_table", records.COMMITTED_TABLE),
+        *layout("struct committed_head", records.COMMITTED_HEAD),
+        f"sizeof(struct copy) == {COPY.size} && sizeof(struct column) == 4 * 8",
+        *(f"{status.name} == {status.value}" for status in Status),
+    )
     with pytest.raises(CompileError, match="static assertion failed"):
-        compile_reader(tmp_path, "offsetof(struct reader, consumer) == 0")
+        compile_reader(tmp_path, "offsetof(struct record, time) == 0")
 
 
 @pytest.mark.parametrize(

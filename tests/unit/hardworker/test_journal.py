@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,7 +17,7 @@ from tests.support.fake_ring import as_record
 from midstream.ebpf.records import OPEN, RECORD, committed_size, journal_size
 from midstream.ebpf.retained import Committed
 from midstream.hardworker.journal import Journal
-from midstream.hardworker.ring import _COMMITTED, _POSITION, Ring
+from midstream.hardworker.ring import Ring
 from midstream.hardworker.source import Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import OPEN_STREAM, Stream, Streams
@@ -270,10 +269,11 @@ def test_a_word_that_changes_while_it_is_looked_at() -> None:
         memory.store(Segment(1, 0, 0, 0, 0, 0, b"retained"))
         ring = memory.reader(retain=SIZE)
         read(ring)
-        ring.look()
-        ring._state[_COMMITTED] = ring._state[_POSITION]
+        Committed(memory.word, publish).tell({1: 0}, known=1)
+        ring.commit(opened((1, 8)))
+        assert not memory.consumer[:8].any()
         Committed(memory.word, publish).tell({1: committed}, known=1)
-        return partial(ring._library.midstream_give_back, ring._reader)
+        return ring._reader.give_back
 
     with traced(looking(8)) as steps:
         last = next(number for number, _ in enumerate(steps) if memory.consumer[:8].any())
