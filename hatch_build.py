@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-_EXTENSION = "hardworker/_ring.abi3.so"
+EXTENSION = "hardworker/_ring.abi3.so"
 _SOURCES = ("hardworker/module.c", "hardworker/ring.c")
 _GLIBC = "2.17"  # the oldest that there is for both processors; every distribution since 2014 has it
 _FLAGS = ("-O2", "-s", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
@@ -49,13 +49,13 @@ class ExtensionHook(BuildHookInterface[Any]):
         package = Path(self.root, "src/midstream")
         build = Path(self.root, "build")
         if version == "editable":
-            _compile(package, package / _EXTENSION, machine, build)
+            compile_extension(package, package / EXTENSION, machine, build)
             return
-        target = build / machine / Path(_EXTENSION).name
-        _compile(package, target, machine, build)
+        target = build / machine / Path(EXTENSION).name
+        compile_extension(package, target, machine, build)
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-manylinux_{_GLIBC.replace('.', '_')}_{machine}"
-        build_data["force_include"][str(target)] = f"midstream/{_EXTENSION}"
+        build_data["force_include"][str(target)] = f"midstream/{EXTENSION}"
 
 
 class HomeHook(MetadataHookInterface):
@@ -75,7 +75,7 @@ class HomeHook(MetadataHookInterface):
         metadata["urls"] = urls
 
 
-def _compile(package: Path, target: Path, machine: str, build: Path) -> None:
+def compile_extension(package: Path, target: Path, machine: str, build: Path) -> None:
     """Raises SystemExit if the compiler refuses, or if Python's headers are missing."""
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").exists():
@@ -89,7 +89,7 @@ def _compile(package: Path, target: Path, machine: str, build: Path) -> None:
     sources = [str(package / name) for name in _SOURCES]
     subprocess.run(
         [sys.executable, "-m", "ziglang", "cc", *arguments, *sources],
-        env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(build / "zig")},
+        env={"ZIG_GLOBAL_CACHE_DIR": str(build / "zig"), **os.environ},
         check=True,
     )
     unfinished.replace(target)  # a process that has the old one mapped keeps it

@@ -1,5 +1,6 @@
 """What is built for others: its version, its metadata, what it says of where it comes from."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,13 +10,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hatch_build import address, described
+from hatch_build import EXTENSION, address, compile_extension, described
 from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parents[2]
 FILES = [".git_archival.txt", ".gitattributes", "LICENSE", "README.md", "hatch_build.py", "pyproject.toml"]
+MODULE = f"midstream/{EXTENSION}"
 RELATIVE = re.compile(r"\]\((?!https://|#)")
 BUILD = "from hatchling.build import build_sdist, build_wheel; build_sdist('dist'); build_wheel('dist')"
+MACHINES = {"x86_64": 62, "aarch64": 183}  # EM_X86_64 and EM_AARCH64 of ELF
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -35,6 +38,23 @@ def clone(tmp_path: Path) -> Path:
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "--message", "one")
     return folder
+
+
+def build(folder: Path, machine: str = "x86_64") -> Path:
+    """The wheel for that processor; the sdist lies beside it."""
+    # One cache for all: the compiler makes its C library only once.
+    environment = {
+        "ZIG_GLOBAL_CACHE_DIR": str(ROOT / "build/zig"),
+        "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+    }
+    subprocess.run(
+        [sys.executable, "-c", BUILD],
+        cwd=folder,
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+    )
+    return folder / f"dist/midstream-0.3.0-cp311-abi3-manylinux_2_17_{machine}.whl"
 
 
 def version(folder: Path) -> str:
@@ -75,12 +95,11 @@ def test_what_is_built(clone: Path, tmp_path: Path) -> None:
     """A wheel of the clone and one of its sdist are alike, and no link of theirs leads nowhere."""
     git(clone, "tag", "v0.3.0")
     git(clone, "remote", "add", "origin", "git@git.example:robots/midstream.git")
-    subprocess.run([sys.executable, "-c", BUILD], cwd=clone, check=True, capture_output=True)
+    wheels = [build(clone)]
     with tarfile.open(clone / "dist/midstream-0.3.0.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     unpacked = tmp_path / "midstream-0.3.0"
-    subprocess.run([sys.executable, "-c", BUILD], cwd=unpacked, check=True, capture_output=True)
-    wheels = [folder / "dist/midstream-0.3.0-py3-none-any.whl" for folder in (clone, unpacked)]
+    wheels.append(build(unpacked))
     told, again = map(metadata, wheels)
     assert told.as_rfc822().as_bytes() == again.as_rfc822().as_bytes()
     assert told.project_urls == {
@@ -95,7 +114,33 @@ def test_what_is_built(clone: Path, tmp_path: Path) -> None:
     assert not RELATIVE.search(told.description)
     with zipfile.ZipFile(wheels[1]) as archive:
         names = set(archive.namelist())
-    assert {"midstream/py.typed", "midstream/ebpf/hardworker.bpf.c", "midstream/hardworker/ring.c"} <= names
+    assert {"midstream/py.typed", "midstream/ebpf/hardworker.bpf.c", MODULE} <= names
+    assert not [name for name in names if name.startswith("midstream/hardworker/") and name.endswith(".c")]
+
+
+def test_a_wheel_for_each_processor(clone: Path, tmp_path: Path) -> None:
+    """What the tag promises holds, and an index takes them."""
+    git(clone, "tag", "v0.3.0")
+    for machine, code in MACHINES.items():
+        wheel = build(clone, machine)
+        with zipfile.ZipFile(wheel) as archive:
+            assert int.from_bytes(archive.read(MODULE)[18:20], "little") == code
+        audit = subprocess.run(
+            [sys.executable, "-m", "auditwheel", "show", str(wheel)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert f'platform tag: "manylinux_2_17_{machine}"' in " ".join(audit.stdout.split())
+    files = sorted(map(str, (clone / "dist").iterdir()))
+    assert len(files) == 3
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
+
+
+def test_headers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("hatch_build.sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(SystemExit, match=r"Python\.h is missing: install Python's headers"):
+        compile_extension(ROOT / "src/midstream", tmp_path / "_ring.so", "x86_64", tmp_path)
 
 
 def test_a_readme_without_a_home_has_no_link_that_leads_nowhere() -> None:
