@@ -1,7 +1,7 @@
 """What holds for every test: no thread is left behind, root skips nothing, SIGINT ends what is started.
 
 Tests run side by side (`pytest -n 2`, pytest-xdist). Each worker has a world of its own, since the lab's
-names are fixed. The labs stay on one worker, since they measure times, and what else runs gives way to them.
+names are fixed. The labs that measure times stay on one worker, and what else runs gives way to them.
 """
 
 import os
@@ -22,6 +22,7 @@ from midstream.lab import enter
 
 TESTS = tuple(Path(__file__).parent / place for place in ("tests", "bench/tests"))
 LABS = tuple(folder / "lab" for folder in TESTS)
+UNTIMED = LABS[0] / "commands"
 NEEDS_ROOT = (*LABS, *(folder / name for folder in TESTS for name in ("program", "hosts")))
 GRACE = 2.0  # seconds that a thread may take to end after its test
 
@@ -34,11 +35,11 @@ hypothesis.settings.load_profile("midstream")
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # therefore Any
-    """The labs together, and every other module by itself."""
+    """The labs that measure times together, and every other module by itself."""
 
     def _split_scope(self, nodeid: str) -> str:
         module, _, _ = nodeid.partition("::")
-        return "the labs" if _is_of_a_lab(self.config.rootpath / module) else module
+        return "the labs" if _measures_times(self.config.rootpath / module) else module
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -71,11 +72,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(autouse=True, scope="module")
-def gives_way_to_the_lab(request: pytest.FixtureRequest) -> None:
+def gives_way_to_the_labs(request: pytest.FixtureRequest) -> None:
     """A worker is a session, and Linux shares the processors among sessions (sched(7), autogroup)."""
     autogroup = Path("/proc/self/autogroup")
     if hasattr(request.config, "workerinput") and autogroup.exists():
-        autogroup.write_text("0" if _is_of_a_lab(request.path) else "10")
+        autogroup.write_text("0" if _measures_times(request.path) else "10")
 
 
 @pytest.fixture
@@ -99,8 +100,8 @@ def no_thread_left_behind() -> Iterator[None]:
         left[0].join(0.01)
 
 
-def _is_of_a_lab(module: Path) -> bool:
-    return any(folder in module.parents for folder in LABS)
+def _measures_times(module: Path) -> bool:
+    return any(folder in module.parents for folder in LABS) and UNTIMED not in module.parents
 
 
 def _enter_a_world_of_its_own() -> None:

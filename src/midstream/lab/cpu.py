@@ -15,6 +15,8 @@ from typing import Protocol, Self
 from midstream.closing import Closing
 from midstream.errors import LabError
 
+_ATTEMPTS = 5  # to see which thread a NAPI instance got
+
 
 class _Lab(Protocol):
     """What is needed of a lab here."""
@@ -111,21 +113,25 @@ def start_napi_thread(interface: str, cpus: Collection[int]) -> int:
 
     Raises LabError: the kernel has no threaded NAPI (before 5.12), or the interface no NAPI (GRO is off).
     """
-    before = set(os.listdir("/proc"))
-    try:
-        Path("/sys/class/net", interface, "threaded").write_text("1")
-    except OSError as error:
-        raise LabError(
-            f"{interface}: no threaded NAPI ({error.strerror}); the lab needs Linux 5.12 or later"
-        ) from None
-    new = [entry for entry in set(os.listdir("/proc")) - before if entry.isdigit()]
-    threads = [int(entry) for entry in new if thread_name(int(entry)).startswith(f"napi/{interface}-")]
-    if len(threads) != 1:
-        raise LabError(
-            f"{interface}: expected one NAPI thread to start, found {len(threads)}; is it up, with GRO on?"
-        )
-    pin(threads[0], cpus)
-    return threads[0]
+    threaded = Path("/sys/class/net", interface, "threaded")
+    for _ in range(_ATTEMPTS):
+        before = set(os.listdir("/proc"))
+        try:
+            threaded.write_text("1")
+        except OSError as error:
+            raise LabError(
+                f"{interface}: no threaded NAPI ({error.strerror}); the lab needs Linux 5.12 or later"
+            ) from None
+        new = [int(entry) for entry in set(os.listdir("/proc")) - before if entry.isdigit()]
+        threads = [pid for pid in new if thread_name(pid).startswith(f"napi/{interface}-")]
+        if len(threads) == 1:
+            pin(threads[0], cpus)
+            return threads[0]
+        if threads:  # the lab of another world came up at the same moment
+            threaded.write_text("0")
+    raise LabError(
+        f"{interface}: expected one NAPI thread to start, found {len(threads)}; is it up, with GRO on?"
+    )
 
 
 def prefer(pid: int) -> None:

@@ -20,7 +20,7 @@ from midstream.demo.run import FOLDER
 from midstream.lab.programs import attach
 from midstream.storage.schema import prepare
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MIDSTREAM = [sys.executable, "-P", "-m", "midstream"]
 PATIENCE = 120.0  # seconds
 
