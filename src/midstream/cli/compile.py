@@ -1,7 +1,7 @@
 """midstream compile."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,20 +16,34 @@ app = typer.Typer()
 @app.command("compile")
 def compile_(
     role: Annotated[str, typer.Argument(metavar="ROLE", help="sensor, hardworker or logger.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OBJ", help="Where the object goes.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Where the object goes; into a folder, all that such a host attaches.",
+        ),
+    ],
     const: Annotated[Path, typer.Option("--const", metavar="FILE", help="The topology.")] = Path(
         "const.toml"
     ),
     as_json: Json = False,
 ) -> None:
     """Compile a host's eBPF program from const.toml; needs no root, and no Linux."""
-    compiled = compiler.compile_program(find_role(role), network.load(const))
-    try:
-        output.write_bytes(compiled.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({error.strerror}); name another file") from error
-    size = output.stat().st_size
+    role, topology = find_role(role), network.load(const)
+    names = compiler.programs(role) if output.is_dir() else (role,)
+    written: list[dict[str, Any]] = []
+    made = [compiler.compile_program(name, topology) for name in names]
+    for each in made:
+        target = output / each.name if output.is_dir() else output
+        try:
+            target.write_bytes(each.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{target}: cannot be written ({error.strerror}); name another file") from error
+        written.append({"file": str(target), "bytes": target.stat().st_size})
     if as_json:
-        show({"file": str(output), "bytes": size}, as_json)
-    else:
-        say(f"{output}: {size} bytes")
+        show({"objects": written} if output.is_dir() else written[0], as_json)
+        return
+    for one in written:
+        say(f"{one['file']}: {one['bytes']} bytes")

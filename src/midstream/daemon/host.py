@@ -17,6 +17,7 @@ from pyroute2 import NetlinkError  # type: ignore[import-untyped]  # pyroute2 sh
 
 from midstream import network
 from midstream.config import Config, Role
+from midstream.daemon import objects
 from midstream.daemon.interface import Interface
 from midstream.daemon.neighbours import Neighbours
 from midstream.daemon.resets import send_resets
@@ -70,6 +71,7 @@ class ThisHost:
             if self.attachment and self.folder.exists() and not self._is_whole:
                 shutil.rmtree(self.folder)  # without its stamp it would be taken for somebody else's
             again = again or self.in_force is not None
+            objects.provide(self._config, self._role, topology)
             self.attachment = self._attach(topology, interface, again, self_test=logger or not again)
         self.in_force = topology
         return True

@@ -67,7 +67,7 @@ def check(kernel: KernelState, subject: Subject) -> Iterator[Finding]:
     yield _check_capabilities(kernel.capabilities)
     yield _check_bpffs(kernel.bpffs, subject)
     yield _check_libbpf(kernel)
-    yield _check_compiler(kernel.compiler)
+    yield _check_compiler(kernel.compiler, subject)
     if kernel.jit == 0:
         yield warning(
             "JIT",
@@ -136,10 +136,12 @@ def _check_libbpf(kernel: KernelState) -> Finding:
     return fault("libbpf", found or "libbpf.so.1 is missing", "1.0 or newer", advice)
 
 
-def _check_compiler(found: str) -> Finding:
+def _check_compiler(found: str, subject: Subject) -> Finding:
     if found:
         return ok("compiler", found)
-    return fault("compiler", "missing", "ziglang", "pip install ziglang")
+    if subject.role != "logger" and subject.config.logger.replay_port:
+        return ok("compiler", "none here: a logger's host compiles for this one")
+    return fault("compiler", "missing", "ziglang", "pip install 'midstream[compiler]'")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

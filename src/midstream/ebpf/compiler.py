@@ -2,10 +2,11 @@
 
 The compiler is clang in the shape of the `ziglang` wheel: the same version on every host, no root, no
 kernel headers, any operating system. An object depends on the sources, the constants, the compiler and its
-flags, and on nothing else; `key` is the hash of all of them, and the name under which an object is kept. So a
-changed const.toml can never be missed, and nothing is compiled twice. What is made for user space depends
-on the kind of machine as well, and needs no feature that some machines of that kind lack: hosts may share
-a cache.
+flags, and on nothing else. `key` is the hash of all but the compiler's version; together they are the name
+under which an object is kept. So a changed const.toml can never be missed, and nothing is compiled twice. A
+host without a compiler takes the object of any version that another host has made. What is made for user
+space depends on the kind of machine as well, and needs no feature that some machines of that kind lack: hosts
+may share a cache.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -28,6 +29,12 @@ from midstream.network import Host, Topology
 from midstream.toml import absolute
 
 SOURCES = Path(__file__).parent
+
+PROGRAMS = ("sensor", "hardworker", "logger", "selftest")
+"""What hosts attach."""
+
+MAX_BYTES = 1 << 22
+"""More than any object has."""
 
 FLAGS = (
     "-target",
@@ -43,6 +50,17 @@ FLAGS = (
 )
 
 
+class CompilerMissingError(CompileError):
+    """There is no compiler here, and no object that another host's has made."""
+
+    def __init__(self, reasons: str = "") -> None:
+        told = f", and no logger has given what it makes ({reasons})" if reasons else ""
+        super().__init__(
+            f"the compiler is missing{told}; install it with `pip install 'midstream[compiler]'`, or copy "
+            f"into {cache_directory()} what `midstream compile ROLE --output FOLDER` makes where there is one"
+        )
+
+
 _UNHEARD = {"CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "ZIG_LIB_DIR"}
 """Variables of the environment that would give the compiler other files: no key could tell."""
 
@@ -53,12 +71,12 @@ def compile_program(name: str, topology: Topology, folder: Path | None = None) -
     """The object of the program `name` ("hardworker", "logger", …) for this topology, compiled if need be.
 
     folder: where its source is, if it is none of midstream's; it may include midstream's headers. Raises
-    CompileError if the compiler is missing or refuses.
+    CompileError if the compiler refuses, CompilerMissingError if there is none.
     """
+    if made := kept(name, topology, folder):
+        return made
+    target = _object(key(name, topology, folder), name, _compiler_version())
     constants = const_header(topology)
-    target = cache_directory() / f"{name}-{key(name, topology, folder)[:32]}.o"
-    if os.path.isfile(target):
-        return target
     with tempfile.TemporaryDirectory(prefix="midstream-") as scratch:
         Path(scratch, "const.h").write_text(constants, encoding="utf-8")
         headers = _compiler() / "lib/libc/include"
@@ -77,6 +95,40 @@ def compile_program(name: str, topology: Topology, folder: Path | None = None) -
     return target
 
 
+def programs(role: str) -> tuple[str, ...]:
+    """The names of the programs that a host of this role needs."""
+    return (role, "selftest")
+
+
+def is_installed() -> bool:
+    """Is there a compiler on this host?"""
+    with suppress(CompilerMissingError):
+        return bool(_compiler_version())
+    return False
+
+
+def kept(name: str, topology: Topology, folder: Path | None = None) -> Path | None:
+    """That object, if it has been made: by this host's compiler or, where there is none, by another's."""
+    made_of = key(name, topology, folder)
+    with suppress(CompilerMissingError):
+        target = _object(made_of, name, _compiler_version())
+        return target if os.path.isfile(target) else None
+    found = sorted(cache_directory().glob(_object(made_of, name, "*").name))
+    return found[-1] if found else None
+
+
+def keep(name: str, topology: Topology, made_by: str, data: bytes) -> None:
+    """Keep an object that another host's compiler has made. made_by: that compiler's version."""
+    target = _object(key(name, topology), name, made_by)
+    with _unfinished(target) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def made_by(path: Path) -> str:
+    """The version of the compiler that has made an object in the cache."""
+    return path.stem.rpartition("-")[2]
+
+
 def compile_library(source: Path) -> Path:
     """The shared library of one C file of user space, for machines of this kind; kept like the objects.
 
@@ -84,7 +136,7 @@ def compile_library(source: Path) -> Path:
     """
     # Without a C library: the machine may have no headers for one, and the compiler builds one slowly.
     flags = (*_USER_FLAGS, "-shared", "-fPIC", "-nostdlib", "-target", architecture())
-    target = cache_directory() / f"{source.stem}-{_digest(flags, [source])[:32]}.so"
+    target = cache_directory() / f"{source.stem}-{_digest(flags, [source], _compiler_version())[:32]}.so"
     if not os.path.isfile(target):
         _run([*flags, str(source)], target)
     return target
@@ -99,7 +151,7 @@ def compile_executable(source: Path, *, headers: Path | None = None) -> Path:
     flags = (*_USER_FLAGS, "-static", "-s", "-target", architecture().replace("-gnu", "-musl"))
     folders = [source.parent, *([headers] if headers else [])]
     files = [source, *(header for folder in folders for header in sorted(folder.glob("*.h")))]
-    target = cache_directory() / f"{source.stem}-{_digest(flags, files)[:32]}"
+    target = cache_directory() / f"{source.stem}-{_digest(flags, files, _compiler_version())[:32]}"
     if not os.path.isfile(target):
         _run([*flags, *(f"-I{folder}" for folder in folders), str(source)], target, mode=0o755)
     return target
@@ -114,8 +166,9 @@ def architecture() -> str:
 
 
 def key(name: str, topology: Topology, folder: Path | None = None) -> str:
-    """SHA-256, in hexadecimal, of everything that makes the object what it is."""
-    return hashlib.sha256(f"{sources_key(name, folder)} {const_header(topology)}".encode()).hexdigest()
+    """SHA-256, in hexadecimal, of everything that makes the object what it is, but for the compiler."""
+    made_of = f"{sources_key(name, folder)} {const_header(topology)}"
+    return hashlib.sha256(made_of.encode()).hexdigest()
 
 
 def sources_key(name: str, folder: Path | None = None) -> str:
@@ -153,8 +206,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midstream"
 
 
-def _digest(flags: Iterable[str], files: Iterable[Path]) -> str:
-    digest = hashlib.sha256(f"{_compiler_version()} {tuple(flags)}".encode())
+def _object(made_of: str, name: str, compiler: str) -> Path:
+    return cache_directory() / f"{name}-{made_of[:32]}-{compiler}.o"
+
+
+def _digest(flags: Iterable[str], files: Iterable[Path], compiler: str = "") -> str:
+    digest = hashlib.sha256(f"{compiler} {tuple(flags)}".encode())
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -167,25 +224,21 @@ def _mac(host: Host) -> str:
 @cache
 def _compiler_version() -> str:
     try:
-        return f"ziglang {version('ziglang')}"
+        return version("ziglang")
     except PackageNotFoundError as error:
-        raise CompileError("the compiler is missing; install it with `pip install ziglang`") from error
+        raise CompilerMissingError from error
 
 
 def _compiler() -> Path:
     spec = find_spec("ziglang")
     if spec is None or spec.origin is None:
-        raise CompileError("the compiler is missing; install it with `pip install ziglang`")
+        raise CompilerMissingError
     return Path(spec.origin).parent
 
 
 def _run(arguments: Iterable[str], target: Path, folder: Path | None = None, mode: int = 0o644) -> None:
-    """Compile, in the given folder, into a file beside the target, then rename it: no reader meets half an
-    object."""
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        modes.make_folder(target.parent)
-        unfinished.touch()  # fails here, and not in the compiler, where nothing can be kept
+    """Compile, in the given folder, into the target."""
+    with _unfinished(target, mode) as unfinished:
         result = subprocess.run(
             [sys.executable, "-m", "ziglang", "cc", *arguments, "-o", str(unfinished)],
             cwd=folder,
@@ -200,6 +253,16 @@ def _run(arguments: Iterable[str], target: Path, folder: Path | None = None, mod
         )
         if result.returncode:
             raise CompileError(f"the compiler refused to make {target.name}:\n{result.stderr.strip()}")
+
+
+@contextmanager
+def _unfinished(target: Path, mode: int = 0o644) -> Iterator[Path]:
+    """A file beside the target, to be written, which then becomes it: no reader meets half an object."""
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        modes.make_folder(target.parent)
+        unfinished.touch()  # fails here, and not in the compiler, where nothing can be kept
+        yield unfinished
         unfinished.chmod(mode)
         unfinished.replace(target)
     except OSError as error:

@@ -44,7 +44,6 @@ def test_a_kernel_that_is_well(role: Role) -> None:
         ({"bpffs": False}, "fault", "bpffs", "nothing is mounted"),
         ({"libbpf": ""}, "fault", "libbpf", "missing"),
         ({"libbpf": "0.8"}, "fault", "libbpf", "0.8"),
-        ({"compiler": ""}, "fault", "compiler", "missing"),
         ({"jit": 0}, "warning", "JIT", "interpreted"),
         ({"lockdown": "confidentiality"}, "warning", "lockdown", "confidentiality"),
         ({"capabilities": 0}, "warning", "capabilities", "lacks CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON"),
@@ -87,6 +86,19 @@ def test_debians_advice_is_for_debian(
     facts = patients.kernel(libbpf=version, distribution=kernel.read().distribution)
     found = only(list(kernel.check(facts, patients.subject("hardworker"))), "fault")
     assert found.check == "libbpf" and found.fix.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("role", "settings"),
+    [("logger", {}), ("hardworker", {"logger": {"replay_port": 0}})],
+)
+def test_a_compiler_that_nobody_has(role: Role, settings: dict[str, Any]) -> None:
+    """A logger's host compiles for others, if it may be asked."""
+    assert well(list(kernel.check(patients.kernel(compiler=""), patients.subject("hardworker"))))
+    found = only(
+        list(kernel.check(patients.kernel(compiler=""), patients.subject(role, **settings))), "fault"
+    )
+    assert (found.check, found.fix) == ("compiler", "pip install 'midstream[compiler]'")
 
 
 def test_only_what_is_used_is_asked_for() -> None:

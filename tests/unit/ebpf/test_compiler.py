@@ -9,14 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from tests.support.objects import without_compiler
 
 import midstream
 from midstream.ebpf import compiler
+from midstream.ebpf.compiler import CompilerMissingError
 from midstream.errors import CompileError
 from midstream.network import Host, Topology
 
@@ -161,10 +162,29 @@ def test_changed_sources_make_another_object(kept: Path, sources: Path) -> None:
     assert compiler.compile_program("pass", TOPOLOGY) == third
 
 
-def test_another_compiler_makes_another_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = compiler.key("pass", TOPOLOGY)
-    monkeypatch.setattr(compiler, "_compiler_version", lambda: "ziglang 99.0")
-    assert compiler.key("pass", TOPOLOGY) != before
+def test_another_compiler_makes_another_object(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same key: a program that is attached stays."""
+    before, key = compiler.compile_program("pass", TOPOLOGY), compiler.key("pass", TOPOLOGY)
+    monkeypatch.setattr(compiler, "_compiler_version", lambda: "99.0")
+    after = compiler.compile_program("pass", TOPOLOGY)
+    assert after != before and compiler.key("pass", TOPOLOGY) == key
+    assert compiler.made_by(after) == "99.0"
+
+
+def test_a_host_without_a_compiler_takes_what_another_has_made(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = compiler.compile_program("pass", TOPOLOGY)
+    data, version = made.read_bytes(), compiler.made_by(made)
+    without_compiler(monkeypatch)
+    assert compiler.compile_program("pass", TOPOLOGY) == made
+    made.unlink()
+    with pytest.raises(CompilerMissingError, match=r"pip install 'midstream\[compiler\]'.*midstream compile"):
+        compiler.compile_program("pass", TOPOLOGY)
+    compiler.keep("pass", TOPOLOGY, version, data)
+    assert compiler.compile_program("pass", TOPOLOGY).read_bytes() == data
+    with pytest.raises(CompilerMissingError):
+        compiler.compile_program("pass", replace(TOPOLOGY, port=1))
 
 
 def test_other_flags_make_another_object(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,19 +270,12 @@ def test_a_file_system_that_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("step", ["_compiler_version", "_compiler"])
 def test_a_missing_compiler(kept: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """No object is looked for under a name that is not known to be right."""
-
-    def missing(*_: object) -> None:
-        raise PackageNotFoundError("ziglang")
-
-    compiler._compiler_version.cache_clear()
     if step == "_compiler":
         monkeypatch.setattr(compiler, "find_spec", lambda name: None)
     else:
-        monkeypatch.setattr(compiler, "version", missing)
-    with pytest.raises(CompileError, match="pip install ziglang"):
+        without_compiler(monkeypatch)
+    with pytest.raises(CompilerMissingError, match=r"pip install 'midstream\[compiler\]'"):
         compiler.compile_program("pass", TOPOLOGY)
-    compiler._compiler_version.cache_clear()
 
 
 def test_a_library(kept_with_libc: None, tmp_path: Path) -> None:
@@ -326,7 +339,7 @@ def test_other_flags_make_another_for_user_space(
     first = KINDS[kind](source)
     monkeypatch.setattr(compiler, "_USER_FLAGS", (*compiler._USER_FLAGS, "-O3"))
     second = KINDS[kind](source)
-    monkeypatch.setattr(compiler, "_compiler_version", lambda: "ziglang 99.0")
+    monkeypatch.setattr(compiler, "_compiler_version", lambda: "99.0")
     assert len({first, second, KINDS[kind](source)}) == 3
 
 
