@@ -20,8 +20,8 @@ from midstream.demo.run import FOLDER
 from midstream.lab.programs import attach
 from midstream.storage.schema import prepare
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
-MIDSTREAM = [sys.executable, "-P", "-m", "midstream"]
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
 PATIENCE = 120.0  # seconds
 
 
@@ -54,6 +54,23 @@ def test_everything_arrives_once_in_order_and_unchanged() -> None:
     assert 0 < found["latency_us"]["p50"] <= found["latency_us"]["p99"]
     assert 0 < found["hardworker_cpu_us_per_message"] < 10_000
     assert found["seconds"] == pytest.approx(399 / 400, rel=0.2)
+
+
+def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
+    """It has no compiler: it takes the objects that this environment's has made."""
+    sent = ("--messages", "200", "--rate", "400")
+    demo(*sent)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run([*pip, *build], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv/bin/python"
+    (wheel,) = tmp_path.glob("midstream-*.whl")
+    install = ["--python", str(python), "install", "--no-compile", str(wheel)]
+    subprocess.run([*pip, *install], check=True)
+    assert not list((tmp_path / "venv").rglob("ziglang"))
+    found = demo(*sent, python=str(python))
+    assert found["sent"] == found["delivered"] == found["logged"] == 200
 
 
 def test_restored_at_the_sensors() -> None:
@@ -223,19 +240,19 @@ def test_the_examples() -> None:
         midstream_lab.down()
 
 
-def demo(*arguments: str, cwd: Path | None = None) -> dict[str, Any]:
+def demo(*arguments: str, cwd: Path | None = None, python: str = sys.executable) -> dict[str, Any]:
     """The object that a good demonstration prints, alone."""
-    done = finish(start(*arguments, "--json", cwd=cwd))
+    done = finish(start(*arguments, "--json", cwd=cwd, python=python))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def start(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path | None = None, python: str = sys.executable) -> subprocess.Popen[str]:
     """Without daemons, which take seconds to start, unless they are asked for."""
     without_daemons = [] if "--daemon" in arguments else ["--no-daemon"]
     return subprocess.Popen(
-        [*MIDSTREAM, "demo", *arguments, *without_daemons],
+        [python, "-P", "-m", "midstream", "demo", *arguments, *without_daemons],
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
