@@ -22,6 +22,7 @@ from midstream.storage.schema import prepare
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
+MIDSTREAM = ["-P", "-m", "midstream"]
 PATIENCE = 120.0  # seconds
 
 
@@ -148,7 +149,7 @@ def test_killed(clean_up: str) -> None:
     wait_until(lambda: demo_processes() == [])
     assert folders() != []
     if clean_up == "down":
-        subprocess.run([*MIDSTREAM, "lab", "down"], check=True, timeout=PATIENCE)
+        subprocess.run([sys.executable, *MIDSTREAM, "lab", "down"], check=True, timeout=PATIENCE)
     else:
         done = finish(start("--messages", "50", "--rate", "500", "--json"))
         assert (done.returncode, done.stderr) == (0, "demo: the lab that was up is replaced\n")
@@ -220,7 +221,9 @@ def test_the_examples() -> None:
     try:
         attach(lab)
         with (
-            lab.popen("logger", [*MIDSTREAM, "logger", "-c", lab.config], stderr=subprocess.PIPE) as logger,
+            lab.popen(
+                "logger", [sys.executable, *MIDSTREAM, "logger", "-c", lab.config], stderr=subprocess.PIPE
+            ) as logger,
             lab.popen(
                 "hardworker",
                 [sys.executable, "-P", EXAMPLES / "application.py", lab.config],
@@ -252,7 +255,7 @@ def start(*arguments: str, cwd: Path | None = None, python: str = sys.executable
     """Without daemons, which take seconds to start, unless they are asked for."""
     without_daemons = [] if "--daemon" in arguments else ["--no-daemon"]
     return subprocess.Popen(
-        [python, "-P", "-m", "midstream", "demo", *arguments, *without_daemons],
+        [python, *MIDSTREAM, "demo", *arguments, *without_daemons],
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
