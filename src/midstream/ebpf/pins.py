@@ -33,9 +33,9 @@ def stamp(role: Role, config: Config, topology: Topology) -> bytes:
 
 
 def layout(role: Role, config: Config, topology: Topology) -> bytes:
-    """The hash of what the maps, and the records in them, are made from: sources, the size of a message, and
-    of config.toml what the loader sets. Addresses and marks are not among it."""
-    made_from = compiler.sources_key(role)
+    """The hash of what the maps, and the records in them, are made from: the ABI, the size of a message, and
+    of config.toml what the loader sets. Addresses, marks and sources are not among it."""
+    made_from = f"{role} {records.ABI}"
     if role == "hardworker":
         settings = config.hardworker
         period = settings.period if settings.irq_mitigation else settings.period > 0

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+ABI = 1
+"""Of the maps, and of the records in the ring: another number where what lies in them is laid out otherwise,
+or means something else. Programs and readers of one number work together, whatever their version."""
+
 OPEN, FIN, RESET = 1, 2, 4
 
 RECORD = np.dtype(
