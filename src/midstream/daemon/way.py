@@ -24,7 +24,6 @@ from midstream.network import Topology
 P = ParamSpec("P")
 T = TypeVar("T")
 
-GRACE = 1.0  # seconds beyond daemon.silence for which the word of a silent logger holds
 SPOOL = "spool"  # how status calls the destination that is this host
 EXPECTED = "no logger has been heard to listen yet"  # the reason until one is
 UNWATCHED = "no key: the logger is not watched"
@@ -121,7 +120,7 @@ class Way:
         if self._retention and self._owes:  # after the spool has started: what sensors send now comes first
             self._owes = False
             await self._save(await self._worker(self._retention.leave))
-        await self._retain(watched.get(self.name(topology)), now)
+        await self._retain(watched.get(self.name(topology)))
 
     def _evidence(self, position: int, address: str, watched: Watched | None, now: float) -> Evidence:
         failures = self._failures_of(address, now)
@@ -179,15 +178,15 @@ class Way:
         )
         self._owes = self._owes or before != HERE
 
-    async def _retain(self, watched: Watched | None, now: float) -> None:
-        """Tell the reader what the logger has committed. While it says nothing, and is not given up yet, what
-        it said last holds. Raises NetworkError, KernelError."""
+    async def _retain(self, watched: Watched | None) -> None:
+        """Tell the reader what the logger has committed. What it said last holds until it is given up. Raises
+        NetworkError, KernelError."""
         if not self._retention or not watched or watched.answered is None:
             return
         if watched.answered != self._heard:
             self._heard = watched.answered
             await self._save(await self._worker(self._retention.hear, self.destination, watched.told.word))
-        elif now - watched.answered <= self._limits.silence + GRACE:
+        else:
             await self._worker(self._retention.renew)
 
     async def _save(self, lost: list[Lost]) -> None:

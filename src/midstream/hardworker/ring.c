@@ -13,6 +13,8 @@
 #include "ring.h"
 
 #define SECOND 1000000000ull
+/* For so long a word of the daemon's holds: it may be stopped, or late, when what is retained is needed. */
+#define HOLDS (15 * SECOND)
 
 static uint64_t monotonic(void)
 {
@@ -189,7 +191,7 @@ void reader_give_back(struct reader *reader)
 		return;
 	if (reader->retain && word->time) {
 		committed = is_new ? retained(reader, generation) : reader->released;
-		if (is_new || (int64_t)(monotonic() - word->time) <= (int64_t)SECOND)
+		if (is_new || (int64_t)(monotonic() - word->time) <= (int64_t)HOLDS)
 			to = within_room(reader, committed, __atomic_load_n(reader->producer, __ATOMIC_RELAXED));
 		word->forfeited += to - committed;
 		if (reader->released == to)

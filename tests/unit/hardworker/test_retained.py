@@ -193,7 +193,7 @@ def test_a_word_that_is_too_old_holds_nothing_up(site: Site, monkeypatch: pytest
     site.word.tell({1: 0}, known=1)
     site.store(1, 0)
     assert site.commit() == 1
-    monkeypatch.setattr(time, "monotonic_ns", lambda started=time.monotonic_ns: started() - 10**9)
+    monkeypatch.setattr(time, "monotonic_ns", lambda started=time.monotonic_ns: started() - 15 * 10**9)
     site.word.renew()
     monkeypatch.undo()
     site.store(1, 1)
@@ -204,7 +204,7 @@ def test_a_word_that_is_too_old_holds_nothing_up(site: Site, monkeypatch: pytest
 def test_a_word_is_renewed_until_the_retained_is_fetched(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.open(1)
     with monkeypatch.context() as patch:
-        patch.setattr(time, "monotonic_ns", lambda started=time.monotonic_ns: started() - 2 * 10**9)
+        patch.setattr(time, "monotonic_ns", lambda started=time.monotonic_ns: started() - 16 * 10**9)
         site.word.tell({1: 0}, known=1)
     site.word.renew()
     for number in range(3):
