@@ -1,5 +1,7 @@
 """The logger's power goes: what its kernel had acknowledged, and its database not committed, comes again."""
 
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.lab.chaos import power
-from tests.lab.test_daemon import BARE, SIZE, Flow, state
+from tests.lab.test_daemon import BARE, SIZE, Flow, daemon_pid, state
 from tests.lab.test_log_knows import LINE, again, assert_all_is_there, flowing, is_whole, log, numbers
 from tests.lab.triangle import wait_until
 
@@ -35,12 +37,19 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Lab, b
         assert "Traceback" not in (daemons.folder(built, name) / "daemon.log").read_text(), name
 
 
-def test_power_is_cut(lab: tuple[Lab, bool], tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [0, pytest.param(4, marks=pytest.mark.slow)], ids=["", "a late daemon"])
+def test_power_is_cut(lab: tuple[Lab, bool], tmp_path: Path, late: float) -> None:
+    """late: seconds for which that is stopped meanwhile."""
     built, retain = lab
     with flowing(built, tmp_path) as flow:
         time.sleep(2)
+        daemon = daemon_pid("hardworker")
+        if late:
+            os.kill(daemon, signal.SIGSTOP)
         power.cut(built, "logger")
         flow.ends.logger.process.wait()
+        time.sleep(late)
+        os.kill(daemon, signal.SIGCONT)
         wait_until(lambda: state(built, "hardworker")["destination"] == "spool", 10)
         flow.wait_for_fresh(5)
         stored = numbers(flow.ends.database)

@@ -1,8 +1,8 @@
 """What the ring retains for the logger, in case that loses what it has acknowledged and not committed.
 
 The daemon says what the logger has committed of each connection (Committed), some ten times a second. The
-ring's reader gives no other room back (hardworker/ring.c), as long as it was told so within 15 seconds. Beyond
-half of the ring the oldest goes. When the logger fails, the daemon takes from the ring what that lacks
+ring's reader gives no other room back (hardworker/ring.c), as long as it was told so within 15 seconds.
+Beyond half of the ring the oldest goes. When the logger fails, the daemon takes from the ring what that lacks
 (`retained`).
 """
 
