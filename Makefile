@@ -7,6 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SPHINX := .venv/.sphinx
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 export PYTHON
@@ -14,7 +15,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kernels test-hosts bench check format clean
+.PHONY: help setup demo test test-slow test-kernels test-hosts bench check docs format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +60,15 @@ check: setup ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: setup $(SPHINX) ## the documentation as pages, in build/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --conf-dir docs -d build/doctrees . build/docs
+	@echo "midstream: see build/docs/index.html"
+
+$(SPHINX): $(INSTALLED)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' >$@.txt
+	@$(PIP) --requirement $@.txt
+	@touch $@
 
 format: setup ## let ruff format and sort
 	$(BIN)/ruff check --fix

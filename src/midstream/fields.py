@@ -39,6 +39,7 @@ class Field:
 
     @property
     def scaled(self) -> bool:
+        """Is a value another than the number in the message?"""
         return (self.scale, self.bias) != (1.0, 0.0)
 
     @property
@@ -94,7 +95,8 @@ class Layout:
     def view(self, messages: np.ndarray | bytes | memoryview) -> np.ndarray:
         """The messages of a batch of `Hardworker.read`, or of bytes end to end, as rows of named fields.
 
-        Nothing is copied and nothing is scaled: `layout.view(batch)["temperature"]` is what was sent.
+        The result has shape (n,) and the dtype `dtype`. Nothing is copied and nothing is scaled:
+        `layout.view(batch)["temperature"]` is what was sent. ValueError if bytes are no multiple of `size`.
         """
         if not isinstance(messages, np.ndarray):
             return np.frombuffer(messages, self.dtype)
@@ -103,7 +105,10 @@ class Layout:
         return rows
 
     def scaled(self, messages: np.ndarray | bytes | memoryview, field: Field) -> np.ndarray:
-        """A field's values in its unit: a row for each message, with `count` columns if there are several."""
+        """A field's values in its unit, one per message: shape (n,), or (n, count) if it has several.
+
+        A scaled number is a float64; others keep their type.
+        """
         values: np.ndarray = self.view(messages)[field.name]
         if field.type == "?":
             values = np.not_equal(values.view(np.uint8), 0)  # NumPy expects no other bytes than 0 and 1
@@ -113,7 +118,7 @@ class Layout:
         return values
 
     def arrays(self, payloads: Iterable[bytes]) -> dict[str, npt.NDArray[Any]]:
-        """The column of each name, in its unit, for messages that are in memory."""
+        """The column of each name, in its unit and of shape (n,), for n messages that are in memory."""
         joined = b"".join(payloads)
         arrays = {}
         for field in self.fields:

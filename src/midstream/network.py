@@ -39,6 +39,7 @@ class Host:
 
     @property
     def mac_bytes(self) -> bytes:
+        """The MAC address as six bytes, in the order of the wire."""
         return bytes.fromhex(self.mac.replace(":", ""))
 
 

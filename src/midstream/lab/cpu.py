@@ -35,6 +35,7 @@ class Usage:
 
     @property
     def total_us(self) -> float:
+        """Of both, microseconds."""
         return self.napi_us + self.application_us
 
 

@@ -33,6 +33,7 @@ class LabHost:
 
     @property
     def namespace(self) -> str:
+        """The name of its network namespace, below /run/netns."""
         return namespace(self.name)
 
     @property
@@ -42,6 +43,7 @@ class LabHost:
 
     @property
     def port_mac(self) -> str:
+        """The MAC address of that interface."""
         return self.mac.replace("02:4d:53:00", "02:4d:53:01")
 
 

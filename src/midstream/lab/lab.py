@@ -40,6 +40,7 @@ class Lab:
 
     @property
     def sensors(self) -> tuple[LabHost, ...]:
+        """The sensors, in the order of their numbers."""
         return tuple(host for host in self.hosts if host.name not in ("hardworker", "logger"))
 
     @property

@@ -73,6 +73,7 @@ class LoadSummary:
     counts: tuple[int, ...]
 
     def as_json(self) -> dict[str, Any]:
+        """The fields by name, as `midstream load --json` prints them."""
         return asdict(self)
 
 
@@ -151,11 +152,13 @@ class Load(Closing):
 
     @property
     def pid(self) -> int:
+        """The program's process id, for `Meter`; only inside the context."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def running(self) -> bool:
+        """Has the program not ended yet?"""
         assert self._process is not None
         return self._process.poll() is None
 

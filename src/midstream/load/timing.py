@@ -34,6 +34,7 @@ class Timing:
 
     @property
     def messages(self) -> int:
+        """How many there are, of all flows."""
         return sum(len(times) for times in self.flows.values())
 
     @cached_property

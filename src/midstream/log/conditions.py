@@ -40,6 +40,7 @@ class Condition:
         return f"{self.key}{self.operator}{self.text}"
 
     def met_by(self, value: object) -> bool:
+        """Does a value meet it?"""
         try:
             return value is not MISSING and bool(_OPERATORS[self.operator](value, self.constant))
         except TypeError:  # a number and a text

@@ -46,6 +46,7 @@ class Selection:
         ]
 
     def covers(self, received_ns: int) -> bool:
+        """Is a time (nanoseconds since 1970) within the selection?"""
         return (self.since_ns is None or received_ns >= self.since_ns) and (
             self.until_ns is None or received_ns < self.until_ns
         )

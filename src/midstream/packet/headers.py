@@ -49,10 +49,12 @@ class Ethernet:
 
     @classmethod
     def parse(cls, frame: bytes) -> Self:
+        """The header at the start of `frame`. Raises ConfigError if it is not whole."""
         _require(frame, cls.LENGTH, "Ethernet header")
         return cls(frame[0:6], frame[6:12], int.from_bytes(frame[12:14]))
 
     def pack(self) -> bytes:
+        """Its 14 bytes."""
         return self.destination + self.source + self.ethertype.to_bytes(2)
 
 
@@ -79,10 +81,12 @@ class IPv4:
 
     @property
     def header_length(self) -> int:
+        """Bytes of the header, options included."""
         return self.LENGTH + len(self.options)
 
     @property
     def is_fragment(self) -> bool:
+        """Is this a part of a packet (RFC 791, section 3.2)?"""
         return self.more_fragments or self.fragment_offset > 0
 
     @classmethod
@@ -117,6 +121,7 @@ class IPv4:
         )
 
     def pack(self) -> bytes:
+        """Its bytes, options included, with the checksum that it has."""
         return (
             self._FORMAT.pack(
                 4 << 4 | _words(self.header_length, "IPv4 options"),
@@ -166,6 +171,7 @@ class Tcp:
 
     @property
     def header_length(self) -> int:
+        """Bytes of the header, options included."""
         return self.LENGTH + len(self.options)
 
     @classmethod
@@ -195,6 +201,7 @@ class Tcp:
         )
 
     def pack(self) -> bytes:
+        """Its bytes, options included, with the checksum that it has."""
         return (
             self._FORMAT.pack(
                 self.source_port,
@@ -281,6 +288,7 @@ class Packet:
         return cls(ethernet, ip, tcp, payload, data[total:], cut)
 
     def pack(self) -> bytes:
+        """The frame as it is sent."""
         return self.ethernet.pack() + self.ip.pack() + self.tcp.pack() + self.payload + self.trailer
 
     def with_checksums(self) -> Self:

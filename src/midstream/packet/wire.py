@@ -101,6 +101,7 @@ class Listener(Closing):
         _transmit(self._socket, self.interface, frame)
 
     def close(self) -> None:
+        """Let go of the socket."""
         self._socket.close()
 
 

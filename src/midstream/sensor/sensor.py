@@ -29,22 +29,29 @@ _FORGET = 64  # messages after which TCP is asked what it has had acknowledged
 
 @dataclass(frozen=True, slots=True)
 class SensorSummary:
-    sensor: str  # own IP address
-    port: int  # own port
-    messages: int  # whole messages handed to TCP
-    bytes: int  # of the stream, frames included
-    seconds: float  # from the start of the first message's turn to the end of the last one's
-    rate: float  # messages per second
-    late_max_us: float  # the latest start of a message after its turn
-    digest: str  # SHA-256 of the stream
-    partial: int  # bytes of a last message that was shorter than fixed framing wants
-    clean: bool  # the peer took every byte and then closed its side; False while the connection is open
-    reconnects: int = (
-        0  # connections that were lost, or ended by the peer, and replaced (`[sensor] reconnect`)
-    )
-    repeated: int = (
-        0  # messages that were sent again, because the lost connection had not acknowledged them whole
-    )
+    """What a sensor has sent.
+
+    sensor, port: its own address. messages: whole messages handed to TCP. bytes: of the stream, frames
+    included. seconds: from the start of the first message's turn to the end of the last one's. rate: messages
+    per second. late_max_us: the latest start of a message after its turn, microseconds. digest: SHA-256 of the
+    stream, hexadecimal. partial: bytes of a last message that was shorter than fixed framing wants. clean: the
+    peer took every byte and then closed its side; False while the connection is open. reconnects: connections
+    that were lost, or ended by the peer, and replaced (`[sensor] reconnect`). repeated: messages that were
+    sent again, because the lost connection had not acknowledged them whole.
+    """
+
+    sensor: str
+    port: int
+    messages: int
+    bytes: int
+    seconds: float
+    rate: float
+    late_max_us: float
+    digest: str
+    partial: int
+    clean: bool
+    reconnects: int = 0
+    repeated: int = 0
 
 
 class Sensor(Closing):

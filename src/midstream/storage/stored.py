@@ -45,6 +45,7 @@ class StoredConnection:
 
     @property
     def state(self) -> str:
+        """open, closed (by the sensor's FIN), reset, or lost."""
         if self.closed_ns is None:
             return "lost" if self.lost else "open"
         return "reset" if self.reset else "closed"
