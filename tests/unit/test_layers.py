@@ -1,4 +1,4 @@
-"""Imports point down, in the order that the README draws."""
+"""Imports point down, in the order that docs/architecture.md draws."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "midstream"
-DRAWN = re.search(r"^```\ncli .*?```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+DRAWN = re.search(r"^```\ncli .*?```", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
 def order() -> list[str]:
