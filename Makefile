@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml bench/pyproject.toml hatch_build.py $(wildcard src/
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "midstream: Python 3.11 or newer is needed; name one with PYTHON=")'
 	@echo "midstream: installing into .venv"
 	@$(PYTHON) -m venv .venv
-	@$(PIP) $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+	@$(PIP) editables $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 	@$(PIP) --no-build-isolation --editable '.[dev]' --editable './bench[receivers]'
 	@touch $@
 
