@@ -8,10 +8,10 @@ class LoggerSummary:
     """What a logger has done since it listens.
 
     connections: accepted. messages, bytes: committed, frames included. commits: transactions. unfinished:
-    connections that ended inside a message. resets: connections that ended by a reset or a time-out instead of
-    a FIN. framing_errors: connections closed because their bytes do not follow the framing. restarts: of the
-    worker, because it was killed or failed. forgotten: messages that a full spool has given up. waits: times
-    that the database could not be written and the sensors had to wait. seconds: of serving.
+    connections that ended inside a message. resets: connections that ended by a reset or a time-out instead
+    of a FIN. framing_errors: connections closed because their bytes do not follow the framing. restarts: of
+    the worker, because it was killed or failed. forgotten: messages that a full spool has given up. waits:
+    times that the database could not be written and the sensors had to wait. seconds: of serving.
     """
 
     connections: int = 0

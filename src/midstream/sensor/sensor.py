@@ -33,11 +33,11 @@ class SensorSummary:
 
     sensor, port: its own address. messages: whole messages handed to TCP. bytes: of the stream, frames
     included. seconds: from the start of the first message's turn to the end of the last one's. rate: messages
-    per second. late_max_us: the latest start of a message after its turn, microseconds. digest: SHA-256 of the
-    stream, hexadecimal. partial: bytes of a last message that was shorter than fixed framing wants. clean: the
-    peer took every byte and then closed its side; False while the connection is open. reconnects: connections
-    that were lost, or ended by the peer, and replaced (`[sensor] reconnect`). repeated: messages that were
-    sent again, because the lost connection had not acknowledged them whole.
+    per second. late_max_us: the latest start of a message after its turn, microseconds. digest: SHA-256 of
+    the stream, hexadecimal. partial: bytes of a last message that was shorter than fixed framing wants.
+    clean: the peer took every byte and then closed its side; False while the connection is open. reconnects:
+    connections that were lost, or ended by the peer, and replaced (`[sensor] reconnect`). repeated: messages
+    that were sent again, because the lost connection had not acknowledged them whole.
     """
 
     sensor: str
