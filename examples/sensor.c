@@ -153,7 +153,7 @@ int main(int argc, char **argv)
 	struct sockaddr_in peer = { .sin_family = AF_INET };
 	double rate = argc > 4 ? atof(argv[4]) : 1000;
 	uint64_t count = argc > 5 ? strtoull(argv[5], NULL, 10) : 0;
-	uint64_t next = 0, measured = 0, repeated = 0;
+	uint64_t next = 0, measured = 0, whole = 0, repeated = 0; /* whole: messages that TCP has taken */
 	int64_t start;
 
 	if (argc < 4 || argc > 6 || inet_pton(AF_INET, argv[1], &peer.sin_addr) != 1 || rate <= 0) {
@@ -174,15 +174,15 @@ int main(int argc, char **argv)
 				;
 			measure(&kept[next % KEPT], next);
 			measured++;
-		} else {
-			repeated++;
 		}
 		if (!send_message(&kept[next % KEPT])) {
-			next++;
+			if (++next > whole)
+				whole = next;
 			if (next != count)
 				continue;
 		}
 		next = close_connection();
+		repeated += next < whole ? whole - next : 0;
 		if (next != count || !count)
 			open_connection(&peer, atoi(argv[3]), next);
 	}
