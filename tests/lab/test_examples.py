@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,8 @@ from midstream import Hardworker
 from midstream.ebpf.compiler import compile_executable
 from midstream.lab import Lab
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 SIZE = 64
 LAB = {"sensors": 1, "data": {"size": SIZE}}
 
@@ -51,7 +53,7 @@ def application(lab: Lab, folder: Path, *arguments: str | Path) -> Iterator[Path
     """An example on the hardworker, and the file with what it prints."""
     said = folder / "said"
     with said.open("w") as out:
-        process = lab.popen("hardworker", [sys.executable, *arguments], stdout=out)
+        process = lab.popen("hardworker", [sys.executable, "-u", *arguments], stdout=out, cwd=folder)
     try:
         yield said
         assert process.poll() is None, "it ended by itself"
@@ -60,10 +62,10 @@ def application(lab: Lab, folder: Path, *arguments: str | Path) -> Iterator[Path
         process.wait()
 
 
-def lines(said: Path, count: int) -> list[dict[str, Any]]:
-    """The first objects, a line each."""
+def lines(said: Path, count: int) -> list[str]:
+    """The first lines of a file that grows."""
     wait_until(lambda: said.read_text().count("\n") >= count)
-    return [json.loads(line) for line in said.read_text().splitlines()[:count]]
+    return said.read_text().splitlines()[:count]
 
 
 def run(lab: Lab, *arguments: str | Path) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def test_an_imu_in_c_and_its_application(attached: Lab, tmp_path: Path, sensor: 
         began = time.monotonic()
         sent = run(attached, sensor, HARDWORKER, str(PORT), str(TOS), "1000", "2000")
         took = time.monotonic() - began
-        summaries = lines(said, 2)
+        summaries = [json.loads(line) for line in lines(said, 2)]
         storing.end(signal.SIGTERM)
     assert sent == {"messages": 2000, "repeated": 0}
     assert 1.9 < took < 5, "its rate is 1000 messages per second"
@@ -142,10 +144,28 @@ def test_a_lidar(attached: Lab, tmp_path: Path) -> None:
         application(attached, tmp_path, example, "application", path) as said,
     ):
         sent = run(attached, sys.executable, example, "sensor", path, "10")
-        scans = lines(said, 10)
+        scans = [json.loads(line) for line in lines(said, 10)]
         storing.end(signal.SIGTERM)
     assert (sent["scans"], sent["clean"]) == (10, True)
     assert [scan["scan"] for scan in scans] == list(range(10))
     assert sum(4 + 8 + 16 * scan["points"] for scan in scans) == sent["bytes"]
     assert len({scan["points"] for scan in scans}) > 1, "each has a length of its own"
     assert all(4.99 < scan["nearest"] < 5.01 for scan in scans)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_the_lines_of_the_readme(attached: Lab, tmp_path: Path, sensor: Path, columns: bool) -> None:
+    six, two, *_ = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    text = "\n".join(six.splitlines()[:3]) + f"\n{two}" if columns else six
+    (tmp_path / "application.py").write_text(text)
+    data = '[[data.field]]\nname = "temperature"\ntype = "f64"\noffset = 32\n' if columns else ""
+    path = config(attached, tmp_path, data)
+    with logger(attached, path) as storing, application(attached, tmp_path, "application.py") as said:
+        run(attached, sensor, HARDWORKER, str(PORT), str(TOS), "100", "10")
+        if columns:
+            wait_until(lambda: said.read_text().count("9.81") == 10)
+        else:
+            assert lines(said, 10) == [f"10.83.0.11 {number} 64 bytes" for number in range(10)]
+        storing.end(signal.SIGTERM)
