@@ -20,7 +20,7 @@ WHEELS = CACHE / "wheels"
 
 
 def debian() -> Path:
-    """The root file system of a bare host: this machine's Debian, with what docs/deployment.md asks for."""
+    """The root file system of a bare host: Debian, with what docs/how-to/three-hosts.md asks for."""
     release = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
     )
@@ -41,7 +41,7 @@ def make() -> None:
     WHEELS.mkdir(parents=True, exist_ok=True)
     for old in WHEELS.glob("midstream-*.whl"):
         old.unlink()
-    # As docs/deployment.md tells for hosts without internet.
+    # As docs/how-to/services.md tells for hosts without internet.
     _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(WHEELS), str(PROJECT))
 
 
