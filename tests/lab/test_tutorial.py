@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -101,20 +102,17 @@ def test_the_tutorial(tmp_path: Path) -> None:
                 if name == "down":
                     terminals.close()
                 out[name] = shell.run(text)
-            if name == "sensor":
-                wait_until(lambda: shell.said("application").count("\n") == 5)
-                wait_until(lambda: "complete" in shell.run(next(b.text for b in BLOCKS if b.name == "list")))
+                if name == "sensor":
+                    wait_until(lambda: shell.said("application").count("\n") == 3)
+                deadline = time.monotonic() + PATIENCE
+                while name == "list" and "complete" not in out[name]:  # the word may take a second to come
+                    assert time.monotonic() < deadline, out[name]
+                    out[name] = shell.run(text)
     assert out["hosts"] == "/run/midstream-lab\n"
-    assert [line.split()[0] for line in shell.said("application").splitlines()[:5]] == [
-        "0",
-        "1000",
-        "2000",
-        "3000",
-        "4000",
-    ]
-    assert "messages=5000" in out["sensor"]
+    assert [line.split()[0] for line in shell.said("application").splitlines()[:3]] == ["0", "1000", "2000"]
+    assert "messages=3000" in out["sensor"]
     assert "clean=True" in out["sensor"]
-    assert re.search(r"^ *1 +5,000 +320,000 .*complete$", out["list"], re.MULTILINE)
+    assert re.search(r"^ *1 +3,000 +192,000 .*complete$", out["list"], re.MULTILINE)
     assert (tmp_path / "imu.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "midstream.db").exists()
     assert not lab.status().up
