@@ -98,8 +98,7 @@ def test_each_service_is_restarted_and_may_write_where_it_must() -> None:
         assert unit["Restart"] == ["on-failure"]
         assert unit["ProtectSystem"] == ["strict"]
         # Whoever compiles needs the cache, whoever attaches the pins.
-        compiles = name not in ("midstream-logger.service", "midstream-sensor.service")
-        assert ("CacheDirectory" in unit) == compiles
+        assert ("CacheDirectory" in unit) == (name != "midstream-sensor.service")
         assert ("ReadWritePaths" in unit) == ("AmbientCapabilities" in unit)
     assert lines("midstream-logger.service")["StateDirectory"] == ["midstream"]
 
