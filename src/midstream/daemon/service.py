@@ -29,7 +29,7 @@ from midstream.daemon.freshness import Stamp, Voice
 from midstream.daemon.heartbeat import Heartbeat, Told
 from midstream.daemon.host import ThisHost
 from midstream.daemon.interface import Interface
-from midstream.daemon.log import EventLog, Seldom
+from midstream.daemon.log import Seldom, log
 from midstream.daemon.notify import notify
 from midstream.daemon.peers import Peers
 from midstream.daemon.plan import TopologyPlan, decide_mark, make_plan, preferred
@@ -60,8 +60,8 @@ _ASK = 0.5  # seconds for which the loggers are asked whether they are there, be
 class Service:
     """A host's daemon. Raises MidstreamError when it is made: no role, no key, no interface."""
 
-    def __init__(self, config: Config, log: EventLog) -> None:
-        self._config, self._log = config, log
+    def __init__(self, config: Config) -> None:
+        self._config = config
         self._name = config.daemon.name or socket.gethostname()
         self.role = find_role(config, self._name)
         self._key = self._load_key()
@@ -136,7 +136,7 @@ class Service:
                 await self._in_worker(Path(self._config.daemon.socket).unlink, missing_ok=True)
             if not once:
                 await self._in_worker(self._host.release, self._interface)
-                self._log("stopped", program="stays attached" if self._host.attachment else "none")
+                log("stopped", program="stays attached" if self._host.attachment else "none")
             if self._way.spool:
                 self._way.spool.close()
             if self._teller and not once:
@@ -233,7 +233,7 @@ class Service:
             return Key.load(self._config.key_path)
         with suppress(ConfigError):
             return Key.load(self._config.key_path)
-        self._log(
+        log(
             "unwatched",
             level="warning",
             reason=UNWATCHED,
@@ -247,7 +247,7 @@ class Service:
             self._heartbeat = Heartbeat(self._key, self._tell_of_logger, self._awake.now)
             await self._heartbeat.start(self._interface.ip, daemon.port)
         if daemon.explore and not daemon.rewrite_const:
-            self._log(
+            log(
                 "rewrite_const",
                 level="warning",
                 reason="daemon.rewrite_const = false, but with explore = true const.toml is rewritten all "
@@ -260,9 +260,7 @@ class Service:
             self._voice = Voice()  # the one before has said goodbye
             self._said = self._own()
             await self._discovery.start(self._said)
-        self._log(
-            "started", role=self.role, name=self._name, interface=self._interface.name, ip=self._interface.ip
-        )
+        log("started", role=self.role, name=self._name, interface=self._interface.name, ip=self._interface.ip)
 
     async def _stop_talking(self) -> None:
         discovery, self._discovery = self._discovery, None
@@ -300,17 +298,17 @@ class Service:
             self._voice.answer(word.stamp.asks)
         verdict = self._peers.hear(word, wall=time.time(), now=time.monotonic())
         if verdict in ("new", "changed"):
-            self._log("heard", host=said, mac=said.mac, what="leaving" if said.leaving else verdict)
+            log("heard", host=said, mac=said.mac, what="leaving" if said.leaving else verdict)
             self._changed.set()
             if skewed := self._peers.skewed.get(said.ip):
-                self._log("clock", level="warning", reason=skewed)
+                log("clock", level="warning", reason=skewed)
         elif verdict in ("old", "full"):
             self._rejected[verdict] += 1
 
     def _reject(self, reason: str, *, kind: str = "key") -> None:
         self._rejected[kind] += 1
         if (unsaid := self._seldom.admit()) is not None:
-            self._log("rejected", level="warning", reason=reason, unsaid=unsaid)
+            log("rejected", level="warning", reason=reason, unsaid=unsaid)
 
     def _tell_of_logger(self) -> Told:
         # A daemon that was killed and started anew has not found the others yet, and its logger serves.
@@ -369,7 +367,7 @@ class Service:
         except MidstreamError as error:
             self._report_fault(str(error))
             return
-        self._log(
+        log(
             "restored",
             sensors=len(topology.sensors),
             hardworker=topology.hardworker.ip,
@@ -437,7 +435,7 @@ class Service:
         if renumbered:
             await self._start_talking()
         for said in self._peers.expire(time.monotonic()):
-            self._log("silent", level="warning", host=said)
+            log("silent", level="warning", host=said)
         if repeated := self._peers.ear.unanswered():
             self._rejected["old"] += repeated
         own = self._own()
@@ -452,7 +450,7 @@ class Service:
             self._said = said
             await self._discovery.announce(said, urgent=True)
         if moved:
-            self._log("interface", name=found.name, ip=found.ip, mac=found.mac, mtu=found.mtu)
+            log("interface", name=found.name, ip=found.ip, mac=found.mac, mtu=found.mtu)
 
     def _make_plan(self, own: Announcement) -> TopologyPlan:
         if self._config.daemon.explore:
@@ -474,7 +472,7 @@ class Service:
             await self._way.hold()
         if first := not self.ready_after:
             self.ready_after = time.monotonic() - self._started
-        self._log(
+        log(
             "in force" if first else "changed",
             seconds=round(self.ready_after if first else time.monotonic() - began, 3),
             sensors=len(topology.sensors),
@@ -490,13 +488,13 @@ class Service:
     def _note_repair(self, repair: str) -> None:
         self._repaired += 1
         self._repairs.append(repair)
-        self._log("repaired", level="warning", what=repair)
+        log("repaired", level="warning", what=repair)
 
     def _make_way(self) -> Way:
-        config, log, now = self._config, self._log, self._awake.now
-        spool = Spool(config, config.spool_path, log, now) if config.spool_path else None
+        config, now = self._config, self._awake.now
+        spool = Spool(config, config.spool_path, now) if config.spool_path else None
         limits = Limits(config.daemon.silence, config.daemon.stall)
-        return Way(self._host, spool, limits, log, now, self._in_quick, self._retention if spool else None)
+        return Way(self._host, spool, limits, now, self._in_quick, self._retention if spool else None)
 
     def _make_retention(self) -> Retention | None:
         """None where what is retained could not be sent to the logger: it would have no use."""
@@ -540,11 +538,11 @@ class Service:
             await self._way.look(topology, order, self._heartbeat.watched)
         except MidstreamError as error:
             if (unsaid := self._troubles.admit()) is not None:
-                self._log("way", level="error", reason=error, unsaid=unsaid)
+                log("way", level="error", reason=error, unsaid=unsaid)
 
     def _report_fault(self, fault: str) -> None:
         if fault and fault != self._fault:
-            self._log("fault", level="error", reason=fault)
+            log("fault", level="error", reason=fault)
         self._fault = fault
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

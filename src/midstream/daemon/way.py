@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from midstream.daemon.failover import MISSED, PATIENT, Choice, Evidence, Limits, choose
 from midstream.daemon.heartbeat import INTERVAL, WAITS, Watched
-from midstream.daemon.log import EventLog
+from midstream.daemon.log import log
 from midstream.daemon.retention import Retention
 from midstream.daemon.spool import Spool
 from midstream.daemon.witness import Witness
@@ -46,12 +46,11 @@ class Way:
         program: AttachedProgram,
         spool: Spool | None,
         limits: Limits,
-        log: EventLog,
         now: Callable[[], float],
         worker: Callable[..., Awaitable[Any]],
         retention: Retention | None = None,
     ) -> None:
-        self._program, self._limits, self._log, self._now = program, limits, log, now
+        self._program, self._limits, self._now = program, limits, now
         self._worker, self._retention = worker, retention
         self._heard: float | None = None  # when the logger in use answered last
         self._owes = False  # was a logger left, and is not saved yet what it may have lost?
@@ -110,7 +109,7 @@ class Way:
         if choice.destination != self.destination:
             await self._switch(choice, topology)
         elif choice.reason and not self._fault:
-            self._log("way", level="warning", destination=self.name(topology), reason=choice.reason)
+            log("way", level="warning", destination=self.name(topology), reason=choice.reason)
         self._fault = choice.reason if choice.destination == self.destination else ""
         if self.reason == EXPECTED and evidence[self.destination].served:
             self.reason = ""
@@ -168,7 +167,7 @@ class Way:
         self.reason = f"{name}: {choice.reason}" if choice.reason else ""
         self.since = now
         self._witness.forget()
-        self._log(
+        log(
             "way",
             level="warning" if choice.reason else "info",
             destination=self.name(topology),
@@ -209,7 +208,7 @@ class Way:
             ) from error
         # Its sockets are gone, whatever sensors still send to them.
         if ended and (broken := await self._worker(self._program.reset, HERE, ended)):
-            self._log("way", level="warning", reason="the spool has died", connections_reset=broken)
+            log("way", level="warning", reason="the spool has died", connections_reset=broken)
 
 
 def _seems_wrong(watched: Watched | None, now: float) -> bool:

@@ -1,7 +1,6 @@
-"""The daemon's small parts: log, status, notification, heartbeat, interface of the command line."""
+"""The daemon's small parts: status, notification, heartbeat, interface of the command line."""
 
 import asyncio
-import io
 import json
 import select
 import socket
@@ -16,7 +15,6 @@ from midstream.daemon import heartbeat, status
 from midstream.daemon.backlog import is_listening
 from midstream.daemon.failover import MISSED
 from midstream.daemon.heartbeat import WAITS, Heartbeat, Told, Watched
-from midstream.daemon.log import EventLog, Seldom
 from midstream.daemon.notify import notify
 from midstream.daemon.resets import segment
 from midstream.daemon.seal import Key
@@ -26,31 +24,6 @@ from midstream.packet.headers import Flags, IPv4, Tcp
 
 HOME = IPv4Address("127.0.0.1")
 KEY = Key(b"k" * 32)
-
-
-def test_a_line_for_people_and_one_for_programs() -> None:
-    output = io.StringIO()
-    EventLog(output=output)(
-        "repaired", level="warning", what="neighbour 192.0.2.3: missing", count=3, empty=""
-    )
-    assert output.getvalue().split(" ", 1)[1] == (
-        'warning repaired what="neighbour 192.0.2.3: missing" count=3 empty=""\n'
-    )
-    output = io.StringIO()
-    EventLog(as_json=True, output=output)("heard", ip=IPv4Address("192.0.2.3"))
-    found = json.loads(output.getvalue())
-    assert (found.pop("time")[-6:], found) == (
-        "+00:00",
-        {"level": "info", "event": "heard", "ip": "192.0.2.3"},
-    )
-
-
-def test_what_is_said_seldom_is_counted() -> None:
-    now = [100.0]
-    seldom = Seldom(10.0, lambda: now[0])
-    assert [seldom.admit() for _ in range(4)] == [0, None, None, None]
-    now[0] += 10
-    assert (seldom.admit(), seldom.admit()) == (3, None)
 
 
 @pytest.mark.parametrize("abstract", [False, True])
