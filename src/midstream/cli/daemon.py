@@ -32,8 +32,7 @@ def daemon(
     with until_signalled(stop.set):
         service = patiently(lambda: Service(configuration.load(path)), stop, then="starting")
     asyncio.run(_run(service, once))
-    if once and service.ready_after:
-        state = service.state()
+    if once and (state := service.state())["ready_after"]:
         chosen = ("role", "interface", "ip", "mac", "sensors", "loggers", "ready_after")
         show({name: state[name] for name in chosen}, as_json)
 

@@ -7,9 +7,9 @@ ended, and no others. What waits for the kernel is done by a thread of its own, 
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
-from midstream.daemon.failover import MISSED, PATIENT, Choice, Evidence, Limits, choose
+from midstream.daemon.failover import MISSED, PATIENT, UNWATCHED, Choice, Evidence, Limits, choose
 from midstream.daemon.heartbeat import INTERVAL, WAITS, Watched
 from midstream.daemon.log import log
 from midstream.daemon.retention import Retention
@@ -21,12 +21,8 @@ from midstream.errors import NetworkError
 from midstream.lost import Lost
 from midstream.network import Topology
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 SPOOL = "spool"  # how status calls the destination that is this host
 EXPECTED = "no logger has been heard to listen yet"  # the reason until one is
-UNWATCHED = "no key: the logger is not watched"
 
 
 class AttachedProgram(Protocol):
@@ -61,6 +57,11 @@ class Way:
         self.destination = 0
         self.reason = ""
         self.since = now()
+
+    @property
+    def seconds(self) -> float:
+        """For so long new connections have gone there."""
+        return self._now() - self.since
 
     def name(self, topology: Topology) -> str:
         """The destination in words: a logger's address, or the spool."""

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tests.support.events import collected
 
-from midstream.daemon.failover import PATIENT, Limits
+from midstream.daemon.failover import PATIENT, UNWATCHED, Limits
 from midstream.daemon.heartbeat import Told, Watched
 from midstream.daemon.sockets import LoggerWord
-from midstream.daemon.way import EXPECTED, SPOOL, UNWATCHED, Way
+from midstream.daemon.way import EXPECTED, SPOOL, Way
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE, OUTCOMES
 from midstream.errors import NetworkError
