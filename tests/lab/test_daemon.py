@@ -21,7 +21,7 @@ from tests.lab.triangle import HARDWORKER, LOGGER, SENSOR, Program, command, sta
 from tests.support.announcements import announcement
 
 from midstream import network
-from midstream.daemon import discovery
+from midstream.daemon.discovery import Discovery
 from midstream.daemon.freshness import Voice
 from midstream.daemon.seal import Key
 from midstream.daemon.way import SPOOL
@@ -383,17 +383,16 @@ def impostor(key: bytes) -> None:
 
     async def announce() -> None:
         said = announcement(role="logger", name="impostor", ip="10.83.0.66")
-        own = discovery.Discovery(
+        async with Discovery.open(
             IPv4Address(SENSOR),
             Key(key),
+            said,
             stamp=Voice().stamp,
             heard=lambda _: None,
             rejected=lambda _: None,
-        )
-        await own.start(said)
-        for _ in range(10):  # multicast may be lost
-            await asyncio.sleep(0.1)
-            await own.announce(said)
-        await own.close(said)
+        ) as own:
+            for _ in range(10):  # multicast may be lost
+                await asyncio.sleep(0.1)
+                own.repeat()
 
     asyncio.run(announce())

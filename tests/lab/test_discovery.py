@@ -37,25 +37,24 @@ def told_after(key: Path) -> list[float]:
 
     async def announce() -> list[float]:
         words: asyncio.Queue[IPv4Address] = asyncio.Queue()
-        own = Discovery(
+        found = []
+        async with Discovery.open(
             IPv4Address(HARDWORKER),
             Key.load(key),
+            newcomer(),
             stamp=lambda: Voice().stamp(StampJudge(1).challenge()),
             heard=lambda word: words.put_nowait(word.said.ip),
             rejected=lambda _: None,
-        )
-        await own.start(newcomer())
-        found = []
-        for _ in range(TIMES):
-            await asyncio.sleep(SETTLED)
-            while not words.empty():
-                words.get_nowait()
-            said = time.monotonic()
-            await own.announce(newcomer())
-            while await words.get() != IPv4Address(SENSOR):
-                pass
-            found.append(time.monotonic() - said)
-        await own.close(newcomer())
+        ) as own:
+            for _ in range(TIMES):
+                await asyncio.sleep(SETTLED)
+                while not words.empty():
+                    words.get_nowait()
+                said = time.monotonic()
+                own.repeat()
+                while await words.get() != IPv4Address(SENSOR):
+                    pass
+                found.append(time.monotonic() - said)
         return found
 
     return asyncio.run(announce())

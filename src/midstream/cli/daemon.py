@@ -9,7 +9,7 @@ import typer
 from midstream import config as configuration
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, show, until_signalled
 from midstream.cli.waiting import patiently
-from midstream.daemon.log import EventLog
+from midstream.daemon.log import write_events
 from midstream.daemon.service import Service
 
 app = typer.Typer()
@@ -28,13 +28,11 @@ def daemon(
     Logs to standard error, with --json as JSON Lines.
     """
     stop = Stop(0)
+    write_events(as_json=as_json)
     with until_signalled(stop.set):
-        service = patiently(
-            lambda: Service(configuration.load(path), EventLog(as_json=as_json)), stop, then="starting"
-        )
+        service = patiently(lambda: Service(configuration.load(path)), stop, then="starting")
     asyncio.run(_run(service, once))
-    if once and service.ready_after:
-        state = service.state()
+    if once and (state := service.state())["ready_after"]:
         chosen = ("role", "interface", "ip", "mac", "sensors", "loggers", "ready_after")
         show({name: state[name] for name in chosen}, as_json)
 

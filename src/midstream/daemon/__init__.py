@@ -1,8 +1,9 @@
 """The daemon: finds the other hosts, pins their addresses, writes const.toml, attaches, watches and heals.
 
-role, interface and key say who this host is; announcement, discovery and peers find the others; plan makes
-the topology of what was found; host, with neighbours and resets, puts it into force; watch and heartbeat
-notice what changes, and failover decides what follows; sockets tells what a logger has committed, retention
-what the ring keeps of the rest, and salvage stores that; service runs all of them, and status, log and notify
-tell.
+identity and interface say who this host is. talking says it to the others and hears them, by discovery and
+heartbeat; peers remembers them. plan makes the topology of what was heard, host puts it into force, and
+reconciling decides when. destinations has the loggers watched and sends the data where one takes it: way
+gathers the evidence, failover judges it. sockets tells what a logger has committed, retention what the ring
+keeps of the rest, and salvage stores that. service makes and runs all of them; snapshot, status, log and
+notify tell.
 """

@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from midstream.daemon.heartbeat import Told
+from midstream.daemon.sockets import Sockets
+from midstream.network import Topology
+
 _TABLE = Path("/proc/net/tcp")
 _LISTEN, _ESTABLISHED = "0A", ("01", "08")  # tcp_states.h; the second of these: the sensor has ended
 _LOOK = 0.25  # seconds between two looks: the table of thousands of connections takes milliseconds
@@ -47,6 +51,23 @@ class Backlog:
                 _, local, peer, state, queues, _ = line.split(maxsplit=5)
                 if state in _ESTABLISHED and int(local.rpartition(":")[2], 16) == self.port:
                     yield peer, int(queues.rpartition(":")[2], 16)
+
+
+class LoggerState:
+    """What this host's daemon tells of its logger. topology(): what says where that listens."""
+
+    def __init__(self, topology: Callable[[], Topology | None]) -> None:
+        self._topology = topology
+        self._looks: tuple[Backlog, Sockets] | None = None
+
+    def tell(self) -> Told:
+        if (topology := self._topology()) is None:
+            return Told()
+        if self._looks is None or self._looks[0].port != topology.port:
+            self._looks = Backlog(topology.port, topology.size), Sockets(topology.port)
+        backlog, sockets = self._looks
+        word = sockets.look()
+        return Told(is_listening(topology.port), max(backlog.waits(), sockets.deaf), word)
 
 
 def is_listening(port: int, table: Path = _TABLE) -> bool:

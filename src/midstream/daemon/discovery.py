@@ -7,9 +7,10 @@ of zeroconf is bounded (10,000 records), and so is ours (peers.py).
 
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address
+from typing import Self
 
 from zeroconf import IPVersion, RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
 from zeroconf._dns import DNSText
@@ -25,87 +26,77 @@ INTERVAL = 4.0  # seconds between two announcements of the same
 ANSWER = 0.25  # seconds that lie between two at least, also while hosts keep asking
 
 
-class Discovery:
-    """heard(word) is called for each authentic word, rejected(why) for every other, stamp() for our own."""
+class Discovery(RecordUpdateListener):
+    """Announces this host, and takes the TXT records of our type, as they come, as long as it is open.
+
+    said: what it has said last. heard(word) is called for each authentic word, rejected(why) for every other,
+    stamp() for our own.
+    """
 
     def __init__(
         self,
+        multicast: AsyncZeroconf,
         ip: IPv4Address,
         key: Key,
-        *,
+        said: Announcement,
         stamp: Callable[[], Stamp],
         heard: Callable[[Word], None],
         rejected: Callable[[str], None],
     ) -> None:
-        self._ip, self._key, self._stamp = ip, key, stamp
+        super().__init__()
+        self._multicast, self._ip, self._key = multicast, ip, key
+        self._stamp, self._heard, self._rejected = stamp, heard, rejected
         self._name = secrets.token_hex(8)
+        self.said = said
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        ip: IPv4Address,
+        key: Key,
+        said: Announcement,
+        *,
+        stamp: Callable[[], Stamp],
+        heard: Callable[[Word], None],
+        rejected: Callable[[str], None],
+    ) -> AsyncIterator[Self]:
+        """Say who this host is, on the interface that has this address, and ask who is there.
+
+        At the end it says goodbye. Raises NetworkError.
+        """
         try:
-            self._zeroconf = AsyncZeroconf(interfaces=[str(ip)], ip_version=IPVersion.V4Only)
+            multicast = AsyncZeroconf(interfaces=[str(ip)], ip_version=IPVersion.V4Only)
         except OSError as error:
             raise NetworkError(
                 f"{ip}: no multicast DNS there ({error.strerror}); "
                 "is the interface up, and UDP port 5353 free?"
             ) from error
-        self._listener = _Listener(self._name, self._key, heard, rejected)
-        self._browser: AsyncServiceBrowser | None = None
-        self._announced = False
+        zeroconf = multicast.zeroconf
+        opened = cls(multicast, ip, key, said, stamp, heard, rejected)
+        try:
+            await zeroconf.async_wait_for_start()
+            zeroconf.async_add_listener(opened, None)
+            await multicast.async_register_service(opened._info(said), cooperating_responders=True)
+            async with AsyncServiceBrowser(zeroconf, TYPE, handlers=[_ignore]):
+                try:
+                    yield opened
+                finally:
+                    opened._broadcast(opened._info(opened.said.model_copy(update={"leaving": True})))
+        finally:
+            with suppress(OSError):  # the interface may be gone
+                await multicast.async_close()
 
-    async def start(self, said: Announcement) -> None:
-        """Say who this host is, and ask who is there."""
-        zeroconf = self._zeroconf.zeroconf
-        await zeroconf.async_wait_for_start()
-        zeroconf.async_add_listener(self._listener, None)
-        await self._zeroconf.async_register_service(self._info(said), cooperating_responders=True)
-        self._announced = True
-        self._browser = AsyncServiceBrowser(zeroconf, TYPE, handlers=[_ignore])
+    def repeat(self) -> None:
+        """Say it again."""
+        info = self._info(self.said)
+        self._multicast.zeroconf.registry.async_update(info)
+        self._broadcast(info)
 
-    async def announce(self, said: Announcement, *, urgent: bool = False) -> None:
-        """Say it again, or, if it has changed, say it several times: multicast may be lost.
-
-        Nothing is said before `start` has said it first.
-        """
-        if not self._announced:
-            return
-        info = self._info(said)
-        if urgent:
-            await self._zeroconf.async_update_service(info)
-            return
-        zeroconf = self._zeroconf.zeroconf
-        zeroconf.registry.async_update(info)
-        zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-
-    async def close(self, said: Announcement) -> None:
-        """Say goodbye, and end."""
-        if self._announced:
-            zeroconf = self._zeroconf.zeroconf
-            info = self._info(said.model_copy(update={"leaving": True}))
-            zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-        if self._browser:
-            await self._browser.async_cancel()
-        with suppress(OSError):  # the interface may be gone
-            await self._zeroconf.async_close()
-
-    def _info(self, said: Announcement) -> ServiceInfo:
-        return ServiceInfo(
-            TYPE,
-            f"{self._name}.{TYPE}",
-            port=said.port,
-            properties=Word(said=said.model_copy(update={"time": time.time()}), stamp=self._stamp()).sealed(
-                self._key
-            ),
-            server=f"{self._name}.local.",
-            addresses=[self._ip.packed],
-        )
-
-
-class _Listener(RecordUpdateListener):
-    """Takes the TXT records of our type, as they come."""
-
-    def __init__(
-        self, own: str, key: Key, heard: Callable[[Word], None], rejected: Callable[[str], None]
-    ) -> None:
-        super().__init__()
-        self._own, self._key, self._heard, self._rejected = f"{own}.{TYPE}".lower(), key, heard, rejected
+    async def say(self, said: Announcement) -> None:
+        """Say something else, several times: multicast may be lost."""
+        self.said = said
+        await self._multicast.async_update_service(self._info(said))
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
         del zc, now
@@ -114,7 +105,7 @@ class _Listener(RecordUpdateListener):
             if not isinstance(record, DNSText) or not record.ttl:
                 continue
             name = record.name.lower()
-            if name == self._own or not name.endswith(f".{TYPE}"):
+            if name == f"{self._name}.{TYPE}" or not name.endswith(f".{TYPE}"):
                 continue
             try:
                 word = unseal(self._key, record.text)
@@ -125,6 +116,21 @@ class _Listener(RecordUpdateListener):
 
     def async_update_records_complete(self) -> None:
         """Nothing is left to do."""
+
+    def _broadcast(self, info: ServiceInfo) -> None:
+        zeroconf = self._multicast.zeroconf
+        zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
+
+    def _info(self, said: Announcement) -> ServiceInfo:
+        word = Word(said=said.model_copy(update={"time": time.time()}), stamp=self._stamp())
+        return ServiceInfo(
+            TYPE,
+            f"{self._name}.{TYPE}",
+            port=said.port,
+            properties=word.sealed(self._key),
+            server=f"{self._name}.local.",
+            addresses=[self._ip.packed],
+        )
 
 
 def _ignore(**_: object) -> None:

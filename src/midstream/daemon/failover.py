@@ -18,6 +18,7 @@ CONFIRM = 0.1  # seconds without progress that confirm a daemon that says that n
 REPEATS = 2  # segments sent again that confirm a silence: of one sensor the second comes after 0.6 s
 STEADY = 0.5  # seconds for which a logger must have served, and taken what came, before it is one again,
 PATIENT = 60.0  # and at most so many, after it has failed again and again
+UNWATCHED = "no key: the logger is not watched"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ import base64
 import json
 import secrets
 import socket
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any, Self
@@ -77,32 +76,42 @@ class Watched:
     well: float | None = None
 
 
-class Heartbeat(asyncio.DatagramProtocol):
-    """Answers questions about this host, and asks those that are watched.
+class Heartbeat:
+    """Answers questions about this host by the UDP socket `answers`, and asks those that are watched.
 
     tell() says what there is to say of this host's logger. clock: the asker's (awake.py).
     """
 
     def __init__(
-        self, key: Key, tell: Callable[[], Told], clock: Callable[[], float] = time.monotonic
+        self, key: Key, answers: socket.socket, tell: Callable[[], Told], clock: Callable[[], float]
     ) -> None:
-        self._key, self._tell, self._clock = key, tell, clock
-        self._transport: asyncio.DatagramTransport | None = None
-        self._ip = ""
+        self._key, self._answers, self._tell, self._clock = key, answers, tell, clock
+        self._ip = answers.getsockname()[0]
         self._ear = StampJudge(ASKERS)
         self.watched: dict[str, Watched] = {}
 
-    async def start(self, ip: IPv4Address, port: int) -> None:
-        """Answer there. Raises NetworkError."""
+    @classmethod
+    @contextmanager
+    def open(
+        cls, key: Key, ip: IPv4Address, port: int, tell: Callable[[], Told], clock: Callable[[], float]
+    ) -> Iterator[Self]:
+        """Inside, it answers there, in the running event loop. Raises NetworkError."""
         loop = asyncio.get_running_loop()
-        try:
-            transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(str(ip), port))
-        except OSError as error:
-            raise NetworkError(
-                f"{ip}: UDP port {port} cannot be had ({error.strerror}); does another daemon run here? "
-                "Otherwise name another port in config.toml of all hosts: daemon.port"
-            ) from error
-        self._transport, self._ip = transport, str(ip)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as answers:
+            try:
+                answers.bind((str(ip), port))
+            except OSError as error:
+                raise NetworkError(
+                    f"{ip}: UDP port {port} cannot be had ({error.strerror}); does another daemon run here? "
+                    "Otherwise name another port in config.toml of all hosts: daemon.port"
+                ) from error
+            opened = cls(key, answers, tell, clock)
+            loop.add_reader(answers, opened._receive_question)
+            try:
+                yield opened
+            finally:
+                loop.remove_reader(answers)
+                opened.watch({})
 
     def watch(self, hosts: dict[str, int]) -> None:
         """Ask these hosts, by address and port, and no others."""
@@ -123,7 +132,7 @@ class Heartbeat(asyncio.DatagramProtocol):
             watched.challenged = False
             self._ask(watched, now)
 
-    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+    def answer(self, data: bytes, addr: tuple[str, int]) -> None:
         """Somebody asks: answer whoever asks this host, from the address that is named, and now."""
         with suppress(ForgedError, ValueError, KeyError, TypeError, OSError):
             asked = json.loads(self._key.open(_QUESTION, data))
@@ -137,14 +146,7 @@ class Heartbeat(asyncio.DatagramProtocol):
                     answer["challenge"] = self._ear.challenge()
                 case _:
                     return
-            if self._transport and not self._transport.is_closing():
-                self._transport.sendto(self._sealed(_ANSWER, answer), addr)
-
-    def close(self) -> None:
-        for watched in self.watched.values():
-            self._forget(watched)
-        if self._transport:
-            self._transport.close()
+            self._answers.sendto(self._sealed(_ANSWER, answer), addr)
 
     def take(self, watched: Watched, data: bytes) -> None:
         """An answer has come from there: believe it if it was made with the key, to a question of ours."""
@@ -196,9 +198,13 @@ class Heartbeat(asyncio.DatagramProtocol):
             sock.close()
             return
         watched.link, watched.own = sock, str(sock.getsockname()[0])
-        asyncio.get_running_loop().add_reader(sock, self._receive, watched)
+        asyncio.get_running_loop().add_reader(sock, self._receive_answer, watched)
 
-    def _receive(self, watched: Watched) -> None:
+    def _receive_question(self) -> None:
+        with suppress(OSError):  # what was answered before did not arrive
+            self.answer(*self._answers.recvfrom(1 << 16))
+
+    def _receive_answer(self, watched: Watched) -> None:
         if watched.link:
             with suppress(OSError):  # no daemon is there, or there is no route in this moment
                 self.take(watched, watched.link.recv(2048))

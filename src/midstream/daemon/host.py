@@ -16,8 +16,11 @@ import numpy as np
 from pyroute2 import NetlinkError  # type: ignore[import-untyped]  # pyroute2 ships no types
 
 from midstream import network
-from midstream.config import Config, Role
+from midstream.config import Config
+from midstream.daemon import interface as interfaces
 from midstream.daemon import objects
+from midstream.daemon.announcement import Announcement
+from midstream.daemon.identity import Identity
 from midstream.daemon.interface import Interface
 from midstream.daemon.neighbours import Neighbours
 from midstream.daemon.resets import send_resets
@@ -34,10 +37,10 @@ _EVER = 1 << 64  # nanoseconds, more than any clock counts
 class ThisHost:
     """The host of a role. in_force: the topology that neighbours, const.toml and program follow now."""
 
-    def __init__(self, config: Config, role: Role, name: str) -> None:
-        self._config, self._role, self._name = config, role, name
+    def __init__(self, config: Config, identity: Identity) -> None:
+        self._config, self._role, self.identity = config, identity.role, identity
         self._neighbours = Neighbours()
-        self.folder = pins.default_folder(role, config)
+        self.folder = pins.default_folder(identity.role, config)
         self.in_force: Topology | None = None
         self.attachment: Attachment | None = None
 
@@ -54,6 +57,21 @@ class ThisHost:
             return network.load(self._config.const_path)
         except ConfigError:
             return None
+
+    def known(self) -> Topology | None:
+        """What is in force. A daemon that was killed and started anew has not found the others yet: until
+        then it is what const.toml says."""
+        return self.in_force or self.previous()
+
+    def read_interface(self) -> Interface:
+        """That to the peers. A const.toml of the user's says which of several addresses counts."""
+        topology = None if self._config.daemon.explore else self.previous()
+        hosts = (*topology.sensors, topology.hardworker, *topology.loggers) if topology else ()
+        return interfaces.read(self._config.network.interface, [host.ip for host in hosts])
+
+    def announcement(self, interface: Interface) -> Announcement:
+        """What this host says of itself."""
+        return self.identity.announcement(interface, self.previous())
 
     def put_in_force(
         self, topology: Topology, interface: Interface, *, again: bool = False, logger: bool = True
@@ -132,7 +150,7 @@ class ThisHost:
 
     def _write_const(self, topology: Topology) -> bool:
         """Write const.toml, where it is the daemon's; False if it says the same already."""
-        author = f"midstream daemon on {self._name}"
+        author = f"midstream daemon on {self.identity.name}"
         return self._config.daemon.explore and network.write(self._config.const_path, topology, author)
 
     def release(self, interface: Interface) -> None:

@@ -1,30 +1,44 @@
 """The daemon's log: an event and its facts on one line, for people or for programs."""
 
 import json
-import sys
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 Level = Literal["info", "warning", "error"]
 
+_LOGGER = logging.getLogger("midstream.daemon")
 
-class EventLog:
-    """log("repaired", …) writes a line. as_json: JSON Lines, else key=value."""
 
-    def __init__(self, *, as_json: bool = False, output: TextIO | None = None) -> None:
+def log(event: str, *, level: Level = "info", **facts: object) -> None:
+    """log("repaired", …) writes a line."""
+    _LOGGER.log(logging.getLevelNamesMapping()[level.upper()], event, extra={"facts": facts})
+
+
+def write_events(*, as_json: bool = False, output: TextIO | None = None) -> None:
+    """Write what midstream logs in this process from now on to `output`, or to standard error."""
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(EventFormatter(as_json=as_json))
+    logger = logging.getLogger("midstream")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+
+
+class EventFormatter(logging.Formatter):
+    """A line for each event. as_json: JSON Lines, else key=value."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        super().__init__()
         self._as_json = as_json
-        self._output = output or sys.stderr
 
-    def __call__(self, event: str, *, level: Level = "info", **facts: object) -> None:
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        level, event = record.levelname.lower(), record.getMessage()
+        facts: dict[str, object] = getattr(record, "facts", {})
         if self._as_json:
-            line = json.dumps({"time": time, "level": level, "event": event, **facts}, default=str)
-        else:
-            line = " ".join(
-                [time, level, event, *(f"{name}={_quoted(value)}" for name, value in facts.items())]
-            )
-        print(line, file=self._output, flush=True)
+            return json.dumps({"time": time, "level": level, "event": event, **facts}, default=str)
+        return " ".join([time, level, event, *(f"{name}={_quoted(value)}" for name, value in facts.items())])
 
 
 class Seldom:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from midstream.config import Config, Role
 from midstream.daemon.announcement import Announcement, Mark
 from midstream.daemon.peers import Peers
+from midstream.errors import ConfigError
 from midstream.network import Host, Topology
 
 DEFAULT_TOS, DEFAULT_PORT, DEFAULT_SIZE = 104, 12345, 1024
@@ -80,6 +81,43 @@ def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topolog
         size=mark.size,
     )
     return TopologyPlan(topology, loggers=loggers)
+
+
+def addresses(topology: Topology | None) -> list[str]:
+    """The loggers', by position."""
+    return [str(host.ip) for host in topology.loggers] if topology else []
+
+
+def order(topology: Topology, heard: Iterable[Announcement]) -> list[int]:
+    """The loggers' positions, the preferred one first; those that are not heard last."""
+    preference = [said.ip for said in preferred(heard)]
+    ips = [host.ip for host in topology.loggers]
+    return sorted(
+        range(len(ips)),
+        key=lambda n: (preference.index(ips[n]) if ips[n] in preference else len(preference), n),
+    )
+
+
+def is_about(topology: Topology, own: Announcement) -> bool:
+    """Was this topology made for this host as it is now: same addresses, marks and MTU?"""
+    told = (topology.tos, topology.port, topology.size)
+    marks = told if own.mark is None else (own.mark.tos, own.mark.port, own.mark.size)
+    return Host(own.ip, own.mac) in _places(topology, own) and told == marks and topology.mtu == own.mtu
+
+
+def own_plan(topology: Topology, own: Announcement) -> TopologyPlan:
+    """A topology of the user's own const.toml, which must name this host. Raises ConfigError."""
+    if own.ip not in {host.ip for host in _places(topology, own)}:
+        raise ConfigError(
+            f"const.toml names no {own.role} {own.ip}, which is this host's address; correct it, or set "
+            "explore = true in [daemon]"
+        )
+    return TopologyPlan(topology)
+
+
+def _places(topology: Topology, own: Announcement) -> tuple[Host, ...]:
+    """Where this host can be."""
+    return topology.sensors if own.role == "sensor" else (getattr(topology, own.role),)
 
 
 _ROLES: tuple[Role, ...] = ("sensor", "hardworker", "logger")

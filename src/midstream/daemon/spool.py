@@ -29,7 +29,7 @@ from midstream import modes
 from midstream.config import Config
 from midstream.daemon import unprivileged
 from midstream.daemon.backlog import is_listening
-from midstream.daemon.log import EventLog
+from midstream.daemon.log import log
 from midstream.errors import NetworkError
 from midstream.logger.door import Door
 from midstream.lost import Lost, dump
@@ -62,10 +62,10 @@ class _Save:
 class Spool:
     """now: seconds of the daemon's own time. It is looked after by `keep`, which is called every beat."""
 
-    def __init__(self, config: Config, path: Path, log: EventLog, now: Callable[[], float]) -> None:
+    def __init__(self, config: Config, path: Path, now: Callable[[], float]) -> None:
         """path: the spool's file."""
         self.path = path
-        self._config, self._log, self._now = config, log, now
+        self._config, self._now = config, now
         self._place = _place(config)
         self._said = self._place.with_name("spool.state")
         self._door: Door | None = None
@@ -86,7 +86,7 @@ class Spool:
         if found := _find(self._place):
             self.pid, self._handle = found
             self.state = "running" if is_listening(topology.port) else "handing back"
-            self._log("spool", what="goes on", pid=self.pid, state=self.state)
+            log("spool", what="goes on", pid=self.pid, state=self.state)
 
     def fault(self) -> str:
         """Why it cannot store what comes, and what becomes of that; "" if it can."""
@@ -168,7 +168,7 @@ class Spool:
         # for what was stored while this one was ending.
         self._owes = self._owes or self.state == "running" or code != 0
         well = self.state == "handing back" and code in (0, None)
-        self._log("spool", level="info" if well else "warning", what="ended", pid=self.pid, code=code)
+        log("spool", level="info" if well else "warning", what="ended", pid=self.pid, code=code)
         now = self._now()
         if well or now - self._started > LASTED:
             self._delay = FIRST_DELAY
@@ -195,7 +195,7 @@ class Spool:
         self._started = self._now()
         self.state = "handing back" if "--drain" in options else "running"
         self._owes = self._owes and self.state == "running"
-        self._log("spool", what="started" if self.state == "running" else "gives back", pid=self.pid)
+        log("spool", what="started" if self.state == "running" else "gives back", pid=self.pid)
 
     def _launch(
         self,
@@ -251,7 +251,7 @@ class Spool:
         if (code := save.child.poll()) is None:
             return
         save.child = None
-        self._log("spool", level="info" if code == 0 else "warning", what="saved", bytes=save.size, code=code)
+        log("spool", level="info" if code == 0 else "warning", what="saved", bytes=save.size, code=code)
         if code:
             self._save_at = self._now() + LAST_DELAY
             return
@@ -283,7 +283,7 @@ class Spool:
                 return user
         if not self._warned:
             self._warned = True
-            self._log(
+            log(
                 "spool",
                 level="warning",
                 what="runs as root, without capabilities",

@@ -2,31 +2,29 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 _NETLINK_ROUTE = 0
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40  # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE (linux/rtnetlink.h)
 
 
-class NetworkWatch:
-    """Calls changed() in the running event loop after the kernel has said something."""
+@contextmanager
+def watch_network(changed: Callable[[], None]) -> Iterator[None]:
+    """Inside, changed() is called in the running event loop after the kernel has said something."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE) as netlink:
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE
-        )
-        self._socket.bind((0, _GROUPS))
-        asyncio.get_running_loop().add_reader(self._socket, self._drain)
+        def drain() -> None:
+            # An overrun (ENOBUFS) is news too: something has changed that we were not told of.
+            with suppress(OSError):
+                while netlink.recv(1 << 16):
+                    pass
+            changed()
 
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
-
-    def _drain(self) -> None:
-        # An overrun (ENOBUFS) is news too: something has changed that we were not told of.
-        with suppress(OSError):
-            while self._socket.recv(1 << 16):
-                pass
-        self._changed()
+        netlink.bind((0, _GROUPS))
+        loop = asyncio.get_running_loop()
+        loop.add_reader(netlink, drain)
+        try:
+            yield
+        finally:
+            loop.remove_reader(netlink)

@@ -7,11 +7,11 @@ ended, and no others. What waits for the kernel is done by a thread of its own, 
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
-from midstream.daemon.failover import MISSED, PATIENT, Choice, Evidence, Limits, choose
+from midstream.daemon.failover import MISSED, PATIENT, UNWATCHED, Choice, Evidence, Limits, choose
 from midstream.daemon.heartbeat import INTERVAL, WAITS, Watched
-from midstream.daemon.log import EventLog
+from midstream.daemon.log import log
 from midstream.daemon.retention import Retention
 from midstream.daemon.spool import Spool
 from midstream.daemon.witness import Witness
@@ -21,12 +21,8 @@ from midstream.errors import NetworkError
 from midstream.lost import Lost
 from midstream.network import Topology
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 SPOOL = "spool"  # how status calls the destination that is this host
 EXPECTED = "no logger has been heard to listen yet"  # the reason until one is
-UNWATCHED = "no key: the logger is not watched"
 
 
 class AttachedProgram(Protocol):
@@ -46,12 +42,11 @@ class Way:
         program: AttachedProgram,
         spool: Spool | None,
         limits: Limits,
-        log: EventLog,
         now: Callable[[], float],
         worker: Callable[..., Awaitable[Any]],
         retention: Retention | None = None,
     ) -> None:
-        self._program, self._limits, self._log, self._now = program, limits, log, now
+        self._program, self._limits, self._now = program, limits, now
         self._worker, self._retention = worker, retention
         self._heard: float | None = None  # when the logger in use answered last
         self._owes = False  # was a logger left, and is not saved yet what it may have lost?
@@ -62,6 +57,11 @@ class Way:
         self.destination = 0
         self.reason = ""
         self.since = now()
+
+    @property
+    def seconds(self) -> float:
+        """For so long new connections have gone there."""
+        return self._now() - self.since
 
     def name(self, topology: Topology) -> str:
         """The destination in words: a logger's address, or the spool."""
@@ -110,7 +110,7 @@ class Way:
         if choice.destination != self.destination:
             await self._switch(choice, topology)
         elif choice.reason and not self._fault:
-            self._log("way", level="warning", destination=self.name(topology), reason=choice.reason)
+            log("way", level="warning", destination=self.name(topology), reason=choice.reason)
         self._fault = choice.reason if choice.destination == self.destination else ""
         if self.reason == EXPECTED and evidence[self.destination].served:
             self.reason = ""
@@ -168,7 +168,7 @@ class Way:
         self.reason = f"{name}: {choice.reason}" if choice.reason else ""
         self.since = now
         self._witness.forget()
-        self._log(
+        log(
             "way",
             level="warning" if choice.reason else "info",
             destination=self.name(topology),
@@ -209,7 +209,7 @@ class Way:
             ) from error
         # Its sockets are gone, whatever sensors still send to them.
         if ended and (broken := await self._worker(self._program.reset, HERE, ended)):
-            self._log("way", level="warning", reason="the spool has died", connections_reset=broken)
+            log("way", level="warning", reason="the spool has died", connections_reset=broken)
 
 
 def _seems_wrong(watched: Watched | None, now: float) -> bool:

@@ -11,8 +11,7 @@ from midstream.config import Config, DaemonSection, DataSection, NetworkSection
 from midstream.daemon.announcement import Announcement, Mark, Word
 from midstream.daemon.freshness import Voice
 from midstream.daemon.peers import Peers
-from midstream.daemon.plan import TopologyPlan, decide_mark, make_plan
-from midstream.daemon.role import find_role
+from midstream.daemon.plan import TopologyPlan, decide_mark, is_about, make_plan, order, own_plan
 from midstream.errors import ConfigError
 from midstream.network import Host, Topology
 
@@ -186,24 +185,42 @@ def test_mtus_differ() -> None:
     assert "sensor sensor-11 (192.0.2.11) has 1400; make them equal" in plan.reason
 
 
-# roles
+# what const.toml said before
+
+BEFORE = replace(PREVIOUS, sensors=(Host(SENSOR.ip, SENSOR.mac),), tos=104, port=12345, size=1024)
+
+
+def test_a_topology_of_this_host_holds() -> None:
+    assert is_about(BEFORE, OWN)
+    assert is_about(BEFORE, SENSOR)
 
 
 @pytest.mark.parametrize(
-    ("name", "role"),
+    "changes",
     [
-        ("sensor", "sensor"),
-        ("arm-sensor-2", "sensor"),
-        ("robot7hardworker", "hardworker"),
-        ("Logger03.lab.example", "logger"),
+        {"ip": IPv4Address("10.0.0.9")},
+        {"mac": "02:00:00:00:00:99"},
+        {"role": "logger"},
+        {"mtu": 1400},
+        {"mark": Mark(tos=112, port=12345, size=1024)},
+        {"mark": Mark(tos=104, port=12345, size=512)},
     ],
 )
-def test_the_role_of_a_name(name: str, role: str) -> None:
-    assert find_role(Config(), name) == role
-    assert find_role(Config(role="logger"), name) == "logger"
+def test_one_of_another_host_or_other_marks_does_not(changes: dict[str, Any]) -> None:
+    assert not is_about(BEFORE, OWN.model_copy(update=changes))
+    swapped = replace(BEFORE, hardworker=BEFORE.logger, logger=BEFORE.hardworker)
+    assert not is_about(swapped, OWN)
 
 
-@pytest.mark.parametrize("name", ["", "camera", "sensors", "sensor-x", "hardworker-2b"])
-def test_a_name_that_says_no_role(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"role: missing, and the host name .* add role = "):
-        find_role(Config(), name)
+def test_a_const_toml_of_the_users_own_names_this_host() -> None:
+    assert own_plan(BEFORE, OWN) == TopologyPlan(BEFORE)
+    with pytest.raises(ConfigError, match=r"names no hardworker 192\.0\.2\.9, which is this host's address"):
+        own_plan(BEFORE, host("hardworker", 9))
+
+
+def test_the_preferred_logger_comes_first_and_who_is_not_heard_last() -> None:
+    three = replace(
+        BEFORE, standbys=tuple(Host(IPv4Address(f"192.0.2.{n}"), f"02:00:00:00:00:{n:02x}") for n in (4, 5))
+    )
+    assert order(three, ()) == [0, 1, 2]
+    assert order(three, [host("logger", 5), host("logger", 3, standby=True)]) == [2, 0, 1]

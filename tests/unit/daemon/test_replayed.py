@@ -5,6 +5,7 @@ likes, and delivers anything to anybody at any time.
 """
 
 import json
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Any
@@ -26,7 +27,7 @@ NOW = LATE + ANSWERED  # seconds that "now" may be ago
 
 
 class Daemon:
-    """As service.py puts the parts together. newest: when what it knows of the others was said."""
+    """As talking.py puts the parts together. newest: when what it knows of the others was said."""
 
     def __init__(self, network: "Network", number: int) -> None:
         self.network, self.number = network, number
@@ -228,13 +229,14 @@ def test_the_bounds_hold_against_floods() -> None:
 
 
 class Leg:
-    """What a heartbeat would send; from is the address that the kernel names."""
+    """What a heartbeat at `ip` would send; from is the address that the kernel names."""
 
-    def __init__(self) -> None:
+    def __init__(self, ip: str = "") -> None:
+        self._ip = ip
         self.sent: list[tuple[bytes, tuple[str, int]]] = []
 
-    def is_closing(self) -> bool:
-        return False
+    def getsockname(self) -> tuple[str, int]:
+        return self._ip, 1
 
     def sendto(self, data: bytes, addr: tuple[str, int]) -> None:
         self.sent.append((data, addr))
@@ -247,13 +249,13 @@ class Leg:
 
 
 def answering(ip: str, *, serving: bool = True) -> tuple[Heartbeat, Leg]:
-    made, wire = Heartbeat(KEY, lambda: Told(serving)), Leg()
-    made._transport, made._ip = wire, ip  # type: ignore[assignment]
-    return made, wire
+    wire = Leg(ip)
+    return Heartbeat(KEY, wire, lambda: Told(serving), time.monotonic), wire  # type: ignore[arg-type]
 
 
 def asking(ip: str, own: str = "192.0.2.2") -> tuple[Heartbeat, Watched, Leg]:
-    made, wire = Heartbeat(KEY, Told), Leg()
+    wire = Leg()
+    made = Heartbeat(KEY, wire, Told, time.monotonic)  # type: ignore[arg-type]
     made.watched[ip] = Watched((ip, 1), 0.0, link=wire, own=own)  # type: ignore[arg-type]
     return made, made.watched[ip], wire
 
@@ -266,10 +268,10 @@ def exchanged() -> tuple[Heartbeat, Watched, Leg, Heartbeat, Leg]:
     asker, watched, out = asking(LOGGER)
     answerer, back = answering(LOGGER)
     asker.ask()
-    answerer.datagram_received(out.last(), (HARDWORKER, 5))
+    answerer.answer(out.last(), (HARDWORKER, 5))
     assert "challenge" in json.loads(KEY.open("answer", back.last()))
     asker.take(watched, back.last())
-    answerer.datagram_received(out.last(), (HARDWORKER, 5))
+    answerer.answer(out.last(), (HARDWORKER, 5))
     asker.take(watched, back.last())
     assert watched.answered
     return asker, watched, out, answerer, back
@@ -282,11 +284,11 @@ def test_an_answer_of_another_host_is_none() -> None:
     standby, back = answering(STANDBY)
     to_standby, second, relayed = asking(STANDBY)
     asker.ask()
-    standby.datagram_received(out.last(), (HARDWORKER, 5))
+    standby.answer(out.last(), (HARDWORKER, 5))
     assert back.sent == [], "it was not asked"
     to_standby.ask()
     for _ in range(2):
-        standby.datagram_received(relayed.last(), (HARDWORKER, 5))
+        standby.answer(relayed.last(), (HARDWORKER, 5))
         to_standby.take(second, back.last())
     assert second.answered
     number = next(iter(watched.asked))
@@ -301,13 +303,13 @@ def test_a_repeated_question_is_not_answered() -> None:
     _, _, out, answerer, back = exchanged()
     count = len(back.sent)
     for data, _ in out.sent[1:]:
-        answerer.datagram_received(data, (HARDWORKER, 5))
-        answerer.datagram_received(data, (STANDBY, 5))
+        answerer.answer(data, (HARDWORKER, 5))
+        answerer.answer(data, (STANDBY, 5))
     assert len(back.sent) == count
     _, _, later, _, _ = exchanged()
     other, told = answering(LOGGER)
     for data, _ in (*out.sent, *later.sent):
-        other.datagram_received(data, (HARDWORKER, 5))
+        other.answer(data, (HARDWORKER, 5))
     assert all("serving" not in json.loads(KEY.open("answer", data)) for data, _ in told.sent)
 
 
@@ -317,8 +319,8 @@ def test_a_reflected_question_or_answer_is_none() -> None:
     before = len(out.sent), len(back.sent)
     asker.ask()
     asker.take(watched, out.last())
-    asker.datagram_received(out.last(), (LOGGER, 5))
-    answerer.datagram_received(back.last(), (HARDWORKER, 5))
+    asker.answer(out.last(), (LOGGER, 5))
+    answerer.answer(back.last(), (HARDWORKER, 5))
     assert (len(out.sent), len(back.sent)) == (before[0] + 1, before[1])
     assert not watched.answered
 
@@ -330,7 +332,7 @@ def test_askers_are_bounded() -> None:
         asker, watched, out = asking(LOGGER, own)
         asker.ask()
         for _ in range(2):
-            answerer.datagram_received(out.last(), (own, 5))
+            answerer.answer(out.last(), (own, 5))
             asker.take(watched, back.last())
         assert watched.answered
     assert len(answerer._ear._known) <= ASKERS

@@ -9,11 +9,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.events import collected
 from tests.support.exchanges import KEY, write_key
 from tests.support.site import SIZE, Site, wait_until
 from tests.support.spools import Receiving, contents, drain, ended
@@ -240,9 +240,9 @@ class Daemon:
     """Keeps a spool, as the hardworker's daemon does."""
 
     def __init__(self, config: Config) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.said = collected()
         assert config.spool_path
-        self.spool = Spool(config, config.spool_path, self._log, time.monotonic)  # type: ignore[arg-type]
+        self.spool = Spool(config, config.spool_path, time.monotonic)
         self._topology = network.load(config.const_path)
 
     def keep(self) -> None:
@@ -252,9 +252,6 @@ class Daemon:
         """The exit codes of what has stored it."""
         self.keep()
         return [facts["code"] for facts in self.said if facts.get("what") == "saved"]
-
-    def _log(self, _: str, **facts: Any) -> None:
-        self.said.append(facts)
 
 
 def test_it_is_stored_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

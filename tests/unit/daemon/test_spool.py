@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.events import collected
 
 from midstream.config import Config, DaemonSection, HardworkerSection
 from midstream.daemon import spool as module
@@ -57,17 +58,14 @@ class Place:
         self.config = Config(daemon=DaemonSection(socket=str(folder / "run" / "daemon.sock")))
         self.topology = Topology((OTHER,), HOME, OTHER, tos=104, port=port, mtu=1500, size=1024)
         self.path = folder / "spool.db"
-        self.said: list[dict[str, Any]] = []
+        self.said = collected()
         self.spools: list[Spool] = []
 
     def daemon(self) -> Spool:
         """What a daemon that starts now has."""
-        made = Spool(self.config, self.path, self._log, time.monotonic)  # type: ignore[arg-type]
+        made = Spool(self.config, self.path, time.monotonic)
         self.spools.append(made)
         return made
-
-    def _log(self, event: str, **facts: Any) -> None:
-        self.said.append({"event": event, **facts})
 
     def until(self, one: Spool, condition: Callable[[], bool], *, here: bool, logger: bool = True) -> None:
         """Keep it until something is so."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.events import collected
 
-from midstream.daemon.failover import PATIENT, Limits
+from midstream.daemon.failover import PATIENT, UNWATCHED, Limits
 from midstream.daemon.heartbeat import Told, Watched
 from midstream.daemon.sockets import LoggerWord
-from midstream.daemon.way import EXPECTED, SPOOL, UNWATCHED, Way
+from midstream.daemon.way import EXPECTED, SPOOL, Way
 from midstream.ebpf.control import Open
 from midstream.ebpf.records import HERE, OUTCOMES
 from midstream.errors import NetworkError
@@ -100,13 +101,12 @@ class World:
     def __init__(self, *, spool: bool = True, retention: Any = None) -> None:
         self.now = 0.0
         self.program, self.spool = Program(), Spool()
-        self.said: list[dict[str, Any]] = []
+        self.said = collected()
         self.watched = {ip: Watched((ip, 1), 0.0) for ip in (LOGGER, STANDBY)}
         self.way = Way(
             self.program,
             self.spool if spool else None,  # type: ignore[arg-type]
             Limits(2.0, 2.0),
-            lambda event, **facts: self.said.append(facts),  # type: ignore[arg-type]
             lambda: self.now,
             self._worker,
             retention,

@@ -1,18 +1,16 @@
 """What a daemon puts in force again after a boot, and what keeps it from doing so."""
 
 import errno
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from midstream import network
-from midstream.config import Config
-from midstream.daemon import host, service
-from midstream.daemon.announcement import Announcement, Mark
+from midstream.config import Config, DaemonSection
+from midstream.daemon import host
 from midstream.daemon.host import ThisHost
+from midstream.daemon.identity import Identity
 from midstream.daemon.interface import Interface
 from midstream.ebpf.attachment import Attachment
 from midstream.errors import KernelError
@@ -42,7 +40,8 @@ def put(monkeypatch: pytest.MonkeyPatch, code: int, *, again: bool) -> list[bool
     loader = Loader(code)
     monkeypatch.setattr(host, "loader", loader)
     monkeypatch.setattr(network, "write", lambda *_: True)
-    this = ThisHost(Config(), "hardworker", "arm")
+    config = Config(role="hardworker", daemon=DaemonSection(explore=False, key="/nonexistent"))
+    this = ThisHost(config, Identity(config))
     monkeypatch.setattr(this, "repair", lambda *_: [])
     this.put_in_force(TOPOLOGY, INTERFACE, again=again)
     return loader.tested
@@ -60,39 +59,3 @@ def test_one_that_was_never_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_that_swallows_packets_is_refused_also_then(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KernelError, match="self-test"):
         put(monkeypatch, 0, again=True)
-
-
-def own(**changes: Any) -> Announcement:
-    mark = Mark(tos=104, port=12345, size=1024)
-    said = Announcement(
-        role="hardworker",
-        name="arm",
-        ip=HOSTS[2].ip,
-        mac=HOSTS[2].mac,
-        mtu=1500,
-        port=12346,
-        version="0",
-        mark=mark,
-    )
-    return said.model_copy(update=changes)
-
-
-def test_a_topology_of_this_host_holds() -> None:
-    assert service._is_about(TOPOLOGY, own())
-    assert service._is_about(TOPOLOGY, own(role="sensor", ip=HOSTS[11].ip, mac=HOSTS[11].mac, mark=None))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"ip": IPv4Address("10.0.0.9")},
-        {"mac": "02:00:00:00:00:99"},
-        {"role": "logger"},
-        {"mtu": 1400},
-        {"mark": Mark(tos=112, port=12345, size=1024)},
-        {"mark": Mark(tos=104, port=12345, size=512)},
-    ],
-)
-def test_one_of_another_host_or_other_marks_does_not(changes: dict[str, Any]) -> None:
-    assert not service._is_about(TOPOLOGY, own(**changes))
-    assert not service._is_about(replace(TOPOLOGY, hardworker=HOSTS[3], logger=HOSTS[2]), own())
