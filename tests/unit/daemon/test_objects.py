@@ -51,7 +51,8 @@ def test_why_it_has_none(site: Site, bare: tuple[Config, Topology], tmp_path: Pa
     with pytest.raises(CompilerMissingError, match=r"127\.0\.0\.1: .*no answer.*'midstream\[compiler\]'"):
         objects.provide(config, "hardworker", topology)
     with Serving(site.config):
-        write_key(config.key_path, b"x" * 32)
+        with asking(site):  # it has read its key
+            write_key(config.key_path, b"x" * 32)
         with pytest.raises(CompilerMissingError, match="key"):
             objects.provide(config, "hardworker", topology)
     silent = config.model_copy(update={"logger": config.logger.model_copy(update={"replay_port": 0})})

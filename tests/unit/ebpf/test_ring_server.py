@@ -4,6 +4,7 @@ The ring is two files in memory, and its pins are an empty folder; socket, descr
 """
 
 import fcntl
+import gc
 import json
 import mmap
 import os
@@ -61,6 +62,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_descriptor_left_behind(pinned: Path) -> Iterator[None]:
+    gc.collect()  # what earlier tests have left must not go meanwhile
     before = descriptors()
     yield
     assert descriptors() == before
