@@ -15,7 +15,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kernels test-hosts bench check docs format clean
+.PHONY: help setup demo test test-slow test-kernels test-hosts bench check docs wheels format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,14 @@ $(SPHINX): $(INSTALLED)
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' >$@.txt
 	@$(PIP) --requirement $@.txt
 	@touch $@
+
+wheels: setup ## what is released, in dist: sources, and wheels for x86-64 and aarch64
+	rm -rf dist
+	for machine in x86_64 aarch64; do \
+		_PYTHON_HOST_PLATFORM=linux-$$machine $(BIN)/python -m hatchling build -t wheel || exit; done
+	$(BIN)/python -m hatchling build -t sdist
+	cd bench && ../$(BIN)/python -m hatchling build -d ../dist
+	$(BIN)/python -m twine check --strict dist/*
 
 format: setup ## let ruff format and sort
 	$(BIN)/ruff check --fix
