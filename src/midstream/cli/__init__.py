@@ -35,40 +35,41 @@ def _own(name: str, help: str) -> Command:
 COMMANDS: Mapping[str, Command] = {
     "demo": _own(
         "demo",
-        "Run everything on this machine: a lab, the programs, the data; "
-        "then say what became of every message.",
+        "Run it all on this machine, and say what became of each message.",
     ),
-    "sensor": _own("sensor", "Send numbered, time-stamped messages, or a file's, at a fixed rate."),
+    "sensor": _own("sensor", "Send numbered messages, or a file's, at a fixed rate."),
     "hardworker": _own(
         "hardworker",
-        "Receive the sensors' messages from the attached program, or with the user-mode handler.",
+        "Receive the sensors' messages, as an application does.",
     ),
-    "logger": _own("logger", "Receive what the hardworker passes on and store it in the database."),
-    "compile": _own("compile", "Compile a host's eBPF program from const.toml; needs no root, and no Linux."),
+    "logger": _own("logger", "Store in the database what the hardworker passes on."),
+    "compile": _own(
+        "compile", "Compile a host's eBPF program from const.toml. That needs no root, and no Linux."
+    ),
     "attach": _own(
-        "kernel", "Compile, load, pin and attach this host's program; what is attached already stays."
+        "kernel", "Compile, load, pin and attach this host's program. What is attached already stays."
     ),
-    "detach": _own("kernel", "Detach this host's program and remove its pins; nothing is left behind."),
+    "detach": _own("kernel", "Detach this host's program and remove its pins."),
     "status": _own(
         "kernel",
-        "What the daemon says, what is attached on this host, and what the hardworker's program has counted.",
+        "Say what this host's daemon and program do, and have counted.",
     ),
     "daemon": _own(
         "daemon",
-        "Find the other hosts, pin their addresses, write const.toml, compile, attach, watch and heal.",
+        "Find the other hosts, attach, watch and heal.",
     ),
-    "init": _own("init", "Write a commented config.toml for this host; ask for role, interface and key."),
+    "init": _own("init", "Write a commented config.toml for this host. It asks for role, interface and key."),
     "key": _own(
         "key",
-        "Make the key that the hosts of one network share; each host needs a copy that root alone may read.",
+        "Make the key that the hosts of one network share. Each host needs a copy that root alone may read.",
     ),
     "doctor": _own(
         "doctor",
-        "Check this host and the way to its peers; print what is wrong and the command that mends it.",
+        "Check this host and the way to its peers. What is wrong is printed with the command that mends it.",
     ),
     "load": _own(
         "load",
-        "Send numbered, time-stamped messages from many sensors at exact times; report rate and lateness.",
+        "Send messages from many sensors at exact times. Rate and lateness are reported.",
     ),
     "config": _own("config", "Look at config.toml."),
     "lab": _own("lab", "Three hosts on one machine: sensors, hardworker, logger."),
@@ -120,6 +121,7 @@ def app(wanted: Iterable[str]) -> typer.Typer:
         help="Sensor data with the guarantees of TCP, on a control computer that runs no TCP.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # to format help with rich would take half of its time
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback(invoke_without_command=True)(_options)

@@ -30,7 +30,7 @@ def compile_(
     ),
     as_json: Json = False,
 ) -> None:
-    """Compile a host's eBPF program from const.toml; needs no root, and no Linux."""
+    """Compile a host's eBPF program from const.toml. That needs no root, and no Linux."""
     role, topology = find_role(role), network.load(const)
     names = compiler.programs(role) if output.is_dir() else (role,)
     written: list[dict[str, Any]] = []

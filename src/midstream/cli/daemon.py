@@ -23,7 +23,7 @@ def daemon(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the other hosts, pin their addresses, write const.toml, compile, attach, watch and heal.
+    """Find the other hosts, attach, watch and heal.
 
     Logs to standard error, with --json as JSON Lines.
     """

@@ -82,7 +82,7 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run everything on this machine: a lab, the programs, the data; then say what became of every message.
+    """Run it all on this machine, and say what became of each message.
 
     As root. Replaces a lab that is up and leaves nothing behind. Ctrl-C stops the sensors early. Leaves with
     1 unless every message arrived unchanged, once and in order, at the application and in the database.

@@ -37,7 +37,7 @@ def doctor(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Check this host and the way to its peers; print what is wrong and the command that mends it.
+    """Check this host and the way to its peers. What is wrong is printed with the command that mends it.
 
     Exit code 0: no fault (warnings do not count), 1: a fault.
     """

@@ -28,7 +28,7 @@ def hardworker(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Receive the sensors' messages from the attached program, or with the user-mode handler."""
+    """Receive the sensors' messages, as an application does."""
     stop = Stop(0)
     with until_signalled(stop.set):
         then = "receiving"

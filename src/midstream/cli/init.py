@@ -33,7 +33,7 @@ def init(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented config.toml for this host; ask for role, interface and key.
+    """Write a commented config.toml for this host. It asks for role, interface and key.
 
     The hardworker's key is made if it is missing; the other hosts need a copy of it.
     """

@@ -60,7 +60,7 @@ def attach(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compile, load, pin and attach this host's program; what is attached already stays."""
+    """Compile, load, pin and attach this host's program. What is attached already stays."""
     stop = Event()
 
     def opened() -> tuple[configuration.Config, network.Topology, Attachment]:
@@ -110,7 +110,7 @@ def _attached_by_daemon(told: dict[str, Any], folder: Path) -> Attachment:
 def detach(
     role: RoleArgument = "", path: Config = DEFAULT_CONFIG, pins: Pins = None, as_json: Json = False
 ) -> None:
-    """Detach this host's program and remove its pins; nothing is left behind."""
+    """Detach this host's program and remove its pins."""
     config = configuration.load(path)
     chosen = find_role(role or config.role or "")
     folder = pins or default_folder(chosen, config)
@@ -140,7 +140,7 @@ def _stop(pid: int) -> str:
 
 @app.command()
 def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """What the daemon says, what is attached on this host, and what the hardworker's program has counted."""
+    """Say what this host's daemon and program do, and have counted."""
     config = configuration.load(path)
     result: dict[str, dict[str, Any]] = {}
     if told := daemon_status.ask(Path(config.daemon.socket)):

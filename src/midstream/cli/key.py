@@ -16,7 +16,7 @@ def key(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A file that does not exist yet.")],
     as_json: Json = False,
 ) -> None:
-    """Make the key that the hosts of one network share; each host needs a copy that root alone may read."""
+    """Make the key that the hosts of one network share. Each host needs a copy that root alone may read."""
     make(path)
     if as_json:
         show({"file": str(path)}, as_json)

@@ -65,7 +65,7 @@ def load(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send numbered, time-stamped messages from many sensors at exact times; report rate and lateness.
+    """Send messages from many sensors at exact times. Rate and lateness are reported.
 
     To whom: as `midstream sensor`. One C program with absolute deadlines sends for all sensors. Leaves with 5
     if a peer did not take everything.

@@ -33,7 +33,7 @@ def logger(
     door: Annotated[int | None, typer.Option("--door", hidden=True)] = None,
     state: Annotated[int | None, typer.Option("--state", hidden=True)] = None,
 ) -> None:
-    """Receive what the hardworker passes on and store it in the database.
+    """Store in the database what the hardworker passes on.
 
     A spool that gets SIGUSR1 hands back: it lets no sensor in any more, has each of them end, sends what it
     has to the logger, and ends.

@@ -36,7 +36,7 @@ def sensor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send numbered, time-stamped messages, or a file's, at a fixed rate."""
+    """Send numbered messages, or a file's, at a fixed rate."""
     if wait and input_path == Path("-"):
         raise ConfigError("--wait and --input -: both read standard input, use one of them")
     stop = Stop(0)

@@ -38,7 +38,8 @@ class RetainedRing(Protocol):
 @dataclass(slots=True)
 class _Connection:
     """Of the logger in use. held: bytes. committed: at least. socket: its key there, 0: none was seen.
-    mentioned: the count of words when it was mentioned last, or seen first."""
+    mentioned: the count of words when it was mentioned last, or seen first. ended: is its end noted, so that
+    `held` grows no more?"""
 
     ip: IPv4Address
     port: int
@@ -49,6 +50,7 @@ class _Connection:
     committed: int = 0
     socket: int = 0
     open: bool = True
+    ended: bool = False
 
 
 class Retention:
@@ -144,7 +146,7 @@ class Retention:
             for one in ended:
                 self._known = max(self._known, one.number)
                 if known := self._see(one, one.held):
-                    known.open = False
+                    known.open, known.ended = False, True
 
     def _see(self, one: Open | Ended, held: int) -> _Connection | None:
         """Where a destination refuses a connection, and the sensor tries again, the number stays, and it goes
@@ -174,7 +176,7 @@ class Retention:
         committed = {one.number: ALL for one in opened}
         for number, one in list(self._connections.items()):
             is_there = self._words - one.mentioned <= self._linger + rounds
-            if is_there and (one.open or one.committed < one.held):
+            if is_there and (not one.ended or one.committed < one.held):
                 committed[number] = one.committed
             elif one.open or number > self._known:
                 committed[number] = ALL

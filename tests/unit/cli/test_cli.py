@@ -95,7 +95,7 @@ def test_help_names_every_command(
     assert not ended.value.code
     said = capsys.readouterr().out
     for command in (*cli.COMMANDS, "bench"):
-        assert f"│ {command} " in said
+        assert f"\n  {command} " in said
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

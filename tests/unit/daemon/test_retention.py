@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from midstream.cli.kernel import retained_lines
@@ -239,6 +239,8 @@ def test_a_silent_logger_holds_what_it_said() -> None:
     assert world.ring.renewed == 1
 
 
+@example([("open", 0), ("word", 0), ("store", 0), ("end", 0), ("word", 0)])
+@example([("open", 0), ("ends", 0), ("store", 0), ("end", 0), ("word", 0)])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["open", "store", "end", "commit", "word", "ends"]), st.integers(0, 3)),
