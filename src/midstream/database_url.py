@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from midstream.nats_url import QUOTING, NatsUrl
+from midstream.nats_url import QUOTING, NatsUrl, is_nats
 
 
 def check_form(text: str) -> None:
@@ -16,14 +16,14 @@ def check_form(text: str) -> None:
         raise ValueError("not a URL of the form dialect://…")
     if re.match(r"sqlite[^:]*://([^/?]|/file:)", text):
         raise ValueError("the path of a SQLite file follows three slashes, without file:")
-    if text.startswith("nats://"):
+    if is_nats(text):
         NatsUrl.parse(text)
 
 
 def check(text: str) -> None:
     """ValueError also for what SQLAlchemy or the driver would refuse. Nothing in it repeats a password."""
     check_form(text)
-    if text.startswith("nats://"):
+    if is_nats(text):
         return
     # Imported here: only programs with a database need it, and it loads slowly.
     from sqlalchemy.engine import make_url

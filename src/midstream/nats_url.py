@@ -14,6 +14,11 @@ QUOTING = "@ : / ? # [ ] and % in a user or password are written %40 %3A %2F %3F
 _PORT = 4222
 
 
+def is_nats(url: str) -> bool:
+    """Does it name a stream of JetStream, and no SQL database?"""
+    return url.startswith("nats://")
+
+
 @dataclass(frozen=True, slots=True)
 class NatsUrl:
     """The parts of a nats:// URL, decoded. user without password: a token; neither: nobody logs in."""

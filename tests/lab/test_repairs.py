@@ -102,7 +102,7 @@ DAMAGES: list[tuple[Callable[[Lab], None], str, str]] = [
     (without_any_pin, "hardworker", "program on eth0: gone"),
     (without_the_stamp, "hardworker", "program on eth0: gone"),
     (without_the_journal, "hardworker", "program on eth0: gone"),
-    (without_deferral, "hardworker", "interrupts of eth0: no longer deferred"),
+    (without_deferral, "hardworker", "interrupt mitigation of eth0: gone"),
     (with_another_const, "hardworker", "const.toml: removed or changed"),
     (without_const, "logger", "const.toml: removed or changed"),
     (without_the_loggers_pins, "logger", "program on eth0: gone"),

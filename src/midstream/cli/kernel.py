@@ -167,7 +167,7 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         where = f"{facts['mode']} on {facts['interface']}" if facts["attached"] else "not attached here"
         console.print(f"{role}: {where}, pinned in {facts['pins']}")
         if timer := facts.get("look_every_ns"):
-            console.print(f"interrupts deferred: {facts['interface']} looks every {timer / 1e6:g} ms")
+            console.print(f"interrupt mitigation: {facts['interface']} looks every {timer / 1e6:g} ms")
         if "counters" in facts:
             console.print(_counters_table(facts["counters"]))
 

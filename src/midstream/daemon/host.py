@@ -1,6 +1,7 @@
 """What the daemon does to its host: neighbours, const.toml, the program, the way of the data.
 
-Everything here waits for the kernel or the compiler, and runs in the daemon's one worker thread.
+Everything here waits for the kernel or the compiler, and runs in one of the daemon's two threads: what way.py
+and retention.py ask for in that of the way, all else in the worker's (service.py).
 """
 
 import errno

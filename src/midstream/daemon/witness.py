@@ -58,9 +58,10 @@ class Witness:
     ) -> None:
         """counters: a row for each sensor, and one for strangers. now: this daemon's own time. ns: the
         kernel's (CLOCK_MONOTONIC)."""
-        known, bare = (int(counters[:-1, column].sum()) for column in (_DUPLICATE, _PURE_ACK))
-        repeats, probes = (known - self._counted[0], bare - self._counted[1]) if self._counted else (0, 0)
-        self._counted = known, bare
+        duplicates, pure_acks = (int(counters[:-1, column].sum()) for column in (_DUPLICATE, _PURE_ACK))
+        before = self._counted or (duplicates, pure_acks)
+        repeats, probes = duplicates - before[0], pure_acks - before[1]
+        self._counted = duplicates, pure_acks
         for destination in destinations:
             there = [one for one in opened if one.destination == destination]
             streams = {one.number: (one.acknowledged is not None, one.next) for one in there}

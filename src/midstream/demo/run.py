@@ -21,6 +21,7 @@ from midstream.demo.verdict import DemoVerdict, judge
 from midstream.errors import ConfigError, LabError, MidstreamError
 from midstream.lab import Lab, Meter, Usage, daemons, state
 from midstream.lab.programs import attach
+from midstream.nats_url import is_nats
 from midstream.toml import absolute, show
 
 FOLDER = Path("/var/tmp")  # for large files: the records of a million messages need gigabytes
@@ -342,7 +343,7 @@ def _lab_settings(settings: Settings) -> dict[str, Any]:
 
 def _absolute(database: str) -> str:
     """The URL with a relative SQLite path resolved here, and not in the folder that is removed at the end."""
-    if database.startswith("nats://"):
+    if is_nats(database):
         raise ConfigError(
             "--database nats://…: the demonstration reads the database back, which it can do with SQLite and "
             "PostgreSQL. What to do: name one of these, or run the logger with [logger] database in the lab"

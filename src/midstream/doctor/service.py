@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from midstream.doctor.finding import Finding, fault, ok, warning
 from midstream.doctor.subject import Subject
 from midstream.errors import ConfigError
-from midstream.nats_url import NatsUrl
+from midstream.nats_url import NatsUrl, is_nats
 
 _LISTEN = "0A"  # in /proc/net/tcp
 _LITTLE_ROOM = 1 << 30  # bytes, where the rate says nothing
@@ -42,7 +42,7 @@ def read(subject: Subject) -> ServiceState:
         text = subject.config.database_url
     except ConfigError as error:
         return ServiceState(listening, "the database", False, str(error), None)
-    if text.startswith("nats://"):
+    if is_nats(text):
         servers = NatsUrl.parse(text)
         return ServiceState(listening, servers.name, True, _nats_problem(servers), None)
     url = make_url(text)

@@ -66,7 +66,14 @@ static __always_inline __s64 stream_offset(__u32 sequence, __u32 first, __u64 ne
 	return (__s64)next + (__s32)(sequence - (first + (__u32)next));
 }
 
-enum claim { CLAIM_STORED, CLAIM_EARLY, CLAIM_KNOWN, CLAIM_TOO_EARLY, CLAIM_BEYOND_FIN, CLAIM_CORRUPT };
+enum claim {
+	CLAIM_STORED,
+	CLAIM_OUT_OF_ORDER,
+	CLAIM_DUPLICATE,
+	CLAIM_OUT_OF_WINDOW,
+	CLAIM_BEYOND_FIN,
+	CLAIM_BAD_CHECKSUM,
+};
 
 /* Add [start, end) to the ranges behind the hole, or, where it closes the hole, move `next` over
  * it and over every range that it reaches. Stored ranges neither overlap nor touch one another,
@@ -85,7 +92,7 @@ static __always_inline enum claim claim_with_holes(struct connection *c, __u64 s
 
 	for (int i = 0; start > c->next && i < EARLY_RANGES; i++)
 		if (c->early[i].start < end && start < c->early[i].end)
-			return CLAIM_TOO_EARLY;
+			return CLAIM_OUT_OF_WINDOW;
 
 	grown->start = start;
 	grown->end = end;
@@ -110,10 +117,10 @@ static __always_inline enum claim claim_with_holes(struct connection *c, __u64 s
 			c->early[i].start = grown->start;
 			c->early[i].end = grown->end;
 			c->early_ranges++;
-			return CLAIM_EARLY;
+			return CLAIM_OUT_OF_ORDER;
 		}
 	}
-	return CLAIM_TOO_EARLY; /* every slot is in use, so none was absorbed */
+	return CLAIM_OUT_OF_WINDOW; /* every slot is in use, so none was absorbed */
 }
 
 /* Is this segment impossible, given where the stream ends, or would end? */
@@ -144,26 +151,26 @@ static __always_inline enum claim claim(struct connection *c, __s64 start, __s64
 	if (contradicts_fin(c, end, fin))
 		return CLAIM_BEYOND_FIN;
 	if (end <= next && !ends_stream)
-		return CLAIM_KNOWN;
+		return CLAIM_DUPLICATE;
 	/* Nothing honest lies before the stream and reaches into it. */
 	if (end - next > EARLY_WINDOW || start < 0)
-		return CLAIM_TOO_EARLY;
+		return CLAIM_OUT_OF_WINDOW;
 
 	if (start < next)
 		start = next;
 	if (start == end) {
-		verdict = CLAIM_KNOWN;
+		verdict = CLAIM_DUPLICATE;
 	} else if (start == next && !c->early_ranges) {
 		c->next = end;
 		verdict = CLAIM_STORED;
 	} else {
 		verdict = claim_with_holes(c, start, end);
 	}
-	if (ends_stream && verdict != CLAIM_TOO_EARLY) {
+	if (ends_stream && verdict != CLAIM_OUT_OF_WINDOW) {
 		c->fin = end;
 		/* The data may be known; that it ends here is not, and the reader must be told. */
-		if (verdict == CLAIM_KNOWN)
-			verdict = end == (__s64)c->next ? CLAIM_STORED : CLAIM_EARLY;
+		if (verdict == CLAIM_DUPLICATE)
+			verdict = end == (__s64)c->next ? CLAIM_STORED : CLAIM_OUT_OF_ORDER;
 	}
 	return verdict;
 }

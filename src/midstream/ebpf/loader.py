@@ -111,7 +111,7 @@ def tune(role: Role, interface: str, config: Config, topology: Topology, folder:
         return [f"route {ip} with quickack: missing, set again" for ip in missing]
     defers = role == "hardworker" and config.hardworker.irq_mitigation and config.hardworker.period > 0
     if defers and irq_mitigation.apply(interface, config.hardworker.period, folder):
-        return [f"interrupts of {interface}: no longer deferred, set again"]
+        return [f"interrupt mitigation of {interface}: gone, set again"]
     return []
 
 

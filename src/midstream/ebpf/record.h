@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What the hardworker's program writes and user space reads: records of the ring, and counters.
- * midstream/ebpf/records.py says the same in Python; a test compares the two.
+ * midstream/ebpf/records.py says the same in Python; tests/unit/ebpf/test_records.py compares the two, and says when
+ * records.ABI has to be raised.
  */
 #ifndef MIDSTREAM_RECORD_H
 #define MIDSTREAM_RECORD_H

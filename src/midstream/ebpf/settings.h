@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What config.toml, and not const.toml, decides: written by the loader before the program is loaded,
- * constant ever after, so that the verifier removes what a setting switches off.
+/* What the loader writes before the program is loaded; most of it config.toml decides. It is constant ever after, so
+ * that the verifier removes what a setting switches off.
  */
 #ifndef MIDSTREAM_SETTINGS_H
 #define MIDSTREAM_SETTINGS_H

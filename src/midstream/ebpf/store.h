@@ -36,7 +36,7 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 	else
 		taken = (!p->length || copy(ctx, p, record, capacity, &sum)) && verified(ctx, p, sum);
 	if (!taken) {
-		verdict = CLAIM_CORRUPT;
+		verdict = CLAIM_BAD_CHECKSUM;
 		goto discard;
 	}
 
@@ -48,16 +48,16 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 		c->established = 1;
 		c->timestamp = p->timestamp;
 	}
-	if (verdict == CLAIM_EARLY && !c->established) {
+	if (verdict == CLAIM_OUT_OF_ORDER && !c->established) {
 		c->acknowledged = p->acknowledgement;
 		c->established = 1;
 	}
-	if (verdict <= CLAIM_KNOWN) {
+	if (verdict <= CLAIM_DUPLICATE) {
 		c->seen = p->time;
 		c->other_first = 0;
 	}
 	bpf_spin_unlock(&c->lock);
-	if (verdict > CLAIM_EARLY)
+	if (verdict > CLAIM_OUT_OF_ORDER)
 		goto discard;
 
 	describe(record, p, c, start, fin ? RECORD_FIN : 0);
@@ -74,13 +74,13 @@ static __always_inline int store(struct xdp_md *ctx, const struct packet *p, str
 discard:
 	/* With the same flags as a submission: a reader that waits for this record must look past it. */
 	bpf_ringbuf_discard(record, settings.wakeup);
-	if (verdict == CLAIM_KNOWN) {
+	if (verdict == CLAIM_DUPLICATE) {
 		COUNT(sensor, duplicate);
 		return forward(p->headers, c->destination);
 	}
-	if (verdict == CLAIM_TOO_EARLY)
+	if (verdict == CLAIM_OUT_OF_WINDOW)
 		COUNT(sensor, out_of_window);
-	else if (verdict == CLAIM_CORRUPT)
+	else if (verdict == CLAIM_BAD_CHECKSUM)
 		COUNT(sensor, bad_checksum);
 	else
 		COUNT(sensor, beyond_fin);

@@ -15,7 +15,7 @@ from midstream.ebpf import records
 from midstream.hardworker.streams import OPEN_STREAM, Piece
 
 _GENERATION = records.JOURNAL_GENERATION
-_HEAD = struct.Struct("<QII")  # struct copy of ring.c
+_HEAD = struct.Struct("<QII")  # struct copy of ring.h
 
 
 @dataclass(frozen=True)

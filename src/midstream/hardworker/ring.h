@@ -35,7 +35,7 @@ struct open {
 struct streams {
 	struct open *table;
 	uint64_t count; /* rows of it */
-	uint64_t delivered; /* messages that midstream_regular has found */
+	uint64_t delivered; /* messages that reader_regular has found */
 };
 
 /* A value of every message, to be copied out of its record. views.py says the same. */

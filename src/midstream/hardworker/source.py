@@ -41,7 +41,7 @@ class Beginning(NamedTuple):
 
 
 class Status(IntEnum):
-    """How a cycle ended; as in ring.c."""
+    """How a cycle ended; as in ring.h."""
 
     WHOLE = 0
     """All that has arrived was given."""

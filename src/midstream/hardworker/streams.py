@@ -20,7 +20,7 @@ from midstream.hardworker.early import PIECE, EarlyRun
 OPEN_STREAM = np.dtype(
     [("connection", "<u4"), ("aligned", "<u4"), ("next", "<u8"), ("sequence", "<u8"), ("end", "<u8")]
 )
-"""struct open of ring.c: an open connection, as the look at a whole batch and the journal need it."""
+"""struct open of ring.h: an open connection, as the look at a whole batch and the journal need it."""
 
 _ALIGNED, _BROKEN, _NO_END = 1, 2, (1 << 64) - 1
 _end_of = attrgetter("end")
@@ -168,7 +168,7 @@ class Streams:
         self._unaligned: dict[int, Stream] = {}
         self.table = np.zeros(64, OPEN_STREAM)
         self.count = 0
-        self._shared = np.zeros(3, "<u8")  # struct streams of ring.c: table, count, delivered
+        self._shared = np.zeros(3, "<u8")  # struct streams of ring.h: table, count, delivered
         self.address = self._shared.ctypes.data
         self._share()
 

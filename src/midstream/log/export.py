@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, assert_never
 
 from midstream.closing import Closing
 from midstream.errors import ConfigError
@@ -114,7 +114,11 @@ def _writer(kind: Format) -> Callable[[BinaryIO, Sequence[StoredConnection], boo
         from midstream.log.mcap import McapWriter
 
         return McapWriter
-    return CsvWriter if kind == "csv" else JsonLinesWriter
+    if kind == "csv":
+        return CsvWriter
+    if kind == "jsonl":
+        return JsonLinesWriter
+    assert_never(kind)
 
 
 class _TextWriter(Closing):

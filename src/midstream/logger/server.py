@@ -20,6 +20,7 @@ from midstream.logger.exchange_process import ExchangeProcess
 from midstream.logger.holder import Child, Holder
 from midstream.logger.spool import Backfill, Sensors, path_of
 from midstream.logger.summary import LoggerSummary
+from midstream.nats_url import is_nats
 from midstream.network import load as load_topology
 
 
@@ -169,7 +170,7 @@ def _prunes(config: Config) -> bool:
     """Does the logger remove what is too old or too much? ConfigError if it should, and cannot."""
     logger = config.logger
     wanted = bool(logger.keep_age or logger.keep_size)
-    if wanted and logger.database.startswith("nats://"):
+    if wanted and is_nats(logger.database):
         name = "keep_age" if logger.keep_age else "keep_size"
         raise ConfigError(
             f"{config.path}: logger.{name}: only SQL databases are pruned; set it to 0 (what a JetStream "

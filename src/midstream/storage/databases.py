@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from midstream.config import Config
 from midstream.errors import StoreError
+from midstream.nats_url import is_nats
 from midstream.storage.room import Room
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
@@ -29,7 +30,7 @@ def open_store(config: Config, size: int) -> Store:
         from midstream import fields  # with NumPy, which takes longer to load than all the rest
 
         layout = fields.layout(config, size)
-    if config.database_url.startswith("nats://"):
+    if is_nats(config.database_url):
         longest = size if config.data.framing == "fixed" else config.data.max_size
         return _jetstream(config, layout, longest)
     return SqlStore(
@@ -56,7 +57,7 @@ def open_log(url: str, *, framing: str = "fixed", layout: "Layout | None" = None
 
     StoreError if there is nothing, or if it cannot be read.
     """
-    if url.startswith("nats://"):
+    if is_nats(url):
         with _nats_package():
             from midstream.storage.jetstream_log import JetStreamLog
         return JetStreamLog(url, framing=framing, layout=layout)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.pool import StaticPool
 
 from midstream.errors import StoreError
+from midstream.nats_url import is_nats
 from midstream.storage import schema
 
 LOCK_TIMEOUT = 5.0  # seconds that SQLite waits for another program's transaction
@@ -46,7 +47,7 @@ def open_with(url: str | URL, make: Callable[[URL], Engine]) -> tuple[Engine, st
 
 def open_engine(url: str | URL, *, read_only: bool) -> tuple[Engine, str]:
     """The database at a URL, which must be there, and its name without the password. Raises StoreError."""
-    if str(url).startswith("nats://"):
+    if is_nats(str(url)):
         raise StoreError(
             f"{re.sub('//.*@', '//', str(url))}: only SQL databases are pruned. What to do: set the limits "
             "of a JetStream with the nats command (nats stream edit), or name a database with --database"
