@@ -22,7 +22,7 @@ from midstream.log.verify import LogVerdict, verify
 from midstream.storage import stream as stream_module
 from midstream.storage.jetstream import JetStreamStore
 from midstream.storage.jetstream_log import JetStreamLog
-from midstream.storage.retention import prune
+from midstream.storage.pruning import prune
 from midstream.storage.store import ConnectionRow, Position
 from midstream.storage.stored import StoredMessage
 from midstream.storage.stream import JetStreamStream

@@ -14,7 +14,7 @@ from midstream.fields import Field, Layout
 from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify
-from midstream.storage.retention import prune
+from midstream.storage.pruning import prune
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
 from midstream.storage.store import ConnectionRow

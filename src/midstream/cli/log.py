@@ -34,7 +34,7 @@ from midstream.log import verify as verifying
 from midstream.log.decoding import decoded, printable
 from midstream.log.messages import LogReader
 from midstream.log.selection import Selection, duration, refuse_unknown_field
-from midstream.storage import retention
+from midstream.storage import pruning
 from midstream.storage.stored import StoredMessage
 
 HOLE, PENDING = 7, 8
@@ -264,7 +264,7 @@ def prune(
             f"{config.path}: logger.keep_age = 0, logger.keep_size = 0: everything is kept; set one of them, "
             "or use --keep-age or --keep-size"
         )
-    removed = retention.prune(
+    removed = pruning.prune(
         address,
         keep_ns=int(age * 1e9) if age else None,
         keep_bytes=size or None,

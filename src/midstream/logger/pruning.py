@@ -12,7 +12,7 @@ from pathlib import Path
 
 from midstream.config import Config
 from midstream.errors import StoreError
-from midstream.storage.retention import DatabaseRetention
+from midstream.storage.pruning import Pruner
 
 INTERVAL = 0.25  # seconds between two looks
 
@@ -20,7 +20,7 @@ INTERVAL = 0.25  # seconds between two looks
 def keep_within(config: Config) -> None:
     """Prune for ever. What hinders it is said once on standard error."""
     logger, said = config.logger, ""
-    retention = DatabaseRetention(
+    pruner = Pruner(
         config.database_url,
         keep_ns=int(logger.keep_age * 1e9),
         keep_bytes=logger.keep_size,
@@ -29,7 +29,7 @@ def keep_within(config: Config) -> None:
     while True:
         rest, began = INTERVAL, time.monotonic()
         try:
-            if not retention.look().messages:
+            if not pruner.look().messages:
                 rest = max(INTERVAL, time.monotonic() - began)
             said = ""
         except StoreError as error:

@@ -17,7 +17,7 @@ from midstream.errors import NetworkError
 from midstream.line import Line
 from midstream.log.verify import verify
 from midstream.logger.holding import MOST, Holding
-from midstream.storage import retention, run
+from midstream.storage import pruning, run
 from midstream.storage.run import new_name
 from midstream.storage.schema import connections
 from midstream.storage.sql import SqlStore
@@ -122,7 +122,7 @@ def test_what_is_removed_to_make_room_takes_what_was_told_with_it(log: LogFile, 
     nothing = held(4, 10, CLOSED, opened_ns=START)  # of which the log has nothing
     store.note_held([*streams, nothing], [])
     log.execute(f"INSERT INTO forgotten VALUES ('{SENSOR}', 1, 2, 3, 4), ('{SENSOR}', 5, {2 * START}, 3, 4)")
-    retention.prune(log.url, keep_ns=None, keep_bytes=6400)
+    pruning.prune(log.url, keep_ns=None, keep_bytes=6400)
     found = told(log)
     assert found.held == streams[2:] and [each.first_ns for each in found.forgotten] == [5]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
 from midstream.errors import StoreError
-from midstream.storage import retention, schema
+from midstream.storage import pruning, schema
 from midstream.storage.passed import Clocks
-from midstream.storage.retention import DatabaseRetention, prune
+from midstream.storage.pruning import Pruner, prune
 from midstream.storage.store import checksum
 
 SECOND = 10**9
@@ -45,7 +45,7 @@ class World:
             "INSERT INTO connections (id, sensor, port, opened_ns, closed_ns, token, framing) "
             "VALUES (1, '10.0.0.1', 1, 0, NULL, 'a', 'fixed'), (2, '10.0.0.2', 2, 0, NULL, 'b', 'fixed')"
         )
-        self.retention: DatabaseRetention
+        self.pruner: Pruner
         self.restart()
 
     @property
@@ -99,7 +99,7 @@ class World:
     def restart(self, keep_bytes: int = 0) -> None:
         """Another process looks."""
         clocks = Clocks(lambda: f"boot-{self.boots}", lambda: self.running, lambda: self.wall)
-        self.retention = DatabaseRetention(
+        self.pruner = Pruner(
             self.url,
             keep_ns=0 if keep_bytes else KEEP,
             keep_bytes=keep_bytes,
@@ -116,7 +116,7 @@ class World:
         for message in before:
             self.seen.setdefault(message, self.looks)
         self.looks += 1
-        self.retention.look()
+        self.pruner.look()
         for message in before - self.left():
             assert self.real - self.since[message] >= KEEP, (message, self.real - self.since[message])
 
@@ -143,9 +143,9 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "PAUSE", 0)
-    monkeypatch.setattr(retention, "HOLD", 0)
-    monkeypatch.setattr(retention, "ROWS", 7)
+    monkeypatch.setattr(pruning, "PAUSE", 0)
+    monkeypatch.setattr(pruning, "HOLD", 0)
+    monkeypatch.setattr(pruning, "ROWS", 7)
 
 
 def live(acts: list[Act]) -> None:
@@ -189,7 +189,7 @@ def test_by_size_the_oldest_really_go_first(acts: list[Act], keep: int) -> None:
                 world.seen.setdefault(message, world.looks)
             world.looks += 1
             world.restart(keep * BYTES)
-            world.retention.look()
+            world.pruner.look()
             after = world.left()
             last = {(key, count - 1) for key, count in world.counts.items()}
             gone = [world.seen[message] for message in before - after]
@@ -227,7 +227,7 @@ def test_a_database_in_the_place_of_another_is_not_taken_for_it(tmp_path: Path) 
     for name in ("log.db-wal", "log.db-shm"):
         (tmp_path / name).unlink(missing_ok=True)
     world.wait(KEEP // 2 + SECOND)
-    world.retention.look()
+    world.pruner.look()
     assert len(world.left()) == 50
 
 

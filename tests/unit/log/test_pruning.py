@@ -8,15 +8,15 @@ from tests.support.logs import LAYOUT, SECOND, START, LogFile, reading
 
 from midstream.errors import StoreError
 from midstream.log.verify import verify
-from midstream.storage import retention
-from midstream.storage.retention import Removed, prune
+from midstream.storage import pruning
+from midstream.storage.pruning import Removed, prune
 from midstream.storage.sql_log import SqlLog
 
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "ROWS", 7)
-    monkeypatch.setattr(retention, "PAUSE", 0)
+    monkeypatch.setattr(pruning, "ROWS", 7)
+    monkeypatch.setattr(pruning, "PAUSE", 0)
 
 
 def left(log: LogFile) -> dict[int, int]:

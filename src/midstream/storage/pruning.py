@@ -40,7 +40,7 @@ class Removed:
     before_ns: int | None = None
 
 
-class DatabaseRetention:
+class Pruner:
     """Keeps a database within `keep_ns`, by the time that is counted (passed.py), and `keep_bytes`, by a look
     now and then. 0: all is kept. told() says what a person should know."""
 
