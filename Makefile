@@ -83,5 +83,6 @@ format: setup ## let ruff format and sort
 	$(BIN)/ruff format
 
 clean: ## remove everything that make has made here
+	rm -f src/midstream/hardworker/_ring.abi3.so
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,6 +25,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 EXTENSION = "hardworker/_ring.abi3.so"
 _SOURCES = ("hardworker/module.c", "hardworker/ring.c")
 _GLIBC = "2.17"  # the oldest that there is for both processors; every distribution since 2014 has it
+_MACHINES = ("x86_64", "aarch64")
 _FLAGS = ("-O2", "-s", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 
 _RELATIVE = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)")
@@ -42,10 +43,9 @@ class ExtensionHook(BuildHookInterface[Any]):
     """Compiles the extension module: into a wheel, or beside its source for an editable installation."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        platform = sysconfig.get_platform()
-        if not platform.startswith("linux-"):  # midstream only compiles programs there
-            return
-        machine = platform.removeprefix("linux-")
+        system, _, machine = sysconfig.get_platform().partition("-")
+        if system != "linux" or machine not in _MACHINES or not _has_stable_abi():
+            return  # nobody reads a ring there; all else works
         package = Path(self.root, "src/midstream")
         build = Path(self.root, "build")
         if version == "editable":
@@ -75,6 +75,11 @@ class HomeHook(MetadataHookInterface):
         metadata["urls"] = urls
 
 
+def _has_stable_abi() -> bool:
+    """Is this a Python of 64 bits, with its lock?"""
+    return sys.maxsize > 2**32 and not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+
 def compile_extension(package: Path, target: Path, machine: str, build: Path) -> None:
     """Raises SystemExit if the compiler refuses, or if Python's headers are missing."""
     headers = Path(sysconfig.get_path("include"))
@@ -83,9 +88,15 @@ def compile_extension(package: Path, target: Path, machine: str, build: Path) ->
             f"midstream: {headers}/Python.h is missing: install Python's headers (Debian: python3-dev), or "
             "midstream from a wheel, which needs none"
         )
+    # Debian's pyconfig.h includes that of the processor, from a folder which the compiler does not look into.
+    # Processors of 64 bits do not differ in what is configured there.
+    configured = build / f"include/{machine}-linux-gnu/python{sysconfig.get_python_version()}/pyconfig.h"
+    configured.parent.mkdir(parents=True, exist_ok=True)
+    configured.write_text(f'#include "{sysconfig.get_config_h_filename()}"\n')
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-    arguments = (*_FLAGS, "-target", f"{machine}-linux-gnu.{_GLIBC}", f"-I{headers}", "-o", str(unfinished))
+    places = (f"-I{headers}", "-idirafter", str(build / "include"))
+    arguments = (*_FLAGS, "-target", f"{machine}-linux-gnu.{_GLIBC}", *places, "-o", str(unfinished))
     sources = [str(package / name) for name in _SOURCES]
     subprocess.run(
         [sys.executable, "-m", "ziglang", "cc", *arguments, *sources],

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -135,6 +136,37 @@ def test_a_wheel_for_each_processor(clone: Path, tmp_path: Path) -> None:
     files = sorted(map(str, (clone / "dist").iterdir()))
     assert len(files) == 3
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_headers_as_debian_lays_them_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str
+) -> None:
+    """pyconfig.h includes the one of the processor, which lies elsewhere, and only that of this machine's."""
+    headers, configured = Path(sysconfig.get_path("include")), sysconfig.get_config_h_filename()
+    include = tmp_path / "include"
+    include.mkdir()
+    for path in headers.iterdir():
+        (include / path.name).symlink_to(path)
+    (include / "pyconfig.h").unlink()
+    version = sysconfig.get_python_version()
+    (include / "pyconfig.h").write_text(f"#include <{machine}-linux-gnu/python{version}/pyconfig.h>\n")
+    monkeypatch.setattr("hatch_build.sysconfig.get_path", lambda name: str(include))
+    monkeypatch.setattr("hatch_build.sysconfig.get_config_h_filename", lambda: configured)
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(ROOT / "build/zig"))
+    target = tmp_path / "_ring.so"
+    compile_extension(ROOT / "src/midstream", target, machine, tmp_path / "build")
+    assert int.from_bytes(target.read_bytes()[18:20], "little") == MACHINES[machine]
+
+
+@pytest.mark.parametrize("platform", ["linux-armv7l", "linux-riscv64", "macosx-14.0-arm64"])
+def test_where_nobody_reads_a_ring_the_rest_is_built(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    git(clone, "tag", "v0.3.0")
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", platform)
+    subprocess.run([sys.executable, "-c", BUILD], cwd=clone, check=True, capture_output=True)
+    assert (clone / "dist/midstream-0.3.0-py3-none-any.whl").exists()
 
 
 def test_headers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

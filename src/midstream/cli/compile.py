@@ -22,7 +22,7 @@ def compile_(
             "--output",
             "-o",
             metavar="PATH",
-            help="Where the object goes; into a folder, all that such a host attaches.",
+            help="The object, PATH.o; or a folder, for all that such a host attaches.",
         ),
     ],
     const: Annotated[Path, typer.Option("--const", metavar="FILE", help="The topology.")] = Path(
@@ -32,18 +32,20 @@ def compile_(
 ) -> None:
     """Compile a host's eBPF program from const.toml. That needs no root, and no Linux."""
     role, topology = find_role(role), network.load(const)
-    names = compiler.programs(role) if output.is_dir() else (role,)
+    to_folder = output.suffix != ".o"
+    names = compiler.programs(role) if to_folder else (role,)
     written: list[dict[str, Any]] = []
     made = [compiler.compile_program(name, topology) for name in names]
     for each in made:
-        target = output / each.name if output.is_dir() else output
+        target = output / each.name if to_folder else output
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(each.read_bytes())
         except OSError as error:
             raise ConfigError(f"{target}: cannot be written ({error.strerror}); name another file") from error
         written.append({"file": str(target), "bytes": target.stat().st_size})
     if as_json:
-        show({"objects": written} if output.is_dir() else written[0], as_json)
+        show({"objects": written} if to_folder else written[0], as_json)
         return
     for one in written:
         say(f"{one['file']}: {one['bytes']} bytes")

@@ -73,7 +73,7 @@ def attach(
             )
         if serve and (told := daemon_status.ask(Path(config.daemon.socket))):
             return config, topology, _attached_by_daemon(told, pins or default_folder(chosen, config))
-        objects.provide(config, chosen, topology)
+        objects.provide(config, chosen, topology, pins or default_folder(chosen, config))
         attached = loader.attach(
             chosen, config, topology, folder=pins, interface=interface, self_test=self_test
         )

@@ -27,6 +27,7 @@ from midstream.daemon.neighbours import Neighbours
 from midstream.daemon.resets import send_resets
 from midstream.ebpf import attachment, control, loader, pins
 from midstream.ebpf.attachment import Attachment
+from midstream.ebpf.compiler import CompilerMissingError
 from midstream.ebpf.control import Open
 from midstream.ebpf.retained import Committed, Retained, retained
 from midstream.errors import ConfigError, KernelError, NetworkError
@@ -84,15 +85,32 @@ class ThisHost:
         """
         if topology == self.in_force and self.attachment_holds():
             return False
+        if self.has_program:  # before anything is changed: it may fail as long as no logger is there
+            try:
+                objects.provide(self._config, self._role, topology, self.folder)
+            except CompilerMissingError:
+                if not again or not self._goes_on(topology):
+                    raise
+                self.repair(topology, interface)
+                self.in_force = topology
+                return True
         self._write_const(topology)
         self.repair(topology, interface)
         if self.has_program:
             if self.attachment and self.folder.exists() and not self._is_whole:
                 shutil.rmtree(self.folder)  # without its stamp it would be taken for somebody else's
             again = again or self.in_force is not None
-            objects.provide(self._config, self._role, topology)
             self.attachment = self._attach(topology, interface, again, self_test=logger or not again)
         self.in_force = topology
+        return True
+
+    def _goes_on(self, topology: Topology) -> bool:
+        """Is another version's program attached, whose maps are those of this one? It is taken up."""
+        found = attachment.find(self._role, self.folder)
+        marks = pins.read_marks(self.folder) if found and self._is_whole else None
+        if marks is None or marks.layout != pins.layout(self._role, self._config, topology):
+            return False
+        self.attachment = found
         return True
 
     def _attach(
@@ -198,7 +216,7 @@ class ThisHost:
         Committed.open(self.folder).tell(committed, known)
 
     def renew(self) -> None:
-        """That holds for another second."""
+        """That holds for another 15 seconds."""
         Committed.open(self.folder).renew()
 
     def withdraw(self) -> None:

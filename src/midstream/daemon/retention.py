@@ -21,7 +21,7 @@ from midstream.ebpf.retained import Retained
 from midstream.lost import Lost, Part
 
 LINGER = 1.0  # seconds, beside the logger's batch_interval, for which a commit may have no socket
-UNHEARD = 64  # calls of `note_ends` that are kept while no logger is heard: no word holds so long
+UNHEARD = 64  # calls of `note_ends` that are kept while nothing is retained
 ALL = (1 << 63) - 1  # bytes of a stream of which nothing has to be retained
 
 
@@ -106,6 +106,7 @@ class Retention:
     def renew(self) -> None:
         """What the logger said last holds, although it says nothing."""
         if self._retains:
+            self._take_ends()
             self._ring.renew()
 
     def look(self) -> None:

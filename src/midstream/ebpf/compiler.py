@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -97,7 +98,7 @@ def compile_program(name: str, topology: Topology, folder: Path | None = None) -
 
 def programs(role: str) -> tuple[str, ...]:
     """The names of the programs that a host of this role needs."""
-    return (role, "selftest")
+    return (role, "selftest") if role == "hardworker" else (role,)
 
 
 def is_installed() -> bool:
@@ -258,7 +259,7 @@ def _run(arguments: Iterable[str], target: Path, folder: Path | None = None, mod
 @contextmanager
 def _unfinished(target: Path, mode: int = 0o644) -> Iterator[Path]:
     """A file beside the target, to be written, which then becomes it: no reader meets half an object."""
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+    unfinished = target.with_name(f"{target.name}.{threading.get_native_id()}")
     try:
         modes.make_folder(target.parent)
         unfinished.touch()  # fails here, and not in the compiler, where nothing can be kept

@@ -66,7 +66,7 @@ def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
     return fd
 
 
-_NEEDED: dict[Role, frozenset[str]] = {
+NEEDED: dict[Role, frozenset[str]] = {
     "hardworker": frozenset(
         {"settings", "ring", "journal", "unfinished", "committed", "control", "connections", "ended"}
         | {"counters", "shares", "beginnings", "irq_mitigation", "link"}
@@ -80,7 +80,15 @@ _NEEDED: dict[Role, frozenset[str]] = {
 
 def missing(role: Role, folder: Path) -> list[str]:
     """What somebody has removed of a folder's pins."""
-    return sorted(_NEEDED[role] - {path.name for path in folder.iterdir()})
+    return sorted(NEEDED[role] - {path.name for path in folder.iterdir()})
+
+
+def stand(role: Role, config: Config, topology: Topology, folder: Path) -> bool:
+    """Are a folder's pins those of this configuration, and whole?"""
+    if not folder.exists() or missing(role, folder):
+        return False
+    marks = read_marks(folder)
+    return marks is not None and marks.stamp == stamp(role, config, topology)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = N
             continue
         raise KernelError(
             f"{folder}: these pins were made from other files (stamp {found.hex()[:12]}, "
-            f"config.toml and const.toml give {expected.hex()[:12]}); "
+            f"config.toml, const.toml and this midstream give {expected.hex()[:12]}); "
             "run `midstream detach`, then `midstream attach`"
         )
 

@@ -4,7 +4,8 @@ import numpy as np
 
 ABI = 1
 """Of the maps, and of the records in the ring: another number where what lies in them is laid out otherwise,
-or means something else. Programs and readers of one number work together, whatever their version."""
+or means something else. A program of the same number may take another's place, with its maps, whatever
+their versions."""
 
 OPEN, FIN, RESET = 1, 2, 4
 

@@ -53,6 +53,12 @@ static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *keyword
 		return NULL;
 	}
 	page = buffers[CONSUMER].len;
+	if (page < 8 || buffers[PAGES].len <= page || buffers[JOURNAL].len < 8 ||
+	    buffers[WORD].len < (Py_ssize_t)sizeof(*reader->word)) {
+		Py_DecRef((PyObject *)self);
+		PyErr_SetString(PyExc_ValueError, "no ring: its memory is too small");
+		return NULL;
+	}
 	reader->consumer = buffers[CONSUMER].buf;
 	reader->producer = buffers[PAGES].buf;
 	reader->data = (const uint8_t *)buffers[PAGES].buf + page;
@@ -88,11 +94,18 @@ static PyObject *look(PyObject *self, PyObject *nothing)
 	return none();
 }
 
+static int knows_streams(PyObject *self)
+{
+	if (!of(self)->streams)
+		PyErr_SetString(PyExc_ValueError, "`streams` is to be set first");
+	return of(self)->streams != NULL;
+}
+
 static PyObject *regular(PyObject *self, PyObject *size)
 {
 	unsigned long value = PyLong_AsUnsignedLong(size);
 
-	return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(reader_regular(of(self), value));
+	return PyErr_Occurred() || !knows_streams(self) ? NULL : PyLong_FromUnsignedLongLong(reader_regular(of(self), value));
 }
 
 static PyObject *next(PyObject *self, PyObject *nothing)
@@ -118,7 +131,7 @@ static PyObject *commit(PyObject *self, PyObject *pending)
 	Py_ssize_t length;
 	char *bytes;
 
-	if (PyBytes_AsStringAndSize(pending, &bytes, &length))
+	if (PyBytes_AsStringAndSize(pending, &bytes, &length) || !knows_streams(self))
 		return NULL;
 	reader_commit(of(self), bytes, length);
 	return none();
@@ -202,12 +215,16 @@ static PyObject *give(const struct reader *reader, PyObject *values, uint64_t st
 
 static PyObject *cycle(PyObject *self, PyObject *nothing)
 {
-	PyThreadState *thread = PyEval_SaveThread();
 	struct reader *reader = of(self);
-	enum status status = reader_cycle(reader);
+	PyThreadState *thread;
 	uint64_t start, stride;
+	enum status status;
 
 	(void)nothing;
+	if (!knows_streams(self))
+		return NULL;
+	thread = PyEval_SaveThread();
+	status = reader_cycle(reader);
 	PyEval_RestoreThread(thread);
 	if (status == WHOLE) {
 		start = reader->start & reader->mask;

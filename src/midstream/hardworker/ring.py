@@ -13,7 +13,6 @@ from midstream.ebpf import records, ring_server
 from midstream.ebpf.hashmap import HashMap
 from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
-from midstream.hardworker._ring import RingReader
 from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.journal import Journal, Snapshot
 from midstream.hardworker.messages import batch_dtype
@@ -22,6 +21,14 @@ from midstream.hardworker.spill import Spill
 from midstream.hardworker.streams import Streams
 from midstream.hardworker.views import Columns, View
 from midstream.hardworker.watch import Watch
+
+try:
+    from midstream.hardworker._ring import RingReader
+except ImportError as error:
+    raise ImportError(
+        "this installation of midstream has no module that reads rings: it needs Linux on x86-64 or aarch64. "
+        f"In a copy of the sources `make setup` makes it ({error})"
+    ) from error
 
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
 _NOTHING = (1 << 64) - 1  # as `found` in ring.h

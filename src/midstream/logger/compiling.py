@@ -4,10 +4,14 @@ A question is {"kind": "compile", "program": NAME, "key": KEY, "const": TEXT}, t
 {"compiler": VERSION} and the object.
 """
 
+import threading
+
 from midstream import network
 from midstream.ebpf import compiler
 from midstream.errors import CompileError
 from midstream.line import Head, Line
+
+_turn = threading.Lock()  # all hosts ask for the same at the same moment, after a power failure
 
 
 def answer(line: Line, asked: Head) -> None:
@@ -20,5 +24,6 @@ def answer(line: Line, asked: Head) -> None:
         raise CompileError(
             "the logger's host has another version of midstream; install the same on all hosts"
         )
-    made = compiler.compile_program(name, topology)
+    with _turn:
+        made = compiler.compile_program(name, topology)
     line.send({"compiler": compiler.made_by(made)}, [made.read_bytes()])

@@ -16,6 +16,8 @@ from midstream.ebpf import compiler
 from midstream.ebpf.compiler import CompilerMissingError
 from midstream.network import Host, Topology
 
+NOTHING = Path("/nonexistent")
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
@@ -38,9 +40,9 @@ def test_a_logger_compiles_for_it(site: Site, request: pytest.FixtureRequest) ->
         topology = replace(
             topology, logger=Host(IPv4Address("127.0.0.99"), "02:00:00:00:00:99"), standbys=(topology.logger,)
         )
-        objects.provide(config, "hardworker", topology)
+        objects.provide(config, "hardworker", topology, NOTHING)
         found = [compiler.compile_program(name, topology) for name in ("hardworker", "selftest")]
-    objects.provide(config, "hardworker", topology)  # it is kept: nobody is asked
+    objects.provide(config, "hardworker", topology, NOTHING)  # it is kept: nobody is asked
     assert all(path.read_bytes().startswith(b"\x7fELF") for path in found)
     with pytest.raises(CompilerMissingError):
         compiler.compile_program("sensor", topology)
@@ -49,15 +51,15 @@ def test_a_logger_compiles_for_it(site: Site, request: pytest.FixtureRequest) ->
 def test_why_it_has_none(site: Site, bare: tuple[Config, Topology], tmp_path: Path) -> None:
     config, topology = bare
     with pytest.raises(CompilerMissingError, match=r"127\.0\.0\.1: .*no answer.*'midstream\[compiler\]'"):
-        objects.provide(config, "hardworker", topology)
+        objects.provide(config, "hardworker", topology, NOTHING)
     with Serving(site.config):
         with asking(site):  # it has read its key
             write_key(config.key_path, b"x" * 32)
         with pytest.raises(CompilerMissingError, match="key"):
-            objects.provide(config, "hardworker", topology)
+            objects.provide(config, "hardworker", topology, NOTHING)
     silent = config.model_copy(update={"logger": config.logger.model_copy(update={"replay_port": 0})})
     with pytest.raises(CompilerMissingError, match=r"logger\.replay_port = 0"):
-        objects.provide(silent, "hardworker", topology)
+        objects.provide(silent, "hardworker", topology, NOTHING)
     assert not list((tmp_path / "bare").glob("*"))
 
 
