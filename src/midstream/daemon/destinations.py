@@ -44,7 +44,7 @@ class Destinations:
         tells = self._is_hardworker and config.hardworker.receiver == "ebpf"
         tells = tells and bool(config.logger.replay_port and host.identity.key)
         retains = tells and spool is not None and config.hardworker.retain
-        self.retention = Retention(host, config.logger.batch_interval) if retains else None
+        self.retention = Retention(host, config.logger.batch_interval, ask=self._ask) if retains else None
         limits = Limits(config.daemon.silence, config.daemon.stall)
         self.way = Way(host, spool, limits, now, worker, self.retention)
         self.teller = (
@@ -58,6 +58,10 @@ class Destinations:
             if tells
             else None
         )
+
+    def _ask(self) -> None:
+        if self.teller:
+            self.teller.ask()
 
     def watch(self, topology: Topology) -> None:
         """Ask these loggers from now on."""

@@ -7,7 +7,9 @@ host's loses what nobody was there to hear. Telling it is teller.py's.
 
 import json
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -216,17 +218,30 @@ class Collector:
     ) -> None:
         """seen: told of what is open, and what has ended since it was told last."""
         self._book, self._folder, self._now, self._seen = book, folder, now, seen
+        self._turn = threading.Lock()
+        self._found: deque[tuple[list[Open], list[Ended]]] = deque()  # and not in the book yet
         self._due = 0.0
 
     def collect(self) -> None:
         """Nothing, if it is too early. Raises KernelError."""
         if self._now() < self._due:
             return
-        opened = control.connections(self._folder)
-        ended = control.ended(self._folder)
-        self._book.see(opened, ended)
-        self._seen(opened, ended)
-        self._due = self._now() + (len(opened) + len(ended)) / RATE
+        self.ask()
+        asked = 0
+        while self._found:
+            opened, ended = self._found.popleft()
+            self._book.see(opened, ended)
+            asked += len(opened) + len(ended)
+        self._due = self._now() + asked / RATE
+
+    def ask(self) -> None:
+        """Ask now, whatever it costs; any thread may. `collect` writes it down. Raises KernelError."""
+        with self._turn:
+            self._due = 0.0
+            opened = control.connections(self._folder)
+            ended = control.ended(self._folder)
+            self._found.append((opened, ended))
+            self._seen(opened, ended)
 
 
 def _key(stream: HeldStream) -> Key:

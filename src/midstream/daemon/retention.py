@@ -55,6 +55,7 @@ class _Connection:
 
 class Retention:
     """batch_interval: the logger's, in seconds. clocks: the time since 1970 and the kernel's, nanoseconds.
+    ask(): have `note_ends` called with all that has ended until now.
 
     `note_ends` may be called by another thread than the rest. All else raises KernelError.
     """
@@ -64,8 +65,9 @@ class Retention:
         ring: RetainedRing,
         batch_interval: float,
         clocks: Callable[[], tuple[int, int]] = lambda: (time.time_ns(), time.monotonic_ns()),
+        ask: Callable[[], None] = lambda: None,
     ) -> None:
-        self._ring, self._clocks = ring, clocks
+        self._ring, self._clocks, self._ask = ring, clocks, ask
         self._linger = round((LINGER + batch_interval) / INTERVAL)
         self._ends: deque[tuple[list[Open], list[Ended]]] = deque(maxlen=UNHEARD)
         self._known = 0  # of connections up to this number all is known
@@ -87,6 +89,7 @@ class Retention:
             return []
         lost: list[Lost] = []
         if self._run not in ("", word.run):
+            self._ask()
             self._look()
             lost = self._collect()
             for one in self._connections.values():
@@ -117,7 +120,8 @@ class Retention:
     def leave(self) -> list[Lost]:
         """The logger in use is none any more, and its connections are ended: what it may have lost."""
         self.renew()
-        self._look()  # also at those that go elsewhere now
+        self._ask()
+        self._look()  # also at those that go elsewhere now, and maybe have ended there
         lost = self._collect()
         self._connections.clear()
         self.withdraw()

@@ -104,7 +104,7 @@ class Teller:
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
         self._ears: dict[str, ToldLogger] = {}
         self._fault = ""
-        self._stopped = threading.Event()
+        self._stopped, self._is_due = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="held", daemon=True)
 
     def start(self) -> None:
@@ -113,6 +113,7 @@ class Teller:
     def close(self) -> None:
         """What is not told yet is in the book's file."""
         self._stopped.set()
+        self._is_due.set()
         if self._thread.is_alive():
             self._thread.join(PERIOD)
         for ear in self._ears.values():
@@ -134,6 +135,11 @@ class Teller:
             "pending": sensors,
             "faults": [fault for fault in faults if fault],
         }
+
+    def ask(self) -> None:
+        """Ask the program now what has ended, and tell `seen`; any thread may. Raises KernelError."""
+        self._collector.ask()
+        self._is_due.set()
 
     def look(self) -> None:
         """Once: see what has changed, and tell it. Raises KernelError."""
@@ -191,7 +197,11 @@ class Teller:
         return not ear.fault
 
     def _run(self) -> None:
-        while not self._stopped.wait(PERIOD):
+        while not self._stopped.is_set():
+            if self._is_due.wait(PERIOD):
+                self._is_due.clear()
+            if self._stopped.is_set():
+                return
             try:
                 self.look()
                 self._fault = ""

@@ -73,8 +73,13 @@ class World:
 
     def __init__(self) -> None:
         self.ring = Ring()
-        self.retention = Retention(self.ring, 0.0, lambda: (10**9, 0))
+        self.retention = Retention(self.ring, 0.0, lambda: (10**9, 0), self._ask)
         self.destination = 0
+        self.ends: list[Ended] = []  # of which nobody has told
+
+    def _ask(self) -> None:
+        self.retention.note_ends(self.ring.connections(), self.ends)
+        self.ends = []
 
     def hear(self, *sockets: tuple[int, int, int], run: str = "a", times: int = 1) -> list[Lost]:
         """sockets: port, key, committed."""
@@ -104,7 +109,9 @@ def test_the_reader_is_told_what_the_logger_has_committed() -> None:
     assert world.retained(1) == 50, "a FIN is no byte of it"
 
 
-@pytest.mark.parametrize("seen", ["open", "ended", "before it was left", "when it was left"])
+@pytest.mark.parametrize(
+    "seen", ["open", "ended", "ended, and not told", "before it was left", "when it was left"]
+)
 def test_what_was_refused_and_goes_elsewhere_now_was_not_lost(seen: str) -> None:
     """Its SYN went to the logger, which was no more. The next SYN keeps the number, and goes to this host."""
     world = World()
@@ -120,6 +127,8 @@ def test_what_was_refused_and_goes_elsewhere_now_was_not_lost(seen: str) -> None
         world.retention.look()
     elif seen == "ended":
         world.retention.note_ends([], [world.ring.end(2)])
+    elif seen == "ended, and not told":
+        world.ends.append(world.ring.end(2))
     world.ring.store(1)
     assert [lost.port for lost in world.retention.leave()] == [4001]
 
