@@ -17,11 +17,9 @@ from sqlalchemy import create_engine, text
 from midstream import cli
 from midstream import lab as midstream_lab
 from midstream.demo.run import FOLDER
-from midstream.lab.programs import attach
 from midstream.storage.schema import prepare
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = ROOT / "examples"
 MIDSTREAM = ["-P", "-m", "midstream"]
 PATIENCE = 120.0  # seconds
 
@@ -214,33 +212,6 @@ def test_refused(
     assert (ended.value.code, said.out) == (2, "")
     assert words in said.err
     assert "building" not in said.err
-
-
-def test_the_examples() -> None:
-    lab = midstream_lab.up(1)
-    try:
-        attach(lab)
-        with (
-            lab.popen(
-                "logger", [sys.executable, *MIDSTREAM, "logger", "-c", lab.config], stderr=subprocess.PIPE
-            ) as logger,
-            lab.popen(
-                "hardworker",
-                [sys.executable, "-P", EXAMPLES / "application.py", lab.config],
-                stdout=subprocess.PIPE,
-                text=True,
-            ) as application,
-        ):
-            assert logger.stderr
-            assert application.stdout
-            assert b"listening" in logger.stderr.readline()
-            lab.run("sensor", [sys.executable, "-P", EXAMPLES / "sensor.py"], check=True, timeout=PATIENCE)
-            lines = [application.stdout.readline() for _ in range(10)]
-            application.terminate()
-            logger.terminate()
-        assert lines == [f"10.83.0.11 {number} 1024 bytes\n" for number in range(10)]
-    finally:
-        midstream_lab.down()
 
 
 def demo(*arguments: str, cwd: Path | None = None, python: str = sys.executable) -> dict[str, Any]:
