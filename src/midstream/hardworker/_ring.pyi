@@ -27,6 +27,7 @@ class RingReader:
         pages: np.ndarray,
         journal: np.ndarray,
         word: np.ndarray,
+        copy_size: int,
         connections: int,
         retain: int,
         position: int,

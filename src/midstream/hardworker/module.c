@@ -34,27 +34,29 @@ static PyObject *none(void)
 
 static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = { "consumer", "pages", "journal", "word", "connections", "retain", "position", "timer", NULL };
+	static char *names[] = { "consumer",	"pages",  "journal",  "word",  "copy_size",
+				 "connections", "retain", "position", "timer", NULL };
 	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	struct ring_reader *self = (struct ring_reader *)allocate(type, 0);
 	struct reader *reader;
 	Py_buffer *buffers;
-	Py_ssize_t page;
+	uint64_t page;
 
 	if (!self)
 		return NULL;
 	reader = &self->reader;
 	buffers = self->buffers;
-	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "w*y*w*w*KKKK:RingReader", names, &buffers[CONSUMER],
-					 &buffers[PAGES], &buffers[JOURNAL], &buffers[WORD], &reader->most,
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "w*y*w*w*KKKKK:RingReader", names, &buffers[CONSUMER],
+					 &buffers[PAGES], &buffers[JOURNAL], &buffers[WORD], &reader->copy_size, &reader->most,
 					 &reader->retain, &reader->position, &reader->timer)) {
 		memset(buffers, 0, sizeof(self->buffers)); /* what it took, it has let go of */
 		Py_DecRef((PyObject *)self);
 		return NULL;
 	}
 	page = buffers[CONSUMER].len;
-	if (page < 8 || buffers[PAGES].len <= page || buffers[JOURNAL].len < 8 ||
-	    buffers[WORD].len < (Py_ssize_t)sizeof(*reader->word)) {
+	if (page < sizeof(uint64_t) || (uint64_t)buffers[PAGES].len <= page ||
+	    (uint64_t)buffers[JOURNAL].len < sizeof(uint64_t) + 2 * reader->copy_size ||
+	    (uint64_t)buffers[WORD].len < sizeof(*reader->word)) {
 		Py_DecRef((PyObject *)self);
 		PyErr_SetString(PyExc_ValueError, "no ring: its memory is too small");
 		return NULL;
@@ -64,7 +66,6 @@ static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *keyword
 	reader->data = (const uint8_t *)buffers[PAGES].buf + page;
 	reader->mask = (buffers[PAGES].len - page) / 2 - 1;
 	reader->journal = buffers[JOURNAL].buf;
-	reader->copy_size = (buffers[JOURNAL].len - sizeof(uint64_t)) / 2;
 	reader->word = buffers[WORD].buf;
 	reader->table_size = (buffers[WORD].len - sizeof(*reader->word)) / 2;
 	reader->end = reader->committed = reader->position;

@@ -84,6 +84,7 @@ class Ring:
             pages,
             journal.memory,
             word,
+            copy_size=journal.copy_size,
             connections=journal.connections,
             retain=retain,
             position=self._snapshot.position if self._snapshot else int(consumer[:8].view("<u8")[0]),
