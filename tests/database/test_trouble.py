@@ -175,7 +175,7 @@ def test_a_full_disk_makes_the_sensor_wait(tmp_path: Path, caplog: pytest.LogCap
         assert (serving.summary.messages, serving.summary.waits) == (3000, 1)
         assert [caplog.text.count(words) for words in ("logger: waiting", "logger: goes on")] == [1, 1]
     finally:
-        subprocess.run(["umount", small], check=True)
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 def test_a_database_that_is_damaged_while_the_logger_runs(

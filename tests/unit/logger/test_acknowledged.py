@@ -50,7 +50,7 @@ def full_disk(site: Site) -> Iterator[Callable[[], None]]:
         site.configure()
         yield filler.unlink
     finally:
-        subprocess.run(["umount", small], check=True)
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 @contextmanager
