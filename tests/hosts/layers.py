@@ -42,7 +42,7 @@ def make() -> None:
     for old in WHEELS.glob("midstream-*.whl"):
         old.unlink()
     # As docs/how-to/services.md tells for hosts without internet.
-    _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(WHEELS), str(PROJECT))
+    _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(WHEELS), f"{PROJECT}[compiler]")
 
 
 def installed() -> Path:
@@ -65,7 +65,7 @@ def installed() -> Path:
     _run("mount", "-t", "overlay", "-o", options, "overlay", str(disk))
     install = (
         "python3 -m venv /opt/midstream && "
-        "/opt/midstream/bin/pip install --quiet --no-index --find-links /wheels midstream"
+        "/opt/midstream/bin/pip install --quiet --no-index --find-links /wheels 'midstream[compiler]'"
     )
     try:
         _run(
