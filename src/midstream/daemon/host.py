@@ -89,8 +89,9 @@ class ThisHost:
             try:
                 objects.provide(self._config, self._role, topology, self.folder)
             except CompilerMissingError:
-                if not again or not self._goes_on(topology):
+                if not again or (left := self._left_by_another(topology)) is None:
                     raise
+                self.attachment = left
                 self.repair(topology, interface)
                 self.in_force = topology
                 return True
@@ -104,14 +105,12 @@ class ThisHost:
         self.in_force = topology
         return True
 
-    def _goes_on(self, topology: Topology) -> bool:
-        """Is another version's program attached, whose maps are those of this one? It is taken up."""
+    def _left_by_another(self, topology: Topology) -> Attachment | None:
+        """What another version has attached, if its maps are those of this one: it may go on."""
         found = attachment.find(self._role, self.folder)
-        marks = pins.read_marks(self.folder) if found and self._is_whole else None
-        if marks is None or marks.layout != pins.layout(self._role, self._config, topology):
-            return False
-        self.attachment = found
-        return True
+        marks = pins.read_marks(self.folder) if self._is_whole else None
+        fits = marks and marks.layout == pins.layout(self._role, self._config, topology)
+        return found if fits else None
 
     def _attach(
         self, topology: Topology, interface: Interface, again: bool, *, self_test: bool
@@ -136,8 +135,7 @@ class ThisHost:
 
     @property
     def _is_whole(self) -> bool:
-        """Is none of the pins missing?"""
-        return self.folder.exists() and not pins.missing(self._role, self.folder)
+        return pins.is_whole(self._role, self.folder)
 
     @property
     def is_unlinked(self) -> bool:

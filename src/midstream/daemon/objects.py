@@ -21,7 +21,7 @@ def provide(config: Config, role: Role, topology: Topology, folder: Path) -> Non
 
     Raises CompilerMissingError, which says why no logger gave it, if there is no compiler and no object.
     """
-    if compiler.is_installed() or role == "logger" or pins.stand(role, config, topology, folder):
+    if compiler.installed() or role == "logger" or pins.stand(role, config, topology, folder):
         return
     for name in compiler.programs(role):
         if compiler.kept(name, topology) is None:

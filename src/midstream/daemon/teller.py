@@ -197,7 +197,7 @@ class Teller:
         return not ear.fault
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
+        while True:
             if self._is_due.wait(PERIOD):
                 self._is_due.clear()
             if self._stopped.is_set():

@@ -4,13 +4,12 @@ import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.repair import sysctl
 from midstream.doctor.subject import Subject
-from midstream.ebpf import libbpf, pins
+from midstream.ebpf import compiler, libbpf, pins
 from midstream.errors import KernelError
 
 OLDEST = (6, 1)
@@ -53,7 +52,7 @@ def read() -> KernelState:
         capabilities=_capabilities(),
         lockdown=_lockdown(),
         libbpf=library,
-        compiler=_compiler(),
+        compiler=f"ziglang {found}" if (found := compiler.installed()) else "",
         jit=_jit(),
         distribution=_distribution(),
     )
@@ -146,13 +145,6 @@ def _check_compiler(found: str, subject: Subject) -> Finding:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
-
-
-def _compiler() -> str:
-    try:
-        return f"ziglang {version('ziglang')}"
-    except PackageNotFoundError:
-        return ""
 
 
 def _capabilities() -> int:

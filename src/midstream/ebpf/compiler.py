@@ -101,11 +101,11 @@ def programs(role: str) -> tuple[str, ...]:
     return (role, "selftest") if role == "hardworker" else (role,)
 
 
-def is_installed() -> bool:
-    """Is there a compiler on this host?"""
+def installed() -> str:
+    """The version of this host's compiler; "" if it has none."""
     with suppress(CompilerMissingError):
-        return bool(_compiler_version())
-    return False
+        return _compiler_version()
+    return ""
 
 
 def kept(name: str, topology: Topology, folder: Path | None = None) -> Path | None:

@@ -72,7 +72,7 @@ def attach(
         else:
             pins.verify(folder, stamp=expected)
         attached, marks = attachment.find(role, folder), pins.read_marks(folder)
-        whole = not pins.missing(role, folder)
+        whole = pins.is_whole(role, folder)
         if attached and marks and marks.stamp == expected and whole:
             tune(role, attached.interface, config, topology, folder)
             return attached

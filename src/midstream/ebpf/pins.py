@@ -83,9 +83,14 @@ def missing(role: Role, folder: Path) -> list[str]:
     return sorted(NEEDED[role] - {path.name for path in folder.iterdir()})
 
 
+def is_whole(role: Role, folder: Path) -> bool:
+    """Are there pins in the folder, and is none of them missing?"""
+    return folder.exists() and not missing(role, folder)
+
+
 def stand(role: Role, config: Config, topology: Topology, folder: Path) -> bool:
     """Are a folder's pins those of this configuration, and whole?"""
-    if not folder.exists() or missing(role, folder):
+    if not is_whole(role, folder):
         return False
     marks = read_marks(folder)
     return marks is not None and marks.stamp == stamp(role, config, topology)
