@@ -67,7 +67,7 @@ def carry_out(settings: Settings, audience: Audience, stop: Callable[[], bool]) 
     holds runs of other settings), LabError.
     """
     path = settings.folder / RUNS
-    _claim(settings)
+    claim(settings.folder, seconds=settings.seconds)
     runs = read_runs(settings.folder)
     done = {
         (run.repetition, run.scenario, run.receiver) for run in runs if _is_settled(run, settings.attempts)
@@ -123,6 +123,27 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
+def claim(folder: Path, **settings: object) -> None:
+    """Make the folder ours, or see that it is: what was measured elsewhere or otherwise is not to be mixed.
+
+    settings: what has to be the same beside kernel and CPU. Raises ConfigError.
+    """
+    path, now = folder / ENVIRONMENT, environment.describe()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text()) if path.exists() else now
+        for key, value in {**settings, "kernel": now["kernel"], "cpu": now["cpu"]}.items():
+            if key in known and known[key] != value:
+                raise ConfigError(
+                    f"{folder}: holds runs with {key} = {known[key]}, not {value}; "
+                    "name another folder with --output"
+                )
+        if not path.exists() or settings.keys() - known.keys():
+            path.write_text(json.dumps(settings | known, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: cannot be used ({error}); name another with --output") from error
+
+
 def excluded(receiver: Receiver, scenario: Scenario) -> str:
     """Why a receiver is not measured in a scenario; empty: it is."""
     if missing := receiver.missing():
@@ -158,28 +179,6 @@ def _is_settled(run: Run, attempts: int) -> bool:
     """Whether another attempt would be of no use. A problem without a disturbance is tried once more."""
     last = attempts if run.disturbed else min(2, attempts)
     return (run.counts and not run.disturbed) or run.attempt + 1 >= last
-
-
-def _claim(settings: Settings) -> None:
-    """Make the folder ours, or see that it is: runs of different lengths are not to be mixed."""
-    found = {"seconds": settings.seconds, **environment.describe()}
-    path = settings.folder / ENVIRONMENT
-    try:
-        settings.folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            known = json.loads(path.read_text())
-            for key in ("seconds", "kernel", "cpu"):
-                if known.get(key) != found[key]:
-                    raise ConfigError(
-                        f"{settings.folder}: holds runs with {key} = {known.get(key)}, not {found[key]}; "
-                        "name another folder with --output"
-                    )
-            return
-        path.write_text(json.dumps(found, indent=1) + "\n")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{settings.folder}: cannot be used ({error}); name another with --output"
-        ) from error
 
 
 def export(runs: Sequence[Run], path: Path) -> None:

@@ -13,14 +13,13 @@ import typer
 from midstream import config as configuration
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
 from midstream.errors import ConfigError
-from midstream_bench import campaign, environment, host, instructions
+from midstream_bench import campaign, host, instructions
 from midstream_bench.campaign import Audience, Settings
-from midstream_bench.machine import counted
 from midstream_bench.machine.measure import SECONDS as MACHINE_SECONDS
 from midstream_bench.middlewares import MIDDLEWARES
 from midstream_bench.receiver import Receiver
 from midstream_bench.receivers import RECEIVERS
-from midstream_bench.report import Results, html, markdown
+from midstream_bench.report import folder as reports
 from midstream_bench.report.results import full_title
 from midstream_bench.scenario import QUICK, SCENARIOS, find
 from midstream_bench.turns import take_turns
@@ -114,13 +113,7 @@ def bench(
     )
     if machine:
         _count(settings, seconds or MACHINE_SECONDS)
-    if report or machine:
-        runs = campaign.read_runs(output)
-        if not runs and not machine:
-            raise ConfigError(
-                f"{output}: has no runs; measure some first, or name another folder with --output"
-            )
-    else:
+    elif not report:
         stop = Stop(0)
         with until_signalled(stop.set), ExitStack() as stack:
             audience: Audience
@@ -128,21 +121,15 @@ def bench(
                 audience = stack.enter_context(Table(settings))
             else:
                 audience = Silent() if as_json else Lines()
-            runs = campaign.carry_out(settings, audience, stop)
-    results = Results(
-        runs,
-        everyone,
-        SCENARIOS,
-        campaign.read_environment(output) or environment.describe(),
-        counted.read(output / instructions.MACHINE),
-    )
-    (output / "bench.md").write_text(markdown(results))
-    (output / "bench.html").write_text(html(results))
-    campaign.export(runs, output / "runs.csv")
+            campaign.carry_out(settings, audience, stop)
+    results = reports.read(output)
+    if report and not results.measured():
+        raise ConfigError(f"{output}: has no runs; measure some first, or name another folder with --output")
+    reports.write(results, output)
     if as_json:
-        print(json.dumps([run.as_json() for run in runs]))
+        print(json.dumps([run.as_json() for run in results.runs]))
     else:
-        say(f"bench: {output / 'bench.md'}, {output / 'bench.html'}")
+        say(f"bench: {output / reports.REPORT}, {output / reports.PAGE}")
 
 
 def _sample(

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 
 from midstream.ebpf import compiler
-from midstream.errors import ConfigError
 from midstream_bench import campaign
 from midstream_bench.campaign import Settings
 from midstream_bench.machine import counted
@@ -23,10 +22,7 @@ def count(settings: Settings, seconds: float, tell: Callable[[str], None], stop:
     why one is not made. Raises LabError, ConfigError.
     """
     path = settings.folder / MACHINE
-    try:
-        settings.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{settings.folder}: {error.strerror}; name another with --output") from error
+    campaign.claim(settings.folder)
     found = counted.read(path)
     due: dict[Scenario, list[Receiver]] = {}
     for scenario in settings.scenarios:

@@ -161,6 +161,22 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path: Path, bench: Bench) -> N
         carry_out(settings(tmp_path / "file"), Notes(), never)
 
 
+def test_counts_and_runs_share_a_folder_on_one_machine_only(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "results"
+    campaign.claim(folder)  # as a count of instructions does, whose windows are of any length
+    began = campaign.read_environment(folder)
+    assert began["kernel"] and "seconds" not in began
+    carry_out(settings(tmp_path), Notes(), never)
+    assert campaign.read_environment(folder) == {**began, "seconds": 1.0}
+    campaign.claim(folder)
+    now = {**began, "date": "later", "kernel": "9.9"}
+    monkeypatch.setattr("midstream_bench.environment.describe", lambda: now)
+    with pytest.raises(ConfigError, match=r"holds runs with kernel = .*, not 9\.9; name another folder"):
+        campaign.claim(folder)
+
+
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / campaign.RUNS).write_text('{"receiver": 1}\n' + json.dumps(run(OURS).as_json()) + "\n")
     with pytest.raises(ConfigError, match=r"runs\.jsonl: line 1 is no run"):

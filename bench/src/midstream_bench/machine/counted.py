@@ -78,15 +78,20 @@ def read(path: Path) -> dict[str, dict[str, Counted]]:
 
 
 def write(path: Path, found: Mapping[str, Mapping[str, Counted]]) -> None:
-    """Into the file, as a whole or not at all. Raises ConfigError."""
+    """Into the file, a line for each window, as a whole or not at all. Raises ConfigError."""
     records = {
-        scenario: {receiver: one.as_json() for receiver, one in row.items()}
+        scenario: _object({receiver: json.dumps(one.as_json()) for receiver, one in row.items()})
         for scenario, row in found.items()
         if row
     }
     new = path.with_suffix(".new")
     try:
-        new.write_text(json.dumps(records, indent=1) + "\n")
+        new.write_text(_object(records) + "\n")
         new.replace(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name another folder with --output") from error
+
+
+def _object(members: Mapping[str, str]) -> str:
+    """Of what is JSON already, each member on a line of its own."""
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {value}" for name, value in members.items()) + "\n}"
