@@ -15,10 +15,10 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kernels test-hosts bench check docs wheels format clean
+.PHONY: help setup demo test test-slow test-kernels test-hosts bench bench-results check docs wheels format clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## midstream and its development tools in .venv
 
@@ -45,6 +45,12 @@ test-slow: setup ## the long ones: a million packets, ten thousand connections, 
 bench: setup ## what a message costs the hardworker, compared (as root, under 10 minutes; ARGS=--full: hours)
 	@tools/packages.sh bench
 	$(BIN)/midstream bench $(ARGS)
+
+bench-results: setup ## what bench/results keeps, and the report of it (as root, an hour; what is there is not made again)
+	@tools/packages.sh bench vm
+	$(BIN)/midstream bench --machine --seconds 2 --output bench/results
+	$(BIN)/midstream bench --minutes 0 --output bench/results
+	cp bench/results/bench.md bench/docs/benchmark-run.md
 
 test-kernels: setup ## every eBPF program on Linux 6.1, 6.12, the newest and this one; what a message costs (as root)
 	@tools/packages.sh vm
