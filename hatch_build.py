@@ -28,7 +28,7 @@ _GLIBC = "2.17"  # the oldest that there is for both processors; every distribut
 _MACHINES = ("x86_64", "aarch64")
 _FLAGS = ("-O2", "-s", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 
-_RELATIVE = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)")
+_RELATIVE = re.compile(r"(!?)\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
 _PLACES = {
@@ -107,10 +107,11 @@ def compile_extension(package: Path, target: Path, machine: str, build: Path) ->
 
 
 def described(readme: str, home: str) -> str:
-    """The README with links that lead somewhere, wherever it is read."""
+    """The README with links that lead somewhere, and pictures that are found, wherever it is read."""
 
     def absolute(link: re.Match[str]) -> str:
-        return f"[{link[1]}]({home}/blob/HEAD/{link[2]})" if home else link[1]
+        mark, text, path = link.groups()
+        return f"{mark}[{text}]({home}/{'raw' if mark else 'blob'}/HEAD/{path})" if home else text
 
     return _RELATIVE.sub(absolute, readme)
 

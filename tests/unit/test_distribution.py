@@ -183,6 +183,13 @@ def test_a_readme_without_a_home_has_no_link_that_leads_nowhere() -> None:
     assert "docs/guarantees.md says exactly what holds" in said
 
 
+def test_a_picture_is_found_as_such() -> None:
+    assert described("![a picture](docs/a.svg)", "https://a.example/b") == (
+        "![a picture](https://a.example/b/raw/HEAD/docs/a.svg)"
+    )
+    assert described("![a picture](docs/a.svg)", "") == "a picture"
+
+
 @pytest.mark.parametrize(
     ("remote", "url"),
     [
