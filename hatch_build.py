@@ -23,7 +23,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 EXTENSION = "hardworker/_ring.abi3.so"
-_SOURCES = ("hardworker/module.c", "hardworker/ring.c")
+_SOURCES = ("hardworker/module.c", "hardworker/ring.c", "hardworker/assembly.c")
 _GLIBC = "2.17"  # the oldest that there is for both processors; every distribution since 2014 has it
 _MACHINES = ("x86_64", "aarch64")
 _FLAGS = ("-O2", "-s", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")

@@ -23,7 +23,7 @@ class Lost:
     of its stream does the logger have. closed: its sensor has ended it, after all of it.
 
     parts: in the order in which they came, which is not always the stream's; where two have the same byte,
-    Stream of hardworker/streams.py decides."""
+    Stream of daemon/reassembly.py decides."""
 
     sensor: str
     port: int

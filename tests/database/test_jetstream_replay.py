@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from tests.database import servers
 from tests.support.exchanges import Young, exchanging, message, send
-from tests.support.fake_ring import FakeRing
+from tests.support.fake_ring import FakeRing, Segment
 from tests.support.site import Serving, Site
 
 from midstream.ebpf.records import OPEN
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker
-from midstream.hardworker.source import Beginning, Segment
+from midstream.hardworker.source import Beginning
 from midstream.log.messages import LogReader
 from midstream.log.selection import Selection
 from midstream.log.verify import verify

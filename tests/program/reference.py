@@ -90,6 +90,10 @@ class Stream:
                 self.passed.add(offset)
 
 
+PATIENCE = 500
+"""Bytes of the ring that unfinished messages may hold: many are copied out of it."""
+
+
 def source(bench: Bench, retain: int = 0) -> Ring:
     """The ring of a loaded program, and what its reader remembers."""
     maps = ("ring", "journal", "unfinished", "committed", "control", "beginnings")
@@ -101,7 +105,7 @@ def source(bench: Bench, retain: int = 0) -> Ring:
     held = ring_server.RingDescriptors(
         ring, journal, unfinished, committed, control, beginnings, no_lock, size, sensors, place
     )
-    return Ring.map(held, bench.connections, retain=retain)
+    return Ring.map(held, bench.connections, PATIENCE, retain)
 
 
 class Application:

@@ -20,11 +20,11 @@ from typing import Self
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 from tests.program.bench import TOPOLOGY, XDP_PASS, XDP_TX, Bench
+from tests.support.fake_ring import Segment
+from tests.support.observed import ObservedHandler
 
+from midstream.daemon.reassembly import Stream
 from midstream.ebpf import records
-from midstream.hardworker.handler import SocketHandler
-from midstream.hardworker.source import Segment
-from midstream.hardworker.streams import Stream, Streams
 from midstream.network import Host
 from midstream.packet import Packet
 
@@ -196,7 +196,7 @@ class SocketPath(Path):
         super().__init__(logger)
         self._hardworker = hardworker
         with self._hardworker.inside():
-            self._handler = SocketHandler(TOPOLOGY)
+            self._handler = ObservedHandler(TOPOLOGY)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -223,7 +223,7 @@ class SocketPath(Path):
 
     def _segments(self) -> Iterator[Segment]:
         self._handler.look()
-        while segment := self._handler.next(0, Streams()):
+        while segment := self._handler.next():
             yield segment
 
 

@@ -25,7 +25,6 @@ ACK, FIN, SYN, RST = Flags.ACK, Flags.FIN, Flags.SYN, Flags.RST
 SIZE = 48  # bytes a message: no multiple of the ring's blocks
 MOST = 1460
 LONGEST = 54  # messages of a stream
-JOURNAL = 200  # bytes of unfinished messages for which the journal has room: others go into the map beside it
 ISNS = [7, 2**32 - 1, 2**32 - 700, 2**31 - 900, 2**31]
 CLOCKS = [1, 2**31 - 20, 2**32 - 30, 0]  # the sensor's timestamps; 0: it sends none
 
@@ -33,10 +32,8 @@ CLOCKS = [1, 2**31 - 20, 2**32 - 30, 0]  # the sensor's timestamps; 0: it sends 
 @pytest.fixture(scope="module")
 def small_bench() -> Iterator[Bench]:
     topology = replace(SEVERAL, size=SIZE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "JOURNAL_PENDING", JOURNAL)
-        with closing(Bench(topology, ring_size=2 * mmap.PAGESIZE, connections=64)) as bench:
-            yield bench
+    with closing(Bench(topology, ring_size=2 * mmap.PAGESIZE, connections=64)) as bench:
+        yield bench
 
 
 @pytest.fixture(scope="module")

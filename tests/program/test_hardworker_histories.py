@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.program.bench import XDP_DROP, XDP_TX, Bench, Sensor, sent_on
 from tests.program.ring import Record
 
+from midstream.daemon.reassembly import Stream
 from midstream.ebpf import records
-from midstream.hardworker.streams import Stream
 from midstream.packet import Flags
 
 WINDOW = 1 << 20

@@ -14,8 +14,8 @@ import pytest
 from tests.program.bench import Bench
 from tests.program.stack import PATIENCE, Triangle
 
+from midstream.daemon.reassembly import Stream
 from midstream.ebpf.records import HERE
-from midstream.hardworker.streams import Stream
 
 SIZE = 200_000
 

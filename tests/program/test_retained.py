@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 from tests.program.bench import TOPOLOGY, Bench, Sensor
 from tests.program.reference import source
+from tests.support.fake_ring import begun, used
+from tests.support.hosts import topology
 
 from midstream.ebpf import libbpf, records
 from midstream.ebpf.pins import ensure_bpffs
 from midstream.ebpf.retained import Committed, retained
 from midstream.hardworker.cadence import Cadence
+from midstream.hardworker.messages import Format, SensorAddresses
 from midstream.hardworker.ring import Ring
-from midstream.hardworker.streams import Stream, Streams
 from midstream.hardworker.views import Rows
 from midstream.packet import Flags
 
@@ -52,25 +54,23 @@ def folder(bench: Bench) -> Iterator[Path]:
 class Sent:
     """A connection, what was sent on it, and what the logger has committed of that."""
 
-    def __init__(self, bench: Bench, streams: Streams) -> None:
+    def __init__(self, bench: Bench) -> None:
         self.sensor = Sensor(bench)
         self.sensor.number = bench.last_number() + 1
         bench.run(self.sensor.frame(Flags.SYN, -1))
         self.data = b""
         self.committed = 0
-        streams.open(self.sensor.number, Stream())
 
     def send(self, bench: Bench, data: bytes) -> None:
         bench.run(self.sensor.frame(Flags.ACK, len(self.data), data))
         self.data += data
 
 
-def read(ring: Ring, streams: Streams) -> None:
+def read(ring: Ring) -> None:
     """All that there is; and be done with it."""
     ring.look()
-    while ring.next(SIZE, streams) is not None:
-        pass
-    assert ring.commit(streams)
+    ring.rows()
+    assert ring.commit()
 
 
 def held(folder: Path, sent: Sent) -> bytes:
@@ -88,9 +88,9 @@ def held(folder: Path, sent: Sent) -> bytes:
 def test_what_is_not_committed_is_in_the_ring(bench: Bench, folder: Path, seed: int) -> None:
     """Whatever is sent, committed and told in which order, and wherever the reader begins anew."""
     numbers = random.Random(seed)
-    streams, word = Streams(), Committed.open(folder)
-    connections = [Sent(bench, streams) for _ in range(4)]
-    ring = source(bench, retain=RING // 2)
+    word = Committed.open(folder)
+    connections = [Sent(bench) for _ in range(4)]
+    ring = begun(source(bench, retain=RING // 2), SIZE)
     word.tell({one.sensor.number: 0 for one in connections}, known=bench.last_number())
     for step in range(400):
         sent = numbers.choice(connections)
@@ -102,10 +102,10 @@ def test_what_is_not_committed_is_in_the_ring(bench: Bench, folder: Path, seed: 
             offsets = {one.sensor.number: one.committed for one in connections}
             word.tell(offsets, known=bench.last_number())
         if numbers.random() < 0.3:
-            read(ring, streams)
+            read(ring)
         if numbers.random() < 0.05:
             ring.close()
-            ring = source(bench, retain=RING // 2)
+            ring = begun(source(bench, retain=RING // 2), SIZE)
         for one in connections:
             assert held(folder, one) == one.data[one.committed :], f"seed {seed}, step {step}"
     assert word.forfeited == 0
@@ -113,22 +113,22 @@ def test_what_is_not_committed_is_in_the_ring(bench: Bench, folder: Path, seed: 
         one.committed = len(one.data)
     word.tell({}, known=bench.last_number())
     connections[0].send(bench, bytes(SIZE))
-    read(ring, streams)
-    assert ring.used == 0 and retained(folder) == {}
+    read(ring)
+    assert used(ring) == 0 and retained(folder) == {}
     ring.close()
 
 
 def test_a_ring_that_fills_is_given_back(bench: Bench, folder: Path) -> None:
     """No sensor is refused, although the logger commits nothing."""
-    streams, word = Streams(), Committed.open(folder)
-    sent = Sent(bench, streams)
-    with closing(source(bench, retain=RING // 2)) as ring:
+    word = Committed.open(folder)
+    sent = Sent(bench)
+    with closing(begun(source(bench, retain=RING // 2), SIZE)) as ring:
         for number in range(3 * RING // 100):
             word.tell({sent.sensor.number: 0}, known=bench.last_number())
             sent.send(bench, bytes(SIZE))
             if number % 16 == 15:
-                read(ring, streams)
-                assert ring.used < RING // 2
+                read(ring)
+                assert used(ring) < RING // 2
     outcomes = {name for (_, name), count in bench.counters().items() if count}
     assert "stored" in outcomes and not outcomes & {"ring_full", "quota_full"}
     assert 2 * RING < word.forfeited < 4 * RING
@@ -139,14 +139,14 @@ def test_what_is_retained_is_of_nobodys_quota(folder: Path) -> None:
     quota = RING // 8
     with closing(Bench(TOPOLOGY_48, ring_size=RING, connections=64, ring_quota=quota)) as bench:
         libbpf.pin(bench.program.map_fd("committed"), folder / "committed", replace=True)
-        streams, word = Streams(), Committed.open(folder)
-        sent = Sent(bench, streams)
-        with closing(source(bench, retain=RING // 2)) as ring:
+        word = Committed.open(folder)
+        sent = Sent(bench)
+        with closing(begun(source(bench, retain=RING // 2), SIZE)) as ring:
             word.tell({sent.sensor.number: 0}, known=bench.last_number())
             for _ in range(2 * quota // STRIDE + 1):
                 sent.send(bench, bytes(SIZE))
-                read(ring, streams)
-            assert ring.used > 2 * quota
+                read(ring)
+            assert used(ring) > 2 * quota
             assert bench.counters()[0, "quota_full"] == 0
             for _ in range(quota // SIZE):
                 sent.send(bench, bytes(SIZE))
@@ -156,30 +156,28 @@ def test_what_is_retained_is_of_nobodys_quota(folder: Path) -> None:
 
 def test_a_reader_that_retains_sleeps_until_something_is_stored(bench: Bench, folder: Path) -> None:
     """The kernel calls a ring readable as long as anything in it is not given back."""
-    streams, word = Streams(), Committed.open(folder)
-    sent = Sent(bench, streams)
+    word = Committed.open(folder)
+    sent = Sent(bench)
     word.tell({sent.sensor.number: 0}, known=bench.last_number())
-    with closing(source(bench, retain=RING // 2)) as ring:
-        read(ring, streams)
+    with closing(begun(source(bench, retain=RING // 2), SIZE)) as ring:
+        read(ring)
         poll = select.poll()
         poll.register(ring.fileno(), select.POLLIN)
         for _ in range(5):
             assert not poll.poll(5)
             sent.send(bench, bytes(SIZE))
             assert poll.poll(5000)
-            read(ring, streams)
-        assert ring.used == 5 * STRIDE
+            read(ring)
+        assert used(ring) == 5 * STRIDE
 
 
 def read_by_cycles(bench: Bench, told: int) -> None:
     """Read in cycles until killed, and say after each how far."""
     with suppress(KeyboardInterrupt), closing(source(bench, retain=bench.ring.size // 2)) as ring:
-        snapshot = ring.restore()
-        assert snapshot is not None
-        streams = Streams.restore(snapshot.table, snapshot.pending, (), lambda: None)
-        cycle = ring.prepare(Rows(SIZE), SIZE, Cadence(0.0002), told, streams)
+        ring.begin(Format("fixed", SIZE, SensorAddresses(topology)), Cadence(0.0002), told)
+        cycle = ring.prepare(Rows(SIZE))
         while True:
-            cycle()
+            cycle.run()
 
 
 @pytest.mark.parametrize(
@@ -189,10 +187,10 @@ def read_by_cycles(bench: Bench, told: int) -> None:
 def test_killed_at_any_moment(bench: Bench, folder: Path, kills: int) -> None:
     """Nothing that is not committed is given back, and the journal is never behind what is."""
     numbers = random.Random(1)
-    streams, word = Streams(), Committed.open(folder)
-    connections = [Sent(bench, streams) for _ in range(4)]
-    with closing(source(bench, retain=bench.ring.size // 2)) as first:
-        read(first, streams)
+    word = Committed.open(folder)
+    connections = [Sent(bench) for _ in range(4)]
+    with closing(begun(source(bench, retain=bench.ring.size // 2), SIZE)) as first:
+        read(first)
     fork = get_context("fork")
     never = select.epoll()
     for _ in range(kills):
@@ -212,12 +210,6 @@ def test_killed_at_any_moment(bench: Bench, folder: Path, kills: int) -> None:
         for one in connections:
             assert held(folder, one) == one.data[one.committed :]
         with closing(source(bench, retain=bench.ring.size // 2)) as ring:
-            snapshot = ring.restore()
-            assert snapshot is not None
-            starts = dict(
-                zip(snapshot.table["connection"].tolist(), snapshot.table["next"].tolist(), strict=True)
-            )
-            assert bench.ring.produced - ring.used <= snapshot.position <= bench.ring.produced
-            assert all(starts[one.sensor.number] <= len(one.data) for one in connections)
+            assert bench.ring.produced - used(ring) <= ring._reader.committed <= bench.ring.produced
     never.close()
     assert word.forfeited == 0

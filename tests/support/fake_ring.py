@@ -3,33 +3,48 @@
 import mmap
 import os
 import weakref
+from typing import NamedTuple
 
 import numpy as np
+from tests.support.hosts import topology
 
-from midstream.ebpf.records import RECORD, committed_size, journal_size
-from midstream.hardworker.journal import Journal
+from midstream.ebpf.records import OPEN, RECORD, committed_size, journal_size
+from midstream.framing import Framing
+from midstream.hardworker.cadence import Cadence
+from midstream.hardworker.messages import Format, SensorAddresses
 from midstream.hardworker.ring import Ring
-from midstream.hardworker.source import Segment
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.watch import Watch
 
 BUSY, DISCARDED = 1 << 31, 1 << 30
 HEADER, BLOCK = 8, 64
-CONNECTIONS, PENDING = 64, 1 << 17
+CONNECTIONS = 64
+
+
+class Segment(NamedTuple):
+    """Some bytes of a stream, or an event of a connection, or both: what struct record says of it."""
+
+    connection: int
+    sensor: int
+    port: int
+    offset: int
+    time: int
+    flags: int
+    data: bytes
 
 
 class FakeRing:
     """The producer's side. Positions only grow, from `start`. Every byte is written to both copies of the
-    data, which stand for one memory mapped twice. `pending`: bytes of unfinished messages for which the
-    reader's journal has room."""
+    data, which stand for one memory mapped twice. `patience`: bytes of it that unfinished messages may
+    hold, by default half."""
 
-    def __init__(self, size: int = 4096, start: int = 0, pending: int = PENDING) -> None:
-        self.size, self.pending = size, pending
+    def __init__(self, size: int = 4096, start: int = 0, patience: int | None = None) -> None:
+        self.size, self.patience = size, size // 2 if patience is None else patience
         self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # what epoll tells of a ring
         self.close = weakref.finalize(self, os.close, self.event)
         self._consumer = np.zeros(mmap.PAGESIZE, np.uint8)
         self._pages = np.zeros(mmap.PAGESIZE + 2 * size, np.uint8)
-        self._journal = np.zeros(journal_size(CONNECTIONS, pending), np.uint8)
+        self._journal = np.zeros(journal_size(CONNECTIONS), np.uint8)
         self.word = np.zeros(committed_size(CONNECTIONS), np.uint8)
         self.unfinished: dict[bytes, bytes] = {}
         self._positions = (self._consumer[:8].view("<u8"), self._pages[:8].view("<u8"))
@@ -49,17 +64,17 @@ class FakeRing:
         """The reader's mapping of the data, for np.shares_memory."""
         return self._pages[mmap.PAGESIZE :]
 
-    def memory(self) -> tuple[np.ndarray, np.ndarray, Journal, Spill, np.ndarray, int]:
+    def memory(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, Spill, np.ndarray, int]:
         """The ring as user space maps it, the producer's pages read-only; where the last reader was; what the
         logger has committed; what epoll tells."""
         pages = self._pages.view()
         pages.flags.writeable = False
-        journal = Journal(self._journal, CONNECTIONS, self.pending)
-        return self._consumer, pages, journal, Spill(self.unfinished), self.word, self.event
+        journal, spill = self._journal, Spill(self.unfinished)
+        return self._consumer, pages, journal, CONNECTIONS, spill, self.word, self.event
 
-    def reader(self) -> Ring:
+    def reader(self, size: int, framing: Framing = "fixed") -> Ring:
         """A reader that nobody wakes."""
-        return Ring(*self.memory(), close=lambda: None)
+        return begun(Ring(*self.memory(), close=lambda: None, patience=self.patience), size, framing)
 
     def reserve(self, length: int) -> int | None:
         """Room for a record of `length` bytes; None if the ring is full. Returns its position."""
@@ -105,10 +120,29 @@ class RingSource(Ring):
     def __init__(self, ring: FakeRing, watch: Watch | None = None, retain: int = 0) -> None:
         self.ring = ring
         self.closed = 0
-        super().__init__(*ring.memory(), self._count_close, retain=retain, watch=watch)
+        super().__init__(
+            *ring.memory(), self._count_close, patience=ring.patience, retain=retain, watch=watch
+        )
 
     def _count_close(self) -> None:
         self.closed += 1
+
+
+def begun(ring: Ring, size: int, framing: Framing = "fixed") -> Ring:
+    """A ring whose messages have this form; it never sleeps."""
+    ring.begin(Format(framing, size, SensorAddresses(topology)), Cadence(1.0), attention=-1)
+    return ring
+
+
+def used(ring: Ring) -> int:
+    """Bytes in use: what the reader is not done with, and what it retains."""
+    return ring._stored - ring._reader.released
+
+
+def opens(ring: FakeRing, *connections: int) -> None:
+    """They begin."""
+    for connection in connections:
+        assert ring.put(Segment(connection, 0, 40000, 0, 1, OPEN, b"")) is not None
 
 
 def blocks(length: int) -> int:

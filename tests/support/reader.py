@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.fake_ring import FakeRing, RingSource
+from tests.support.fake_ring import FakeRing, RingSource, Segment
 from tests.support.hosts import configure
 
 from midstream.ebpf.records import OPEN
 from midstream.framing import Framing
 from midstream.hardworker import Hardworker
-from midstream.hardworker.source import Segment
 
 SIZE = 24
 

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tests.support.fake_ring import FakeRing
+from tests.support.fake_ring import FakeRing, Segment, opens
 
 from midstream.hardworker import views
-from midstream.hardworker.source import Segment
-from midstream.hardworker.streams import Stream as Ordered
-from midstream.hardworker.streams import Streams
 from midstream.load.message import message
 from midstream_bench.receiver import Job
 from midstream_bench.receivers import RECEIVERS, python
@@ -66,10 +63,11 @@ def test_only_the_window_has_latencies_and_nothing_is_verified_in_it(application
 
 
 def test_a_batch_is_delivered_as_its_messages_would_be(application: Application) -> None:
-    ring, streams = FakeRing(1 << 14), Streams()
-    reader = ring.reader()
-    for number in (1, 2):
-        streams.open(number, Ordered())
+    ring = FakeRing(1 << 14)
+    reader = ring.reader(SIZE)
+    opens(ring, 1, 2)
+    reader.look()
+    assert not len(reader.rows())
     callback = python.Columns(application)
     view = views.Columns(SIZE, callback.payload, python.COLUMNS)
 
@@ -79,12 +77,11 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
             data = message(number, sequence if said is None else said, 0, SIZE)
             ring.put(Segment(number, 0, 1, sequence * SIZE, 5, 0, data))
         reader.look()
-        batch = reader.next(SIZE, streams)
-        assert isinstance(batch, np.ndarray)
+        batch = reader.rows()
         callback.deliver(len(batch), view.of(batch))
         if not application.measuring:
             callback.verify(batch)
-        reader.commit(streams)
+        reader.commit()
         return application.errors - before
 
     assert deliver((1, 0), (2, 0)) == 0

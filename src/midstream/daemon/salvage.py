@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from midstream import config, modes
+from midstream.daemon.reassembly import Stream
 from midstream.errors import MidstreamError
-from midstream.hardworker.streams import Stream
 from midstream.logger.spool import path_of
 from midstream.lost import Lost, Part, load
 from midstream.storage.databases import open_spool

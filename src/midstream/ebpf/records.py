@@ -2,7 +2,7 @@
 
 import numpy as np
 
-ABI = 1
+ABI = 2
 """Of the maps, and of the records in the ring: another number where what lies in them is laid out otherwise,
 or means something else. A program of the same number may take another's place, with its maps, whatever
 their versions."""
@@ -66,11 +66,9 @@ wakes any other, also one that retains what it is done with."""
 NO_QUOTA = (1 << 32) - 1
 """More than a sensor can take."""
 
-JOURNAL_GENERATION, JOURNAL_HEAD, JOURNAL_ROW = 8, 16, 32
-"""Bytes of the parts of the reader's journal (hardworker/journal.py)."""
-
-JOURNAL_PENDING = 1 << 16
-"""Bytes of unfinished messages for which the journal has room; the others go into the map `unfinished`."""
+JOURNAL_GENERATION, JOURNAL_HEAD, JOURNAL_ROW = 8, 24, 48
+"""Bytes of the parts of the reader's journal: its generation, and struct copy and struct open of
+hardworker/ring.h."""
 
 KEPT_HEAD, KEPT_BYTES = 24, 3968
 """Bytes of the parts of an entry of that map, struct kept (hardworker/spill.py)."""
@@ -174,11 +172,11 @@ def committed_size(connections: int) -> int:
     return COMMITTED_HEAD.itemsize + 2 * committed_table_size(connections)
 
 
-def journal_copy_size(connections: int, pending: int = JOURNAL_PENDING) -> int:
-    """Bytes of one of the journal's two copies, for so many connections and bytes of unfinished messages."""
-    return JOURNAL_HEAD + connections * JOURNAL_ROW + (pending + 7) // 8 * 8
+def journal_copy_size(connections: int) -> int:
+    """Bytes of one of the journal's two copies, for so many connections."""
+    return JOURNAL_HEAD + connections * JOURNAL_ROW
 
 
-def journal_size(connections: int, pending: int = JOURNAL_PENDING) -> int:
+def journal_size(connections: int) -> int:
     """Bytes of a journal; a multiple of 8."""
-    return JOURNAL_GENERATION + 2 * journal_copy_size(connections, pending)
+    return JOURNAL_GENERATION + 2 * journal_copy_size(connections)

@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 @dataclass(frozen=True)
 class Retained:
     """What the ring has of a connection: its records, in the order in which they were stored, which is not
-    always that of their offsets. Where two have the same byte, `Stream` of hardworker/streams.py decides."""
+    always that of their offsets. Where two have the same byte, `Stream` of daemon/reassembly.py decides."""
 
     sensor: int
     port: int

@@ -38,7 +38,7 @@ _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start 
 
 @dataclass(frozen=True)
 class RingDescriptors:
-    """Descriptors of the ring, of what its reader remembers (hardworker/journal.py and spill.py), of what it
+    """Descriptors of the ring, of what its reader remembers (hardworker/ring.h and spill.py), of what it
     is told (retained.py, control.py, beginning.h), and of the lock that keeps others away; the ring's bytes,
     how many sensors there is room for, and its place."""
 

@@ -42,7 +42,7 @@ struct {
 	__uint(max_entries, 4096);
 } finished SEC(".maps");
 
-/* The reader's own: where it is in the ring and in each stream (hardworker/journal.py). It is here
+/* The reader's own: where it is in the ring and in each stream (hardworker/ring.h). It is here
  * because it must live as long as the ring.
  */
 struct {
@@ -53,8 +53,8 @@ struct {
 	__uint(max_entries, 1); /* config.toml: hardworker.connections */
 } journal SEC(".maps");
 
-/* The reader's own as well: some bytes of a message that is unfinished and too large for the journal
- * (hardworker/spill.py). An entry fits into a page of the kernel's, which it allocates when it is written.
+/* The reader's own as well: some bytes of messages that are unfinished and would hold too much of the
+ * ring (hardworker/spill.py). An entry fits into a page of the kernel's, which it allocates when it is written.
  */
 #define KEPT_BYTES 3968
 

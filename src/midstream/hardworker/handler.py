@@ -13,15 +13,16 @@ import struct
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from midstream.descriptors import raise_limit
-from midstream.ebpf.records import FIN, OPEN, RESET
-from midstream.errors import NetworkError
+from midstream.errors import FramingError, NetworkError
+from midstream.framing import Decoder, decoder
 from midstream.hardworker.cadence import Cadence
-from midstream.hardworker.journal import Snapshot
-from midstream.hardworker.source import Beginning, Cycle, Segment, Standing, Status
-from midstream.hardworker.streams import Streams
+from midstream.hardworker.messages import Format, Message, Totals, batch_dtype
+from midstream.hardworker.source import Beginning, Cycle, Standing, Status
 from midstream.hardworker.views import View
 from midstream.network import Topology
 
@@ -56,8 +57,10 @@ class _Relay:
     port: int
     inner: _End  # towards the sensor
     outer: _End  # towards the logger
-    offset: int = 0
+    decoder: Decoder
+    sequence: int = 0  # of the next message
     broken: bool = False  # the sensor has reset it
+    ended: bool = False  # for the application
 
 
 class SocketHandler:
@@ -72,8 +75,9 @@ class SocketHandler:
         self._logger = (str(topology.logger.ip), topology.port)
         self._tos = topology.tos
         self._relays: dict[int, _Relay] = {}  # by the descriptors of both sockets
-        self._segments: deque[Segment] = deque()
-        self._opened = 0
+        self._messages: deque[tuple[_Relay, int, int, bytes]] = deque()  # with sequence and time
+        self._form: Format
+        self._totals = Totals()
         self._taken = 0  # bytes since the last look
         raise_limit()
         self._listener = _listen(topology)
@@ -85,40 +89,68 @@ class SocketHandler:
         """Up to _BATCH bytes may be read until the next look."""
         self._taken = 0
 
-    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
+    def begin(self, form: Format, cadence: Cadence, attention: int) -> None:
+        """Say what messages are; a reader of sockets waits by itself."""
+        del cadence, attention
+        self._form = form
+
+    def prepare(self, view: View | None) -> Cycle:
         """A cycle that does nothing: a socket is read step by step."""
-        del view, size, cadence, attention, streams
-        return lambda: None
+        del view
+        return Cycle(lambda: None, lambda: None)
 
-    def last_batch(self) -> None:
-        """None: a cycle finds nothing."""
+    def rows(self) -> np.ndarray:
+        """Whatever has arrived, copied."""
+        while self._read():
+            pass
+        messages, size = self._messages, self._form.size
+        rows = np.zeros(len(messages), batch_dtype(size))
+        if len(rows):
+            relays, sequences, times, payloads = zip(*messages, strict=True)
+            messages.clear()
+            rows["sensor"] = [relay.sensor for relay in relays]
+            rows["port"] = [relay.port for relay in relays]
+            rows["connection"] = [relay.number for relay in relays]
+            rows["length"] = size
+            rows["offset"] = np.array(sequences, "<u8") * size
+            rows["time"] = times
+            rows["payload"] = np.frombuffer(b"".join(payloads), np.uint8).reshape(-1, size)
+            self._count(len(rows), rows["payload"].nbytes)
+        return rows
 
-    def next(self, size: int, streams: Streams) -> Segment | None:
-        """The next segment, after one look at all sockets if none is at hand: a socket knows no boundaries of
-        messages."""
-        del size, streams
-        if not self._segments and self._taken < _BATCH:
-            accepting = False
-            for fd, events in self._poll.poll(0):
-                if fd == self._listener.fileno():
-                    accepting = True
-                elif relay := self._relays.get(fd):
-                    self._serve(relay, fd, events)
-            if accepting:  # last: a new socket may get a descriptor whose old one has events here
-                self._accept()
-        return self._segments.popleft() if self._segments else None
+    def message(self) -> Message | None:
+        """The next message, after one look at all sockets if none is at hand."""
+        while not self._messages:
+            if not self._read():
+                return None
+        relay, sequence, moment, payload = self._messages.popleft()
+        self._count(1, len(payload))
+        return Message(self._form.addresses[relay.sensor], relay.number, sequence, moment, payload)
+
+    def _count(self, messages: int, size: int) -> None:
+        self._totals.messages += messages
+        self._totals.bytes += size
+
+    def _read(self) -> bool:
+        """Look at all sockets; False if nothing was there, or if the next look is to come first."""
+        if self._taken >= _BATCH:
+            return False
+        accepting, before = False, self._taken
+        for fd, events in self._poll.poll(0):
+            if fd == self._listener.fileno():
+                accepting = True
+            elif relay := self._relays.get(fd):
+                self._serve(relay, fd, events)
+        if accepting:  # last: a new socket may get a descriptor whose old one has events here
+            self._accept()
+        return self._taken > before
 
     def beginnings(self) -> list[Beginning]:
         """None: the logger knows this host's relays, not the sensors' connections."""
         return []
 
-    def restore(self) -> Snapshot | None:
-        """None: a socket's bytes are gone with the process that read them."""
-        return None
-
-    def commit(self, streams: Streams) -> bool:
+    def commit(self) -> bool:
         """Nothing to give back: what was read is the application's own."""
-        del streams
         return True
 
     def fileno(self) -> int:
@@ -130,11 +162,22 @@ class SocketHandler:
         """Nothing is given again, and the kernel does not tell when it received. Full is what waits for the
         logger, of what may, on the fullest connection. Its sockets are its own: nothing is ever due."""
         fullest = max((len(relay.outer.waiting) for relay in self._relays.values()), default=0)
-        return Standing(Status.DECLINED, False, 0, min(1.0, fullest / _WAITING), -1)
+        totals = self._totals
+        return Standing(
+            Status.DECLINED,
+            False,
+            0,
+            min(1.0, fullest / _WAITING),
+            -1,
+            bool(self._messages),
+            totals.opened - totals.finished - totals.reset,
+            replace(totals),
+        )
 
     def close(self) -> None:
         """End all connections; a sensor that is not done sees a reset."""
         for relay in set(self._relays.values()):
+            self._close(relay, reset=True)
             self._end(relay)
         self._listener.close()
         self._poll.close()
@@ -160,12 +203,10 @@ class SocketHandler:
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         outer.connect_ex(self._logger)  # a failure shows as an event
-        self._opened += 1
-        relay = _Relay(self._opened, self._sensors[ip], port, _End(inner, True), _End(outer, False))
+        relay = self._open(self._sensors[ip], port, inner, outer)
         for end in (inner, outer):
             self._relays[end.fileno()] = relay
             self._poll.register(end, 0)
-        self._tell(relay, OPEN)
         self._listen_to(relay)
 
     def _turn_away(self) -> None:
@@ -193,14 +234,15 @@ class SocketHandler:
                 data = end.socket.recv(_CHUNK)
                 end.done = other.last = not data
                 other.waiting += data
-                if inward:
-                    self._tell(relay, 0 if data else FIN, data)
+                if inward and data:
+                    self._take(relay, data)
+                elif inward:
+                    self._close(relay, reset=False)
                 self._send(other)
         except BlockingIOError:
             pass
         except OSError:
-            if not relay.inner.done:  # else the application has the whole stream, and knows it
-                self._tell(relay, RESET)
+            self._close(relay, reset=True)  # unless the application has the whole stream
             if inward:
                 self._break_off(relay)
             else:
@@ -260,11 +302,35 @@ class SocketHandler:
             self._poll.unregister(end.socket)
             end.polled = False
 
-    def _tell(self, relay: _Relay, flags: int, data: bytes = b"") -> None:
-        now = time.monotonic_ns()
-        self._segments.append(Segment(relay.number, relay.sensor, relay.port, relay.offset, now, flags, data))
-        relay.offset += len(data)
+    def _open(self, sensor: int, port: int, inner: socket.socket, outer: socket.socket) -> _Relay:
+        self._totals.opened += 1
+        form, ends = self._form, (_End(inner, connected=True), _End(outer, connected=False))
+        frames = decoder(form.framing, size=form.size, max_size=form.size)
+        return _Relay(self._totals.opened, sensor, port, *ends, frames)
+
+    def _take(self, relay: _Relay, data: bytes) -> None:
+        """Bytes of a sensor: to messages."""
         self._taken += len(data)
+        frames = relay.decoder
+        if frames.error:
+            self._totals.skipped += len(data)
+            return
+        now = time.monotonic_ns()
+        with suppress(FramingError):
+            for payload in frames.feed(data):
+                self._messages.append((relay, relay.sequence, now, payload))
+                relay.sequence += 1
+        if frames.error:
+            self._totals.broken += 1
+
+    def _close(self, relay: _Relay, *, reset: bool) -> None:
+        """For the application the connection is over."""
+        if relay.ended:
+            return
+        relay.ended = True
+        self._totals.skipped += relay.decoder.pending
+        self._totals.reset += reset
+        self._totals.finished += not reset
 
     def _end(self, relay: _Relay) -> None:
         ends = (relay.inner, relay.outer)

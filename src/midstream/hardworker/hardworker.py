@@ -13,9 +13,8 @@ from midstream import config as configuration
 from midstream import fields, network
 from midstream.config import Config
 from midstream.errors import ConfigError
-from midstream.hardworker.assembly import Totals
 from midstream.hardworker.handler import SocketHandler
-from midstream.hardworker.messages import Message
+from midstream.hardworker.messages import Message, Totals
 from midstream.hardworker.pinned import open_ring, reopen
 from midstream.hardworker.reader import Reader
 from midstream.hardworker.source import Source
@@ -89,9 +88,9 @@ class Hardworker:
         """All messages delivered so far have been acted upon: never deliver them again, give their room back.
 
         Each cycle, `read`, `messages` and `wait` begin with it, and a `with` block ends with it; with
-        `autocommit=False` only if no message was delivered since. False if it has to wait: for the rest of a
-        batch that is iterated over, or of a large message. Raises KernelError without memory for unfinished
-        messages.
+        `autocommit=False` only if no message was delivered since. In an iteration over messages it counts for
+        those handed out so far. False if it has to wait, with more connections open than config.toml allows.
+        Raises KernelError without memory for unfinished messages.
         """
         return self._reader.commit()
 
@@ -113,7 +112,7 @@ class Hardworker:
         example `layout.dtype`, config.toml's fields.
         """
         dtype = seen(self.config, self.message_size, payload, "batches")
-        return self._reader.cycles(Rows(self.message_size, dtype), "batches")
+        return self._reader.cycles(Rows(self.message_size, dtype))
 
     def columns(self, *names: str, payload: npt.DTypeLike | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """In each cycle an array for each name, with a value of each message, until `stop`; maybe empty ones.
@@ -128,7 +127,7 @@ class Hardworker:
         if payload is None and self.layout is not None:
             payload = self.layout.dtype
         dtype = seen(self.config, self.message_size, payload, "columns")
-        return self._reader.cycles(named(self.config, self.message_size, dtype, names), "columns")
+        return self._reader.cycles(named(self.config, self.message_size, dtype, names))
 
     @property
     def batch(self) -> np.ndarray:
@@ -149,8 +148,7 @@ class Hardworker:
     def messages(self) -> Iterator[Message]:
         """The messages that have arrived since the last call, one by one; it does not wait for more.
 
-        A caller that breaks off gets the rest from the next call; nothing is committed before, and `read`,
-        `batches` and `columns` raise ConfigError.
+        A caller that breaks off gets the rest from whatever it calls next.
         """
         return self._reader.messages()
 
@@ -191,7 +189,7 @@ class Hardworker:
     @property
     def totals(self) -> Totals:
         """What was received since this Hardworker was made, as of now: ask again for later."""
-        return self._reader.assembly.totals
+        return self._reader.totals
 
     @property
     def stopped(self) -> bool:
@@ -206,7 +204,7 @@ class Hardworker:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._reader.assembly.streams)
+        return self._reader.source.standing.connections
 
     def _open(self) -> Source:
         if self.config.hardworker.receiver == "ebpf":

@@ -1,11 +1,15 @@
 """What the application gets: messages one by one, or batches of them."""
 
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from midstream.ebpf.records import RECORD
+from midstream.framing import Framing
+from midstream.network import Topology
 
 
 class Message(NamedTuple):
@@ -33,3 +37,54 @@ def batch_dtype(size: int, payload: np.dtype | None = None) -> np.dtype[np.void]
     `size` bytes.
     """
     return np.dtype([*RECORD.descr, ("payload", "u1", (size,)) if payload is None else ("payload", payload)])
+
+
+def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Two batches as one; nothing is copied if one of them is empty."""
+    return np.concatenate([first, second]) if len(first) and len(second) else second if len(second) else first
+
+
+@dataclass
+class Totals:
+    """What a Hardworker has received since it was opened.
+
+    skipped: bytes of messages that never came whole, or that follow a fault or a reset. broken: connections
+    given up because their bytes do not follow the framing.
+    """
+
+    messages: int = 0
+    bytes: int = 0
+    opened: int = 0
+    finished: int = 0
+    reset: int = 0
+    broken: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
+
+
+class SensorAddresses(dict[int, str]):
+    """Of the sensors, by their places in const.toml; also of one that is found after this application was
+    started. topology(): what const.toml says now."""
+
+    def __init__(self, topology: Callable[[], Topology]) -> None:
+        self._topology = topology
+        self.renew()
+
+    def __missing__(self, number: int) -> str:
+        self.renew()
+        return dict.__getitem__(self, number)
+
+    def renew(self) -> None:
+        """As const.toml says now."""
+        self.clear()
+        self.update(enumerate(str(host.ip) for host in self._topology().sensors))
+
+
+class Format(NamedTuple):
+    """Of messages. size: bytes; for another framing than fixed of the longest."""
+
+    framing: Framing
+    size: int
+    addresses: SensorAddresses

@@ -17,8 +17,13 @@ struct ring_reader {
 	PyObject_HEAD
 	struct reader reader;
 	Py_buffer buffers[BUFFERS];
+	PyObject *message;   /* the type of messages, a tuple's, */
+	newfunc make;	     /* and its constructor */
+	PyObject *addresses; /* of the sensors, by number, */
+	PyObject *address;   /* and this one's: */
+	uint16_t sensor;
 	PyObject *values; /* what a cycle gives: a slice of this view of the ring, or of a list the item at the number found */
-	PyObject *kept;	  /* what else has to stay: the memory of columns and of streams */
+	PyObject *kept;	  /* what else has to stay: the memory of columns */
 };
 
 static struct reader *of(PyObject *self)
@@ -34,8 +39,8 @@ static PyObject *none(void)
 
 static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = { "consumer",	"pages",  "journal",  "word",  "copy_size",
-				 "connections", "retain", "position", "timer", NULL };
+	static char *names[] = { "consumer",	"pages",    "journal", "word",	"copy_size",
+				 "connections", "patience", "retain",  "timer", NULL };
 	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	struct ring_reader *self = (struct ring_reader *)allocate(type, 0);
 	struct reader *reader;
@@ -48,7 +53,7 @@ static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *keyword
 	buffers = self->buffers;
 	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "w*y*w*w*KKKKK:RingReader", names, &buffers[CONSUMER],
 					 &buffers[PAGES], &buffers[JOURNAL], &buffers[WORD], &reader->copy_size, &reader->most,
-					 &reader->retain, &reader->position, &reader->timer)) {
+					 &reader->patience, &reader->retain, &reader->timer)) {
 		memset(buffers, 0, sizeof(self->buffers)); /* what it took, it has let go of */
 		Py_DecRef((PyObject *)self);
 		return NULL;
@@ -68,10 +73,14 @@ static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *keyword
 	reader->journal = buffers[JOURNAL].buf;
 	reader->word = buffers[WORD].buf;
 	reader->table_size = (buffers[WORD].len - sizeof(*reader->word)) / 2;
-	reader->end = reader->committed = reader->position;
-	reader->released = *reader->consumer;
+	reader->position = reader->released = *reader->consumer;
 	reader->seen = *reader->producer;
 	reader->found = NOTHING;
+	if (reader_restore(reader)) {
+		Py_DecRef((PyObject *)self);
+		return PyErr_NoMemory();
+	}
+	reader->end = reader->committed = reader->position;
 	return (PyObject *)self;
 }
 
@@ -82,6 +91,10 @@ static void dealloc(PyObject *object)
 
 	for (int buffer = 0; buffer < BUFFERS; buffer++)
 		PyBuffer_Release(&self->buffers[buffer]);
+	reader_free(&self->reader);
+	Py_DecRef(self->message);
+	Py_DecRef(self->addresses);
+	Py_DecRef(self->address);
 	Py_DecRef(self->values);
 	Py_DecRef(self->kept);
 	((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
@@ -95,46 +108,236 @@ static PyObject *look(PyObject *self, PyObject *nothing)
 	return none();
 }
 
-static int knows_streams(PyObject *self)
+static PyObject *regular(PyObject *self, PyObject *nothing)
 {
-	if (!of(self)->streams)
-		PyErr_SetString(PyExc_ValueError, "`streams` is to be set first");
-	return of(self)->streams != NULL;
+	(void)nothing;
+	return PyLong_FromUnsignedLongLong(of(self)->framing == FIXED ? reader_regular(of(self)) : 0);
 }
 
-static PyObject *regular(PyObject *self, PyObject *size)
+static PyObject *most_rows(PyObject *self, PyObject *nothing)
 {
-	unsigned long value = PyLong_AsUnsignedLong(size);
-
-	return PyErr_Occurred() || !knows_streams(self) ? NULL : PyLong_FromUnsignedLongLong(reader_regular(of(self), value));
+	(void)nothing;
+	return PyLong_FromUnsignedLongLong(reader_most_rows(of(self)));
 }
 
-static PyObject *next(PyObject *self, PyObject *nothing)
+static PyObject *rows(PyObject *self, PyObject *memory)
 {
 	struct reader *reader = of(self);
-	const struct record *record;
-	PyObject *segment;
+	Py_buffer buffer;
+	int64_t count;
 
-	(void)nothing;
-	if (!reader_next(reader))
-		return none();
-	record = reader_record(reader, reader->position);
-	segment = Py_BuildValue("(IHHKKHy#)", record->connection, record->sensor, record->port,
-				(unsigned long long)record->offset, (unsigned long long)record->time, record->flags,
-				(const char *)(record + 1), (Py_ssize_t)record->length);
-	if (segment)
-		reader_skip(reader);
-	return segment;
+	if (PyObject_GetBuffer(memory, &buffer, PyBUF_WRITABLE))
+		return NULL;
+	count = reader_rows(reader, buffer.buf, buffer.len / (sizeof(struct record) + reader->size));
+	PyBuffer_Release(&buffer);
+	return count < 0 ? PyErr_NoMemory() : PyLong_FromLongLong(count);
 }
 
-static PyObject *commit(PyObject *self, PyObject *pending)
+/* The address of a sensor. Usually it is that of the last message's. A borrowed reference. */
+static PyObject *address_of(struct ring_reader *self, uint16_t sensor)
 {
-	Py_ssize_t length;
-	char *bytes;
+	if (!self->address || self->sensor != sensor) {
+		PyObject *number = PyLong_FromLong(sensor);
+		PyObject *address = number ? PyObject_GetItem(self->addresses, number) : NULL;
 
-	if (PyBytes_AsStringAndSize(pending, &bytes, &length) || !knows_streams(self))
+		Py_DecRef(number);
+		if (!address)
+			return NULL;
+		Py_DecRef(self->address);
+		self->address = address;
+		self->sensor = sensor;
+	}
+	return self->address;
+}
+
+/* A tuple's own constructor makes a named tuple, without a call into Python. */
+static PyObject *make_message(struct ring_reader *self, const struct message *found)
+{
+	PyObject *address = address_of(self, found->record->sensor);
+	PyObject *payload = address ? PyBytes_FromStringAndSize(NULL, found->length) : NULL;
+	PyObject *values, *arguments, *made;
+	uint64_t sequence = found->open->sequence;
+
+	if (!payload)
 		return NULL;
-	reader_commit(of(self), bytes, length);
+	if (self->reader.framing == FIXED)
+		sequence = found->open->next / self->reader.size;
+	Py_IncRef(address);
+	values = PyTuple_New(5);
+	arguments = PyTuple_New(1);
+	if (!values || !arguments) {
+		Py_DecRef(values);
+		Py_DecRef(arguments);
+		Py_DecRef(address);
+		Py_DecRef(payload);
+		return NULL;
+	}
+	PyTuple_SetItem(values, 0, address);
+	PyTuple_SetItem(values, 1, PyLong_FromUnsignedLong(found->record->connection));
+	PyTuple_SetItem(values, 2, PyLong_FromUnsignedLongLong(sequence));
+	PyTuple_SetItem(values, 3, PyLong_FromUnsignedLongLong(found->record->time));
+	PyTuple_SetItem(values, 4, payload);
+	PyTuple_SetItem(arguments, 0, values);
+	made = PyErr_Occurred() ? NULL : self->make((PyTypeObject *)self->message, arguments, NULL);
+	if (made)
+		reader_take(&self->reader, found, (uint8_t *)PyBytes_AsString(payload));
+	Py_DecRef(arguments);
+	return made;
+}
+
+static PyObject *message(PyObject *object, PyObject *nothing)
+{
+	struct ring_reader *self = (struct ring_reader *)object;
+	struct message found;
+
+	(void)nothing;
+	if (!self->make) {
+		PyErr_SetString(PyExc_ValueError, "`begin` is to be called first");
+		return NULL;
+	}
+	switch (reader_message(&self->reader, &found)) {
+	case 1:
+		return make_message(self, &found);
+	case 0:
+		return none();
+	default:
+		return PyErr_NoMemory();
+	}
+}
+
+static PyObject *commit(PyObject *self, PyObject *nothing)
+{
+	(void)nothing;
+	return PyBool_FromLong(reader_commit(of(self)));
+}
+
+/* Adds to a list what of a run lies in the ring, each piece without a gap as it is to be kept. */
+static int list_run(PyObject *list, uint32_t connection, const struct run *run)
+{
+	uint64_t offset = run->start;
+	const struct part *part = run->first;
+
+	while (part) {
+		const struct part *end = part;
+		Py_ssize_t length = 0;
+		PyObject *bytes, *piece;
+		uint8_t *to;
+		int failed;
+
+		for (; end && end->position != NOTHING; end = end->next)
+			length += end->length;
+		if (!length) {
+			offset += part->length;
+			part = part->next;
+			continue;
+		}
+		bytes = PyBytes_FromStringAndSize(NULL, length);
+		if (!bytes)
+			return -1;
+		for (to = (uint8_t *)PyBytes_AsString(bytes); part != end; to += part->length, part = part->next)
+			memcpy(to, part->data, part->length);
+		piece = Py_BuildValue("(IKN)", connection, (unsigned long long)offset, bytes);
+		failed = !piece || PyList_Append(list, piece);
+		Py_DecRef(piece);
+		if (failed)
+			return -1;
+		offset += length;
+	}
+	return 0;
+}
+
+static PyObject *crowding(PyObject *self, PyObject *nothing)
+{
+	const struct reader *reader = of(self);
+	PyObject *list = PyList_New(0);
+
+	(void)nothing;
+	for (uint64_t row = 0; list && row < reader->connections; row++) {
+		const struct stream *stream = reader->streams + row;
+		uint32_t connection = reader->table[row].connection;
+		int failed;
+
+		if (!reader_is_crowded(reader, row))
+			continue;
+		failed = list_run(list, connection, &stream->ready);
+		for (uint32_t early = 0; !failed && early < stream->early_count; early++)
+			failed = list_run(list, connection, stream->early + early);
+		if (failed) {
+			Py_DecRef(list);
+			return NULL;
+		}
+	}
+	return list;
+}
+
+static PyObject *keep_crowding(PyObject *self, PyObject *nothing)
+{
+	(void)nothing;
+	return reader_keep(of(self)) ? PyErr_NoMemory() : none();
+}
+
+static PyObject *unfinished(PyObject *self, PyObject *nothing)
+{
+	const struct reader *reader = of(self);
+	PyObject *found = PyDict_New();
+
+	(void)nothing;
+	for (uint64_t row = 0; found && row < reader->connections; row++) {
+		const struct open *open = reader->table + row;
+		PyObject *key, *value;
+		int failed;
+
+		if (open->state != MIDST)
+			continue;
+		key = PyLong_FromUnsignedLong(open->connection);
+		value = Py_BuildValue("(KK)", (unsigned long long)open->next, (unsigned long long)open->from);
+		failed = !key || !value || PyDict_SetItem(found, key, value);
+		Py_DecRef(key);
+		Py_DecRef(value);
+		if (failed) {
+			Py_DecRef(found);
+			return NULL;
+		}
+	}
+	return found;
+}
+
+static PyObject *restore(PyObject *self, PyObject *pieces)
+{
+	Py_ssize_t count = PyList_Size(pieces);
+
+	for (Py_ssize_t piece = 0; piece < count; piece++) {
+		unsigned long long offset;
+		unsigned int connection;
+		Py_ssize_t length;
+		const char *data;
+
+		if (!PyArg_ParseTuple(PyList_GetItem(pieces, piece), "IKy#", &connection, &offset, &data, &length))
+			return NULL;
+		if (reader_restore_kept(of(self), connection, offset, (const uint8_t *)data, length))
+			return PyErr_NoMemory();
+	}
+	if (count < 0)
+		return NULL;
+	reader_restored(of(self));
+	return none();
+}
+
+static PyObject *totals(PyObject *self, PyObject *nothing)
+{
+	const struct reader *reader = of(self);
+
+	(void)nothing;
+	return Py_BuildValue("(KKKKKKK)", (unsigned long long)reader->messages, (unsigned long long)reader->bytes,
+			     (unsigned long long)reader->opened, (unsigned long long)reader->finished,
+			     (unsigned long long)reader->reset, (unsigned long long)reader->broken,
+			     (unsigned long long)reader->skipped);
+}
+
+static PyObject *abandon(PyObject *self, PyObject *nothing)
+{
+	(void)nothing;
+	reader_abandon(of(self));
 	return none();
 }
 
@@ -154,16 +357,38 @@ static void keep(PyObject **place, PyObject *object)
 	Py_DecRef(before);
 }
 
+static PyObject *begin(PyObject *object, PyObject *arguments, PyObject *keywords)
+{
+	static char *names[] = { "framing", "size", "message", "addresses", "stop", "event", "period", "follow", NULL };
+	struct ring_reader *self = (struct ring_reader *)object;
+	struct reader *reader = &self->reader;
+	PyObject *message, *addresses;
+
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "KKOOKKKK:begin", names, &reader->framing, &reader->size, &message,
+					 &addresses, &reader->stop, &reader->event, &reader->period, &reader->follow))
+		return NULL;
+	if (reader->framing > LINE || (reader->framing == FIXED && !reader->size) || !PyType_Check(message) ||
+	    !PyType_IsSubtype((PyTypeObject *)message, &PyTuple_Type)) {
+		PyErr_SetString(PyExc_ValueError, "no framing, no size, or a message that is no tuple");
+		return NULL;
+	}
+	keep(&self->message, message);
+	keep(&self->addresses, addresses);
+	self->make = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+	Py_DecRef(self->address);
+	self->address = NULL;
+	return none();
+}
+
 static PyObject *prepare(PyObject *object, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = { "size", "stop", "event", "period", "follow", "plan", "values", "kept", NULL };
+	static char *names[] = { "plan", "values", "kept", NULL };
 	struct ring_reader *self = (struct ring_reader *)object;
 	struct reader *reader = &self->reader;
 	PyObject *values, *kept;
 	Py_buffer plan;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "KKKKKy*OO:prepare", names, &reader->size, &reader->stop,
-					 &reader->event, &reader->period, &reader->follow, &plan, &values, &kept))
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "y*OO:prepare", names, &plan, &values, &kept))
 		return NULL;
 	PyBuffer_Release(&self->buffers[PLAN]);
 	self->buffers[PLAN] = plan;
@@ -214,16 +439,37 @@ static PyObject *give(const struct reader *reader, PyObject *values, uint64_t st
 	return columns;
 }
 
+/* Python's handlers of signals run; whatever they read, the cycle found nothing. */
+static int is_signalled(struct reader *reader)
+{
+	int failed = PyErr_CheckSignals();
+
+	reader->found = NOTHING;
+	return failed;
+}
+
+static PyObject *rest(PyObject *self, PyObject *nothing)
+{
+	struct reader *reader = of(self);
+	PyThreadState *thread = PyEval_SaveThread();
+	enum status status = reader_rest(reader);
+
+	(void)nothing;
+	PyEval_RestoreThread(thread);
+	if (status == SIGNALLED && is_signalled(reader))
+		return NULL;
+	reader->status = status;
+	return PyBool_FromLong(status == WHOLE);
+}
+
 static PyObject *cycle(PyObject *self, PyObject *nothing)
 {
 	struct reader *reader = of(self);
-	PyThreadState *thread;
 	uint64_t start, stride;
 	enum status status;
+	PyThreadState *thread;
 
 	(void)nothing;
-	if (!knows_streams(self))
-		return NULL;
 	thread = PyEval_SaveThread();
 	status = reader_cycle(reader);
 	PyEval_RestoreThread(thread);
@@ -233,10 +479,8 @@ static PyObject *cycle(PyObject *self, PyObject *nothing)
 		if (fits(reader, start, stride))
 			return give(reader, ((struct ring_reader *)self)->values, start, stride);
 		status = UNFIT;
-	} else if (status == SIGNALLED) {
-		if (PyErr_CheckSignals())
-			return NULL;
-		reader->found = NOTHING; /* whatever the handler read */
+	} else if (status == SIGNALLED && is_signalled(reader)) {
+		return NULL;
 	}
 	reader->status = status;
 	return none();
@@ -245,20 +489,31 @@ static PyObject *cycle(PyObject *self, PyObject *nothing)
 #define FIELD(name, flags) { #name, T_ULONGLONG, offsetof(struct ring_reader, reader.name), flags, NULL }
 
 static PyMemberDef members[] = {
-	FIELD(position, READONLY), FIELD(committed, READONLY), FIELD(released, READONLY), FIELD(newest, READONLY),
-	FIELD(size, READONLY),	   FIELD(start, READONLY),     FIELD(found, READONLY),	  FIELD(status, READONLY),
-	FIELD(streams, 0),	   FIELD(spilled, 0),	       FIELD(seen, 0),		  { 0 },
+	FIELD(position, READONLY), FIELD(end, READONLY),	FIELD(committed, READONLY), FIELD(released, READONLY), FIELD(newest, READONLY),
+	FIELD(size, READONLY),	   FIELD(start, READONLY),	 FIELD(found, READONLY),    FIELD(status, READONLY),
+	FIELD(uncommitted, READONLY),
+	FIELD(spilled, 0),	   FIELD(connections, READONLY), FIELD(seen, 0),	    { 0 },
 };
 
 static PyMethodDef methods[] = {
-	{ "look", look, METH_NOARGS, "What has been stored until now is what `regular` and `next` find." },
-	{ "regular", regular, METH_O, "How many of the next records are each a message of this size; they are read then." },
-	{ "next", next, METH_NOARGS, "The next record as the fields of a Segment, copied; None if there is none yet." },
-	{ "commit", commit, METH_O, "What has been read is done with. The bytes given are of messages that are not whole." },
+	{ "begin", (PyCFunction)(void (*)(void))begin, METH_VARARGS | METH_KEYWORDS, "Say what messages are, and when to look." },
+	{ "look", look, METH_NOARGS, "What has been stored until now is what the next three find." },
+	{ "regular", regular, METH_NOARGS, "How many of the next records are each a message of fixed size; they are read then." },
+	{ "rows", rows, METH_O, "The next messages of fixed size, into these rows; how many." },
+	{ "message", message, METH_NOARGS, "The next message; None if there is none yet." },
+	{ "most_rows", most_rows, METH_NOARGS, "So many rows are enough for all messages of fixed size." },
+	{ "commit", commit, METH_NOARGS, "What has been read is done with; False if that is not possible yet." },
+	{ "crowding", crowding, METH_NOARGS, "Connection, offset and bytes that hold too much of the ring." },
+	{ "keep_crowding", keep_crowding, METH_NOARGS, "They are kept elsewhere, and need not be in the ring any more." },
+	{ "unfinished", unfinished, METH_NOARGS, "By connection, its first byte that is needed, and the first record." },
+	{ "restore", restore, METH_O, "What was kept elsewhere, the newest first." },
+	{ "totals", totals, METH_NOARGS, "The fields of Totals." },
+	{ "abandon", abandon, METH_NOARGS, "All open connections count as reset." },
 	{ "give_back", give_back, METH_NOARGS, "Give room back, as far as the logger has what lies in it." },
-	{ "prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Say what cycles are of." },
+	{ "prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Say what cycles give." },
 	{ "show", show, METH_VARARGS, "Let cycles give slices of this view, whose first row begins at this place." },
-	{ "cycle", cycle, METH_NOARGS, "Commit, sleep, read; None, where Python has to go on, as `status` says." },
+	{ "rest", rest, METH_NOARGS, "Commit, sleep, look; False, where Python has to go on, as `status` says." },
+	{ "cycle", cycle, METH_NOARGS, "That, and `regular`; None, where Python has to go on, as `status` says." },
 	{ 0 },
 };
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum, auto
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,10 @@ import numpy as np
 from midstream import network
 from midstream.config import Config
 from midstream.errors import ConfigError, MidstreamError
-from midstream.hardworker.assembly import Assembly
 from midstream.hardworker.cadence import Cadence
-from midstream.hardworker.messages import Message, batch_dtype
-from midstream.hardworker.source import Cycle, Segment, Source, Status
-from midstream.hardworker.views import Rows, View
+from midstream.hardworker.messages import Format, Message, SensorAddresses, Totals, batch_dtype, joined
+from midstream.hardworker.source import Cycle, Source, Status
+from midstream.hardworker.views import View
 from midstream.hardworker.waiting import Waiting
 from midstream.hardworker.watch import INTERVAL, DetachedError
 
@@ -50,20 +48,21 @@ class Reader:
         *,
         autocommit: bool,
     ) -> None:
-        self.assembly = Assembly(config.data, size, lambda: network.load(config.const_path))
         self.waiting = Waiting()
-        self._size = size = size if config.data.framing == "fixed" else 0  # 0: any
+        data = config.data
+        fixed = data.framing == "fixed"
+        addresses = SensorAddresses(lambda: network.load(config.const_path))
+        self._form = Format(data.framing, size if fixed else data.max_size, addresses)
         self._cadence = Cadence.of(config.hardworker)
         self._reopen, self._autocommit = reopen, autocommit
-        self._nothing = np.empty(0, batch_dtype(size or 1))
-        self._rows = Rows(size or 1, np.dtype((np.void, size or 1)))  # its bytes become bytes
+        self._nothing = np.empty(0, batch_dtype(size if fixed else 1))
         self._latest: dict[str, Message] = {}
         self._source: Source | None = None
+        self._before = Totals()  # of sources that were read before
         self._state = State.COMMITTED
-        self._rest: Iterator[Message] | None = None  # of the messages that are iterated over
-        self._batch: np.ndarray | None = None  # of this cycle, if its messages were put together here
-        self._view: View | None = None  # as cycles give messages, once they are prepared,
-        self._cycle: Cycle = _declined  # each by a call of this
+        self._batch: np.ndarray | None = None  # of this cycle, if it did not find its messages itself
+        self._view: View | None = None  # as cycles give messages, once they are prepared
+        self._cycle = self._messages_cycle = _DECLINED
 
     def open(self, source: Source) -> None:
         """Read from this source from now on, where an earlier reader of it stopped."""
@@ -74,20 +73,32 @@ class Reader:
                 source.close()
                 raise
         old, self._source = self._source, source
-        self._view, self._cycle, self._batch = None, _declined, None
         self.waiting.see_to(source.standing.timer, instead_of=old.standing.timer if old else -1)
-        if snapshot := source.restore():
-            self.assembly.restore(snapshot)
+        source.begin(self._form, self._cadence, self.waiting.attention)
+        self._unprepare()
+        self._messages_cycle = source.prepare(None) if self._autocommit else _DECLINED
         if old:
             old.close()
+            self._before += old.standing.totals
+            self._form.addresses.renew()  # sensors may have other numbers
 
     def close(self) -> None:
         """Let go of the source. What was not committed is delivered again to the next reader."""
-        self._view, self._cycle, self._batch = None, _declined, None
+        self._unprepare()
+        self._messages_cycle = _DECLINED
         if self._source:
+            self._before += self._source.standing.totals
             self._source.close()
             self._source = None
         self.waiting.close()
+
+    def _unprepare(self) -> None:
+        self._view, self._cycle, self._batch = None, _DECLINED, None
+
+    @property
+    def totals(self) -> Totals:
+        """Of all sources that were read, as of now."""
+        return self._before + self._source.standing.totals if self._source else self._before
 
     @property
     def source(self) -> Source:
@@ -105,7 +116,7 @@ class Reader:
             return False
         if self._state is not State.COMMITTED:
             self._state = State.READ
-            if self._rest is None and source.commit(self.assembly.streams):
+            if source.commit():
                 self._state, self._batch = State.COMMITTED, None
         return self._state is State.COMMITTED
 
@@ -125,25 +136,11 @@ class Reader:
                 "Hardworker; the next one gives again what was not committed"
             )
 
-    def _need_no_rest(self, asked: str) -> None:
-        """asked: a method that gives arrays, which an iteration over messages must not be left for."""
-        self._need_whole()
-        if self._rest is None:
-            return
-        if (message := next(self._rest, None)) is None:  # it may have been broken off at its last
-            self._rest = None
-            return
-        self._rest = chain((message,), self._rest)
-        raise ConfigError(
-            f"{asked}() was called after an iteration over messages was broken off: "
-            "take the rest of them with messages() first"
-        )
-
     def _interrupted(self, error: BaseException) -> None:
         """This came while something was read. What may not have been given must not be committed."""
         if self._source is None or isinstance(error, GeneratorExit | MidstreamError):
             return
-        found = self._source.last_batch()
+        found = self._cycle.batch()
         is_found = found is not None and len(found) > 0
         if self._source.standing.uncommitted and (self._state is State.DELIVERING or is_found):
             self._state = State.BROKEN
@@ -152,38 +149,31 @@ class Reader:
 
     def read(self) -> np.ndarray:
         """Every message of fixed size that has arrived, without waiting."""
-        self._need_no_rest("read")
         try:
             self._come_back()
-            return self._gather([])
+            self._look()
+            return self._rows()
         except BaseException as error:
             self._interrupted(error)
             raise
 
-    def _gather(self, pieces: list[np.ndarray]) -> np.ndarray:
-        """These messages, and those that have arrived after them."""
-        self._look(raises=not pieces)
+    def _rows(self) -> np.ndarray:
         before, self._state = self._state, State.DELIVERING
-        source = self.source
-        while (piece := source.next(self._size, self.assembly.streams)) is not None:
-            rows = self.assembly.rows(piece) if isinstance(piece, Segment) else piece
-            if len(rows):
-                pieces.append(rows)
-        if not pieces:
+        rows = self.source.rows()
+        if not len(rows):
             self._state = _without_messages(before)
-            return self._nothing
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return rows
 
-    def cycles(self, view: View, asked: str) -> Iterator[Any]:
+    def cycles(self, view: View) -> Iterator[Any]:
         """In each cycle the messages in this view, until the end."""
         waiting, delivering, delivered, broken = self.waiting, State.DELIVERING, State.DELIVERED, State.BROKEN
         while not waiting.stopped:
-            if self._rest is not None or self._state is broken:  # asked here, a cycle costs no call more
-                self._need_no_rest(asked)
-            cycle = self._cycle if self._view is view else self._prepare(view)
+            if self._state is broken:  # asked here, a cycle costs no call more
+                self._need_whole()
+            run = (self._cycle if self._view is view else self._prepare(view)).run
             self._state = delivered  # until the cycle commits that
             try:
-                given = cycle()
+                given = run()
                 if given is None:
                     given = view.of(self._finish())
                 else:
@@ -195,71 +185,52 @@ class Reader:
 
     def _prepare(self, view: View) -> Cycle:
         """What commits, waits and reads as a single step."""
-        self._view, self._cycle = view, _declined
-        if self._size and self._autocommit:
-            attention, streams = self.waiting.attention, self.assembly.streams
-            self._cycle = self.source.prepare(view, self._size, self._cadence, attention, streams)
+        self._unprepare()
+        self._view = view
+        if self._form.framing == "fixed" and self._autocommit:
+            self._cycle = self.source.prepare(view)
         return self._cycle
 
     def _finish(self) -> np.ndarray:
         """The messages of a cycle that did not give them itself."""
-        batch = self._found()
-        if batch is None:
+        found = self._cycle.batch()
+        if found is None or self.source.standing.status not in (Status.MORE, Status.UNFIT):
             self.wait()
-            batch = self._nothing if self.waiting.stopped else self.read()
-        self._batch = batch
-        return batch
-
-    def _found(self) -> np.ndarray | None:
-        """What such a cycle has found, and what is behind it; None if it found nothing."""
-        source = self.source
-        if source.standing.status not in (Status.MORE, Status.UNFIT):
-            return None
-        batch = source.last_batch()
-        return None if batch is None else self._gather([batch] if len(batch) else [])
+            self._batch = self._nothing if self.waiting.stopped else self.read()
+            return self._batch
+        if len(found):
+            self._state = State.DELIVERING
+        self._look(raises=not len(found))
+        rest = self._rows()
+        self._batch = joined(found, rest)
+        return self._batch
 
     @property
     def batch(self) -> np.ndarray:
         """The messages of this cycle."""
-        found = self.source.last_batch() if self._batch is None else self._batch
+        found = self._cycle.batch() if self._batch is None else self._batch
         return self._nothing if found is None else found
 
     # messages
 
     def messages(self) -> Iterator[Message]:
         """The messages that have arrived, one by one, without waiting."""
-        if self._rest is None or self._state is State.BROKEN:
-            self._come_back()
-            self._rest = self._arrived()
         try:
-            while (message := next(self._rest, None)) is not None:
-                self._state = State.DELIVERING
-                yield message
-            self._rest = None
+            self._come_back()
+            self._look()
+            yield from self._arrived()
         except BaseException as error:
             self._interrupted(error)
             raise
 
     def _arrived(self) -> Iterator[Message]:
-        if self._size:
-            yield from self._each(self._rows.of(self._gather([])))
-            return
-        self._look()
+        take, delivering = self.source.message, State.DELIVERING
         while True:
-            before, self._state = self._state, State.DELIVERING
-            segment = self.source.next(0, self.assembly.streams)
-            messages = self.assembly.messages(segment) if isinstance(segment, Segment) else []
-            if not messages:
+            before, self._state = self._state, delivering
+            if (message := take()) is None:
                 self._state = _without_messages(before)
-            if segment is None:
                 return
-            yield from messages
-
-    def _each(self, batch: np.ndarray) -> Iterator[Message]:
-        """The messages of a batch of `_rows`, one by one."""
-        size, name = self._size, self.assembly.sensor
-        for offset, moment, connection, _, sensor, _, _, _, payload in batch.tolist():
-            yield Message(name(sensor), connection, offset // size, moment, payload)
+            yield message
 
     def latest(self, sensor: str | None) -> Message | None:
         """The newest message of a sensor, or of any; None before the first."""
@@ -271,23 +242,22 @@ class Reader:
 
     def iterate(self) -> Iterator[Message]:
         """Every message, until the end."""
-        while not self.waiting.stopped:
+        if not self.waiting.stopped:
             yield from self.messages()
-            cycle = self._cycle if self._view is self._rows else self._prepare(self._rows)
+        while not self.waiting.stopped:
             if self._state is State.DELIVERING:
                 self._state = State.DELIVERED  # until the cycle commits that
             try:
-                batch = cycle()
-                if batch is None and (found := self._found()) is not None:
-                    batch = self._rows.of(found)
-                if batch is not None:
-                    self._state, self._batch = State.DELIVERING, None
-                    self._rest = self._each(batch)
+                if looked := self._messages_cycle.run():
+                    self._state = State.COMMITTED
+                    yield from self._arrived()
             except BaseException as error:
                 self._interrupted(error)
                 raise
-            if batch is None:
+            if not looked:
                 self.wait()
+                if not self.waiting.stopped:
+                    yield from self.messages()
 
     # waiting
 
@@ -300,10 +270,10 @@ class Reader:
             late = timeout is not None and timeout < left
             waiting.sleep(max(0.0, timeout) if late and timeout is not None else left, self._look)
             return not waiting.stopped and not late
-        if self._rest is not None:
-            return not waiting.stopped
         end = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
+            if self.source.standing.remains:
+                return not waiting.stopped
             left = end - time.monotonic()
             ready = waiting.poll(self.source.fileno(), None if timeout is None else left)
             if waiting.stopped or ready or left <= 0:
@@ -321,7 +291,6 @@ class Reader:
             self.source.look()
         except DetachedError as error:
             if raises and (opened := self._reopen(error)):
-                self.assembly.abandon()
                 self.open(opened)
 
     async def arrivals(self) -> AsyncIterator[Message]:
@@ -357,5 +326,5 @@ def _without_messages(before: State) -> State:
     return State.READ if before is State.COMMITTED else before
 
 
-def _declined() -> None:
-    """A cycle, where each step is Python's."""
+_DECLINED = Cycle(lambda: None, lambda: None)
+"""A cycle, where each step is Python's."""

@@ -51,37 +51,20 @@ const struct record *reader_record(const struct reader *reader, uint64_t positio
 	return (const struct record *)(reader->data + (position & reader->mask) + HEADER);
 }
 
-static struct open *find(struct open *table, uint64_t count, uint32_t connection)
-{
-	uint64_t low = 0, high = count;
-
-	while (low < high) {
-		uint64_t middle = (low + high) / 2;
-
-		if (table[middle].connection == connection)
-			return &table[middle];
-		if (table[middle].connection < connection)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return 0;
-}
-
 static void look(struct reader *reader)
 {
 	if (reader->end == LOOK)
 		reader->end = __atomic_load_n(reader->producer, __ATOMIC_ACQUIRE);
 }
 
-/* How many of the next records are each exactly one message of `size` bytes, next in order on its connection.
+/* How many of the next records are each exactly one message of fixed size, next in order on its connection.
  * They lie at equal distances. They are read then: `position` and their connections' `next` are behind them.
  */
-uint64_t reader_regular(struct reader *reader, uint32_t size)
+uint64_t reader_regular(struct reader *reader)
 {
-	uint32_t length = record_length(size);
-	struct open *table = reader->streams->table, *open = table;
-	uint64_t count = reader->streams->count, position = reader->position, found = 0;
+	uint32_t size = reader->size, length = record_length(size);
+	struct open *table = reader->table, *open = table;
+	uint64_t count = reader->connections, position = reader->position, found = 0;
 
 	look(reader);
 	for (; position < reader->end; position += occupied(length)) {
@@ -91,16 +74,18 @@ uint64_t reader_regular(struct reader *reader, uint32_t size)
 			break;
 		/* Where sensors take turns, it is the next row. */
 		if (open == table + count || open->connection != record->connection)
-			open = find(table, count, record->connection);
-		if (!open || open->aligned != 1 || open->next != record->offset)
+			open = reader_find(reader, record->connection);
+		if (!open || open->state != PLAIN || open->next != record->offset)
 			break;
 		open->next += size;
 		open++;
 		reader->newest = record->time;
 		found++;
 	}
+	reader->uncommitted |= position != reader->position;
 	reader->position = position;
-	reader->streams->delivered += found;
+	reader->messages += found;
+	reader->bytes += found * size;
 	return found;
 }
 
@@ -111,11 +96,14 @@ int reader_next(struct reader *reader)
 	while (reader->position < reader->end) {
 		uint32_t length = length_at(reader, reader->position);
 
-		if (length & BUSY)
+		if (length & BUSY) {
+			reader->end = reader->position; /* until the next look */
 			return 0;
+		}
 		if (!(length & DISCARDED))
 			return 1;
 		reader->position += occupied(length);
+		reader->uncommitted = 1;
 	}
 	return 0;
 }
@@ -125,6 +113,7 @@ void reader_skip(struct reader *reader)
 {
 	reader->newest = reader_record(reader, reader->position)->time;
 	reader->position += occupied(length_at(reader, reader->position));
+	reader->uncommitted = 1;
 }
 
 static int lies_at(const struct committed *slot, uint32_t connection)
@@ -201,22 +190,28 @@ void reader_give_back(struct reader *reader)
 	reader->released = to;
 }
 
-/* Remember that everything before `position` is done with, and only then give it back. */
-void reader_commit(struct reader *reader, const void *pending, uint32_t length)
+/* Remember what is done with, and only then give it back. 0, and nothing is done, if the journal has no room for so
+ * many connections, or if messages that are not whole hold too much of the ring.
+ */
+int reader_commit(struct reader *reader)
 {
-	uint64_t generation = *(uint64_t *)reader->journal, rows = reader->streams->count;
+	uint64_t generation = *(uint64_t *)reader->journal, rows = reader->connections;
 	struct copy *copy = (struct copy *)(reader->journal + sizeof(generation) + !(generation & 1) * reader->copy_size);
+	uint64_t needed = reader_needed(reader);
 
-	copy->position = reader->position;
+	if (rows > reader->most || reader->position - needed > reader->patience)
+		return 0;
+	copy->position = needed;
+	copy->read = reader->position;
 	copy->count = rows;
-	copy->pending = length;
-	memcpy(copy->table, reader->streams->table, rows * sizeof(*copy->table));
-	memcpy(copy->table + rows, pending, length);
+	memcpy(copy->table, reader->table, rows * sizeof(*copy->table));
 	__atomic_store_n((uint64_t *)reader->journal, generation + 1, __ATOMIC_RELEASE);
-	reader->committed = reader->position;
+	reader->committed = needed;
+	reader->uncommitted = 0;
 	reader->found = NOTHING;
-	__atomic_store_n(&reader->word->read, reader->position, __ATOMIC_RELAXED);
+	__atomic_store_n(&reader->word->read, needed, __ATOMIC_RELAXED);
 	reader_give_back(reader);
+	return 1;
 }
 
 /* Each record wakes: an event may be of one that was read already. */
@@ -264,19 +259,6 @@ static int goes_on(struct reader *reader)
 	return stored != seen && read(reader->timer, &expired, sizeof(expired)) == sizeof(expired);
 }
 
-/* Is all that was read whole messages of connections that go on, so that the table says all? */
-static int is_plain(const struct reader *reader)
-{
-	const struct streams *streams = reader->streams;
-
-	if (reader->spilled || streams->count > reader->most)
-		return 0;
-	for (uint64_t row = 0; row < streams->count; row++)
-		if (streams->table[row].aligned != 1)
-			return 0;
-	return 1;
-}
-
 static inline void copy_values(uint8_t *to, const uint8_t *from, uint64_t stride, uint64_t count, uint64_t size)
 {
 	for (; count--; from += stride, to += size)
@@ -310,23 +292,50 @@ void reader_gather(const struct reader *reader)
 	}
 }
 
-/* A whole cycle of a reader: commit, sleep, and reader_regular on what has arrived then. */
-enum status reader_cycle(struct reader *reader)
+/* Commit, sleep, and look: WHOLE if that is done. */
+static enum status rest(struct reader *reader)
 {
 	int ended;
 
 	reader->found = NOTHING;
-	if (!is_plain(reader))
+	if (reader->uncommitted && (reader->spilled || !reader_commit(reader)))
 		return DECLINED;
-	if (reader->position != reader->committed)
-		reader_commit(reader, "", 0);
 	do
 		ended = sleep_until_due(reader);
 	while (ended > 0 && goes_on(reader));
 	if (ended)
 		return ended < 0 ? SIGNALLED : ENDED;
-	reader->start = reader->position;
 	reader->end = LOOK;
-	reader->found = reader_regular(reader, reader->size);
-	return reader->position == reader->end ? WHOLE : MORE;
+	return WHOLE;
+}
+
+/* A cycle of a reader that takes messages one by one: it sleeps until one is whole, or with a period until that is
+ * over.
+ */
+enum status reader_rest(struct reader *reader)
+{
+	struct message message;
+	enum status status;
+
+	do
+		status = rest(reader);
+	while (status == WHOLE && !reader->period && !reader_message(reader, &message));
+	return status;
+}
+
+/* A cycle of one that takes them together: reader_regular on what has arrived. Segments that only split messages are
+ * taken in, too.
+ */
+enum status reader_cycle(struct reader *reader)
+{
+	enum status status = rest(reader);
+	struct message message;
+
+	if (status != WHOLE)
+		return status;
+	reader->start = reader->position;
+	reader->found = reader_regular(reader);
+	if (reader->position != reader->end && (reader->found || reader_message(reader, &message)))
+		return MORE;
+	return WHOLE;
 }

@@ -4,8 +4,7 @@ import mmap
 import select
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 
@@ -13,12 +12,11 @@ from midstream.ebpf import records, ring_server
 from midstream.ebpf.hashmap import HashMap
 from midstream.ebpf.records import RECORD
 from midstream.errors import KernelError
+from midstream.framing import Framing
 from midstream.hardworker.cadence import Cadence
-from midstream.hardworker.journal import Journal, Snapshot
-from midstream.hardworker.messages import batch_dtype
-from midstream.hardworker.source import Beginning, Cycle, Segment, Standing, Status
+from midstream.hardworker.messages import Format, Message, Totals, batch_dtype, joined
+from midstream.hardworker.source import Beginning, Cycle, Standing, Status
 from midstream.hardworker.spill import Spill
-from midstream.hardworker.streams import Streams
 from midstream.hardworker.views import Columns, View
 from midstream.hardworker.watch import Watch
 
@@ -31,7 +29,7 @@ except ImportError as error:
     ) from error
 
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
-_NOTHING = (1 << 64) - 1  # as `found` in ring.h
+_NOTHING = _LOOK = (1 << 64) - 1  # as `found` and `end` in ring.h
 _BLOCK = 64  # a record has room for whole blocks of payload
 _VIEWS = 1024  # of the whole ring, kept for cycles
 _STORED = select.EPOLLIN | select.EPOLLET
@@ -42,19 +40,20 @@ class Ring:
     """The Source of records, in the order in which the program stored them.
 
     `consumer` is the ring's first page, `pages` the producer's page and then the data, twice in a row: as
-    the kernel maps them, or as a test lays them out. `journal` and `spill` say what the last reader
-    committed, and where reading resumes. `word`: what the daemon says that the logger has committed, for
-    which at most `retain` bytes of the ring are retained. `event` becomes readable when something is stored.
-    `close` lets go. `patience`: bytes of the ring that a large unfinished message may hold before it is
-    copied out. `beginnings` are the program's notes, per sensor, and `watch` tells whether the ring is still
-    in use.
+    the kernel maps them, or as a test lays them out. `journal`, for so many `connections`, and `spill` say
+    what the last reader committed, and where reading resumes. `word`: what the daemon says that the logger
+    has committed, for which at most `retain` bytes of the ring are retained. `event` becomes readable when
+    something is stored. `close` lets go. `patience`: bytes of the ring that unfinished messages may hold
+    before they are copied out. `beginnings` are the program's notes, per sensor, and `watch` tells whether
+    the ring is still in use.
     """
 
     def __init__(
         self,
         consumer: np.ndarray,
         pages: np.ndarray,
-        journal: Journal,
+        journal: np.ndarray,
+        connections: int,
         spill: Spill,
         word: np.ndarray,
         event: int,
@@ -69,27 +68,26 @@ class Ring:
         self._pages = pages
         self._rows: np.dtype | None = None  # if cycles give these,
         self._views: dict[int, np.ndarray] = {}  # of which
-        self._journal, self._spill = journal, spill
-        self._event, self._let_go, self._patience = event, close, patience
+        self._connections, self._spill = connections, spill
+        self._event, self._let_go = event, close
         self._beginnings = np.zeros(0, records.BEGINNINGS) if beginnings is None else beginnings
         self._events: select.epoll | None = None  # for `fileno`,
         self._cycle_events: select.epoll | None = None  # and for cycles without a period
         self._watch = watch
-        self._snapshot = journal.load()
-        pieces = spill.load(self._snapshot)
-        if self._snapshot:
-            self._snapshot = replace(self._snapshot, kept=pieces)
         self._reader = RingReader(
             consumer,
             pages,
-            journal.memory,
+            journal,
             word,
-            copy_size=journal.copy_size,
-            connections=journal.connections,
+            copy_size=records.journal_copy_size(connections),
+            connections=connections,
+            patience=patience,
             retain=retain,
-            position=self._snapshot.position if self._snapshot else int(consumer[:8].view("<u8")[0]),
             timer=watch.timer if watch else 0,
         )
+        self.message: Callable[[], Message | None] = self._reader.message
+        """The next message; its payload is copied."""
+        self._reader.restore(spill.load(self._reader.unfinished()))
         self._reader.spilled = spill.in_use
         # A reader killed in `commit` may have left this undone.
         self._reader.give_back()
@@ -107,7 +105,9 @@ class Ring:
         length, told = records.journal_size(connections), records.committed_size(connections)
         try:
             consumer = mmap.mmap(held.ring, page)
-            pages = mmap.mmap(held.ring, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+            # All at once: else each page is a fault when its first message comes.
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            pages = mmap.mmap(held.ring, page + 2 * size, flags, mmap.PROT_READ, offset=page)
             memory = mmap.mmap(held.journal, -(-length // page) * page)
             noted = held.sensors * records.BEGINNINGS.itemsize
             begun = mmap.mmap(held.beginnings, -(-noted // page) * page, prot=mmap.PROT_READ)
@@ -125,7 +125,8 @@ class Ring:
         return cls(
             np.frombuffer(consumer, np.uint8),
             np.frombuffer(pages, np.uint8),
-            Journal(np.frombuffer(memory, np.uint8, length), connections, records.JOURNAL_PENDING),
+            np.frombuffer(memory, np.uint8, length),
+            connections,
             Spill(HashMap(held.unfinished)),
             np.frombuffer(word, np.uint8, told),
             held.ring,
@@ -136,34 +137,41 @@ class Ring:
             watch,
         )
 
-    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
-        """A cycle, which is a single call of ring.c; see Source."""
+    def begin(self, form: Format, cadence: Cadence, attention: int) -> None:
+        """Say what messages are and when to look; see Source."""
         event = 0
         if not cadence.period:
-            if self._cycle_events:
-                self._cycle_events.close()
             self._cycle_events = self._epoll()
             self._cycle_events.register(attention, select.EPOLLIN)
             event = self._cycle_events.fileno()
-        columns = view if isinstance(view, Columns) else None
-        self._reader.streams = streams.address
-        self._reader.prepare(
-            size=size,
+        self._reader.begin(
+            framing=get_args(Framing).index(form.framing),
+            size=form.size,
+            message=Message,
+            addresses=form.addresses,
             stop=attention,
             event=event,
             period=round(cadence.period * 1e9),
             follow=round(cadence.follow * 1e9),
+        )
+
+    def prepare(self, view: View | None) -> Cycle:
+        """A cycle, which is a single call of ring.c; see Source."""
+        if view is None:
+            return Cycle(self._reader.rest, self._found)
+        columns = view if isinstance(view, Columns) else None
+        self._reader.prepare(
             plan=columns.plan if columns else _NO_COLUMNS,
             values=columns.usual if columns else [],
-            kept=(view, streams),
+            kept=view,
         )
         self._rows, self._views = None, {}
         if not columns:
             self._rows = view.dtype
             self._show(0, view.dtype)
-        return self._reader.cycle
+        return Cycle(self._reader.cycle, self._found)
 
-    def last_batch(self) -> np.ndarray | None:
+    def _found(self) -> np.ndarray | None:
         """What the last cycle found; where that did not fit the view of rows, the next ones do."""
         reader = self._reader
         count = reader.found
@@ -210,44 +218,37 @@ class Ring:
             watch.check(stored)
         reader.seen = stored
 
-    def next(self, size: int, streams: Streams) -> np.ndarray | Segment | None:
-        """The messages of `size` bytes that come next, one a record and in order: a view of the ring, valid
-        until it is released. Else the next record, copied; None if there is none yet."""
+    def rows(self) -> np.ndarray:
+        """A view of the ring as far as messages lie in it one a record and in order; behind that they are put
+        together."""
         reader = self._reader
-        position = reader.position
-        if size:
-            reader.streams = streams.address
-            if count := reader.regular(size):
-                return self._messages(position, count, batch_dtype(size))
-        segment = reader.next()
-        return segment and Segment(*segment)
+        position, dtype = reader.position, batch_dtype(reader.size)
+        count = reader.regular()
+        batch = self._messages(position, count, dtype)
+        if reader.position == reader.end:
+            return batch
+        rows = np.empty(reader.most_rows(), dtype)
+        return joined(batch, rows[: reader.rows(rows.view(np.uint8))])
 
-    def restore(self) -> Snapshot | None:
-        """What an earlier reader committed."""
-        return self._snapshot
-
-    def commit(self, streams: Streams) -> bool:
+    def commit(self) -> bool:
         """Remember what has been read and give it back to the program; views of it are no longer valid.
 
-        False, and nothing done, while a large message is unfinished and the ring has room for more of it; or
-        if the journal has no room for so many connections. Raises KernelError if there is no room for
-        unfinished messages; then nothing is done either.
+        False, and nothing done, if the journal has no room for so many connections. Raises KernelError if
+        there is no room for unfinished messages; then nothing is done either.
         """
         reader = self._reader
-        if reader.position == reader.committed:
+        if not reader.uncommitted:
             return True
-        if streams.count > self._journal.connections:
-            return False
-        if streams.has_fresh and streams.fresh_size > self._journal.pending:
-            if self.used <= self._patience:
+        if not reader.commit():
+            if reader.connections > self._connections:
                 return False
-            for piece in streams.fresh():
+            for piece in reader.crowding():
                 self._spill.keep(reader.position, piece)
-            streams.keep()
-        reader.streams = streams.address
-        reader.commit(streams.pending())
-        self._spill.forget(streams)
-        reader.spilled = self._spill.in_use
+            reader.keep_crowding()
+            reader.commit()
+        if self._spill.in_use:
+            self._spill.forget(reader.unfinished())
+            reader.spilled = self._spill.in_use
         return True
 
     def fileno(self) -> int:
@@ -267,15 +268,11 @@ class Ring:
 
     def close(self) -> None:
         """Let go of the ring."""
+        self._reader.abandon()
         for events in (self._events, self._cycle_events):
             if events:
                 events.close()
         self._let_go()
-
-    @property
-    def used(self) -> int:
-        """Bytes in use: what the reader is not done with, and what it retains."""
-        return self._stored - self._reader.released
 
     @property
     def _stored(self) -> int:
@@ -288,10 +285,13 @@ class Ring:
         reader = self._reader
         return Standing(
             Status(reader.status),
-            reader.position != reader.committed,
+            bool(reader.uncommitted),
             reader.newest,
             (self._stored - reader.committed) / self.size,
             self._watch.timer if self._watch else -1,
+            reader.position != (self._stored if reader.end == _LOOK else reader.end),
+            reader.connections,
+            Totals(*reader.totals()),
         )
 
     def beginnings(self) -> list[Beginning]:

@@ -7,24 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from midstream.hardworker.cadence import Cadence
-from midstream.hardworker.journal import Snapshot
-from midstream.hardworker.streams import Streams
+from midstream.hardworker.messages import Format, Message, Totals
 from midstream.hardworker.views import View
-
-
-class Segment(NamedTuple):
-    """Some bytes of a stream, or an event of a connection, or both.
-
-    The fields are those of struct record in ebpf/record.h.
-    """
-
-    connection: int
-    sensor: int
-    port: int
-    offset: int
-    time: int
-    flags: int
-    data: bytes
 
 
 class Beginning(NamedTuple):
@@ -46,7 +30,7 @@ class Status(IntEnum):
     WHOLE = 0
     """All that has arrived was given."""
     MORE = 1
-    """Behind the batch that it found there are records that are no whole messages, or not in order."""
+    """Behind the batch that it found there is more, maybe messages that segments split or join."""
     UNFIT = 2
     """The batch that it found does not fit what was prepared."""
     DECLINED = 3
@@ -63,7 +47,8 @@ class Standing(NamedTuple):
     status: of its last cycle that gave None. uncommitted: has something been read that is not committed, and
     would be given again? newest: when the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown,
     or none was read. fill: how full its buffer is, from 0 to 1. timer: a descriptor that polls readable when
-    `look` is due although nothing has arrived; -1: it never is.
+    `look` is due although nothing has arrived; -1: it never is. remains: is there something that a look has
+    seen, and nobody has taken? connections: that are open.
     """
 
     status: Status
@@ -71,41 +56,51 @@ class Standing(NamedTuple):
     newest: int
     fill: float
     timer: int
+    remains: bool
+    connections: int
+    totals: Totals
 
 
-Cycle = Callable[[], Any]
-"""Commits, waits, looks, and gives the messages in a view; None unless its status is WHOLE."""
+class Cycle(NamedTuple):
+    """A cycle that is prepared.
+
+    run(): commits, waits, looks, and gives the messages in a view; None unless its status is WHOLE.
+    batch(): the messages that the last one found, as `rows` gives them. None if it did nothing, or if what it
+    found has been committed.
+    """
+
+    run: Callable[[], Any]
+    batch: Callable[[], np.ndarray | None]
 
 
 class Source(Protocol):
-    """What a Reader reads from."""
+    """What a Reader reads from. It goes on where an earlier reader has committed, if it remembers that."""
+
+    def begin(self, form: Format, cadence: Cadence, attention: int) -> None:
+        """To be called first. attention: a descriptor that ends a cycle's sleep when it is readable, as it is
+        with the source's timer."""
+        ...
 
     def look(self) -> None:
-        """What has arrived until now is what `next` gives, until the next look: a reader that is slower than
-        the sensors must give room back before it has read all. Raises DetachedError (watch.py) if nothing is
-        left, and nothing will come."""
+        """What has arrived until now is what `rows` and `message` give, until the next look: a reader that is
+        slower than the sensors must give room back before it has read all. Raises DetachedError (watch.py) if
+        nothing is left, and nothing will come."""
         ...
 
-    def next(self, size: int, streams: Streams) -> np.ndarray | Segment | None:
-        """The next messages of `size` bytes, as far as they lie whole and in order: maybe a view, valid until
-        `commit`. Else, and always if `size` is 0, the next segment; None if there is none yet."""
+    def rows(self) -> np.ndarray:
+        """All messages of fixed size, as an array of `batch_dtype`: maybe a view, valid until `commit`."""
         ...
 
-    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
-        """A cycle that gives messages of `size` bytes in this view. attention: a descriptor that ends its
-        sleep when it is readable, as it is with the source's timer."""
+    def message(self) -> Message | None:
+        """The next message; None if there is none yet."""
         ...
 
-    def last_batch(self) -> np.ndarray | None:
-        """The messages that the last cycle found, as `next` gives them; another look may find more behind
-        them. None if it did nothing, or what it found has been committed."""
+    def prepare(self, view: View | None) -> Cycle:
+        """A cycle that gives messages of fixed size in this view; without one it only commits, waits and
+        looks, and gives True."""
         ...
 
-    def restore(self) -> Snapshot | None:
-        """What an earlier reader committed, from which this one goes on."""
-        ...
-
-    def commit(self, streams: Streams) -> bool:
+    def commit(self) -> bool:
         """What has been read is done with; False, and nothing done, if that cannot be remembered yet."""
         ...
 
@@ -124,5 +119,5 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of descriptors and mappings."""
+        """Let go of descriptors and mappings. Connections that are open count as reset from now on."""
         ...

@@ -1,20 +1,25 @@
-"""What the journal has no room for: large unfinished messages, kept in a map that outlives the reader and
-grows as it is filled.
+"""What the ring has no room for: large unfinished messages, kept in a map that outlives the reader and grows
+as it is filled.
 
 An entry is some bytes of a stream, written once and never changed. It bears the position in the ring up to
-which its writer had read: it counts once the journal says that this was committed, and what a reader wrote
-that was killed before is removed by the next.
+which its writer had read: it counts once the journal says that its connection needs nothing before that, and
+what a reader wrote that was killed before is removed by the next.
 """
 
 import struct
 from collections import defaultdict
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from heapq import heappop, heappush
 
 from midstream.ebpf import records
 from midstream.errors import KernelError
-from midstream.hardworker.journal import Snapshot
-from midstream.hardworker.streams import Piece, Streams
+
+Piece = tuple[int, int, bytes]
+"""Connection, offset in its stream, and bytes that belong to no message delivered."""
+
+Unfinished = Mapping[int, tuple[int, int]]
+"""By connection: the offset of its first byte that belongs to no message delivered, and the position of the
+first record that its next reader needs. Those that are at a message's beginning need none."""
 
 _ENTRY = struct.Struct("<QQII")  # struct kept of ebpf/tables.h, before the bytes
 _KEY = struct.Struct("<Q")
@@ -34,20 +39,15 @@ class Spill:
         """Are there entries?"""
         return bool(self._entries)
 
-    def load(self, snapshot: Snapshot | None) -> list[Piece]:
-        """The entries that belong to what was committed, in the order in which they were written; all others
-        are removed."""
-        starts: dict[int, int] = {}
-        if snapshot:
-            starts = dict(
-                zip(snapshot.table["connection"].tolist(), snapshot.table["next"].tolist(), strict=True)
-            )
+    def load(self, unfinished: Unfinished) -> list[Piece]:
+        """The entries that belong to what was committed, from the newest to the oldest; all others are
+        removed."""
         found = []
-        for key in sorted(self._memory, key=_KEY.unpack):
+        for key in sorted(self._memory, key=_KEY.unpack, reverse=True):
             value = self._memory[key]
             position, offset, connection, length = _ENTRY.unpack_from(value)
-            start = starts.get(connection)
-            if snapshot is None or position > snapshot.position or start is None or offset + length <= start:
+            start, needed = unfinished.get(connection, (None, 0))
+            if start is None or position > needed or offset + length <= start:
                 del self._memory[key]
                 continue
             heappush(self._entries[connection], (offset + length, key))
@@ -77,11 +77,11 @@ class Spill:
                 ) from error
             heappush(self._entries[connection], (offset + start + len(part), key))
 
-    def forget(self, streams: Streams) -> None:
+    def forget(self, unfinished: Unfinished) -> None:
         """Remove the bytes of messages that are whole, and of connections that have ended, once that is
         committed."""
         for connection, entries in list(self._entries.items()):
-            start = streams.start(connection)
+            start, _ = unfinished.get(connection, (None, 0))
             while entries and (start is None or entries[0][0] <= start):
                 del self._memory[heappop(entries)[1]]
             if not entries:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from tests.support.fake_ring import Segment
 from tests.support.hosts import HARDWORKER, LOGGER, SENSORS, STRANGER, configure, free_port, topology
+from tests.support.observed import ObservedHandler
 
 from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import NetworkError
 from midstream.hardworker import Hardworker
-from midstream.hardworker.handler import SocketHandler
-from midstream.hardworker.source import Segment
-from midstream.hardworker.streams import Streams
 
 PATIENCE = 10.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -33,7 +32,7 @@ class Pump(threading.Thread):
 
     def __init__(self, port: int) -> None:
         super().__init__()
-        self.handler = SocketHandler(topology(port=port))
+        self.handler = ObservedHandler(topology(port=port))
         self.segments: list[Segment] = []
         self.fullest = 0.0
         self._stopped = False
@@ -50,7 +49,7 @@ class Pump(threading.Thread):
     def run(self) -> None:
         while not self._stopped:
             self.handler.look()
-            while segment := self.handler.next(0, Streams()):
+            while segment := self.handler.next():
                 self.segments.append(segment)
             self.fullest = max(self.fullest, self.handler.standing.fill)
             time.sleep(0.0005)
@@ -140,10 +139,10 @@ def descriptors() -> set[tuple[str, str]]:
     return found
 
 
-def step(handler: SocketHandler, segments: list[Segment]) -> list[Segment]:
+def step(handler: ObservedHandler, segments: list[Segment]) -> list[Segment]:
     """Take what the handler has at hand, for a test that has to be in step with it."""
     handler.look()
-    while segment := handler.next(0, Streams()):
+    while segment := handler.next():
         segments.append(segment)
     return segments
 
@@ -154,7 +153,7 @@ def events(segments: list[Segment]) -> list[int]:
 
 @contextlib.contextmanager
 def stalled(
-    handler: SocketHandler, segments: list[Segment], sensor: socket.socket, logger: socket.socket
+    handler: ObservedHandler, segments: list[Segment], sensor: socket.socket, logger: socket.socket
 ) -> Iterator[tuple[socket.socket, int]]:
     """Sensor and logger have both ended, but the logger takes nothing: its connection, and the bytes sent."""
     sent = 0
@@ -323,19 +322,19 @@ def test_without_descriptors_a_sensor_is_reset_and_the_handler_does_not_spin(
     port: int, logger: socket.socket, left: int
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.closing(SocketHandler(topology(port=port))) as handler, connect(port) as sensor:
+    with contextlib.closing(ObservedHandler(topology(port=port))) as handler, connect(port) as sensor:
         free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, hard))
         try:
-            assert handler.next(0, Streams()) is None
+            assert handler.next() is None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         with pytest.raises(ConnectionResetError):
             sensor.recv(1)
         assert not select.select([handler], [], [], 0)[0]
         with connect(port):  # it tries again, and there is room
-            segment = handler.next(0, Streams())
+            segment = handler.next()
             assert segment is not None and segment.flags == OPEN
 
 
@@ -369,7 +368,7 @@ def test_an_end_that_waits_for_a_slow_logger_is_told_once_and_wakes_nobody(
     port: int, logger: socket.socket
 ) -> None:
     segments: list[Segment] = []
-    handler = SocketHandler(topology(port=port))
+    handler = ObservedHandler(topology(port=port))
     with contextlib.closing(handler), connect(port) as sensor:
         with stalled(handler, segments, sensor, logger) as (outer, sent):
             for _ in range(20):
@@ -391,7 +390,7 @@ def test_a_stream_cut_short_by_closing_does_not_look_complete_to_the_logger(
     port: int, logger: socket.socket
 ) -> None:
     segments: list[Segment] = []
-    handler = SocketHandler(topology(port=port))
+    handler = ObservedHandler(topology(port=port))
     with (
         contextlib.closing(handler),
         connect(port) as sensor,
@@ -523,5 +522,5 @@ def test_closing_resets_sensors_that_are_not_done(port: int, logger: socket.sock
 def test_a_port_that_is_taken_is_named(port: int) -> None:
     before = descriptors()
     with Pump(port), pytest.raises(NetworkError, match=f"{HARDWORKER}:{port}: cannot listen there"):
-        SocketHandler(topology(port=port))
+        ObservedHandler(topology(port=port))
     assert descriptors() <= before

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.fake_ring import RingSource
+from tests.support.fake_ring import FakeRing, RingSource
 from tests.support.hosts import configure
 from tests.support.reader import SIZE, Site, give_up, handled, interrupt, later, payload, unhurried
 
 from midstream.errors import ConfigError
 from midstream.hardworker import Hardworker
-from midstream.hardworker.cadence import Cadence
-from midstream.hardworker.source import Cycle, Segment
-from midstream.hardworker.streams import Streams
+from midstream.hardworker.messages import Message
+from midstream.hardworker.source import Cycle
 from midstream.hardworker.views import View
 
 
@@ -37,26 +36,38 @@ class InterruptedSource(RingSource):
 
     due = False
 
-    def prepare(self, view: View, size: int, cadence: Cadence, attention: int, streams: Streams) -> Cycle:
-        cycle = super().prepare(view, size, cadence, attention, streams)
+    def __init__(self, ring: FakeRing) -> None:
+        super().__init__(ring)
+        take = self.message
 
-        def interrupted() -> Any:
-            given = cycle()
-            if given is not None:
+        def message() -> Message | None:
+            found = take()
+            if found:
+                self._interrupt()
+            return found
+
+        self.message = message
+
+    def prepare(self, view: View | None) -> Cycle:
+        cycle = super().prepare(view)
+
+        def run() -> Any:
+            given = cycle.run()
+            if given is not None and view is not None:
                 self._interrupt()
             return given
 
-        return interrupted
+        def batch() -> np.ndarray | None:
+            found = cycle.batch()
+            if found is not None and len(found):
+                self._interrupt()
+            return found
 
-    def last_batch(self) -> np.ndarray | None:
-        found = super().last_batch()
-        if found is not None and len(found):
-            self._interrupt()
-        return found
+        return Cycle(run, batch)
 
-    def next(self, size: int, streams: Streams) -> np.ndarray | Segment | None:
-        found = super().next(size, streams)
-        if found is not None and (not isinstance(found, Segment) or found.data):
+    def rows(self) -> np.ndarray:
+        found = super().rows()
+        if len(found):
             self._interrupt()
         return found
 

@@ -12,17 +12,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.fake_ring import as_record
+from tests.support.fake_ring import Segment, as_record, begun
 
-from midstream.ebpf.records import OPEN, RECORD, committed_size, journal_size
+from midstream.ebpf.records import (
+    JOURNAL_GENERATION,
+    OPEN,
+    RECORD,
+    RESET,
+    committed_size,
+    journal_copy_size,
+    journal_size,
+)
 from midstream.ebpf.retained import Committed
-from midstream.hardworker.journal import Journal
 from midstream.hardworker.ring import Ring
-from midstream.hardworker.source import Segment
 from midstream.hardworker.spill import Spill
-from midstream.hardworker.streams import OPEN_STREAM, Stream, Streams
 
-CONNECTIONS, PENDING, SIZE = 5, 100, 4096
+CONNECTIONS, SIZE, MESSAGE = 5, 1 << 14, 8
 TRACEME, SINGLESTEP = 0, 9  # linux/ptrace.h
 
 
@@ -33,20 +38,24 @@ class Memory:
         page = mmap.PAGESIZE
         self.consumer = shared(page)
         self.pages = shared(page + 2 * SIZE)
-        self.journal = shared(journal_size(CONNECTIONS, PENDING))
+        self.journal = shared(journal_size(CONNECTIONS))
         self.word = shared(committed_size(CONNECTIONS))
 
     def reader(self, retain: int = 0) -> Ring:
-        journal = Journal(self.journal, CONNECTIONS, PENDING)
-        return Ring(
-            self.consumer,
-            self.pages,
-            journal,
-            Spill({}),
-            self.word,
-            event=-1,
-            close=lambda: None,
-            retain=retain,
+        return begun(
+            Ring(
+                self.consumer,
+                self.pages,
+                self.journal,
+                CONNECTIONS,
+                Spill({}),
+                self.word,
+                event=-1,
+                close=lambda: None,
+                patience=SIZE,
+                retain=retain,
+            ),
+            MESSAGE,
         )
 
     def store(self, segment: Segment) -> None:
@@ -58,44 +67,38 @@ class Memory:
         self.pages[at + 8 : at + 8 + len(data)] = np.frombuffer(data, np.uint8)
         producer[0] += 8 + (len(data) + 7) // 8 * 8
 
+    def open(self, *connections: int) -> None:
+        for connection in connections:
+            self.store(Segment(connection, 0, 0, 0, 0, OPEN, b""))
+
+    def send(self, connection: int, offset: int, data: bytes) -> None:
+        self.store(Segment(connection, 0, 0, offset, 0, 0, data))
+
+    @property
+    def produced(self) -> int:
+        return int(self.pages[:8].view("<u8")[0])
+
+    @property
+    def given_back(self) -> int:
+        return int(self.consumer[:8].view("<u8")[0])
+
     @property
     def state(self) -> tuple[object, ...]:
-        """What a reader that starts now finds: position, connections, pending bytes."""
-        snapshot = Journal(self.journal, CONNECTIONS, PENDING).load()
-        if snapshot is None:
-            return ()
-        return snapshot.position, snapshot.table.tolist(), snapshot.pending
+        """What a reader that starts now finds: where it reads on, and its connections."""
+        consumer = self.consumer.copy()  # it gives back what its predecessor had no time for
+        reader = self.reader()._reader
+        self.consumer[:] = consumer
+        return reader.position, reader.connections, reader.unfinished()
 
 
 def shared(size: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE), np.uint8, size)
 
 
-class Unfinished(Streams):
-    """Streams with some bytes of unfinished messages, whatever they are."""
-
-    unfinished: bytes = b""
-
-    @property
-    def fresh_size(self) -> int:
-        return len(self.unfinished)
-
-    def pending(self) -> bytes:
-        return self.unfinished
-
-
-def opened(*rows: tuple[int, int], pending: bytes = b"") -> Unfinished:
-    streams = Unfinished()
-    streams.unfinished = pending
-    for connection, start in rows:
-        streams.open(connection, Stream(start))
-    return streams
-
-
-def read(ring: Ring) -> None:
+def read(ring: Ring) -> list[bytes]:
+    """The messages that are there now."""
     ring.look()
-    while ring.next(0, Streams()):
-        pass
+    return [bytes(row["payload"]) for row in ring.rows()]
 
 
 @contextmanager
@@ -131,60 +134,67 @@ def traced(action: Callable[[], object]) -> Iterator[Iterator[None]]:
 
 
 def test_nothing_was_ever_committed() -> None:
-    assert Journal(shared(journal_size(3, 8)), 3, 8).load() is None
+    memory = Memory()
+    memory.open(1)
+    assert memory.state == (0, 0, {})
 
 
 @given(
-    commits=st.lists(
+    st.lists(
         st.tuples(
-            st.dictionaries(
-                st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1), min_size=0, max_size=CONNECTIONS
-            ),
-            st.binary(max_size=PENDING),
+            st.sampled_from(["open", "send", "end", "read", "commit"]), st.integers(1, 9), st.integers(1, 20)
         ),
-        min_size=1,
-        max_size=6,
+        max_size=60,
     )
 )
-def test_the_last_commit_is_what_is_found(commits: list[tuple[dict[int, int], bytes]]) -> None:
+def test_what_was_not_committed_comes_again_and_nothing_else(steps: list[tuple[str, int, int]]) -> None:
+    """A reader is killed after each step; what it committed counts."""
     memory = Memory()
+    sent: dict[int, int] = {}  # of the connections that are open
+    ended: set[int] = set()
+    given, committed = 0, 0  # bytes, of all
     ring = memory.reader()
-    for number, (rows, pending) in enumerate(commits):
-        memory.store(Segment(number, 0, 0, 0, 0, OPEN, b""))
-        read(ring)
-        streams = opened(*rows.items(), pending=pending)
-        assert ring.commit(streams)
-        found = Journal(memory.journal, CONNECTIONS, PENDING).load()
-        assert found is not None
-        assert found.position == memory.pages[:8].view("<u8")[0] == memory.consumer[:8].view("<u8")[0]
-        assert found.table.tolist() == streams.table[: streams.count].tolist()
-        assert found.table["connection"].tolist() == sorted(rows)
-        assert found.pending == pending
-
-
-def test_a_snapshot_is_a_copy() -> None:
-    memory = Memory()
-    memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
+    for what, connection, length in steps:
+        if what == "open" and connection not in sent and connection not in ended and len(sent) < CONNECTIONS:
+            memory.open(connection)
+            sent[connection] = 0
+        elif what == "send" and connection in sent:
+            memory.send(connection, sent[connection], bytes(length))
+            sent[connection] += length
+        elif what == "end" and sent.get(connection, 1) % MESSAGE == 0:
+            memory.store(Segment(connection, 0, 0, sent.pop(connection), 0, RESET, b""))
+            ended.add(connection)
+        elif what == "read":
+            given += len(b"".join(read(ring)))
+        elif what == "commit":
+            assert ring.commit()
+            committed = given
+            before = memory.state
+            ring = memory.reader()
+            assert memory.state == before
+            given = committed
     ring = memory.reader()
-    read(ring)
-    ring.commit(opened((1, 7), pending=b"abc"))
-    found = Journal(memory.journal, CONNECTIONS, PENDING).load()
-    assert found is not None
-    memory.journal[:] = 255
-    assert (found.table["next"].tolist(), found.pending) == ([7], b"abc")
+    rest = len(b"".join(read(ring)))
+    whole = sum(count // MESSAGE * MESSAGE for count in sent.values())
+    assert ring.standing.connections == len(sent)
+    assert committed + rest >= whole
+    assert ring.commit()
+    assert not read(memory.reader())
 
 
 def test_more_connections_than_there_is_room_for_change_nothing() -> None:
     memory = Memory()
     ring = memory.reader()
-    memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
+    memory.open(*range(CONNECTIONS + 1))
     read(ring)
-    streams = opened(*((number, 0) for number in range(CONNECTIONS + 1)))
     before = memory.journal.copy()
-    assert not ring.commit(streams)
+    assert not ring.commit()
     assert (memory.journal == before).all()
-    assert memory.consumer[:8].view("<u8")[0] == 0
-    assert ring.commit(opened(*((number, 0) for number in range(CONNECTIONS)), pending=bytes(PENDING)))
+    assert memory.given_back == 0
+    memory.store(Segment(3, 0, 0, 0, 0, RESET, b""))
+    read(ring)
+    assert ring.commit()
+    assert memory.given_back == memory.produced
 
 
 @given(garbage=st.binary(min_size=16, max_size=200), commits=st.integers(1, 4))
@@ -192,13 +202,14 @@ def test_whatever_lies_in_the_other_copy_is_not_looked_at(garbage: bytes, commit
     """A writer that died half-way leaves anything there, and nothing else."""
     memory = Memory()
     ring = memory.reader()
+    memory.open(1)
     for number in range(commits):
-        memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
+        memory.send(1, number, b"x")
         read(ring)
-        ring.commit(opened((1, number), pending=b"pending"))
+        ring.commit()
     expected = memory.state
-    copy = Journal(memory.journal, CONNECTIONS, PENDING).copy_size
-    start = 8 + (commits + 1) % 2 * copy
+    copy = journal_copy_size(CONNECTIONS)
+    start = JOURNAL_GENERATION + (commits + 1) % 2 * copy
     other = memory.journal[start : start + copy]
     other[:] = np.resize(np.frombuffer(garbage, np.uint8), copy)
     assert memory.state == expected
@@ -210,33 +221,37 @@ def test_whatever_lies_in_the_other_copy_is_not_looked_at(garbage: bytes, commit
 def test_killed_between_any_two_instructions_of_a_commit(earlier: int) -> None:
     memory = Memory()
     ring = memory.reader()
-    memory.store(Segment(9, 0, 0, 0, 0, OPEN, b""))
+    memory.open(1, 2)
     read(ring)
-    ring.commit(opened((9, 0)))  # the library's symbols are resolved before instructions are counted
-    memory.journal[:8] = 0  # as if never
+    ring.commit()  # the library's symbols are resolved before instructions are counted
     for number in range(earlier):
-        memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
+        memory.send(1, number, b"x")
         read(ring)
-        ring.commit(opened((1, number), (2, 2 * number), pending=bytes([number]) * 40))
-    memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
-    producer = int(memory.pages[:8].view("<u8")[0])
-    old_consumer = int(memory.consumer[:8].view("<u8")[0])
-    old = memory.state
-    streams = opened((1, 1000), (3, 3000), (4, 4000), pending=b"new" * 30)
-    new = producer, streams.table[: streams.count].tolist(), streams.unfinished
-    read(ring)
+        ring.commit()
+    memory.open(3, 4)
+    memory.send(2, 0, bytes(MESSAGE + 1))
+    old, old_consumer = memory.state, memory.given_back
+    assert read(ring) == [bytes(MESSAGE)]
+    needed = memory.produced if not earlier else old[0]
 
     found: list[tuple[object, int]] = []  # what a reader finds, and what was given back
     torn = 0
     before = memory.journal.tobytes()
-    with traced(lambda: ring.commit(streams)) as steps:
+    with traced(ring.commit) as steps:
         for _ in steps:
-            consumer = int(memory.consumer[:8].view("<u8")[0])
-            moment = memory.state, consumer
+            moment = memory.state, memory.given_back
             if not found or found[-1] != moment:
                 found.append(moment)
             torn += moment[0] == old and memory.journal.tobytes() != before
-    assert found == [(old, old_consumer), (new, old_consumer), (new, producer)]
+    new = memory.state
+    assert new != old and new[1] == 4
+    last = memory.given_back
+    assert found == [
+        (old, old_consumer),
+        (new, old_consumer),
+        *([(new, last)] if last != old_consumer else []),
+    ]
+    assert old_consumer < last or needed == old_consumer
     assert torn > 10  # states of a commit that had begun and did not count
 
 
@@ -244,15 +259,14 @@ def test_a_reader_killed_right_before_it_gave_room_back() -> None:
     """What it committed is done with, so its successor gives the room back at once: were the ring full, no
     record could come any more that would make it commit."""
     memory = Memory()
-    memory.store(Segment(1, 0, 0, 0, 0, OPEN, b""))
+    memory.open(1)
     ring = memory.reader()
     read(ring)
-    ring.commit(opened((1, 0)))
+    ring.commit()
     memory.consumer[:8] = 0  # the last store of a commit
     successor = memory.reader()
-    assert memory.consumer[:8].view("<u8")[0] == RECORD.itemsize + 8
-    successor.look()
-    assert successor.next(0, Streams()) is None
+    assert memory.given_back == RECORD.itemsize + 8
+    assert not read(successor)
     assert successor.standing.fill == 0
 
 
@@ -266,11 +280,11 @@ def test_a_word_that_changes_while_it_is_looked_at() -> None:
     def looking(committed: int) -> Callable[[], object]:
         """A look of a reader that is done with eight bytes, of which so many are committed."""
         memory.consumer[:8] = memory.pages[:8] = memory.journal[:8] = memory.word[:] = 0
-        memory.store(Segment(1, 0, 0, 0, 0, 0, b"retained"))
+        memory.send(1, 0, b"retained")
         ring = memory.reader(retain=SIZE)
         read(ring)
         Committed(memory.word, publish).tell({1: 0}, known=1)
-        ring.commit(opened((1, 8)))
+        ring.commit()
         assert not memory.consumer[:8].any()
         Committed(memory.word, publish).tell({1: committed}, known=1)
         return ring._reader.give_back
@@ -286,14 +300,3 @@ def test_a_word_that_changes_while_it_is_looked_at() -> None:
             for _ in steps:
                 pass
         assert not memory.consumer[:8].any()
-
-
-def test_a_row_has_the_layout_of_struct_open() -> None:
-    assert OPEN_STREAM.itemsize == 32
-    assert [OPEN_STREAM.fields[name][1] for name in OPEN_STREAM.names or () if OPEN_STREAM.fields] == [
-        0,
-        4,
-        8,
-        16,
-        24,
-    ]

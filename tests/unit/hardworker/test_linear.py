@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.fake_ring import FakeRing, Segment, opens
 from tests.support.reader import Site
 
+from midstream.daemon.reassembly import Stream
 from midstream.framing import Framing, decoder
-from midstream.hardworker.early import PIECE
-from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.recording import Recording, recorded_dtype
-from midstream.hardworker.spill import Spill
-from midstream.hardworker.streams import Stream, Streams
 
 TIMES = 8.0
 """So much longer may four times the work take: linear is 4, quadratic is 16."""
@@ -44,68 +42,75 @@ def joining(count: int) -> list[int]:
 ORDERS = (forwards, backwards, outwards, joining)
 
 
-def fill(order: Callable[[int], list[int]], count: int, commit: Callable[[Streams], object]) -> None:
-    """One-byte segments behind a hole, a commit after each; then the byte that fills the hole."""
-    streams, stream = Streams(), Stream()
-    streams.open(1, stream)
+def fill(order: Callable[[int], list[int]], count: int) -> None:
+    """One-byte segments behind a hole; then the byte that fills the hole."""
+    stream = Stream()
     offsets = order(count)
     for offset in offsets:
         assert stream.push(offset, b"x") == b""
-        streams.checkin(1, stream)
-        commit(streams)
     assert stream.push(0, b"x") == b"x" * (len(offsets) + 1)
     assert not stream.has_early
 
 
+def read(order: Callable[[int], list[int]], count: int, patience: int, every: int) -> None:
+    """The same by the application's reader, which commits after so many segments."""
+    offsets = order(count)
+    ring = FakeRing(1 << (128 * count).bit_length(), patience=patience)
+    opens(ring, 1)
+    reader = ring.reader(len(offsets) + 1)
+    for number, offset in enumerate([*offsets, 0]):
+        assert ring.put(Segment(1, 0, 1, offset, 1, 0, b"x")) is not None
+        if number % every == every - 1 or not offset:
+            reader.look()
+            rows = reader.rows()
+            assert reader.commit()
+    assert rows["payload"].tobytes() == b"x" * (len(offsets) + 1)
+    assert not ring.unfinished
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_bytes_behind_a_hole(order: Callable[[int], list[int]]) -> None:
-    assert_linear(lambda count: fill(order, count, lambda streams: streams.fresh_size), 1_000)
+    assert_linear(lambda count: fill(order, count), 1_000)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("every", [1, 1 << 30])
+def test_bytes_behind_a_hole_in_the_ring(order: Callable[[int], list[int]], every: int) -> None:
+    assert_linear(lambda count: read(order, count, 1 << 30, every), 500)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_bytes_behind_a_hole_that_are_kept_elsewhere(order: Callable[[int], list[int]]) -> None:
-    """The journal has room for some only."""
-
-    def commit(spill: Spill, streams: Streams) -> None:
-        if streams.fresh_size > 16 * PIECE.size:
-            for piece in streams.fresh():
-                spill.keep(1, piece)
-            streams.keep()
-        assert len(streams.pending()) <= streams.fresh_size
-        spill.forget(streams)
-
-    def run(count: int) -> None:
-        spill = Spill({})
-        fill(order, count, lambda streams: commit(spill, streams))
-
-    assert_linear(run, 500)
+    assert_linear(lambda count: read(order, count, 1000, 1), 500)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_half_a_million_segments_behind_a_hole(order: Callable[[int], list[int]]) -> None:
     began = time.process_time()
-    fill(order, 500_000, lambda streams: streams.fresh_size)
+    fill(order, 500_000)
     assert time.process_time() - began < 60
 
 
 def test_a_message_that_is_kept_in_many_pieces() -> None:
+    """And put together again by the next reader."""
+
     def run(count: int) -> None:
-        streams, stream, memory = Streams(), Stream(), dict[bytes, bytes]()
-        spill = Spill(memory)
-        streams.open(1, stream)
+        ring = FakeRing(1 << 12, patience=0)
+        opens(ring, 1)
+        reader = ring.reader(count + 1)
         for offset in range(count):
-            stream.carry += stream.push(offset, b"x")
-            streams.checkin(1, stream)
-            for piece in streams.fresh():
-                spill.keep(1, piece)
-            streams.keep()
-            spill.forget(streams)
-        assert len(memory) == count
-        snapshot = Snapshot(1, streams.table[: streams.count], b"")
-        kept = Spill(memory).load(snapshot)
-        restored = Streams.restore(snapshot.table, b"", kept, lambda: None).checkout(1)
-        assert restored is not None and restored.carry == stream.carry
+            ring.put(Segment(1, 0, 1, offset, 1, 0, b"x"))
+            reader.look()
+            assert not len(reader.rows())
+            assert reader.commit()
+        assert len(ring.unfinished) == count
+        ring.put(Segment(1, 0, 1, count, 1, 0, b"x"))
+        successor = ring.reader(count + 1)
+        successor.look()
+        assert successor.rows()["payload"].tobytes() == b"x" * (count + 1)
+        assert successor.commit()
+        assert not ring.unfinished
 
     assert_linear(run, 500)
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.exchanges import Young, asking, exchanging, message, send, write_key
-from tests.support.fake_ring import FakeRing
+from tests.support.fake_ring import FakeRing, Segment
 from tests.support.site import Serving, Site
 
 from midstream.ebpf.records import OPEN
 from midstream.errors import ConfigError, NetworkError
 from midstream.hardworker import Hardworker
-from midstream.hardworker.source import Beginning, Segment
+from midstream.hardworker.source import Beginning
 from midstream.logger import replaying
 from midstream.storage.stored import StoredConnection
 

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.fake_ring import CONNECTIONS, HEADER, FakeRing, RingSource
+from tests.support.fake_ring import CONNECTIONS, HEADER, FakeRing, RingSource, Segment, begun, opens, used
 from tests.support.hosts import configure
 from tests.support.reader import later
 
 from midstream.ebpf.records import FIN, OPEN, RECORD, RESET
 from midstream.ebpf.retained import Committed, Retained, Stored, collect
 from midstream.hardworker import Hardworker
-from midstream.hardworker.source import Segment
-from midstream.hardworker.streams import Stream, Streams
 
 SIZE = 24
 STRIDE = HEADER + RECORD.itemsize + 64
@@ -29,12 +27,11 @@ class Site:
         self.ring = FakeRing(RING)
         self.retain = retain
         self.word = word(self.ring)
-        self.streams = Streams()
-        self.reader = RingSource(self.ring, retain=retain)
+        self.reader = begun(RingSource(self.ring, retain=retain), SIZE)
 
     def open(self, *connections: int) -> None:
-        for connection in connections:
-            self.streams.open(connection, Stream())
+        opens(self.ring, *connections)
+        assert self.commit() == 0
 
     def store(self, connection: int, number: int) -> None:
         data = bytes([connection % 256, number % 256]) * (SIZE // 2)
@@ -43,14 +40,13 @@ class Site:
     def commit(self) -> int:
         """Take all that is there; how many records are retained then."""
         self.reader.look()
-        while self.reader.next(SIZE, self.streams) is not None:
-            pass
-        assert self.reader.commit(self.streams)
+        self.reader.rows()
+        assert self.reader.commit()
         return self.retained
 
     @property
     def retained(self) -> int:
-        assert self.reader.used % STRIDE == 0 or self.ring.producer - self.ring.consumer == self.reader.used
+        assert self.ring.producer - self.ring.consumer == used(self.reader)
         return (self.ring.producer - self.ring.consumer) // STRIDE
 
 
@@ -113,16 +109,13 @@ def test_the_journal_does_not_wait_for_the_logger(site: Site) -> None:
     site.word.tell({1: 0}, known=1)
     site.store(1, 0)
     assert site.commit() == 1
-    again = RingSource(site.ring, retain=site.retain)
-    snapshot = again.restore()
-    assert snapshot is not None and snapshot.position == site.ring.producer
+    again = begun(RingSource(site.ring, retain=site.retain), SIZE)
     again.look()
-    assert again.next(0, site.streams) is None
+    assert len(again.rows()) == 0
+    assert again.commit()
     assert site.retained == 1, "it stays retained"
     site.word.tell({1: SIZE}, known=1)
-    again.commit(site.streams)
-    again.look()
-    assert RingSource(site.ring, retain=site.retain).used == 0
+    assert used(RingSource(site.ring, retain=site.retain)) == 0
 
 
 def test_a_reader_that_does_not_retain_gives_back_what_the_last_one_did(site: Site) -> None:
@@ -131,7 +124,7 @@ def test_a_reader_that_does_not_retain_gives_back_what_the_last_one_did(site: Si
     site.store(1, 0)
     assert site.commit() == 1
     RingSource(site.ring)
-    assert site.retained == 0
+    assert site.ring.consumer == site.ring.producer
 
 
 def test_of_connections_that_the_daemon_knows_only_the_named_are_retained(site: Site) -> None:
@@ -233,8 +226,7 @@ def test_no_sensor_is_refused_for_what_is_retained(site: Site) -> None:
     site.open(1)
     site.word.tell({1: 0}, known=1)
     site.store(1, 0)
-    site.commit()
-    assert site.ring.consumer == 0
+    assert site.commit() == 1
     assert site.ring.word.view("<u8")[2] == site.ring.producer
     assert site.reader.standing.fill == 0
 
@@ -330,10 +322,11 @@ def test_what_is_given_back_meanwhile_is_left_out(site: Site) -> None:
     site.word.tell({1: 0}, known=1)
     for number in range(4):
         site.store(1, number)
-    found = collected(site.ring, 0, 2 * STRIDE)
+    start = site.ring.consumer
+    found = collected(site.ring, start, start + 2 * STRIDE)
     assert [one.offset for one in found[1].records] == [2 * SIZE, 3 * SIZE]
-    assert collected(site.ring, 0, 4 * STRIDE) == {}
-    assert collected(site.ring, 0, 9 * STRIDE) == {}
+    assert collected(site.ring, start, start + 4 * STRIDE) == {}
+    assert collected(site.ring, start, start + 9 * STRIDE) == {}
 
 
 def test_it_is_found_across_the_ring_s_end() -> None:

@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import pytest
-from tests.support.fake_ring import FakeRing, RingSource
+from tests.support.fake_ring import FakeRing, RingSource, Segment
 from tests.support.hosts import configure, topology
 
 from midstream.config import Config, HardworkerSection
@@ -15,12 +14,8 @@ from midstream.ebpf.records import FIN, KEPT_BYTES, KEPT_HEAD, LARGEST_RECORD, O
 from midstream.errors import KernelError
 from midstream.framing import Framing, encode
 from midstream.hardworker import Hardworker
-from midstream.hardworker.journal import Snapshot
 from midstream.hardworker.pinned import patience
-from midstream.hardworker.ring import Ring
-from midstream.hardworker.source import Segment
-from midstream.hardworker.spill import Spill
-from midstream.hardworker.streams import OPEN_STREAM, Streams
+from midstream.hardworker.spill import Spill, Unfinished
 
 SEGMENT = 500
 
@@ -36,13 +31,6 @@ class Full(dict[bytes, bytes]):
         if len(self) == self.room:
             raise KernelError("a map cannot be written: Argument list too long", errno=7)
         super().__setitem__(key, value)
-
-
-def snapshot(position: int, **starts: int) -> Snapshot:
-    rows = np.zeros(len(starts), OPEN_STREAM)
-    rows["connection"] = [int(name[1:]) for name in starts]
-    rows["next"] = list(starts.values())
-    return Snapshot(position, rows, b"")
 
 
 def messages(framing: Framing, size: int) -> list[bytes]:
@@ -66,7 +54,7 @@ def test_messages_larger_than_ring_and_journal(
         fives = [segments[at : at + 5] for at in range(0, len(segments), 5)]
         segments = [segment for first, *others in fives for segment in (*others, first)]
     stream = [Segment(1, 0, 4, 0, 7, OPEN, b""), *segments, Segment(1, 0, 4, len(data), 7, FIN, b"")]
-    ring = FakeRing(4096, pending=300)
+    ring = FakeRing(4096, patience=300)
     config = configure(tmp_path, size=size, framing=framing)
     received: dict[int, bytes] = {}
     looks = done = 0
@@ -104,7 +92,7 @@ def test_bytes_come_back_in_the_order_in_which_they_were_kept() -> None:
     for number in range(300):
         spill.keep(number, (2, number, bytes([number % 256])))
     spill.keep(400, (1, 1000, data))
-    found = Spill(memory).load(snapshot(400, c1=0, c2=0))
+    found = Spill(memory).load({1: (0, 400), 2: (0, 400)})[::-1]
     assert found[:300] == [(2, number, bytes([number % 256])) for number in range(300)]
     assert b"".join(piece for _, _, piece in found[300:]) == data
     assert [offset for _, offset, _ in found[300:]] == [1000 + n * KEPT_BYTES for n in range(4)]
@@ -113,15 +101,15 @@ def test_bytes_come_back_in_the_order_in_which_they_were_kept() -> None:
 @pytest.mark.parametrize(
     ("committed", "left"),
     [
-        pytest.param(None, 0, id="nothing was ever committed"),
-        pytest.param(snapshot(10, c1=0), 1, id="written at the commit"),
-        pytest.param(snapshot(9, c1=0), 0, id="written, and killed before the commit"),
-        pytest.param(snapshot(20, c1=102), 1, id="the last byte is needed"),
-        pytest.param(snapshot(20, c1=103), 0, id="its message is whole"),
-        pytest.param(snapshot(20, c2=0), 0, id="its connection has ended"),
+        pytest.param({}, 0, id="nothing was ever committed"),
+        pytest.param({1: (0, 10)}, 1, id="written at the commit"),
+        pytest.param({1: (0, 9)}, 0, id="written, and killed before the commit"),
+        pytest.param({1: (102, 20)}, 1, id="the last byte is needed"),
+        pytest.param({1: (103, 20)}, 0, id="its message is whole"),
+        pytest.param({2: (0, 20)}, 0, id="its connection has ended"),
     ],
 )
-def test_what_is_not_needed_is_removed(committed: Snapshot | None, left: int) -> None:
+def test_what_is_not_needed_is_removed(committed: Unfinished, left: int) -> None:
     memory: dict[bytes, bytes] = {}
     Spill(memory).keep(10, (1, 100, b"abc"))
     assert len(Spill(memory).load(committed)) == len(memory) == left
@@ -131,9 +119,9 @@ def test_an_entry_written_by_a_later_life_takes_no_other_place() -> None:
     memory: dict[bytes, bytes] = {}
     Spill(memory).keep(10, (1, 0, b"abc"))
     second = Spill(memory)
-    second.load(snapshot(10, c1=0))
+    second.load({1: (0, 10)})
     second.keep(20, (1, 3, b"def"))
-    assert Spill(memory).load(snapshot(20, c1=0)) == [(1, 0, b"abc"), (1, 3, b"def")]
+    assert Spill(memory).load({1: (0, 20)}) == [(1, 3, b"def"), (1, 0, b"abc")]
 
 
 def test_no_room_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -143,17 +131,16 @@ def test_no_room_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     spill.keep(1, (1, 0, bytes(2 * KEPT_BYTES)))
     with pytest.raises(KernelError, match=r"nothing is lost.*free memory.*shorter messages"):
         spill.keep(2, (1, 2 * KEPT_BYTES, b"x"))
-    spill.forget(Streams())
+    spill.forget({})
     assert not memory
 
 
 def test_an_application_that_commits_only_after_messages_gets_large_ones(tmp_path: Path) -> None:
-    """Before the first is whole there is nothing to act upon; the ring must not fill up meanwhile. What is
-    committed within an iteration counts at the end of the batch."""
+    """Before the first is whole there is nothing to act upon; the ring must not fill up meanwhile."""
     sent = [bytes([number]) * 10_000 for number in range(5)]
     data = b"".join(encode("length", payload, size=0, max_size=1 << 20) for payload in sent)
     stream = [Segment(1, 0, 4, at, 7, 0, data[at : at + SEGMENT]) for at in range(0, len(data), SEGMENT)]
-    ring = FakeRing(4096, pending=300)
+    ring = FakeRing(4096, patience=300)
     ring.put(Segment(1, 0, 4, 0, 7, OPEN, b""))
     received = []
     config = configure(tmp_path, framing="length")
@@ -163,9 +150,9 @@ def test_an_application_that_commits_only_after_messages_gets_large_ones(tmp_pat
                 del stream[0]
             for message in hardworker.messages():
                 received.append(message.payload)
-                assert not hardworker.commit()  # the batch is not over
+                assert hardworker.commit()
             hardworker.wait(0.001)
-            assert ring.consumer == ring.producer
+            assert ring.producer - ring.consumer <= ring.patience
     assert received == sent
 
 
@@ -178,27 +165,28 @@ def test_what_was_not_committed_is_not_given_back(tmp_path: Path) -> None:
     ) as hardworker:
         messages = hardworker.messages()
         next(messages)
-        hardworker.commit()  # of the first of two
+        assert hardworker.commit()  # of the first of two, in the same record
         next(messages)
         assert list(messages) == []
         hardworker.wait(0.001)
         assert list(hardworker.messages()) == []
-        assert ring.consumer == 0
-        assert hardworker.commit()
+        again = RingSource(ring)
+        with Hardworker(configure(tmp_path, framing="length"), source=again) as second:
+            assert [message.sequence for message in second.messages()] == [1]
         assert ring.consumer == ring.producer
 
 
 def test_a_large_message_stays_in_the_ring_as_long_as_there_is_room(tmp_path: Path) -> None:
-    ring = FakeRing(8192, pending=300)
+    ring = FakeRing(8192, patience=4000)
     ring.put(Segment(1, 0, 4, 0, 7, OPEN, b""))
-    source = Ring(*ring.memory(), close=lambda: None, patience=4000)
+    source, opened = RingSource(ring), ring.producer
     with Hardworker(configure(tmp_path, framing="length"), source=source) as hardworker:
         for number in range(10):
             ring.put(Segment(1, 0, 4, number * SEGMENT, 7, 0, b"\0\0\x99\x99".ljust(SEGMENT, b"x")))
             assert list(hardworker.messages()) == []
             hardworker.wait(0)
-            assert bool(ring.unfinished) == (ring.producer > 4000)
-            assert bool(ring.consumer) == bool(ring.unfinished)
+            assert bool(ring.unfinished) == (ring.producer - opened > 4000)
+            assert (ring.consumer == opened) != bool(ring.unfinished)
             if ring.unfinished:
                 return
     pytest.fail("it was never copied")

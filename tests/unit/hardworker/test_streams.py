@@ -1,16 +1,14 @@
-"""Bytes are delivered once and in order, whatever the segments; ring.c's table agrees with the streams."""
+"""Bytes are delivered once and in order, whatever the segments: in the daemon, and to the application."""
 
-import bisect
-import copy
 from itertools import pairwise
 from random import Random
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.support.fake_ring import FakeRing, Segment, opens
 
-from midstream.hardworker.streams import Piece, Stream, Streams
+from midstream.daemon.reassembly import Stream
+from midstream.ebpf.records import RESET
 
 HIGH = 5 << 32  # offsets have 64 bits
 
@@ -60,123 +58,40 @@ def test_any_order_gives_the_whole_stream(data: bytes, random: Random) -> None:
     assert not stream.has_early
 
 
-def test_the_end_is_reached_only_when_every_byte_is_delivered() -> None:
-    stream = Stream()
-    assert not stream.finished
-    stream.end = 8
-    stream.push(4, b"tail")
-    assert not stream.finished
-    assert stream.push(0, b"head") == b"headtail"
-    assert stream.finished
-
-
-def test_a_stream_that_ends_before_its_first_message_here_is_finished() -> None:
-    # Joined in the middle of the last message: the next one would start behind the end.
-    stream = Stream(1024)
-    stream.end = 1000
-    assert stream.finished
-
-
-class Table(RuleBasedStateMachine):
-    """The table of open connections against a dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.streams = Streams()
-        self.model: dict[int, tuple[Stream, int, bool]] = {}  # stream, next, aligned
-        self.kept: list[Piece] = []
-
-    @rule(numbers=st.lists(st.integers(1, 2**32 - 1), min_size=1, max_size=100), start=st.integers(0, 2**63))
-    def open(self, numbers: list[int], start: int) -> None:
-        for number in numbers:
-            if number not in self.model:
-                stream = Stream(start)
-                self.streams.open(number, stream)
-                self.model[number] = (stream, start, True)
-
-    def pick(self, data: st.DataObject) -> int:
-        return data.draw(st.sampled_from(sorted(self.model)))
-
-    @precondition(lambda self: self.model)
-    @rule(data=st.data(), state=st.sampled_from(["aligned", "carry", "early", "end"]))
-    def check_out_and_in(self, data: st.DataObject, state: str) -> None:
-        number = self.pick(data)
-        stream = self.streams.checkout(number)
-        assert stream is self.model[number][0]
-        assert stream.next == self.model[number][1]
-        delivered = stream.push(stream.next, b"12")
-        stream.carry = bytearray(delivered[-1:] if state == "carry" else b"")
-        stream.end = stream.next + 9 if state == "end" else None
-        if state == "early":
-            stream.push(stream.next + 1, b"4")
-        self.streams.checkin(number, stream)
-        # An end that is known has to be noticed when it is reached, which ring.c does not.
-        aligned = state == "aligned" and not stream.has_early
-        self.model[number] = (stream, stream.next, aligned)
-
-    @precondition(lambda self: self.model)
-    @rule(data=st.data())
-    def moved_by_the_look_at_a_batch(self, data: st.DataObject) -> None:
-        number = self.pick(data)
-        stream, following, aligned = self.model[number]
-        if aligned:
-            row = np.flatnonzero(self.streams.table["connection"][: self.streams.count] == number)[0]
-            self.streams.table["next"][row] += 1024
-            self.model[number] = (stream, following + 1024, aligned)
-
-    @precondition(lambda self: self.model)
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
-        number = self.pick(data)
-        self.streams.close(number)
-        self.kept = [piece for piece in self.kept if piece[0] != number]
-        del self.model[number]
-        assert self.streams.checkout(number) is None
-
-    @invariant()
-    def agrees(self) -> None:
-        assert len(self.streams) == self.streams.count == len(self.model)
-        table = self.streams.table[: self.streams.count]
-        assert table[["connection", "aligned", "next"]].tolist() == [
-            (number, aligned, following - len(stream.carry))
-            for number, (stream, following, aligned) in sorted(self.model.items())
-        ]
-        assert all(self.streams.checkout(number) is self.model[number][0] for number in self.model)
-
-    @invariant()
-    def can_be_restored(self) -> None:
-        table, pending = self.streams.table[: self.streams.count], self.streams.pending()
-        assert len(pending) <= self.streams.fresh_size
-        restored = Streams.restore(table, pending, self.kept, lambda: None)
-        assert restored.table[: restored.count].tolist() == table.tolist()
-        assert len(restored.pending()) <= len(pending)  # what was kept behind a hole may be in order now
-        for number in self.model:
-            old, new = self.streams.checkout(number), restored.checkout(number)
-            assert old is not None and new is not None
-            assert (new.next, new.end, new.carry) == (old.next, old.end, old.carry)
-            assert new.push(old.next, bytes(4)) == copy.deepcopy(old).push(old.next, bytes(4))
-
-    @rule()
-    def keep(self) -> None:
-        self.kept += self.streams.fresh()
-        self.streams.keep()
-        assert self.streams.fresh_size == 0
-        assert not self.streams.pending()
-
-
-TestTable = Table.TestCase
-TestTable.settings = settings(max_examples=40, stateful_step_count=30)
+@settings(max_examples=300)
+@given(segments, st.sampled_from([0, 100, 1 << 20]))
+def test_the_applications_reader_does_the_same(segments: list[tuple[int, bytes]], patience: int) -> None:
+    """Messages of one byte, read and committed after each segment, by a reader that is killed then."""
+    ring, plain, received = FakeRing(1 << 14, patience=patience), Plain(0), b""
+    opens(ring, 1)
+    for offset, data in segments:
+        ring.put(Segment(1, 0, 40001, offset, 1, 0, data))
+        reader = ring.reader(1)
+        reader.look()
+        rows = reader.rows()
+        assert rows["payload"].tobytes() == plain.push(offset, data)
+        assert rows["offset"].tolist() == list(range(len(received), plain.next))
+        received += rows["payload"].tobytes()
+        assert reader.commit()
+        held = any(position >= plain.next for position in plain.held)
+        assert bool(reader._reader.unfinished()) == held
+        assert held or ring.consumer == ring.producer
 
 
 def test_the_table_grows_beyond_its_first_rows() -> None:
-    streams = Streams()
+    """And connections end in any order."""
+    ring = FakeRing(1 << 18)
+    reader = ring.reader(3)
     numbers = [number * 7919 % 100_003 for number in range(1, 1000)]
-    kept: list[int] = []
-    for number in numbers:
-        streams.open(number, Stream(number))
-        bisect.insort(kept, number)
+    opens(ring, *numbers)
     for number in numbers[::3]:
-        streams.close(number)
-        kept.remove(number)
-    assert streams.table["connection"][: streams.count].tolist() == kept
-    assert streams.table["next"][: streams.count].tolist() == kept
+        ring.put(Segment(number, 0, 1, 0, 1, RESET, b""))
+    reader.look()
+    assert not len(reader.rows())
+    kept = [number for place, number in enumerate(numbers) if place % 3]
+    assert reader.standing.connections == len(kept)
+    for number in numbers:
+        ring.put(Segment(number, 0, 1, 0, 1, 0, b"abc"))
+    reader.look()
+    assert reader.rows()["connection"].tolist() == kept
+    assert reader.standing.totals.skipped == 3 * (len(numbers) - len(kept))
