@@ -179,6 +179,7 @@ def test_capitals_make_no_other_column_in_sqlite(tmp_path: Path) -> None:
     assert stored_or_refused(url, Layout(4, (Field("Heat", "<u4", 0),)))
 
 
+@pytest.mark.slow
 def test_messages_and_fields_that_a_jetstream_has_no_room_for(cluster: servers.Nats, stream: str) -> None:
     room = (1 << 20) - HEADERS_SIZE
     url = cluster.url(stream)

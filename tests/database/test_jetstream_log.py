@@ -88,6 +88,7 @@ def limit(cluster: servers.Nats, stream: str, **limits: int) -> None:
     do(cluster, change)
 
 
+@pytest.mark.slow
 def test_a_message_that_is_gone_is_missing(
     cluster: servers.Nats, stream: str, store: JetStreamStore, log: JetStreamLog
 ) -> None:

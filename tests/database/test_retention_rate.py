@@ -63,6 +63,7 @@ def test_the_limit_holds(
     assert limited.waits == 0
 
 
+@pytest.mark.slow
 def test_the_limit_holds_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short form: 30 and more times the limit."""
     monkeypatch.setattr(sites, "SIZE", 1024)

@@ -117,6 +117,7 @@ def test_resume_knows_connections_without_messages_and_ended_ones(store: SqlStor
     }
 
 
+@pytest.mark.slow
 def test_resume_of_many(store: SqlStore) -> None:
     rows = [row(f"a.{number}") for number in range(1200)]
     store.write(Batch(opened=rows))

@@ -78,6 +78,7 @@ def test_killed(triangle: Lab, tmp_path: Path, kills: int) -> None:
     survives(triangle, tmp_path, kills)
 
 
+@pytest.mark.slow
 @sometimes
 def test_killed_on_bad_wires(triangle: Lab, tmp_path: Path, kills: int) -> None:
     impair(triangle, "all", bad_wires)
@@ -87,6 +88,7 @@ def test_killed_on_bad_wires(triangle: Lab, tmp_path: Path, kills: int) -> None:
         clear(triangle)
 
 
+@pytest.mark.slow
 @sometimes
 @pytest.mark.parametrize("lab", [{"data": {"size": 4096}}], indirect=True, ids=["larger than a segment"])
 def test_killed_amid_messages_of_several_segments(triangle: Lab, tmp_path: Path, kills: int) -> None:

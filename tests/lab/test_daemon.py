@@ -267,6 +267,7 @@ def test_a_daemon_that_stands_still_changes_nothing(lab: Lab, flow: Flow, name: 
     assert (found["destination"], found["spool"]) == (LOGGER, "off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hardworker", pytest.param("sensor", marks=pytest.mark.slow)])
 def test_a_cable_that_is_out_for_a_while_changes_nothing(lab: Lab, flow: Flow, name: str) -> None:
     """Its port of the switch passes nothing: no answer, nothing from the sensors, and no ICMP."""

@@ -378,6 +378,7 @@ def replayed(config: Path, since: datetime, messages: int) -> Counter[tuple[str,
     return found
 
 
+@pytest.mark.slow
 def test_the_sensors_cables_are_out(world: World, tmp_path: Path) -> None:
     with world.sending(tmp_path):
         for host in (OURS, PLAIN):

@@ -213,6 +213,7 @@ def send_pieces(data: bytes, ends: list[int]) -> int:
         return int(client.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lab", [{"sensors": 16}], indirect=True, ids=["16 sensors"])
 def test_sensors_at_once(triangle: Lab, application: Hardworker) -> None:
     """Sensor n makes 1 to 3 connections, in turn; every stream is whole and counted as its sensor's."""

@@ -216,6 +216,7 @@ def test_no_program_is_attached(lab: Lab) -> None:
 # self-test
 
 
+@pytest.mark.slow
 def test_a_switch_that_swallows_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The switch's end of the pair without program and GRO: it takes nothing that XDP transmits."""
     monkeypatch.setattr(selftest, "_PATIENCE", 1.0)

@@ -72,11 +72,13 @@ def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     assert found["sent"] == found["delivered"] == found["logged"] == 200
 
 
+@pytest.mark.slow
 def test_restored_at_the_sensors() -> None:
     found = demo("--messages", "100", "--rate", "200", "--sensors", "3", "--restore", "sensor")
     assert (found["sent"], found["connections"]) == (300, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [pytest.param(16, marks=pytest.mark.slow), 4096])
 def test_messages_smaller_and_larger_than_a_segment(size: int) -> None:
     found = demo("--messages", "2000", "--rate", "0", "--size", str(size))
@@ -111,6 +113,7 @@ def test_the_result_in_plain_words_and_in_place_of_a_lab_that_is_up(tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_in_the_middle(number: signal.Signals) -> None:
     demonstration = start("--messages", "100000", "--rate", "500", "--sensors", "2", "--json")
@@ -123,6 +126,7 @@ def test_stopped_in_the_middle(number: signal.Signals) -> None:
     assert 0 < found["sent"] == found["delivered"] == found["logged"] < 200000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "after", [0.0, 0.5, *(pytest.param(after, marks=pytest.mark.slow) for after in (0.2, 1.0, 2.0))]
 )
@@ -137,6 +141,7 @@ def test_stopped_while_it_starts(after: float) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clean_up", ["down", pytest.param("demo", marks=pytest.mark.slow)])
 def test_killed(clean_up: str) -> None:
     """Its programs end with it; the rest goes with the next `lab down` or demo."""

@@ -158,6 +158,7 @@ def test_up_that_fails_leaves_nothing(
     machine.settles_to(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.02, pytest.param(0.1, marks=pytest.mark.slow), 0.3, 0.6])
 def test_down_after_up_was_killed(machine: Machine, tmp_path: Path, after: float) -> None:
     down()
@@ -195,6 +196,7 @@ def test_down_without_its_state(machine: Machine, tmp_path: Path) -> None:
     machine.settles_to(before)
 
 
+@pytest.mark.slow
 def test_interrupted_namespace_is_cleared(tmp_path: Path) -> None:
     down()
     Path("/run/netns/ms-sensor").touch()
@@ -226,6 +228,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "config.toml").read_text() == "timeout = 1.0\n"
 
 
+@pytest.mark.slow
 def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
     down()
     code = f"from midstream.lab import up; print(up(4, {str(tmp_path / 'run')!r}).kept)"

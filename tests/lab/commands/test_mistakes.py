@@ -11,6 +11,7 @@ from midstream.lab import Lab
 LAB = {"sensors": 1}
 
 
+@pytest.mark.slow
 def test_a_logger_that_is_killed(attached: Lab, tmp_path: Path) -> None:
     """The sensor is told by TCP and says so; nothing of the stream is missing at the hardworker."""
     with running(attached, tmp_path) as ends:
@@ -97,6 +98,7 @@ def test_a_database_that_is_none(attached: Lab, tmp_path: Path) -> None:
     assert str(database) in result.err
 
 
+@pytest.mark.slow
 def test_a_database_that_cannot_be_opened_is_waited_for(attached: Lab, tmp_path: Path) -> None:
     config = variant(attached, "late.toml", logger={"database": f"sqlite:///{tmp_path}/late/logged.db"})
     arguments = ("logger", "--config", config)

@@ -43,6 +43,7 @@ def split_frames(data: bytes) -> list[bytes]:
 # what arrives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("receiver", ["ebpf", "socket"])
 def test_a_real_recording(attached: Lab, tmp_path: Path, receiver: str) -> None:
     """Sample by sample at 5000 Hz, bit for bit at both ends, through the eBPF program and the handler."""

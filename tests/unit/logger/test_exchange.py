@@ -58,6 +58,7 @@ def silent(port: int, count: int) -> list[socket.socket]:
     return [socket.create_connection(("127.0.0.1", port), 10) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_a_client_among_many_silent_ones_gets_its_replay(site: Site) -> None:
     """With few descriptors, of which each of the silent clients wants one; and again after that."""
     port = load(site.config).logger.replay_port

@@ -323,6 +323,7 @@ def test_no_window_stays_closed_on_the_rest_of_a_segment(site: Site) -> None:
     assert site.query("SELECT count(*), sum(length(payload)) FROM messages") == [(20_000, 20_000 * 993)]
 
 
+@pytest.mark.slow
 def test_a_flood_leaves_room_for_others(site: Site) -> None:
     stop = threading.Event()
     with Serving(site.config), site.connect() as flood, site.connect() as other:

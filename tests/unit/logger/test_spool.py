@@ -268,6 +268,7 @@ def test_a_full_spool_that_waits_goes_on_when_there_is_room(
     assert site.query("SELECT bytes, reset FROM connections") == [(len(stream), False)]
 
 
+@pytest.mark.slow
 def test_killed_while_it_forgets(site: Site, workers: Workers) -> None:
     """Each message is stored or counted, once, although what was stored first is not there any more."""
     site.configure(hardworker='spool_size = "1MiB"\nspool_free = 0\n')
