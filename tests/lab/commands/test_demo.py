@@ -56,7 +56,7 @@ def test_everything_arrives_once_in_order_and_unchanged() -> None:
 
 
 def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
-    """It has no compiler: it takes the objects that this environment's has made."""
+    """It has no compiler: it takes the objects that this environment's has made. A robot has room for it."""
     sent = ("--messages", "200", "--rate", "400")
     demo(*sent)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -68,6 +68,8 @@ def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     install = ["--python", str(python), "install", "--no-compile", str(wheel)]
     subprocess.run([*pip, *install], check=True)
     assert not list((tmp_path / "venv").rglob("ziglang"))
+    files = [path for path in (tmp_path / "venv").rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) < 150_000_000
     found = demo(*sent, python=str(python))
     assert found["sent"] == found["delivered"] == found["logged"] == 200
 
