@@ -36,7 +36,7 @@ demo: setup ## three hosts on this machine, from sensor to database (as root)
 
 test: setup ## the tests (as root; otherwise those that need no root)
 	@tools/packages.sh test
-	$(BIN)/python -m pytest -n 3 $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: setup ## the long ones: a million packets, ten thousand connections, fifty kills
 	@tools/packages.sh test vm

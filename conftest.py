@@ -1,6 +1,6 @@
 """What holds for every test: no thread is left behind, root skips nothing, SIGINT ends what is started.
 
-Tests run side by side (`pytest -n 3`, pytest-xdist). Each worker has a world of its own, since the lab's
+Tests run side by side (`pytest -n 2`, pytest-xdist). Each worker has a world of its own, since the lab's
 names are fixed. The labs that measure times stay on one worker, and what else runs gives way to them.
 """
 
