@@ -93,18 +93,11 @@ def test_each_window_is_a_line(data: Path) -> None:
     assert counted.read(data / MACHINE) == {}
 
 
-NOT_YET = pytest.mark.xfail(
-    not (KEPT / campaign.RUNS).exists(), reason="the data of the run of 2026-11-28 was not kept"
-)
-
-
-@NOT_YET
 def test_the_report_in_the_documentation_is_that_of_the_kept_data() -> None:
     same = markdown(reports.read(KEPT)) == (BENCH / "docs/benchmark-run.md").read_text()
     assert same, "midstream bench --report --output bench/results makes another: copy its bench.md"
 
 
-@NOT_YET
 def test_the_kept_data_names_no_folder_of_the_machine_that_measured() -> None:
     texts = [(KEPT / name).read_text() for name in (campaign.RUNS, campaign.ENVIRONMENT, MACHINE)]
     assert not re.findall(
