@@ -604,6 +604,7 @@ uint64_t reader_most_rows(const struct reader *reader)
 int64_t reader_rows(struct reader *reader, uint8_t *rows, uint64_t room)
 {
 	struct message message;
+	struct record head;
 	uint64_t count = 0;
 
 	for (; count < room; count++) {
@@ -613,8 +614,7 @@ int64_t reader_rows(struct reader *reader, uint8_t *rows, uint64_t room)
 			return -1;
 		if (found <= 0)
 			break;
-		struct record head = *message.record;
-
+		head = *message.record;
 		head.offset = message.open->next;
 		head.length = message.length;
 		head.flags = 0;

@@ -85,9 +85,10 @@ class SocketHandler:
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
 
-    def look(self) -> None:
-        """Up to _BATCH bytes may be read until the next look."""
+    def look(self) -> bool:
+        """Up to _BATCH bytes may be read until the next look. What waits in the sockets, `fileno` tells."""
         self._taken = 0
+        return bool(self._messages)
 
     def begin(self, form: Format, cadence: Cadence, attention: int) -> None:
         """Say what messages are; a reader of sockets waits by itself."""
@@ -169,7 +170,6 @@ class SocketHandler:
             0,
             min(1.0, fullest / _WAITING),
             -1,
-            bool(self._messages),
             totals.opened - totals.finished - totals.reset,
             replace(totals),
         )

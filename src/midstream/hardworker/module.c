@@ -439,60 +439,57 @@ static PyObject *give(const struct reader *reader, PyObject *values, uint64_t st
 	return columns;
 }
 
-/* Python's handlers of signals run; whatever they read, the cycle found nothing. */
-static int is_signalled(struct reader *reader)
+/* Other threads run while it sleeps, and then Python's handlers of signals: -1 if one raised. Whatever they read, the
+ * cycle found nothing.
+ */
+static int run(struct reader *reader, enum status (*step)(struct reader *))
 {
-	int failed = PyErr_CheckSignals();
+	PyThreadState *thread = PyEval_SaveThread();
+	enum status status = step(reader);
+	int failed = 0;
 
-	reader->found = NOTHING;
+	PyEval_RestoreThread(thread);
+	if (status == SIGNALLED) {
+		failed = PyErr_CheckSignals();
+		reader->found = NOTHING;
+	}
+	reader->status = status;
 	return failed;
 }
 
 static PyObject *rest(PyObject *self, PyObject *nothing)
 {
 	struct reader *reader = of(self);
-	PyThreadState *thread = PyEval_SaveThread();
-	enum status status = reader_rest(reader);
 
 	(void)nothing;
-	PyEval_RestoreThread(thread);
-	if (status == SIGNALLED && is_signalled(reader))
-		return NULL;
-	reader->status = status;
-	return PyBool_FromLong(status == WHOLE);
+	return run(reader, reader_rest) ? NULL : PyBool_FromLong(reader->status == WHOLE);
 }
 
 static PyObject *cycle(PyObject *self, PyObject *nothing)
 {
 	struct reader *reader = of(self);
 	uint64_t start, stride;
-	enum status status;
-	PyThreadState *thread;
 
 	(void)nothing;
-	thread = PyEval_SaveThread();
-	status = reader_cycle(reader);
-	PyEval_RestoreThread(thread);
-	if (status == WHOLE) {
+	if (run(reader, reader_cycle))
+		return NULL;
+	if (reader->status == WHOLE) {
 		start = reader->start & reader->mask;
 		stride = reader_stride(reader->size);
 		if (fits(reader, start, stride))
 			return give(reader, ((struct ring_reader *)self)->values, start, stride);
-		status = UNFIT;
-	} else if (status == SIGNALLED && is_signalled(reader)) {
-		return NULL;
+		reader->status = UNFIT;
 	}
-	reader->status = status;
 	return none();
 }
 
 #define FIELD(name, flags) { #name, T_ULONGLONG, offsetof(struct ring_reader, reader.name), flags, NULL }
 
 static PyMemberDef members[] = {
-	FIELD(position, READONLY), FIELD(end, READONLY),	FIELD(committed, READONLY), FIELD(released, READONLY), FIELD(newest, READONLY),
-	FIELD(size, READONLY),	   FIELD(start, READONLY),	 FIELD(found, READONLY),    FIELD(status, READONLY),
-	FIELD(uncommitted, READONLY),
-	FIELD(spilled, 0),	   FIELD(connections, READONLY), FIELD(seen, 0),	    { 0 },
+	FIELD(position, READONLY), FIELD(end, READONLY),	 FIELD(committed, READONLY),   FIELD(released, READONLY),
+	FIELD(newest, READONLY),   FIELD(size, READONLY),	 FIELD(start, READONLY),       FIELD(found, READONLY),
+	FIELD(status, READONLY),   FIELD(connections, READONLY), FIELD(uncommitted, READONLY), FIELD(spilled, 0),
+	FIELD(seen, 0),		   { 0 },
 };
 
 static PyMethodDef methods[] = {

@@ -272,26 +272,27 @@ class Reader:
             return not waiting.stopped and not late
         end = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
-            if self.source.standing.remains:
+            if self._look():
                 return not waiting.stopped
             left = end - time.monotonic()
             ready = waiting.poll(self.source.fileno(), None if timeout is None else left)
             if waiting.stopped or ready or left <= 0:
                 return ready and not waiting.stopped
-            self._look()
 
     @property
     def _left(self) -> float:
         """Seconds until the application looks again, with a period."""
         return self._cadence.left(self.source.standing.newest if self._cadence.follow else 0)
 
-    def _look(self, *, raises: bool = True) -> None:
-        """Look at what has arrived. raises: if nothing ever will, which else is found by the next look."""
+    def _look(self, *, raises: bool = True) -> bool:
+        """Look at what has arrived: is there anything? raises: if nothing ever will be, which else is found
+        by the next look."""
         try:
-            self.source.look()
+            return self.source.look()
         except DetachedError as error:
             if raises and (opened := self._reopen(error)):
                 self.open(opened)
+            return False
 
     async def arrivals(self) -> AsyncIterator[Message]:
         """Every message, until the end, in an event loop."""

@@ -157,7 +157,7 @@ struct reader {
 	struct chunk *chunks;
 	uint64_t framing;
 	uint64_t size;	   /* bytes of a message with FIXED framing; of the longest one with another */
-	/* What became of it all, as in assembly.py: */
+	/* What became of it all, as in Totals of messages.py: */
 	uint64_t messages;
 	uint64_t bytes;
 	uint64_t opened;

@@ -29,7 +29,7 @@ except ImportError as error:
     ) from error
 
 _HEADER = 8  # before each record: length, busy and discard bits, page offset
-_NOTHING = _LOOK = (1 << 64) - 1  # as `found` and `end` in ring.h
+_NOTHING = (1 << 64) - 1  # as `found` in ring.h
 _BLOCK = 64  # a record has room for whole blocks of payload
 _VIEWS = 1024  # of the whole ring, kept for cycles
 _STORED = select.EPOLLIN | select.EPOLLET
@@ -201,13 +201,14 @@ class Ring:
         start = mmap.PAGESIZE + (position & (self.size - 1)) + _HEADER
         return np.ndarray(count, dtype, self._pages, start, (_stride(dtype),))
 
-    def look(self) -> None:
-        """What has been stored until now is what `next` gives; see Source."""
+    def look(self) -> bool:
+        """What has been stored until now is what `rows` and `message` give; see Source."""
         if self._events:
             self._events.poll(0)  # `fileno` tells of what is stored from now on
         self._reader.look()
         if self._watch and time.monotonic() >= self._watch.due:
             self._tend(self._watch)
+        return self._stored != self._reader.position
 
     def _tend(self, watch: Watch) -> None:
         """Raise DetachedError if the ring is no longer written, and has been read to its end."""
@@ -289,7 +290,6 @@ class Ring:
             reader.newest,
             (self._stored - reader.committed) / self.size,
             self._watch.timer if self._watch else -1,
-            reader.position != (self._stored if reader.end == _LOOK else reader.end),
             reader.connections,
             Totals(*reader.totals()),
         )

@@ -47,8 +47,7 @@ class Standing(NamedTuple):
     status: of its last cycle that gave None. uncommitted: has something been read that is not committed, and
     would be given again? newest: when the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown,
     or none was read. fill: how full its buffer is, from 0 to 1. timer: a descriptor that polls readable when
-    `look` is due although nothing has arrived; -1: it never is. remains: is there something that a look has
-    seen, and nobody has taken? connections: that are open.
+    `look` is due although nothing has arrived; -1: it never is. connections: that are open.
     """
 
     status: Status
@@ -56,7 +55,6 @@ class Standing(NamedTuple):
     newest: int
     fill: float
     timer: int
-    remains: bool
     connections: int
     totals: Totals
 
@@ -81,10 +79,10 @@ class Source(Protocol):
         with the source's timer."""
         ...
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """What has arrived until now is what `rows` and `message` give, until the next look: a reader that is
-        slower than the sensors must give room back before it has read all. Raises DetachedError (watch.py) if
-        nothing is left, and nothing will come."""
+        slower than the sensors must give room back before it has read all. Is there anything? Raises
+        DetachedError (watch.py) if nothing is left, and nothing will come."""
         ...
 
     def rows(self) -> np.ndarray:

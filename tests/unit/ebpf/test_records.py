@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from midstream.ebpf import compiler, irq_mitigation, pins, records
 from midstream.errors import CompileError
+from midstream.framing import Framing
 from midstream.hardworker import ring, spill
 from midstream.hardworker.source import Status
 from midstream.network import Host, Topology
@@ -110,6 +112,8 @@ def test_the_readers_layouts(tmp_path: Path) -> None:
         f"sizeof(struct copy) == {records.JOURNAL_HEAD} && sizeof(struct open) == {records.JOURNAL_ROW}",
         "sizeof(struct column) == 4 * 8",
         *(f"{status.name} == {status.value}" for status in Status),
+        *(f"{framing.upper()} == {number}" for number, framing in enumerate(get_args(Framing))),
+        *CONSTANTS[:3],
     )
     with pytest.raises(CompileError, match="static assertion failed"):
         compile_reader(tmp_path, "offsetof(struct record, time) == 0")
