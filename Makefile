@@ -22,7 +22,7 @@ help: ## what can be made
 
 setup: $(INSTALLED) ## midstream and its development tools in .venv
 
-$(INSTALLED): pyproject.toml bench/pyproject.toml hatch_build.py $(wildcard src/midstream/hardworker/*.[ch])
+$(INSTALLED): pyproject.toml bench/pyproject.toml hatch_build.py $(wildcard src/midstream/hardworker/*.[ch] src/midstream/ebpf/*.[ch] src/midstream/ebpf/*/*.h)
 	@tools/packages.sh setup
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "midstream: Python 3.11 or newer is needed; name one with PYTHON=")'
 	@echo "midstream: installing into .venv"

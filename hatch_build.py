@@ -1,14 +1,16 @@
-"""What a build needs besides the sources: the extension module, and where the project's home is.
+"""What a build needs besides the sources: what is compiled, and where the project's home is.
 
 The extension is C for Python's stable ABI: one wheel per processor serves every Python from 3.11 on. Its
 compiler is the `ziglang` wheel, which compiles for other processors, too: set _PYTHON_HOST_PLATFORM to
-linux-aarch64, as for other tools that cross-build.
+linux-aarch64, as for other tools that cross-build. It makes the eBPF objects for hosts without a compiler,
+too: they are the same on every processor.
 
 The home is the URL of the repository that a distribution is built from. Where that is known, the README's
 links lead there: a package index has none of the files beside it. Where it is not, as in a copy without
 `origin`, the links become plain words. A source distribution was told.
 """
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -25,6 +27,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 EXTENSION = "hardworker/_ring.abi3.so"
 _SOURCES = ("hardworker/module.c", "hardworker/ring.c", "hardworker/assembly.c")
 _GLIBC = "2.17"  # the oldest that there is for both processors; every distribution since 2014 has it
+OBJECTS = "ebpf/loaded"
 _MACHINES = ("x86_64", "aarch64")
 _FLAGS = ("-O2", "-s", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 
@@ -39,23 +42,22 @@ _PLACES = {
 }
 
 
-class ExtensionHook(BuildHookInterface[Any]):
-    """Compiles the extension module: into a wheel, or beside its source for an editable installation."""
+class CompilingHook(BuildHookInterface[Any]):
+    """Compiles what is C: into a wheel, or beside its source for an editable installation."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         system, _, machine = sysconfig.get_platform().partition("-")
         if system != "linux" or machine not in _MACHINES or not _has_stable_abi():
-            return  # nobody reads a ring there; all else works
-        package = Path(self.root, "src/midstream")
-        build = Path(self.root, "build")
-        if version == "editable":
-            compile_extension(package, package / EXTENSION, machine, build)
-            return
-        target = build / machine / Path(EXTENSION).name
-        compile_extension(package, target, machine, build)
-        build_data["pure_python"] = False
-        build_data["tag"] = f"cp311-abi3-manylinux_{_GLIBC.replace('.', '_')}_{machine}"
-        build_data["force_include"][str(target)] = f"midstream/{EXTENSION}"
+            return  # nobody reads a ring there, or attaches; all else works
+        package, build = Path(self.root, "src/midstream"), Path(self.root, "build")
+        target = package if version == "editable" else build / machine / "midstream"
+        compile_extension(package, target / EXTENSION, machine, build)
+        compile_objects(package / "ebpf", target / OBJECTS, build)
+        if version != "editable":
+            build_data["pure_python"] = False
+            build_data["tag"] = f"cp311-abi3-manylinux_{_GLIBC.replace('.', '_')}_{machine}"
+            for path in (target / EXTENSION, *(target / OBJECTS).glob("*.o")):
+                build_data["force_include"][str(path)] = f"midstream/{path.relative_to(target)}"
 
 
 class HomeHook(MetadataHookInterface):
@@ -93,14 +95,32 @@ def compile_extension(package: Path, target: Path, machine: str, build: Path) ->
     configured = build / f"include/{machine}-linux-gnu/python{sysconfig.get_python_version()}/pyconfig.h"
     configured.parent.mkdir(parents=True, exist_ok=True)
     configured.write_text(f'#include "{sysconfig.get_config_h_filename()}"\n')
+    places = (f"-I{headers}", "-idirafter", str(build / "include"))
+    arguments = (*_FLAGS, "-target", f"{machine}-linux-gnu.{_GLIBC}", *places)
+    _compile([*arguments, *(str(package / name) for name in _SOURCES)], target, build)
+
+
+def compile_objects(sources: Path, target: Path, build: Path) -> None:
+    """midstream's own objects, into a folder. Raises SystemExit likewise."""
+    spec = importlib.util.spec_from_file_location("clang", sources / "clang.py")
+    assert spec and spec.loader
+    clang = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(clang)
+    found = importlib.util.find_spec("ziglang")
+    assert found and found.origin
+    for name in clang.PROGRAMS:
+        folders = (sources / "loaded", Path())
+        arguments = clang.arguments(name, Path(found.origin).parent, folders)
+        _compile(arguments, target / f"{name}.o", build, folder=sources)
+
+
+def _compile(arguments: list[str], target: Path, build: Path, folder: Path | None = None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-    places = (f"-I{headers}", "-idirafter", str(build / "include"))
-    arguments = (*_FLAGS, "-target", f"{machine}-linux-gnu.{_GLIBC}", *places, "-o", str(unfinished))
-    sources = [str(package / name) for name in _SOURCES]
     subprocess.run(
-        [sys.executable, "-m", "ziglang", "cc", *arguments, *sources],
+        [sys.executable, "-m", "ziglang", "cc", *arguments, "-o", str(unfinished)],
         env={"ZIG_GLOBAL_CACHE_DIR": str(build / "zig"), **os.environ},
+        cwd=folder,
         check=True,
     )
     unfinished.replace(target)  # a process that has the old one mapped keeps it

@@ -62,6 +62,10 @@ class Topology:
         """All loggers. The position of one here is its number as a destination (ebpf/records.py)."""
         return (self.logger, *self.standbys)
 
+    def by_address(self) -> list[tuple[int, Host]]:
+        """The sensors sorted by address, each with its position in const.toml."""
+        return sorted(enumerate(self.sensors), key=lambda numbered: int(numbered[1].ip))
+
 
 def load(path: str | Path) -> Topology:
     """Read const.toml. Raises ConfigError with a line for each fault."""

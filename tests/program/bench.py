@@ -5,6 +5,7 @@ midstream.packet says they must be), the one counter that may move, and the reco
 """
 
 import itertools
+import os
 import time
 from collections import Counter
 from dataclasses import replace
@@ -15,8 +16,9 @@ import numpy as np
 from tests.program.ring import Record, Ring
 
 from midstream import packet
-from midstream.ebpf import compiler, libbpf, records
+from midstream.ebpf import libbpf, records
 from midstream.ebpf.hashmap import HashMap
+from midstream.ebpf.objects import open_object
 from midstream.ebpf.records import HERE
 from midstream.network import Host, Topology
 from midstream.packet import Ethernet, Flags, Packet, Tcp
@@ -40,6 +42,9 @@ TOPOLOGY = Topology(
 STANDBY = Host(IPv4Address("10.83.0.4"), "02:00:00:00:00:04")
 SEVERAL = replace(TOPOLOGY, standbys=(STANDBY, Host(IPv4Address("172.16.254.1"), "fe:00:00:00:00:05")))
 """The same with further loggers."""
+
+COMPILED = os.environ.get("MIDSTREAM_TESTS") != "own objects"
+"""Are programs tested that are compiled for their topology, or those that a wheel brings?"""
 
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
 UNMARKED = ""
@@ -322,11 +327,16 @@ def load(
     *,
     max_entries: dict[str, int] | None = None,
     settings: bytes = SETTINGS,
+    compiled: bool = COMPILED,
 ) -> libbpf.Object:
-    """Compile and load a program as the loader does, but pin and attach nothing."""
-    program = libbpf.Object(compiler.compile_program(name, topology))
+    """Load a program as the loader does, but pin and attach nothing."""
+    program = open_object(name, topology, compiled=compiled)
+    sizes = {}
+    if name == "hardworker":
+        sensors = len(topology.sensors)
+        sizes = {"shares": sensors, "beginnings": sensors, "counters": sensors + 1}
     try:
-        for map_name, entries in (max_entries or {}).items():
+        for map_name, entries in (sizes | (max_entries or {})).items():
             program.set_max_entries(map_name, entries)
         program.set_initial_value(".rodata.settings", settings)
         program.load()

@@ -11,6 +11,7 @@ import pytest
 from tests.program.bench import CONNECTION, SHARE, TOPOLOGY, load
 
 from midstream.ebpf import compiler, libbpf, records, selftest
+from midstream.ebpf.objects import open_object
 from midstream.errors import KernelError
 from midstream.network import MAX_MTU, MAX_SENSORS, MIN_MTU, Host, Topology
 
@@ -36,8 +37,9 @@ TOPOLOGIES = {
 
 @pytest.mark.parametrize("name", ["hardworker", "logger", "sensor"])
 @pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
-def test_the_verifier_accepts(topology: Topology, name: str) -> None:
-    with closing(load(name, topology)) as program:
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "own"])
+def test_the_verifier_accepts(topology: Topology, name: str, compiled: bool) -> None:
+    with closing(load(name, topology, compiled=compiled)) as program:
         assert all(program.program_fd(entry) >= 0 for entry in program.program_names())
 
 
@@ -45,7 +47,7 @@ def test_the_verifier_accepts(topology: Topology, name: str) -> None:
 def test_the_verifier_accepts_the_small_ones(topology: Topology) -> None:
     with closing(selftest.program(topology, 1)) as program:
         assert program.program_names() == ["midstream_selftest"]
-    with libbpf.Object(compiler.compile_program("pass", topology)) as program:
+    with open_object("pass", topology) as program:
         program.load()
         assert program.program_names() == ["midstream_pass"]
 

@@ -11,8 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hatch_build import EXTENSION, address, compile_extension, described
+from hatch_build import EXTENSION, OBJECTS, address, compile_extension, described
 from packaging.metadata import Metadata
+
+from midstream.ebpf import clang
 
 ROOT = Path(__file__).parents[2]
 FILES = [".git_archival.txt", ".gitattributes", "LICENSE", "README.md", "hatch_build.py", "pyproject.toml"]
@@ -126,6 +128,9 @@ def test_a_wheel_for_each_processor(clone: Path, tmp_path: Path) -> None:
         wheel = build(clone, machine)
         with zipfile.ZipFile(wheel) as archive:
             assert int.from_bytes(archive.read(MODULE)[18:20], "little") == code
+            for program in clang.PROGRAMS:  # the same for all
+                own = archive.read(f"midstream/{OBJECTS}/{program}.o")
+                assert own == (ROOT / "src/midstream" / OBJECTS / f"{program}.o").read_bytes()
         audit = subprocess.run(
             [sys.executable, "-m", "auditwheel", "show", str(wheel)],
             check=True,

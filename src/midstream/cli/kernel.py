@@ -25,7 +25,6 @@ from midstream.cli.options import (
 )
 from midstream.cli.waiting import patiently
 from midstream.config import Role
-from midstream.daemon import objects
 from midstream.daemon import status as daemon_status
 from midstream.ebpf import attachment, irq_mitigation, loader, ring_server
 from midstream.ebpf.attachment import Attachment
@@ -73,7 +72,6 @@ def attach(
             )
         if serve and (told := daemon_status.ask(Path(config.daemon.socket))):
             return config, topology, _attached_by_daemon(told, pins or default_folder(chosen, config))
-        objects.provide(config, chosen, topology, pins or default_folder(chosen, config))
         attached = loader.attach(
             chosen, config, topology, folder=pins, interface=interface, self_test=self_test
         )

@@ -6,5 +6,5 @@ neighbours (their entries, and the host routes) and ebpf.loader.tune (the logger
 reconciling decides when, and watch wakes it. destinations has the loggers watched, and the data sent where
 one takes it: way gathers the evidence, failover judges it. sockets tells what a logger has committed,
 retention what the ring keeps of the rest, and salvage stores that. service makes and runs all of them;
-snapshot, status, log and notify tell. objects gets what a host without a compiler attaches.
+snapshot, status, log and notify tell.
 """

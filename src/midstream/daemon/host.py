@@ -19,7 +19,6 @@ from pyroute2 import NetlinkError  # type: ignore[import-untyped]  # pyroute2 sh
 from midstream import network
 from midstream.config import Config
 from midstream.daemon import interface as interfaces
-from midstream.daemon import objects
 from midstream.daemon.announcement import Announcement
 from midstream.daemon.identity import Identity
 from midstream.daemon.interface import Interface
@@ -27,7 +26,6 @@ from midstream.daemon.neighbours import Neighbours
 from midstream.daemon.resets import send_resets
 from midstream.ebpf import attachment, control, loader, pins
 from midstream.ebpf.attachment import Attachment
-from midstream.ebpf.compiler import CompilerMissingError
 from midstream.ebpf.control import Open
 from midstream.ebpf.retained import Committed, Retained, retained
 from midstream.errors import ConfigError, KernelError, NetworkError
@@ -85,16 +83,6 @@ class ThisHost:
         """
         if topology == self.in_force and self.attachment_holds():
             return False
-        if self.has_program:  # before anything is changed: it may fail as long as no logger is there
-            try:
-                objects.provide(self._config, self._role, topology, self.folder)
-            except CompilerMissingError:
-                if not again or (left := self._left_by_another(topology)) is None:
-                    raise
-                self.attachment = left
-                self.repair(topology, interface)
-                self.in_force = topology
-                return True
         self._write_const(topology)
         self.repair(topology, interface)
         if self.has_program:
@@ -104,13 +92,6 @@ class ThisHost:
             self.attachment = self._attach(topology, interface, again, self_test=logger or not again)
         self.in_force = topology
         return True
-
-    def _left_by_another(self, topology: Topology) -> Attachment | None:
-        """What another version has attached, if its maps are those of this one: it may go on."""
-        found = attachment.find(self._role, self.folder)
-        marks = pins.read_marks(self.folder) if self._is_whole else None
-        fits = marks and marks.layout == pins.layout(self._role, self._config, topology)
-        return found if fits else None
 
     def _attach(
         self, topology: Topology, interface: Interface, again: bool, *, self_test: bool

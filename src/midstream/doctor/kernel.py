@@ -9,7 +9,7 @@ from pathlib import Path
 from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.repair import sysctl
 from midstream.doctor.subject import Subject
-from midstream.ebpf import compiler, libbpf, pins
+from midstream.ebpf import compiler, libbpf, objects, pins
 from midstream.errors import KernelError
 
 OLDEST = (6, 1)
@@ -24,8 +24,9 @@ _SYS_ADMIN = 21  # contains CAP_BPF and CAP_PERFMON
 @dataclass(frozen=True, slots=True)
 class KernelState:
     """supports: feature → whether the kernel has it, None if this process may not ask. lockdown: the mode,
-    "" if the kernel has none. libbpf, compiler: their version, "" if missing. jit: net.core.bpf_jit_enable,
-    None where it cannot be read, as in a network namespace. distribution: ID and ID_LIKE of /etc/os-release.
+    "" if the kernel has none. libbpf, compiler: their version, "" if missing and nothing replaces it.
+    jit: net.core.bpf_jit_enable, None where it cannot be read, as in a network namespace. distribution: ID
+    and ID_LIKE of /etc/os-release.
     """
 
     release: str
@@ -52,7 +53,7 @@ def read() -> KernelState:
         capabilities=_capabilities(),
         lockdown=_lockdown(),
         libbpf=library,
-        compiler=f"ziglang {found}" if (found := compiler.installed()) else "",
+        compiler=_compiler(),
         jit=_jit(),
         distribution=_distribution(),
     )
@@ -66,7 +67,7 @@ def check(kernel: KernelState, subject: Subject) -> Iterator[Finding]:
     yield _check_capabilities(kernel.capabilities)
     yield _check_bpffs(kernel.bpffs, subject)
     yield _check_libbpf(kernel)
-    yield _check_compiler(kernel.compiler, subject)
+    yield _check_compiler(kernel.compiler)
     if kernel.jit == 0:
         yield warning(
             "JIT",
@@ -135,16 +136,20 @@ def _check_libbpf(kernel: KernelState) -> Finding:
     return fault("libbpf", found or "libbpf.so.1 is missing", "1.0 or newer", advice)
 
 
-def _check_compiler(found: str, subject: Subject) -> Finding:
+def _check_compiler(found: str) -> Finding:
     if found:
         return ok("compiler", found)
-    if subject.role != "logger" and subject.config.logger.replay_port:
-        return ok("compiler", "none here: a logger's host compiles for this one")
     return fault("compiler", "missing", "ziglang", "pip install 'midstream[compiler]'")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+def _compiler() -> str:
+    if version := compiler.installed():
+        return f"ziglang {version}"
+    return "none, so midstream's own objects serve" if objects.are_brought() else ""
 
 
 def _capabilities() -> int:

@@ -3,10 +3,9 @@
 The compiler is clang in the shape of the `ziglang` wheel: the same version on every host, no root, no
 kernel headers, any operating system. An object depends on the sources, the constants, the compiler and its
 flags, and on nothing else. `key` is the hash of all but the compiler's version; together they are the name
-under which an object is kept. So a changed const.toml can never be missed, and nothing is compiled twice. A
-host without a compiler takes the object of any version that another host has made. What is made for user
-space depends on the kind of machine as well, and needs no feature that some machines of that kind lack: hosts
-may share a cache.
+under which an object is kept. So a changed const.toml can never be missed, and nothing is compiled twice.
+What is made for user space depends on the kind of machine as well, and needs no feature that some machines of
+that kind lack: hosts may share a cache.
 """
 
 import hashlib
@@ -25,41 +24,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from midstream import modes
+from midstream.ebpf import clang
 from midstream.errors import CompileError
 from midstream.network import Host, Topology
 from midstream.toml import absolute
 
 SOURCES = Path(__file__).parent
 
-PROGRAMS = ("sensor", "hardworker", "logger", "selftest")
-"""What hosts attach."""
-
-MAX_BYTES = 1 << 22
-"""More than any object has."""
-
-FLAGS = (
-    "-target",
-    "bpfel-freestanding",
-    "-mcpu=v3",  # atomics and 32-bit registers; every kernel from 5.12 on
-    "-O2",
-    "-g",  # BTF, which maps and spin locks need
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-fno-asynchronous-unwind-tables",
-    "-fno-unwind-tables",
-)
-
 
 class CompilerMissingError(CompileError):
-    """There is no compiler here, and no object that another host's has made."""
+    """There is no compiler here."""
 
-    def __init__(self, reasons: str = "") -> None:
-        told = f", and no logger has given what it makes ({reasons})" if reasons else ""
-        super().__init__(
-            f"the compiler is missing{told}; install it with `pip install 'midstream[compiler]'`, or copy "
-            f"into {cache_directory()} what `midstream compile ROLE --output FOLDER` makes where there is one"
-        )
+    def __init__(self) -> None:
+        super().__init__("the compiler is missing; install it with `pip install 'midstream[compiler]'`")
 
 
 _UNHEARD = {"CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "ZIG_LIB_DIR"}
@@ -74,25 +51,14 @@ def compile_program(name: str, topology: Topology, folder: Path | None = None) -
     folder: where its source is, if it is none of midstream's; it may include midstream's headers. Raises
     CompileError if the compiler refuses, CompilerMissingError if there is none.
     """
-    if made := kept(name, topology, folder):
-        return made
-    target = _object(key(name, topology, folder), name, _compiler_version())
+    target = cache_directory() / f"{name}-{key(name, topology, folder)[:32]}-{_compiler_version()}.o"
+    if os.path.isfile(target):
+        return target
     constants = const_header(topology)
     with tempfile.TemporaryDirectory(prefix="midstream-") as scratch:
         Path(scratch, "const.h").write_text(constants, encoding="utf-8")
-        headers = _compiler() / "lib/libc/include"
-        # The kernel's types are the same on every architecture that BPF supports; x86's serve all.
-        places = [
-            Path(scratch),
-            *([SOURCES] if folder else []),
-            headers / "any-linux-any",
-            headers / "x86-linux-any",
-        ]
-        # Debug information names files; where they lie on this machine must make no difference. The sources'
-        # names stay readable from their own folder: clang puts their lines into the verifier's log.
-        nameless = ("-ffile-compilation-dir=.", f"-ffile-prefix-map={headers}=include")
-        arguments = (*FLAGS, *nameless, *(f"-I{place}" for place in places), "-c", f"{name}.bpf.c")
-        _run(arguments, target, folder=folder or SOURCES)
+        folders = (Path(scratch), SOURCES if folder else Path())
+        _run(clang.arguments(name, _compiler(), folders), target, folder=folder or SOURCES)
     return target
 
 
@@ -106,28 +72,6 @@ def installed() -> str:
     with suppress(CompilerMissingError):
         return _compiler_version()
     return ""
-
-
-def kept(name: str, topology: Topology, folder: Path | None = None) -> Path | None:
-    """That object, if it has been made: by this host's compiler or, where there is none, by another's."""
-    made_of = key(name, topology, folder)
-    with suppress(CompilerMissingError):
-        target = _object(made_of, name, _compiler_version())
-        return target if os.path.isfile(target) else None
-    found = sorted(cache_directory().glob(_object(made_of, name, "*").name))
-    return found[-1] if found else None
-
-
-def keep(name: str, topology: Topology, made_by: str, data: bytes) -> None:
-    """Keep an object that another host's compiler has made. made_by: that compiler's version."""
-    target = _object(key(name, topology), name, made_by)
-    with _unfinished(target) as unfinished:
-        unfinished.write_bytes(data)
-
-
-def made_by(path: Path) -> str:
-    """The version of the compiler that has made an object in the cache."""
-    return path.stem.rpartition("-")[2]
 
 
 def compile_library(source: Path) -> Path:
@@ -174,29 +118,31 @@ def key(name: str, topology: Topology, folder: Path | None = None) -> str:
 
 def sources_key(name: str, folder: Path | None = None) -> str:
     """The same without the constants: what every network's object of that program has in common."""
-    return _digest(FLAGS, [(folder or SOURCES) / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
+    return _digest(clang.FLAGS, [(folder or SOURCES) / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
 
 
 def const_header(topology: Topology) -> str:
     """const.h: the topology as C constants, addresses in host byte order, sensors sorted by address, loggers
     in their order."""
-    sensors = sorted(enumerate(topology.sensors), key=lambda numbered: int(numbered[1].ip))
-    table = " ".join(f"{{{int(host.ip):#010x}, {number}, {_mac(host)}}}," for number, host in sensors)
+    table = " ".join(
+        f"{{{int(host.ip):#010x}, {number}, {_mac(host)}}}," for number, host in topology.by_address()
+    )
     loggers = " ".join(f"{{{int(host.ip):#010x}, {_mac(host)}}}," for host in topology.loggers)
-    return "".join(
-        f"#define {name} {value}\n"
-        for name, value in {
-            "HARDWORKER_IP": f"{int(topology.hardworker.ip):#010x}",
-            "HARDWORKER_MAC": _mac(topology.hardworker),
-            "MARK_TOS": topology.tos,
-            "MARK_PORT": topology.port,
-            "MTU": topology.mtu,
-            "DATA_SIZE": topology.size,
-            "LOGGER_COUNT": len(topology.loggers),
-            "LOGGERS": f"{{ {loggers} }}",
-            "SENSOR_COUNT": len(topology.sensors),
-            "SENSORS": f"{{ {table} }}",
-        }.items()
+    return (
+        "#ifndef MIDSTREAM_CONST_H\n"
+        "#define MIDSTREAM_CONST_H\n"
+        '#include "hosts.h"\n'
+        f"#define HARDWORKER_IP {int(topology.hardworker.ip):#010x}\n"
+        f"#define MARK_TOS {topology.tos}\n"
+        f"#define MARK_PORT {topology.port}\n"
+        f"#define MTU {topology.mtu}\n"
+        f"#define DATA_SIZE {topology.size}\n"
+        f"#define LOGGER_COUNT {len(topology.loggers)}\n"
+        f"#define SENSOR_COUNT {len(topology.sensors)}\n"
+        f"static const __u8 HARDWORKER_MAC[ETH_ALEN] = {_mac(topology.hardworker)};\n"
+        f"static const struct logger LOGGERS[LOGGER_COUNT] = {{ {loggers} }};\n"
+        f"static const volatile struct sensor SENSORS[SENSOR_COUNT] = {{ {table} }};\n"
+        "#endif\n"
     )
 
 
@@ -205,10 +151,6 @@ def cache_directory() -> Path:
     if chosen := os.environ.get("MIDSTREAM_CACHE"):
         return absolute(Path(chosen))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midstream"
-
-
-def _object(made_of: str, name: str, compiler: str) -> Path:
-    return cache_directory() / f"{name}-{made_of[:32]}-{compiler}.o"
 
 
 def _digest(flags: Iterable[str], files: Iterable[Path], compiler: str = "") -> str:

@@ -12,6 +12,7 @@
 /* The payload is summed in blocks of so many bytes, and records have room for whole ones. */
 #define BLOCK 64u
 #define STRIDE 512u /* bytes between two jumps, where the length is known beforehand */
+#define EXACT_LEAST 8u
 #define BLOCKS(length) (((length) + BLOCK - 1) & ~(BLOCK - 1))
 
 /* The payload into the record, and its sum. The last block is cleared first, so that the sum can be
@@ -72,25 +73,15 @@ static __always_inline void copy_words(void *to, const void *from, const __u32 w
 		copy_word((__u64 *)to + i, ((const __u64 *)from)[i], sums);
 }
 
-/* The last bytes, fewer than a word. */
-static __always_inline void copy_rest(void *to, const void *from, const __u32 bytes, struct sums *sums)
-{
-	__u64 word = 0;
-
-	for (__u32 i = 0; i < bytes; i++)
-		word |= (__u64)((const __u8 *)from)[i] << 8 * i;
-	copy_word(to, word, sums);
-}
-
-/* As copy(), of a payload whose length is known when this is compiled: nothing is left to be decided, and copying and
- * summing up take five instructions for eight bytes. A helper that only copies is no faster, so the sum is made
- * whether it is asked for or not.
+/* As copy(), of a payload of at least EXACT_LEAST bytes, whose length is known when this is compiled, or when it is
+ * loaded: nothing is left to be decided, and copying and summing up take five instructions for eight bytes. A helper that only copies is no faster,
+ * so the sum is made whether it is asked for or not.
  */
 static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet *p, struct record *record,
 					 const __u32 length, __u64 *sum)
 {
 	const __u32 strides = length < 2 * STRIDE ? 0 : length / STRIDE; /* no loop for one round */
-	const __u32 words = (length - strides * STRIDE) / 8, bytes = length % 8;
+	const __u32 rest = length - strides * STRIDE;
 	const void *end = (void *)(long)ctx->data_end, *from;
 	__u32 offset = p->payload_offset;
 	void *to = record->payload;
@@ -101,6 +92,11 @@ static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet
 	barrier_var(from); /* one pointer, whose bound the verifier knows, and not another sum of the same two */
 	if (from + length > end)
 		return false;
+	if (length % 8) { /* what of the last eight bytes is in no word of eight */
+		__u64 last = *(const __u64 *)(from + length - 8) >> (64 - length % 8 * 8);
+
+		copy_word(to + length / 8 * 8, last, &sums);
+	}
 #pragma clang loop unroll(disable)
 	for (__u32 left = strides; left; left--) {
 		copy_words(to, from, STRIDE / 8, &sums);
@@ -113,9 +109,14 @@ static __always_inline bool copy_exactly(struct xdp_md *ctx, const struct packet
 		barrier_var(from);
 		barrier_var(left);
 	}
-	copy_words(to, from, words, &sums);
-	if (bytes)
-		copy_rest(to + 8 * words, from + 8 * words, bytes, &sums);
+#pragma clang loop unroll(full)
+	for (__u32 part = STRIDE; part >= 8; part /= 2) {
+		if (!(rest & part))
+			continue;
+		copy_words(to, from, part / 8, &sums);
+		to += part;
+		from += part;
+	}
 	*sum = sums.all - (sums.high << 32) + sums.high;
 	return true;
 }

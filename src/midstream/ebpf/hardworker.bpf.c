@@ -69,10 +69,8 @@ static __always_inline int take(struct xdp_md *ctx, struct packet *p, struct con
 		COUNT(sensor, stale);
 		return XDP_DROP;
 	}
-#if DATA_SIZE <= MTU - 40
-	if (p->length == DATA_SIZE)
+	if (DATA_SIZE >= EXACT_LEAST && DATA_SIZE <= MAX_PAYLOAD && p->length == DATA_SIZE)
 		return store(ctx, p, c, BLOCKS(DATA_SIZE), DATA_SIZE);
-#endif
 	if (p->length <= 64)
 		return store(ctx, p, c, 64, 0);
 	if (p->length <= 512)
@@ -241,7 +239,6 @@ static __always_inline int refuse_options(const struct headers *h, const void *e
 
 SEC("xdp") int midstream_hardworker(struct xdp_md *ctx)
 {
-	static const __u8 hardworker_mac[ETH_ALEN] = HARDWORKER_MAC;
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct headers *h = data;
 	const struct tcphdr *tcp = tcp_header(h);
@@ -251,7 +248,7 @@ SEC("xdp") int midstream_hardworker(struct xdp_md *ctx)
 	__u32 total, header;
 
 	if ((void *)(h + 1) > end || ETHER_TYPE(&h->eth) != bswap16(ETH_P_IP) || ip->daddr != bswap32(HARDWORKER_IP) ||
-	    ip->protocol != IPPROTO_TCP || !is_marked(ip->tos) || !same_mac(h->eth.h_dest, hardworker_mac))
+	    ip->protocol != IPPROTO_TCP || !is_marked(ip->tos) || !same_mac(h->eth.h_dest, HARDWORKER_MAC))
 		return XDP_PASS;
 	if (IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS)
 		return refuse_options(h, end);

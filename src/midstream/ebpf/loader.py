@@ -22,7 +22,6 @@ from midstream import modes, network
 from midstream.config import Config, Role
 from midstream.ebpf import (
     attachment,
-    compiler,
     control,
     irq_mitigation,
     libbpf,
@@ -32,6 +31,7 @@ from midstream.ebpf import (
     selftest,
 )
 from midstream.ebpf.attachment import Attachment, Mode
+from midstream.ebpf.objects import open_object
 from midstream.errors import KernelError
 from midstream.network import Topology
 
@@ -83,7 +83,7 @@ def attach(
             )
         if replace and whole and (attached or attachment.link_info(folder)):
             _check_interface(role, interface, topology)
-            with libbpf.Object(compiler.compile_program(role, topology)) as program:
+            with open_object(role, topology) as program:
                 _prepare(role, program, config, topology)
                 mode = _replace(role, interface, program, folder, topology)
             tune(role, interface, config, topology, folder)
@@ -93,7 +93,7 @@ def attach(
 
     try:
         modes.make_folder(folder)  # empty, if an attach was killed at once
-        with libbpf.Object(compiler.compile_program(role, topology)) as program:
+        with open_object(role, topology) as program:
             _prepare(role, program, config, topology)
             mode = _load_and_attach(role, interface, program, folder, topology, self_test)
         tune(role, interface, config, topology, folder)
@@ -141,7 +141,7 @@ def detach(role: Role, folder: Path) -> bool:
 
 def attach_pass(interface: str, topology: Topology) -> None:
     """Attach the program that lets everything pass, and leave it there as long as the interface exists."""
-    with libbpf.Object(compiler.compile_program("pass", topology)) as program:
+    with open_object("pass", topology) as program:
         program.load()
         ifindex = socket.if_nametoindex(interface)
         libbpf.xdp_attach(ifindex, program.program_fd("midstream_pass"), libbpf.XDP_FLAGS_DRV_MODE)

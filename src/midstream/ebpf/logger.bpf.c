@@ -10,7 +10,6 @@
 
 #include "bpf.h"
 #include "const.h"
-#include "loggers.h"
 #include "packet.h"
 #include "sensors.h"
 #include "settings.h"
@@ -33,19 +32,18 @@ struct {
 
 SEC("tc") int midstream_logger_ingress(struct __sk_buff *skb)
 {
-	static const __u8 hardworker_mac[ETH_ALEN] = HARDWORKER_MAC;
 	struct headers h;
 	struct peer peer = {};
 	__u8 one = 1;
 
 	if (skb->protocol != bswap16(ETH_P_IP) || bpf_skb_load_bytes(skb, 0, &h, sizeof(h)) ||
-	    IP_VERSION_LENGTH(&h.ip) != IP_VERSION_4_NO_OPTIONS || h.ip.daddr != bswap32(loggers[0].ip) ||
+	    IP_VERSION_LENGTH(&h.ip) != IP_VERSION_4_NO_OPTIONS || h.ip.daddr != bswap32(LOGGERS[0].ip) ||
 	    h.ip.protocol != IPPROTO_TCP || h.ip.frag_off & IP_FRAGMENT_OFFSET || h.tcp.dest != bswap16(MARK_PORT))
 		return TC_ACT_UNSPEC;
 
 	peer.ip = h.ip.saddr;
 	peer.port = h.tcp.source;
-	if (!same_mac(h.eth.h_source, hardworker_mac)) {
+	if (!same_mac(h.eth.h_source, HARDWORKER_MAC)) {
 		/* The port once used through the hardworker now connects directly. */
 		if (TCP_FLAGS(&h.tcp) & TCP_SYN)
 			bpf_map_delete_elem(&through_hardworker, &peer);
@@ -59,7 +57,7 @@ SEC("tc") int midstream_logger_ingress(struct __sk_buff *skb)
 
 SEC("tc") int midstream_logger_egress(struct __sk_buff *skb)
 {
-	const __u32 from = bswap32(loggers[0].ip), to = bswap32(HARDWORKER_IP);
+	const __u32 from = bswap32(LOGGERS[0].ip), to = bswap32(HARDWORKER_IP);
 	struct headers h;
 	struct peer peer = {};
 

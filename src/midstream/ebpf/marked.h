@@ -5,7 +5,6 @@
 
 #include "checksum.h"
 #include "connection.h"
-#include "loggers.h"
 #include "packet.h"
 #include "settings.h"
 
@@ -30,20 +29,21 @@ static __always_inline bool verified(struct xdp_md *ctx, const struct packet *p,
 /* On to the logger of that position, or, unchanged, to this host's own stack. */
 static __always_inline int forward(struct headers *h, __u32 destination)
 {
-	static const __u8 hardworker_mac[ETH_ALEN] = HARDWORKER_MAC;
 	/* With one logger its address is a constant. A position that no logger has any more is the first's, which refuses. */
-	const struct logger *logger = &loggers[destination < LOGGER_COUNT ? destination : 0];
+	const struct logger *logger = &LOGGERS[destination < LOGGER_COUNT ? destination : 0];
 	struct tcphdr *tcp = tcp_header(h);
 	struct iphdr *ip = ip_header(h);
+	__u32 change;
 
 	if (destination == HERE)
 		return XDP_PASS;
-	set_mac(h->eth.h_source, hardworker_mac);
+	change = checksum_change(bswap32(HARDWORKER_IP), bswap32(logger->ip));
+	set_mac(h->eth.h_source, HARDWORKER_MAC);
 	set_mac(h->eth.h_dest, logger->mac);
 	ip->daddr = bswap32(logger->ip);
-	ip->check = replaced_checksum(ip->check, bswap32(HARDWORKER_IP), bswap32(logger->ip));
+	ip->check = changed_checksum(ip->check, change);
 	/* The address is in TCP's pseudo-header too (RFC 9293, section 3.1). */
-	tcp->check = replaced_checksum(tcp->check, bswap32(HARDWORKER_IP), bswap32(logger->ip));
+	tcp->check = changed_checksum(tcp->check, change);
 	return XDP_TX;
 }
 
@@ -51,13 +51,12 @@ static __always_inline int forward(struct headers *h, __u32 destination)
 static __always_inline void answer(struct headers *h, const struct connection_key *to, const __u8 *mac, __u32 sequence,
 				   __u32 acknowledgement, __u8 flags)
 {
-	static const __u8 hardworker_mac[ETH_ALEN] = HARDWORKER_MAC;
 	struct tcphdr *tcp = tcp_header(h);
 	struct iphdr *ip = ip_header(h);
 	__u64 sum;
 
 	set_mac(h->eth.h_dest, mac);
-	set_mac(h->eth.h_source, hardworker_mac);
+	set_mac(h->eth.h_source, HARDWORKER_MAC);
 	ip->tos &= TOS_WITHOUT_ECN;
 	ip->tot_len = bswap16(sizeof(*ip) + sizeof(*tcp));
 	ip->saddr = bswap32(HARDWORKER_IP);

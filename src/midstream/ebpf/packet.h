@@ -82,14 +82,16 @@ static __always_inline __u32 folded(__u32 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* RFC 1624, equation 3, over a whole 32-bit address: check' = ~(~check + ~from + to).
- * Where both addresses are constants the compiler folds all but one addition away.
- */
-static __always_inline __u16 replaced_checksum(__u16 check, __u32 from, __u32 to)
+/* RFC 1624, equation 3, over a whole 32-bit address: check' = ~(~check + ~from + to). Here is ~from + to, */
+static __always_inline __u32 checksum_change(__u32 from, __u32 to)
 {
-	__u32 change = (__u16)~from + (__u16)~(from >> 16) + (to & 0xffff) + (to >> 16);
+	return folded(folded((__u16)~from + (__u16)~(from >> 16) + (to & 0xffff) + (to >> 16)));
+}
 
-	return ~folded((__u16)~check + folded(folded(change)));
+/* and here the rest. */
+static __always_inline __u16 changed_checksum(__u16 check, __u32 change)
+{
+	return ~folded((__u16)~check + change);
 }
 
 #endif

@@ -47,8 +47,8 @@ SEC("xdp") int midstream_selftest(struct xdp_md *ctx)
 	p->ip.daddr = p->ip.saddr;
 	p->ip.saddr = ip;
 	/* Type and sequence number: each pair is one value of 32 bits to the checksum. */
-	p->checksum = replaced_checksum(p->checksum, ECHO_REPLY, ECHO_REQUEST);
-	p->checksum = replaced_checksum(p->checksum, SEQUENCE_PINGED, SEQUENCE_REFLECTED);
+	p->checksum = changed_checksum(p->checksum, checksum_change(ECHO_REPLY, ECHO_REQUEST));
+	p->checksum = changed_checksum(p->checksum, checksum_change(SEQUENCE_PINGED, SEQUENCE_REFLECTED));
 	p->type = ECHO_REQUEST;
 	p->sequence = SEQUENCE_REFLECTED;
 	return XDP_TX;

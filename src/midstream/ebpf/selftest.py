@@ -14,7 +14,8 @@ import time
 from contextlib import suppress
 from ipaddress import IPv4Address
 
-from midstream.ebpf import compiler, libbpf
+from midstream.ebpf import libbpf
+from midstream.ebpf.objects import open_object
 from midstream.errors import KernelError
 from midstream.network import Topology
 
@@ -26,7 +27,7 @@ _INTERVAL = 0.2
 
 def program(topology: Topology, identifier: int) -> libbpf.Object:
     """The loaded self-test program for pings with this identifier; the caller closes it."""
-    loaded = libbpf.Object(compiler.compile_program("selftest", topology))
+    loaded = open_object("selftest", topology)
     try:
         loaded.set_initial_value(".rodata.settings", struct.pack("!H", identifier))
         loaded.load()

@@ -8,7 +8,6 @@
  */
 #include "bpf.h"
 #include "const.h"
-#include "loggers.h"
 #include "packet.h"
 #include "settings.h"
 
@@ -33,8 +32,8 @@ static __always_inline __u32 socket_state(struct xdp_md *ctx, const struct heade
 static __always_inline bool is_logger(__be32 address)
 {
 #pragma clang loop unroll(full)
-	for (int i = 0; i < LOGGER_COUNT; i++)
-		if (address == bswap32(loggers[i].ip))
+	for (__u32 i = 0; i < MAX_LOGGERS; i++)
+		if (i < LOGGER_COUNT && address == bswap32(LOGGERS[i].ip))
 			return true;
 	return false;
 }
@@ -46,7 +45,7 @@ SEC("xdp") int midstream_sensor(struct xdp_md *ctx)
 	struct headers *h = data;
 	struct tcphdr *tcp = tcp_header(h);
 	struct iphdr *ip = ip_header(h);
-	__u32 through, direct, from;
+	__u32 through, direct, from, change;
 
 	if ((void *)(h + 1) > end || ETHER_TYPE(&h->eth) != bswap16(ETH_P_IP) ||
 	    IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS || !is_logger(ip->saddr) ||
@@ -59,8 +58,9 @@ SEC("xdp") int midstream_sensor(struct xdp_md *ctx)
 		return XDP_PASS;
 
 	ip->saddr = to;
-	ip->check = replaced_checksum(ip->check, from, to);
-	tcp->check = replaced_checksum(tcp->check, from, to);
+	change = checksum_change(from, to);
+	ip->check = changed_checksum(ip->check, change);
+	tcp->check = changed_checksum(tcp->check, change);
 	return XDP_PASS;
 }
 

@@ -1,18 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The known sensors, compiled in: who is none of them is a stranger. */
+/* The known sensors: who is none of them is a stranger. */
 #ifndef MIDSTREAM_SENSORS_H
 #define MIDSTREAM_SENSORS_H
 
+#include "bpf.h"
 #include "const.h"
-#include "packet.h"
-
-struct sensor {
-	__u32 ip; /* host byte order, by which the table is sorted */
-	__u16 number; /* position in const.toml */
-	__u8 mac[ETH_ALEN];
-};
-
-static const volatile struct sensor sensors[SENSOR_COUNT] = SENSORS;
 
 /* Binary search, 12 halvings for the 4096 sensors that const.toml may name. The comparison is arithmetic: a
  * branch would make the verifier follow every path through the table, and refuse a large one.
@@ -26,10 +18,10 @@ static __always_inline const struct sensor *find_sensor(__be32 address)
 
 		barrier_var(next);
 		if (next < SENSOR_COUNT)
-			found += step & (__u32)(((__s64)sensors[next].ip - 1 - ip) >> 63); /* step if not above ip */
+			found += step & (__u32)(((__s64)SENSORS[next].ip - 1 - ip) >> 63); /* step if not above ip */
 	}
 	barrier_var(found);
-	return found < SENSOR_COUNT && sensors[found].ip == ip ? (const struct sensor *)&sensors[found] : NULL;
+	return found < SENSOR_COUNT && SENSORS[found].ip == ip ? (const struct sensor *)&SENSORS[found] : NULL;
 }
 
 #endif

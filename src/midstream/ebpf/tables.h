@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The hardworker's maps. The loader sets the sizes that config.toml decides and pins them, before
+/* The hardworker's maps. The loader sets the sizes that config.toml and const.toml decide and pins them, before
  * the program is attached.
  */
 #ifndef MIDSTREAM_TABLES_H
@@ -7,7 +7,7 @@
 
 #include "bpf.h"
 #include "connection.h"
-#include "const.h"
+#include "hosts.h"
 #include "record.h"
 #include "settings.h"
 
@@ -79,7 +79,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
 	__type(value, struct counters);
-	__uint(max_entries, SENSOR_COUNT + 1);
+	__uint(max_entries, MAX_SENSORS + 1); /* const.toml: sensors */
 } counters SEC(".maps");
 
 /* What each sensor holds of what all share. */
@@ -87,7 +87,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, struct share);
-	__uint(max_entries, SENSOR_COUNT);
+	__uint(max_entries, MAX_SENSORS); /* likewise */
 } shares SEC(".maps");
 
 /* The first connections of each sensor that were established since the maps were made (beginning.h). The application
@@ -113,7 +113,7 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct beginnings);
-	__uint(max_entries, SENSOR_COUNT);
+	__uint(max_entries, MAX_SENSORS); /* likewise */
 } beginnings SEC(".maps");
 
 /* The loader's: what the interface was set to before its interrupts were deferred (ebpf/irq_mitigation.py). */

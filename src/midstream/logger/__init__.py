@@ -2,7 +2,7 @@
 
 server starts it all. holder keeps the sockets, with the door through which they come; worker peeks at what
 they bring, peer makes messages of it, and writer has them stored. exchange answers hardworkers: replaying,
-backfilling, holding and compiling are what they may ask for. On a hardworker spool is the same logger with a
+backfilling and holding are what they may ask for. On a hardworker spool is the same logger with a
 file of its own, and backfill sends on what that holds.
 """
 

@@ -19,7 +19,6 @@ from midstream import key
 from midstream.config import Config
 from midstream.errors import MidstreamError, NetworkError
 from midstream.line import Head, Line
-from midstream.logger import compiling
 from midstream.logger.admission import Admission, Client
 from midstream.logger.backfilling import Backfilling
 from midstream.logger.holding import Holding
@@ -39,7 +38,6 @@ def handlers(config: Config, size: int) -> dict[str, Handler]:
         "replay": Replaying(config).answer,
         "backfill": Backfilling(config, size).answer,
         "held": Holding(config, size).answer,
-        "compile": compiling.answer,
     }
 
 

@@ -8,14 +8,11 @@ import pytest
 
 from midstream import network
 from midstream.config import Config, DaemonSection
-from midstream.daemon import host, objects
+from midstream.daemon import host
 from midstream.daemon.host import ThisHost
 from midstream.daemon.identity import Identity
 from midstream.daemon.interface import Interface
-from midstream.ebpf import attachment, pins
 from midstream.ebpf.attachment import Attachment
-from midstream.ebpf.compiler import CompilerMissingError
-from midstream.ebpf.pins import PinStamps
 from midstream.errors import KernelError
 from midstream.network import Host, Topology
 
@@ -62,40 +59,3 @@ def test_one_that_was_never_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_that_swallows_packets_is_refused_also_then(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KernelError, match="self-test"):
         put(monkeypatch, 0, again=True)
-
-
-@pytest.mark.parametrize(
-    ("again", "layout", "goes_on"),
-    [(True, b"the same", True), (True, b"another", False), (False, b"the same", False)],
-    ids=["after a boot", "of other maps", "of other addresses"],
-)
-def test_without_an_object_nothing_is_changed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, again: bool, layout: bytes, goes_on: bool
-) -> None:
-    """No compiler, and no logger that gives one. What another has attached is taken up after a boot."""
-    loader, repaired, written = Loader(0), list[object](), list[object]()
-    attached = Attachment("hardworker", "eth0", "native", tmp_path)
-
-    def provide(*_: object) -> None:
-        raise CompilerMissingError("10.0.0.3: no answer")
-
-    monkeypatch.setattr(host, "loader", loader)
-    monkeypatch.setattr(objects, "provide", provide)
-    monkeypatch.setattr(attachment, "find", lambda *_: attached)
-    monkeypatch.setattr(pins, "missing", lambda *_: [])
-    monkeypatch.setattr(pins, "layout", lambda *_: b"the same")
-    monkeypatch.setattr(pins, "read_marks", lambda _: PinStamps(b"older", layout, 1))
-    monkeypatch.setattr(network, "write", lambda *_: written.append(1))
-    config = Config(role="hardworker", daemon=DaemonSection(explore=False, key="/nonexistent"))
-    this = ThisHost(config, Identity(config))
-    monkeypatch.setattr(this, "folder", tmp_path)
-    monkeypatch.setattr(this, "repair", lambda *_: repaired.append(1))
-    if goes_on:
-        assert this.put_in_force(TOPOLOGY, INTERFACE, again=again)
-        assert (this.in_force, this.attachment, repaired) == (TOPOLOGY, attached, [1])
-        assert not this.put_in_force(TOPOLOGY, INTERFACE)
-    else:
-        with pytest.raises(CompilerMissingError, match=r"10\.0\.0\.3: no answer"):
-            this.put_in_force(TOPOLOGY, INTERFACE, again=again)
-        assert (this.in_force, this.attachment, repaired) == (None, None, [])
-    assert (written, loader.tested) == ([], [])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.support import patients
+from tests.support.objects import without_compiler
 from tests.support.patients import FOREIGN, HARDWORKER, LOGGER, SENSORS, only, well
 
 from midstream.config import Role
@@ -19,6 +20,7 @@ from midstream.doctor.finding import Status
 from midstream.doctor.neighbours import Chain, Neighbour, Route
 from midstream.doctor.repair import Repair, SetMtu, SetNeighbour, SetUp, SwitchOff
 from midstream.doctor.service import ServiceState
+from midstream.ebpf import objects
 from midstream.errors import NetworkError
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
@@ -88,17 +90,16 @@ def test_debians_advice_is_for_debian(
     assert found.check == "libbpf" and found.fix.startswith(advice)
 
 
-@pytest.mark.parametrize(
-    ("role", "settings"),
-    [("logger", {}), ("hardworker", {"logger": {"replay_port": 0}})],
-)
-def test_a_compiler_that_nobody_has(role: Role, settings: dict[str, Any]) -> None:
-    """A logger's host compiles for others, if it may be asked."""
-    assert well(list(kernel.check(patients.kernel(compiler=""), patients.subject("hardworker"))))
-    found = only(
-        list(kernel.check(patients.kernel(compiler=""), patients.subject(role, **settings))), "fault"
-    )
+def test_no_compiler_and_nothing_in_its_place() -> None:
+    found = only(list(kernel.check(patients.kernel(compiler=""), patients.subject("hardworker"))), "fault")
     assert (found.check, found.fix) == ("compiler", "pip install 'midstream[compiler]'")
+
+
+def test_without_a_compiler_the_objects_of_the_package_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_compiler(monkeypatch)
+    assert "midstream's own objects" in kernel.read().compiler
+    monkeypatch.setattr(objects, "are_brought", lambda: False)
+    assert kernel.read().compiler == ""
 
 
 def test_only_what_is_used_is_asked_for() -> None:

@@ -12,7 +12,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from midstream.ebpf import compiler, irq_mitigation, pins, records
+from midstream import network
+from midstream.ebpf import compiler, irq_mitigation, objects, pins, records
 from midstream.errors import CompileError
 from midstream.framing import Framing
 from midstream.hardworker import ring, spill
@@ -88,9 +89,18 @@ def test_layouts_and_constants(sources: Path) -> None:
         *layout("struct committed_table", records.COMMITTED_TABLE),
         *layout("struct committed", records.COMMITTED),
         *layout("struct irq_mitigation", irq_mitigation.SAVED),
+        f"MAX_SENSORS == {network.MAX_SENSORS} && MAX_LOGGERS == {network.MAX_LOGGERS}",
         f"offsetof(struct kept, bytes) == {spill._ENTRY.size}",
         *CONSTANTS,
     )
+
+
+def test_the_constants_that_are_loaded(sources: Path) -> None:
+    """What objects.py writes into loaded/const.h."""
+    lines = ['#include "loaded/const.h"']
+    lines += [f'_Static_assert({each}, "");' for each in layout("struct constants", objects.CONSTANTS)]
+    (sources / "layout.bpf.c").write_text("\n".join(lines) + "\n")
+    compiler.compile_program("layout", TOPOLOGY)
 
 
 def compile_reader(folder: Path, *assertions: str) -> None:
@@ -180,7 +190,7 @@ def test_a_record_is_parsed_in_place() -> None:
     assert record.tobytes() == raw
 
 
-DESCRIBED = {2: "9a1c5bde0e4fc0ea"}
+DESCRIBED = {2: "d783d692f5e2455e"}
 """Of each ABI: the hash of what lies in the maps, comments aside."""
 
 
