@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SPHINX := .venv/.sphinx
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 export PYTHON
 # Every program of a lab would compile midstream's modules anew, half a second each.

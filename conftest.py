@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from tests.support.examples import examples
 from xdist.remote import Producer  # type: ignore[import-untyped]  # xdist ships no types
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
@@ -30,7 +31,7 @@ GRACE = 2.0  # seconds that a thread may take to end after its test
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes depends on what the other worker does.
-hypothesis.settings.register_profile("midstream", deadline=None)
+hypothesis.settings.register_profile("midstream", deadline=None, max_examples=examples(50))
 hypothesis.settings.load_profile("midstream")
 
 

@@ -181,6 +181,7 @@ def running(config: Config) -> Iterator[Processes]:
         processes.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "database",
     ["sqlite", *(pytest.param(name, marks=pytest.mark.slow) for name in DATABASES[1:])],

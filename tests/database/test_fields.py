@@ -131,6 +131,7 @@ def test_sqlite_takes_all_fields(tmp_path: Path, how: settings) -> None:
     how(given(LISTS)(lambda given_fields: sqlite(tmp_path, given_fields)))()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_postgresql_takes_fields_or_names_one(
     tmp_path: Path, postgres: servers.Postgres, how: settings
@@ -152,6 +153,7 @@ def test_postgresql_has_columns_of_its_own(postgres: servers.Postgres, name: str
         SqlStore(url, batch_size=1, layout=layout)
 
 
+@pytest.mark.slow
 def test_a_row_that_postgresql_has_no_room_for(postgres: servers.Postgres) -> None:
     url = postgres.new_database("wide")
     layout = Layout(9600, tuple(Field(f"part_{number}", "V16", 16 * number) for number in range(600)))
@@ -195,6 +197,7 @@ def test_messages_and_fields_that_a_jetstream_has_no_room_for(cluster: servers.N
         JetStreamStore(url, layout=layout)
 
 
+@pytest.mark.slow
 def test_what_follows_a_broken_frame_may_be_longer_than_a_jetstream_takes(
     cluster: servers.Nats, stream: str
 ) -> None:

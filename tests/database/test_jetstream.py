@@ -130,6 +130,7 @@ def test_what_is_stored_is_not_stored_again(
     assert len(read(cluster, stream, "data", 2)) == 2
 
 
+@pytest.mark.slow
 def test_long_batches_are_cut_and_stay_in_order(
     cluster: servers.Nats, stream: str, store: JetStreamStore
 ) -> None:

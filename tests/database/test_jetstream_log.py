@@ -115,6 +115,7 @@ def test_messages_that_are_changed_or_there_twice(
     assert "none that a logger has written. What to do: nats stream rmm" in verdict.faults[0]
 
 
+@pytest.mark.slow
 def test_what_the_streams_limits_have_removed_is_no_gap(
     cluster: servers.Nats, stream: str, store: JetStreamStore, log: JetStreamLog, url: str
 ) -> None:

@@ -29,6 +29,7 @@ def site(tmp_path: Path, cluster: servers.Nats, stream: str) -> Site:
     return exchanging(made)
 
 
+@pytest.mark.slow
 def test_history_and_then_the_ring(site: Site) -> None:
     ring = FakeRing(1 << 16)
     with Serving(site.config):
@@ -52,6 +53,7 @@ def test_history_and_then_the_ring(site: Site) -> None:
     assert [found.sequence for found in recent] == [*range(2), *range(7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", ["length", "line"])
 def test_what_a_logger_has_written_is_right(site: Site, framing: Framing) -> None:
     """Frames are part of the stream's digest; so is a message that never became whole."""

@@ -61,6 +61,7 @@ def test_damage_is_found(store: SqlStore, url: str) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_is_pruned_is_no_gap_and_the_logger_goes_on(store: SqlStore, url: str) -> None:
     write(store, "a.1")
     write(store, "a.2", closed=False)
@@ -71,6 +72,7 @@ def test_what_is_pruned_is_no_gap_and_the_logger_goes_on(store: SqlStore, url: s
     assert (position.sequence, position.offset) == (3000, 24000)
 
 
+@pytest.mark.slow
 def test_pruning_by_size(store: SqlStore, url: str) -> None:
     write(store, "a.1")
     prune(url, keep_ns=None, keep_bytes=12000)
@@ -80,6 +82,7 @@ def test_pruning_by_size(store: SqlStore, url: str) -> None:
     assert rights(url) == [True]
 
 
+@pytest.mark.slow
 def test_the_logger_writes_while_others_read_and_prune(store: SqlStore, url: str) -> None:
     write(store, "a.1")
     ended = threading.Event()

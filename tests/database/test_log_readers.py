@@ -94,6 +94,7 @@ def test_what_was_written_is_read(written: tuple[str, Store]) -> None:
         assert all(verdict.right for verdict in verdicts)
 
 
+@pytest.mark.slow
 def test_a_selection_is_read(written: tuple[str, Store]) -> None:
     url, _ = written
     with open_log(url) as log:
@@ -139,6 +140,7 @@ def test_following_sees_what_comes(written: tuple[str, Store]) -> None:
         assert list(reader.read()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["nats"], indirect=True)
 def test_the_commands(
     written: tuple[str, Store],

@@ -43,7 +43,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @each_framing
 @pytest.mark.parametrize("closed", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("begun", [0, 1])
+@pytest.mark.parametrize("begun", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_page_by_page(
     tmp_path: Path, url: str, framing: Framing, begun: int, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def waits(caplog: pytest.LogCaptureFixture, reason: str) -> None:
     wait_until(lambda: reason in caplog.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGQUIT])
 def test_a_postgresql_server_that_is_stopped_and_started(
     tmp_path: Path, postgres: servers.Postgres, caplog: pytest.LogCaptureFixture, sign: signal.Signals
@@ -129,6 +130,7 @@ def test_a_server_that_is_not_there_at_the_start_is_waited_for(
     assert "refused" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
@@ -178,6 +180,7 @@ def test_a_full_disk_makes_the_sensor_wait(tmp_path: Path, caplog: pytest.LogCap
         subprocess.run(["umount", "--lazy", small], check=True)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_damaged_while_the_logger_runs(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -95,6 +95,7 @@ def test_killed_amid_messages_of_several_segments(triangle: Lab, tmp_path: Path,
     survives(triangle, tmp_path, kills)
 
 
+@pytest.mark.slow
 @sometimes
 @pytest.mark.parametrize("lab", [{"data": {"size": 1000}}], indirect=True, ids=["1000 bytes"])
 @pytest.mark.parametrize(
@@ -130,6 +131,7 @@ def test_killed_amid_messages_across_segments(
 LENGTH = {"data": {"framing": "length"}}
 
 
+@pytest.mark.slow
 @sometimes
 @pytest.mark.parametrize(
     ("lab", "mode"),

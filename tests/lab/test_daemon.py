@@ -172,6 +172,7 @@ def flow(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
     flow.assert_nothing_lost(repeated=summary["repeated"])
 
 
+@pytest.mark.slow
 def test_data_flows_and_the_topology_is_written(lab: Lab, flow: Flow) -> None:
     flow.wait_for_fresh(1)
     for path in (lab.const, daemons.folder(lab, "logger") / "const.toml"):
@@ -190,6 +191,7 @@ def test_data_flows_and_the_topology_is_written(lab: Lab, flow: Flow) -> None:
     assert f"hardworker hardworker {HARDWORKER} {topology.hardworker.mac}, heard" in told_in_words
 
 
+@pytest.mark.slow
 @each_host
 def test_a_daemon_is_killed_under_load(lab: Lab, flow: Flow, name: str) -> None:
     os.kill(daemon_pid(name), signal.SIGKILL)
@@ -199,6 +201,7 @@ def test_a_daemon_is_killed_under_load(lab: Lab, flow: Flow, name: str) -> None:
     flow.wait_for_fresh(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["removed", "falsified"])
 def test_neighbours_are_repaired_while_data_flows(lab: Lab, flow: Flow, damage: str) -> None:
     before = {name: state(lab, name)["repaired"] for name in HOSTS}
@@ -212,6 +215,7 @@ def test_neighbours_are_repaired_while_data_flows(lab: Lab, flow: Flow, damage: 
     assert "repaired" in log(lab, "sensor")
 
 
+@pytest.mark.slow
 def test_an_impostor_is_ignored_counted_and_logged(lab: Lab, flow: Flow) -> None:
     before = lab.const.read_text()
     rejected = {name: state(lab, name)["rejected"].get("key", 0) for name in HOSTS}
@@ -239,6 +243,7 @@ def test_once(lab: Lab, flow: Flow) -> None:
     flow.wait_for_fresh(1)
 
 
+@pytest.mark.slow
 @each_host
 def test_another_network_card(lab: Lab, flow: Flow, name: str) -> None:
     """Its MAC address changes: the others hear of it, recompile and swap, and no connection ends."""
@@ -281,6 +286,7 @@ def test_a_cable_that_is_out_for_a_while_changes_nothing(lab: Lab, flow: Flow, n
     assert state(lab, "hardworker")["destination"] == LOGGER
 
 
+@pytest.mark.slow
 def test_the_loggers_host_falls_silent_and_comes_back(lab: Lab, flow: Flow) -> None:
     """Its port of the switch passes nothing, as after a power cut. The spool takes over, and gives back."""
     flow.reconnects += 2

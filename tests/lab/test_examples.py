@@ -77,6 +77,7 @@ def run(lab: Lab, *arguments: str | Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_an_imu_in_c_and_its_application(attached: Lab, tmp_path: Path, sensor: Path) -> None:
     path = config(attached, tmp_path, (EXAMPLES / "imu.toml").read_text())
     with (
@@ -101,6 +102,7 @@ def test_an_imu_in_c_and_its_application(attached: Lab, tmp_path: Path, sensor: 
     assert 0.4 < turn <= 0.5
 
 
+@pytest.mark.slow
 def test_a_sensor_in_c_sends_again_what_was_not_acknowledged(
     attached: Lab, tmp_path: Path, sensor: Path
 ) -> None:

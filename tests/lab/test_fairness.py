@@ -35,6 +35,7 @@ LAB = {"data": {"size": SIZE}}
 SHARE = np.dtype([("older_end", "<u8"), ("younger", "<u8"), ("open", "<u4"), ("unused", "<u4")])  # tables.h
 
 
+@pytest.mark.slow
 def test_a_flood_leaves_room_while_nobody_reads(triangle: Lab) -> None:
     """One sensor sends as fast as it can, into a ring that nobody empties; the other's messages are held, and
     logged, all the same."""
@@ -109,6 +110,7 @@ def test_a_flood_of_syns_keeps_nobody_out(triangle: Lab) -> None:
     assert one["reset"] + one["pure_ack"] >= opened - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_connections_leave_nothing(triangle: Lab, count: int) -> None:
     """Opened and closed in a row, from 250 ports in turn, so that each port is used again."""

@@ -80,6 +80,7 @@ def test_latency_under_loss(triangle: Lab) -> None:
     assert median(p99[receive]) <= 1.5 * median(p99[receive_plainly])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leg", ["sensor:hardworker", "hardworker:logger", "logger:sensor"])
 def test_a_lost_segment_is_repeated_within_a_round_trip(triangle: Lab, leg: str) -> None:
     """As long as there are segments behind it: the logger's duplicate acknowledgements find their way back.

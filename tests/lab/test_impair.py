@@ -75,6 +75,7 @@ def good_wires(lab: Lab) -> Iterator[None]:
 # single frames
 
 
+@pytest.mark.slow
 def test_every_fault_comes_as_often_as_it_should(lab: Lab) -> None:
     """Within five standard deviations; and the counters say exactly what really happened."""
     total, odds = 10_000, 0.05
@@ -220,6 +221,7 @@ def test_what_the_hardworkers_program_transmits_is_hit(lab: Lab) -> None:
 # setting and clearing
 
 
+@pytest.mark.slow
 def test_a_new_impairment_replaces_the_old_one_of_its_legs(lab: Lab) -> None:
     first, second = Impairment(drop=0.25, delay=1, seed=5), Impairment(corrupt=1e-9, seed=(1 << 64) - 1)
     assert len(impair(lab, "all", first)) == 12
@@ -239,6 +241,7 @@ def test_a_new_impairment_replaces_the_old_one_of_its_legs(lab: Lab) -> None:
     assert status().problems == ()
 
 
+@pytest.mark.slow
 def test_clear_leaves_nothing(lab: Lab) -> None:
     before = lab.call("switch", what_hangs_on_the_ports)
     threads = {host.name: host.switch_napi for host in lab.hosts}
@@ -272,6 +275,7 @@ def test_clear_sends_what_is_held(lab: Lab) -> None:
     assert [arrival.frame for arrival in arrivals] == sent
 
 
+@pytest.mark.slow
 def test_a_lost_holder_is_noticed_and_replaced(lab: Lab) -> None:
     impair(lab, "sensor:hardworker", Impairment(delay=1))
     (holder,) = status().processes
@@ -310,6 +314,7 @@ def test_command_line(lab: Lab) -> None:
     assert midstream("impair").stderr == "nothing is impaired\n"
 
 
+@pytest.mark.slow
 def test_down_removes_it_all(lab: Lab, machine: Machine) -> None:
     down(keep=True)
     before = machine.traces()

@@ -65,6 +65,7 @@ def test_what_somebody_has_set_since_stays(lab: Lab) -> None:
     assert in_force(lab) == IrqMitigation(2, 50_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"period": 0.0}, {"period": PERIOD, "irq_mitigation": False}])
 def test_without_a_period_or_if_told_so_nothing_is_touched(
     lab: Lab, settings: dict[str, float | bool]

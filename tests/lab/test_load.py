@@ -38,6 +38,7 @@ def send(lab: Lab) -> Callable[[Plan], tuple[LoadSummary, SinkSummary]]:
     return run
 
 
+@pytest.mark.slow
 def test_rate_and_lateness(lab: Lab, send: Callable[[Plan], tuple[LoadSummary, SinkSummary]]) -> None:
     summary, arrived = send(Plan(sensors=16, rate=100, size=1024, seconds=1.5))
     assert (summary.messages, arrived.messages, arrived.wrong) == (2400, 2400, 0)
@@ -49,6 +50,7 @@ def test_rate_and_lateness(lab: Lab, send: Callable[[Plan], tuple[LoadSummary, S
     assert peers == {str(host.ip) for host in lab.sensors}
 
 
+@pytest.mark.slow
 def test_all_at_once(send: Callable[[Plan], tuple[LoadSummary, SinkSummary]]) -> None:
     plan = Plan(sensors=8, rate=50, size=256, seconds=0.5, phase=Phase.ALIGNED, jitter=0.01, burst=5)
     summary, arrived = send(plan)

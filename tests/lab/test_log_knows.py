@@ -121,6 +121,7 @@ def again(flow: Flow, folder: Path) -> None:
     flow.ends.logger.wait_for("listening")
 
 
+@pytest.mark.slow
 def test_all_that_was_held_is_there(lab: Lab, tmp_path: Path) -> None:
     with flowing(lab, tmp_path) as flow:
         time.sleep(2)

@@ -19,6 +19,7 @@ LAB = {"sensors": 1}
 RATE = 2000  # messages a second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "messages"), [(3, 2000), pytest.param(100, 100_000, marks=pytest.mark.slow)]
 )

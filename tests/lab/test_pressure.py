@@ -69,6 +69,7 @@ def test_a_stopped_application_stops_the_sensor(triangle: Lab, tmp_path: Path) -
     assert {name: result.object[name] for name in ended} == ended
 
 
+@pytest.mark.slow
 def test_an_application_that_comes_late(triangle: Lab) -> None:
     """The stream is over, and logged, before anybody reads the ring."""
     data = os.urandom(1000 * SIZE)
@@ -82,6 +83,7 @@ def test_an_application_that_comes_late(triangle: Lab) -> None:
         assert application.fill == 0
 
 
+@pytest.mark.slow
 def test_an_application_that_comes_in_the_middle(triangle: Lab) -> None:
     """More than the ring holds: the sensor is held up until somebody reads."""
     data = os.urandom(6000 * SIZE)

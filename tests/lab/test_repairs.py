@@ -110,7 +110,7 @@ DAMAGES: list[tuple[Callable[[Lab], None], str, str]] = [
     (without_prompt_acknowledgements, "logger", f"route {SENSOR} with quickack: missing"),
     (without_the_socket, "sensor", "daemon.sock: removed, made again"),
 ]
-SHORT = (without_the_link, without_the_stamp, without_const, without_prompt_acknowledgements)
+SHORT = (without_the_link,)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,7 @@ def test_it_is_repaired(
     wait_until(arrived, 5)
 
 
+@pytest.mark.slow
 def test_detach_says_that_the_daemon_attaches_again(lab: Lab, application: Hardworker) -> None:
     pid = state(lab, "hardworker")["pid"]
     config = daemons.folder(lab, "hardworker") / "config.toml"

@@ -7,6 +7,7 @@ import threading
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from tests.lab.ends import sensor
 from tests.lab.triangle import PATIENCE, PINS, Result, started, variant
 
@@ -17,6 +18,7 @@ from midstream.lab import Lab, programs
 LAB = {"sensors": 1}
 
 
+@pytest.mark.slow
 def test_a_ring_that_is_gone(attached: Lab, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)

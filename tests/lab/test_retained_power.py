@@ -37,6 +37,7 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Lab, b
         assert "Traceback" not in (daemons.folder(built, name) / "daemon.log").read_text(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [0, pytest.param(4, marks=pytest.mark.slow)], ids=["", "a late daemon"])
 def test_power_is_cut(lab: tuple[Lab, bool], tmp_path: Path, late: float) -> None:
     """late: seconds for which that is stopped meanwhile."""

@@ -212,6 +212,7 @@ Start = Callable[[Path], Application]
 Configure = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_nobody_receives_what_was_sent(
     triangle: Lab, tmp_path: Path, configure: Configure, applications: Start
 ) -> None:
@@ -244,6 +245,7 @@ def test_nobody_receives_what_was_sent(
     assert triangle.call("hardworker", attachment.find, "hardworker", PINS / "hardworker")
 
 
+@pytest.mark.slow
 def test_a_killed_reader_and_its_successor(
     triangle: Lab, tmp_path: Path, configure: Configure, applications: Start
 ) -> None:
@@ -288,6 +290,7 @@ def test_a_killed_server_and_its_successor(
         request(config).close()
 
 
+@pytest.mark.slow
 def test_a_hundred_rings_leave_no_descriptor(triangle: Lab, tmp_path: Path, configure: Configure) -> None:
     config = configure()
     with served(triangle, tmp_path, config) as server:

@@ -93,6 +93,7 @@ def test_netcat(
     check(triangle, application, text, 40001 if client[0] == "nc" else 40002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lab", [{"tos": 0}], indirect=True, ids=["any TOS"])
 def test_a_client_that_marks_nothing(triangle: Lab, application: Hardworker, text: bytes) -> None:
     port, _ = triangle.call("sensor", send, HARDWORKER, text, tos=0)
@@ -112,6 +113,7 @@ def set_on(lab: Lab, hosts: tuple[str, ...], name: str, value: str) -> Iterator[
             sysctl(lab, host, name, old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bit"),
     [

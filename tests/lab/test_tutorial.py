@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from tests.lab.triangle import PATIENCE, wait_until
 
 from midstream import lab
@@ -75,6 +76,7 @@ class Shell:
         return (self.folder / f"{name}.said").read_text()
 
 
+@pytest.mark.slow
 def test_the_tutorial(tmp_path: Path) -> None:
     shell, out = Shell(tmp_path), {}
     assert [(block.kind, block.name) for block in BLOCKS] == [

@@ -37,8 +37,11 @@ TOPOLOGIES = {
 
 @pytest.mark.parametrize("name", ["hardworker", "logger", "sensor"])
 @pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "own"])
+@pytest.mark.parametrize(
+    "compiled", [pytest.param(True, marks=pytest.mark.slow), False], ids=["compiled", "own"]
+)
 def test_the_verifier_accepts(topology: Topology, name: str, compiled: bool) -> None:
+    """The default run loads compiled ones in every other test."""
     with closing(load(name, topology, compiled=compiled)) as program:
         assert all(program.program_fd(entry) >= 0 for entry in program.program_names())
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.program.bench import SEVERAL, Bench, Sensor
 from tests.program.reference import Application, Fate, Leg, Stream
+from tests.support.examples import examples
 
 from midstream.ebpf import records
 from midstream.packet import Flags
@@ -310,7 +311,7 @@ def check(bench: Bench, folder: Path, seed: int, history: list[Step]) -> None:
         application.close()
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**16), history=st.lists(steps, max_size=80))
 def test_each_byte_once_and_in_order(
     small_bench: Bench, folder: Path, seed: int, history: list[Step]

@@ -23,6 +23,7 @@ def triangle() -> Iterator[Triangle]:
         yield triangle
 
 
+@pytest.mark.slow
 def test_forgotten_and_known(triangle: Triangle) -> None:
     bench = triangle.bench
     known, forgotten = triangle.connected(), triangle.connected()

@@ -180,7 +180,7 @@ def owner(frame: bytes, streams: dict[tuple[int, int], Stream]) -> Stream | None
 
 
 def test_random_packets(fuzz_bench: Bench, tmp_path: Path) -> None:
-    run(fuzz_bench, tmp_path, 1, 20_000)
+    run(fuzz_bench, tmp_path, 1, 8_000)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.program.bench import XDP_DROP, XDP_TX, Bench, Sensor, sent_on
 from tests.program.ring import Record
+from tests.support.examples import examples
 
 from midstream.daemon.reassembly import Stream
 from midstream.ebpf import records
@@ -113,7 +114,7 @@ def in_steps() -> st.SearchStrategy[list[Segment]]:
 places = st.sampled_from([1000, 2**32 - 1, 2**32 - SPAN // 2, 2**31 - 100])
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(
     history=segments() | in_steps(),
     isn=places,

@@ -91,6 +91,7 @@ def test_the_others_go_on(bench: Bench) -> None:
     second.expect(second.frame(RST, 0), "reset", second.record(0, b"", records.RESET))
 
 
+@pytest.mark.slow
 def test_the_share_comes_back_as_the_reader_reads(bench: Bench) -> None:
     """In order, and however the reads are cut: in the end every byte of a flood arrives."""
     one, other = opened(bench, 0), opened(bench, 1)
@@ -200,6 +201,7 @@ def test_what_is_refused_takes_no_connection(bench: Bench) -> None:
         assert [int(full.share(sensor)["open"]) for sensor in range(2)] == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [6_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_nothing_is_left_of_connections(count: int) -> None:
     """Opened and closed in every way: no entry stays, and what remembers the finished ones is bounded."""

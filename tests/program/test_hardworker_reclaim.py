@@ -84,6 +84,7 @@ def forgets(silent: Sensor, question: Packet, held: int = 4) -> None:
     silent.expect(silent.frame(RST, 0, ack=0), "reset", silent.record(held, b"", records.RESET))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count", [400, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.program.bench import TOPOLOGY, XDP_DROP, XDP_PASS, XDP_TX, Bench, Sensor
+from tests.support.examples import examples
 
 from midstream import packet
 from midstream.packet import Flags, Packet
@@ -33,7 +34,7 @@ def changed_headers(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return change
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(150))
 @given(change=changed_headers(), size=st.integers(0, 30))
 def test_judged_alike(session_bench: Bench, change: Callable[[bytes], bytes], size: int) -> None:
     sensor = Sensor(session_bench)

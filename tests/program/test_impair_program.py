@@ -212,6 +212,7 @@ def test_the_same_key_hits_the_same_frames_again(wire: Wire) -> None:
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probability", [0.001, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("fault", ["drop", "reorder", "corrupt"])
 def test_rates(wire: Wire, fault: str, probability: float) -> None:
@@ -243,6 +244,7 @@ def test_faults_seeds_and_legs_are_independent() -> None:
 # corruption
 
 
+@pytest.mark.slow
 def test_a_corrupt_frame_has_one_wrong_byte_and_a_wrong_checksum(wire: Wire) -> None:
     """Half of the times in the TCP header, else in the payload; every byte of both is hit."""
     wire.impair(key=KEY, corrupt=CERTAIN)
@@ -269,6 +271,7 @@ def test_without_payload_the_header_is_hit(wire: Wire) -> None:
     assert places == set(range(34, 54))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ip_options=st.integers(0, 10),

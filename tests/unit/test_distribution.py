@@ -74,6 +74,7 @@ def metadata(wheel: Path) -> Metadata:
         return Metadata.from_email(archive.read(name), validate=True)
 
 
+@pytest.mark.slow
 def test_the_version_is_that_of_git(clone: Path) -> None:
     assert re.fullmatch(r"0\.1\.0\.dev1\+g[0-9a-f]+", version(clone))
     git(clone, "tag", "v0.3.0")
@@ -81,6 +82,7 @@ def test_the_version_is_that_of_git(clone: Path) -> None:
     assert re.fullmatch(r"0\.3\.1\.dev1\+g[0-9a-f]+", version(clone))
 
 
+@pytest.mark.slow
 def test_the_version_of_an_archive(clone: Path, tmp_path: Path) -> None:
     """Of git archive, as the sites offer it for download: without a tag, as of a mere copy, and with one."""
     for tag, expected in (("", "0.1.0.dev0"), ("v0.3.0", "0.3.0")):
@@ -121,6 +123,7 @@ def test_what_is_built(clone: Path, tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith("midstream/hardworker/") and name.endswith(".c")]
 
 
+@pytest.mark.slow
 def test_a_wheel_for_each_processor(clone: Path, tmp_path: Path) -> None:
     """What the tag promises holds, and an index takes them."""
     git(clone, "tag", "v0.3.0")
@@ -143,6 +146,7 @@ def test_a_wheel_for_each_processor(clone: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_headers_as_debian_lays_them_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str
@@ -164,6 +168,7 @@ def test_headers_as_debian_lays_them_out(
     assert int.from_bytes(target.read_bytes()[18:20], "little") == MACHINES[machine]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["linux-armv7l", "linux-riscv64", "macosx-14.0-arm64"])
 def test_where_nobody_reads_a_ring_the_rest_is_built(
     clone: Path, monkeypatch: pytest.MonkeyPatch, platform: str

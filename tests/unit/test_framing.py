@@ -100,6 +100,7 @@ def test_time_is_linear_for_a_long_message_in_small_chunks(kind: Framing) -> Non
     assert [len(message) for message in received] == [size]
 
 
+@pytest.mark.slow
 def test_time_is_linear_for_many_messages_in_one_chunk() -> None:
     stream = b"\n" * (1 << 20)  # a decoder that moves its buffer's rest for each message takes minutes here
     frames = decoder("line", size=1, max_size=1)

@@ -71,6 +71,7 @@ def test_the_compilers_cache_can_be_filled_by_its_owner_alone(
     assert open_ones == [] and len(found(tmp_path / "cache")) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [0, 0o077])
 def test_a_command_leaves_nothing_that_others_may_write(mask: int, tmp_path: Path) -> None:
     """A logger with its database, a sensor with its record, all of them processes of their own."""

@@ -326,6 +326,7 @@ def test_write_into_a_missing_folder(tmp_path: Path) -> None:
         write(tmp_path / "none/const.toml", TOPOLOGY, "a test")
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "const.toml"
     first = IPv4Address("10.84.0.0")

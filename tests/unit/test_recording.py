@@ -54,6 +54,7 @@ def test_what_is_not_understood_is_told(text: str) -> None:
         Screen().feed(text)
 
 
+@pytest.mark.slow
 def test_a_program_is_recorded_on_a_terminal_of_its_own() -> None:
     program = "import sys, time; print(sys.stdout.isatty()); time.sleep(1); print('é'); sys.exit(3)"
     frames, status = record([sys.executable, "-c", program], "$ program")

@@ -2,8 +2,8 @@
 
     python tests/vm/load.py FILE
 
-FILE and what is printed are JSON, a line for each program: {"object": path, "settings": hexadecimal} there,
-{"refused": the reason, or ""} here. It imports little, because a virtual machine is slow.
+FILE and what is printed are JSON, a line for each program: {"object": path, "sections": {name: hexadecimal}}
+there, {"refused": the reason, or ""} here. It imports little, because a virtual machine is slow.
 """
 
 import json
@@ -14,12 +14,12 @@ from midstream.ebpf import libbpf
 from midstream.errors import KernelError
 
 
-def load(path: Path, settings: bytes) -> str:
+def load(path: Path, sections: dict[str, str]) -> str:
     """The reason why the kernel refuses an object, or nothing."""
     with libbpf.Object(path) as program:
         try:
-            if settings:
-                program.set_initial_value(".rodata.settings", settings)
+            for name, value in sections.items():
+                program.set_initial_value(name, bytes.fromhex(value))
             program.load()
         except KernelError as error:
             return str(error)
@@ -29,7 +29,7 @@ def load(path: Path, settings: bytes) -> str:
 def main(path: str) -> None:
     for line in Path(path).read_text().splitlines():
         asked = json.loads(line)
-        refused = load(Path(asked["object"]), bytes.fromhex(asked["settings"]))
+        refused = load(Path(asked["object"]), asked["sections"])
         print(json.dumps({"refused": refused}), flush=True)
 
 

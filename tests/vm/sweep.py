@@ -1,9 +1,10 @@
 """Every program, for a sweep of message sizes, on the oldest kernel, one between, the newest and this one.
 
-    python tests/vm/sweep.py [--kernel 6.1]… [--tests]
+    python tests/vm/sweep.py [--kernel 6.1]… [--quick] [--tests]
 
-Prints a table of programs and kernels, "ok" or "refused", and then each refusal. With --tests a part of
-tests/program runs on each kernel, too. Exit status 1 if there is a refusal or a failure. Needs root.
+Compiled ones, and those that a wheel brings. Prints a table of programs and kernels, "ok" or "refused", and then each refusal. With --quick there are few
+sizes. With --tests a part of tests/program runs on each kernel, too, with both. Exit status 1 if there is a
+refusal or a failure. Needs root.
 """
 
 import argparse
@@ -19,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address
+from itertools import product
 from pathlib import Path
 
-from midstream.ebpf import compiler, records
+from midstream.ebpf import compiler, objects, records
 from midstream.errors import LabError, MidstreamError
 from midstream.network import MAX_LOGGERS, MAX_MTU, Host, Topology
 from midstream_bench import ebpf as benchmarks
@@ -75,26 +77,36 @@ TESTS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A program, compiled for an MTU, a size of messages and a number of loggers, with settings."""
+    """A program for an MTU, a size of messages and a number of loggers, with settings. own: not compiled."""
 
     program: str
     mtu: int
     size: int
     settings: bytes
     loggers: int = 1
+    own: bool = False
 
     def __str__(self) -> str:
         size = f", size {self.size}" if self.program == "hardworker" else ""
         unchecked = ", no checksums" if self.settings == TRUSTING else ""
         several = f", {self.loggers} loggers" if self.loggers > 1 else ""
-        return f"{self.program}, mtu {self.mtu}{size}{unchecked}{several}"
+        own = "own " if self.own else ""
+        return f"{own}{self.program}, mtu {self.mtu}{size}{unchecked}{several}"
 
-    def compile(self) -> Path:
+    def job(self) -> str:
+        """A line for load.py; what it names is compiled now."""
         standbys = STANDBYS[: self.loggers - 1]
         topology = replace(TOPOLOGY, mtu=self.mtu, size=self.size, standbys=standbys)
-        if self.program in benchmarks.PROGRAMS:
-            return benchmarks.compile_program(self.program, topology)
-        return compiler.compile_program(self.program, topology)
+        sections = {".rodata.settings": self.settings.hex()} if self.settings else {}
+        if self.own:
+            path = objects.own(self.program)
+            if self.program != "pass":
+                sections[objects.SECTION] = objects.constants(topology).hex()
+        elif self.program in benchmarks.PROGRAMS:
+            path = benchmarks.compile_program(self.program, topology)
+        else:
+            path = compiler.compile_program(self.program, topology)
+        return json.dumps({"object": str(path), "sections": sections})
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,14 @@ class Answer:
         return sum(bool(refusal) for refusal in self.refusals)
 
 
-def cases() -> Iterator[Case]:
+def cases(*, quick: bool) -> Iterator[Case]:
+    for mtu, size in ((MTUS[0], 1024), (MTUS[1], 1000)) if quick else product(MTUS, SIZES):
+        yield Case("hardworker", mtu, size, CHECKING, own=True)
+    for program in ("logger", "sensor", "selftest", "pass"):
+        yield Case(program, MTUS[1], TOPOLOGY.size, OTHERS[program], MAX_LOGGERS, own=True)
+    if quick:
+        yield Case("hardworker", MTUS[0], TOPOLOGY.size, CHECKING, 2)
+        return
     for mtu in MTUS:
         for size in SIZES:
             yield Case("hardworker", mtu, size, CHECKING)
@@ -127,6 +146,7 @@ def ask(kernel: str, jobs: Path, *, count: int, tests: bool) -> Answer:
     """Load what the file asks for on one kernel, and run the tests. Raises MidstreamError."""
     load = shlex.join([sys.executable, str(Path(__file__).with_name("load.py")), str(jobs)])
     test = shlex.join([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS])
+    test = f"MIDSTREAM_TESTS='own objects' {test} && {test}"
     command = [
         "sh",
         "-c",
@@ -155,17 +175,14 @@ def ask(kernel: str, jobs: Path, *, count: int, tests: bool) -> Answer:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Load every program on several kernels.")
     parser.add_argument("--kernel", action="append", choices=[*RELEASES, HERE], help="default: all")
+    parser.add_argument("--quick", action="store_true", help="few sizes")
     parser.add_argument("--tests", action="store_true", help="run a part of tests/program, too")
     options = parser.parse_args(arguments)
     kernels = options.kernel or [HERE, *RELEASES]
-    begin, asked = time.monotonic(), list(cases())
+    begin, asked = time.monotonic(), list(cases(quick=options.quick))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = Path(folder, "jobs")
-        lines = [
-            json.dumps({"object": str(path), "settings": case.settings.hex()})
-            for case, path in zip(asked, pool.map(Case.compile, asked), strict=True)
-        ]
-        jobs.write_text("\n".join(lines) + "\n")
+        jobs.write_text("\n".join(pool.map(Case.job, asked)) + "\n")
         one = partial(ask, jobs=jobs, count=len(asked), tests=options.tests)
         # This kernel first: the tests compile what they need, which is slow in a virtual machine.
         answers = [one(kernel) for kernel in kernels if kernel == HERE]

@@ -45,6 +45,7 @@ def good(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {name: run["figures"] for name, run in last.items()}
 
 
+@pytest.mark.slow
 def test_two_receivers_are_measured_and_reported(tmp_path: Path) -> None:
     arguments = ["--scenario", "1x100x64", "--seconds", "0.5", "--repetitions", "1"]
     arguments += ["--receiver", "c-epoll-relay", "--receiver", "midstream-epoll-c"]

@@ -29,6 +29,7 @@ def _timeouts(one: LabHost, other: LabHost) -> list[float]:
             ]
 
 
+@pytest.mark.slow
 def test_their_timers_follow_the_factor() -> None:
     with wires.wired(2, 1500) as hosts:
         logger, *sensors = (host for host in hosts if host.name != "hardworker")
@@ -69,6 +70,7 @@ def _answered(sock: socket.socket) -> int:
     return int(segments)
 
 
+@pytest.mark.slow
 def test_a_pause_that_slow_motion_makes_longer_changes_no_acknowledgement() -> None:
     """Linux acknowledges every segment after a pause that is longer than its time-out. The pauses between the
     bursts of a handler that joins what it sends became such ones: its figure grew with the factor by a fifth.

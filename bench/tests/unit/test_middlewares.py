@@ -99,6 +99,7 @@ def message(connection: int, number: int) -> bytes:
     return (connection << CONNECTION_SHIFT | number).to_bytes(8, "little") + sent[8:]
 
 
+@pytest.mark.slow
 def test_every_message_arrives() -> None:
     (middleware,) = (each for each in MIDDLEWARES if each.name == "zeromq-push")
     deliver(middleware)

@@ -68,6 +68,7 @@ def shares(tmp_path: Path) -> dict[str, float]:
     return told
 
 
+@pytest.mark.slow
 def test_the_clock_goes_as_slow_as_it_is_asked_at_any_time(shares: dict[str, float]) -> None:
     assert shares["1"] == pytest.approx(1, rel=0.1)
     assert shares["4"] == pytest.approx(1 / 4, rel=0.1)
@@ -76,6 +77,7 @@ def test_the_clock_goes_as_slow_as_it_is_asked_at_any_time(shares: dict[str, flo
     assert shares["0"] == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_guest_that_is_ahead_waits_until_it_is_even(shares: dict[str, float]) -> None:
     assert shares["ahead"] == pytest.approx((0.1 / 4 - 0.01) / 0.1, rel=0.15)
     assert shares["even again"] == pytest.approx(1 / 4, rel=0.1)

@@ -12,7 +12,9 @@ import numpy as np
 from midstream.ebpf import clang, compiler, libbpf
 from midstream.network import MAX_LOGGERS, MAX_SENSORS, Host, Topology
 
-_SECTION = ".rodata.constants"
+SECTION = ".rodata.constants"
+"""Of midstream's own objects, where they need any."""
+
 _LOGGER = [("ip", "<u4"), ("mac", "u1", 6), ("padding", "V2")]
 _SENSOR = [("ip", "<u4"), ("number", "<u2"), ("mac", "u1", 6)]
 CONSTANTS = np.dtype(
@@ -34,7 +36,7 @@ CONSTANTS = np.dtype(
 
 def are_brought() -> bool:
     """Has this package midstream's own objects? It has where it was built for a processor that is known."""
-    return all(path.is_file() for path in map(_own, clang.PROGRAMS))
+    return all(path.is_file() for path in map(own, clang.PROGRAMS))
 
 
 def open_object(name: str, topology: Topology, *, compiled: bool | None = None) -> libbpf.Object:
@@ -44,16 +46,17 @@ def open_object(name: str, topology: Topology, *, compiled: bool | None = None) 
     refuses, or if there is neither a compiler nor an object of midstream's own; KernelError.
     """
     if compiled is None:
-        compiled = bool(compiler.installed()) or not _own(name).is_file()
+        compiled = bool(compiler.installed()) or not own(name).is_file()
     if compiled:
         return libbpf.Object(compiler.compile_program(name, topology))
-    found = libbpf.Object(_own(name))
-    if _SECTION in found.map_names():
-        found.set_initial_value(_SECTION, constants(topology))
+    found = libbpf.Object(own(name))
+    if SECTION in found.map_names():
+        found.set_initial_value(SECTION, constants(topology))
     return found
 
 
-def _own(name: str) -> Path:
+def own(name: str) -> Path:
+    """midstream's own object of that name, if the package has it."""
     return compiler.SOURCES / "loaded" / f"{name}.o"
 
 

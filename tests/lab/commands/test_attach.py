@@ -110,7 +110,7 @@ def test_attach_twice_is_attach_once(lab: Lab, role: str, mode: str) -> None:
     assert shown.object[role]["mode"] == mode
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", ["hardworker", "logger", pytest.param("sensor", marks=pytest.mark.slow)])
 def test_detach_leaves_no_program(lab: Lab, role: str) -> None:
     assert attach(lab, role).code == 0
     ours = pinned_programs(role)
@@ -199,6 +199,7 @@ def test_a_folder_outside_a_bpffs(lab: Lab, tmp_path: Path) -> None:
     assert not (tmp_path / "pins").exists()
 
 
+@pytest.mark.slow
 def test_attached_in_another_namespace(lab: Lab) -> None:
     """The pins are the machine's, the interface is not."""
     assert attach(lab, "hardworker").code == 0
@@ -229,6 +230,7 @@ def test_a_switch_that_swallows_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyP
     assert attach(lab, "hardworker").code == 0
 
 
+@pytest.mark.slow
 def test_a_logger_that_is_down_is_told_from_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "_PATIENCE", 1.0)
     lab.call("logger", set_link, "eth0", "down")
@@ -243,6 +245,7 @@ def test_a_logger_that_is_down_is_told_from_it(lab: Lab, monkeypatch: pytest.Mon
 # interfaces
 
 
+@pytest.mark.slow
 def test_generic_mode_where_the_driver_has_no_native_one(lab: Lab) -> None:
     """The hardworker's interface becomes a bridge, which has no XDP of its own; a stream still arrives."""
     lab.call("hardworker", make_bridge, lab.host("hardworker").mac)
@@ -266,7 +269,7 @@ def test_generic_mode_where_the_driver_has_no_native_one(lab: Lab) -> None:
 @pytest.mark.parametrize(
     "flags", [libbpf.XDP_FLAGS_DRV_MODE, libbpf.XDP_FLAGS_SKB_MODE], ids=["native", "generic"]
 )
-@pytest.mark.parametrize("role", ["hardworker", "sensor"])
+@pytest.mark.parametrize("role", ["hardworker", pytest.param("sensor", marks=pytest.mark.slow)])
 def test_another_xdp_program_is_left_alone(lab: Lab, role: str, flags: int) -> None:
     lab.call(role, attach_pass, lab.const, flags)
     try:

@@ -85,6 +85,7 @@ def test_messages_smaller_and_larger_than_a_segment(size: int) -> None:
     assert (found["delivered"], found["logged"]) == (2000, 2000)
 
 
+@pytest.mark.slow
 def test_with_ordinary_sockets() -> None:
     found = demo("--messages", "200", "--rate", "400", "--receiver", "socket")
     assert (found["mode"], found["counters"], found["delivered"]) == ("socket", {}, 200)
@@ -103,6 +104,7 @@ def test_a_database_of_ones_own_is_kept_and_may_hold_earlier_runs(tmp_path: Path
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_the_result_in_plain_words_and_in_place_of_a_lab_that_is_up(tmp_path: Path) -> None:
     midstream_lab.up(2, tmp_path / "run")
     done = finish(start("--messages", "50", "--rate", "500"))
@@ -158,6 +160,7 @@ def test_killed(clean_up: str) -> None:
         assert (done.returncode, done.stderr) == (0, "demo: the lab that was up is replaced\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "role", ["hardworker", *(pytest.param(role, marks=pytest.mark.slow) for role in ("logger", "sensor"))]
 )
@@ -172,6 +175,7 @@ def test_a_program_that_dies_is_an_error(role: str) -> None:
     assert f"{role}: " in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_damage_is_reported(tmp_path: Path) -> None:
     """A message that the database changes: the verdict sees it, and the exit code says so."""
     url = f"sqlite:///{tmp_path / 'own.db'}"

@@ -102,6 +102,7 @@ def test_nothing_is_wrong(triangle: Lab, host: str) -> None:
     assert (result["role"], result["interface"], result["fixed"]) == (host, "eth0", [])
 
 
+@pytest.mark.slow
 def test_neighbour_mtu_and_offload(triangle: Lab) -> None:
     break_three(triangle)
     found = troubles(examine(triangle, "sensor"))
@@ -153,6 +154,7 @@ def test_an_mtu_that_is_smaller(triangle: Lab) -> None:
     assert troubles(examine(triangle, "sensor")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("leg", "broken"),
     [("sensor:hardworker", REQUEST), ("hardworker:logger", RELAYED), ("logger:sensor", REPLY)],
@@ -184,6 +186,7 @@ def test_the_loggers_program_is_detached(triangle: Lab) -> None:
     assert troubles(examine(triangle, "logger")) == troubles(examine(triangle, "sensor")) == []
 
 
+@pytest.mark.slow
 def test_the_hardworkers_program_is_detached(triangle: Lab) -> None:
     command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
     seen_by_sensor = the_trouble(triangle, "sensor")
@@ -195,6 +198,7 @@ def test_the_hardworkers_program_is_detached(triangle: Lab) -> None:
     assert troubles(examine(triangle, "sensor")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["hardworker", pytest.param("logger", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pin", ["settings", pytest.param("first", marks=pytest.mark.slow)])
 def test_a_pin_that_was_removed(triangle: Lab, host: str, pin: str) -> None:
@@ -260,6 +264,7 @@ def test_somebody_elses_program(triangle: Lab, flags: int) -> None:
     assert troubles(examine(triangle, "hardworker")) == []
 
 
+@pytest.mark.slow
 def test_acknowledgements_that_are_no_longer_prompt(triangle: Lab) -> None:
     triangle.call("logger", quickack.remove)
     found = the_trouble(triangle, "logger")
@@ -281,6 +286,7 @@ def test_a_program_made_from_another_const_toml(triangle: Lab) -> None:
     assert troubles(examine(triangle, "hardworker")) == []
 
 
+@pytest.mark.slow
 def test_a_replaced_card(triangle: Lab) -> None:
     """The logger says so of itself, the sensor by who answers; the printed command corrects const.toml."""
     was, mac = triangle.const.read_text(), triangle.host("logger").mac
@@ -320,6 +326,7 @@ def test_an_interface_that_is_down(triangle: Lab) -> None:
     assert troubles(examine(triangle, "sensor")) == []
 
 
+@pytest.mark.slow
 def test_probes_disturb_no_connection(triangle: Lab, tmp_path: Path) -> None:
     before = messages_logged(triangle.run_dir / "midstream.db")
     arguments = ("sensor", "--config", triangle.config, "--messages", "1500", "--rate", "1000", "--json")

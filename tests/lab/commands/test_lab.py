@@ -63,6 +63,7 @@ def test_offloads_are_off_on_both_ends(lab: Lab, host: str) -> None:
         assert flags["generic-receive-offload"]
 
 
+@pytest.mark.slow
 def test_a_feature_that_comes_back_is_noticed(lab: Lab) -> None:
     lab.call("sensor", set_feature, "eth0", "tx-checksum-ip-generic", True)
     try:
@@ -167,6 +168,7 @@ def test_environment_directory_and_pipes(lab: Lab, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["in", "1", str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_command_dies_with_who_started_it(lab: Lab) -> None:
     code = "from midstream.lab import find; import time; p = find().popen('sensor', ['sleep', '60']); "
     code += "time.sleep(0.5); print(p.pid, flush=True); time.sleep(60)"
@@ -229,6 +231,7 @@ def test_napi_threads_are_found_and_pinned(lab: Lab) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTS)
 def test_the_thread_of_a_host_does_its_receive_work(lab: Lab, name: str) -> None:
     """Traffic to a host costs its own thread CPU time, and the threads of uninvolved hosts none."""
@@ -240,6 +243,7 @@ def test_the_thread_of_a_host_does_its_receive_work(lab: Lab, name: str) -> None
     assert all(used[other] == 0 for other in used if other not in (name, source))
 
 
+@pytest.mark.slow
 def test_threads_stay_when_programs_come_and_go(lab: Lab) -> None:
     topology = network.load(lab.const)
     napi = lab.hardworker_napi

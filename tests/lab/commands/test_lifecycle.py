@@ -25,6 +25,7 @@ class Machine(Protocol):
     def settles_to(self, expected: dict[str, object]) -> None: ...
 
 
+@pytest.mark.slow
 def test_up_keeps_a_complete_lab(tmp_path: Path) -> None:
     first = up(2, tmp_path / "run")
     assert not first.kept
@@ -36,6 +37,7 @@ def test_up_keeps_a_complete_lab(tmp_path: Path) -> None:
     assert status().up
 
 
+@pytest.mark.slow
 def test_up_rebuilds_a_lab_with_other_arguments(tmp_path: Path) -> None:
     up(2, tmp_path / "run")
     (tmp_path / "run" / "midstream.db").write_text("data")
@@ -54,7 +56,9 @@ def test_a_bare_lab_has_the_daemons_settings_too(tmp_path: Path) -> None:
     assert (daemon.key, daemon.socket) == ("key", str(tmp_path / "run" / "hardworker" / "daemon.sock"))
 
 
-@pytest.mark.parametrize("harm", ["eth0", "namespace", "file", "bridge"])
+@pytest.mark.parametrize(
+    "harm", ["namespace", *(pytest.param(one, marks=pytest.mark.slow) for one in ("eth0", "file", "bridge"))]
+)
 def test_up_repairs_a_broken_lab(ping: Ping, tmp_path: Path, harm: str) -> None:
     lab = up(1, tmp_path / "run")
     match harm:
@@ -74,6 +78,7 @@ def test_up_repairs_a_broken_lab(ping: Ping, tmp_path: Path, harm: str) -> None:
     assert lab.call("sensor", ping, str(lab.host("logger").ip))
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_leaves_the_lab_alone(ping: Ping, tmp_path: Path) -> None:
     lab = up(1, tmp_path / "run")
     with pytest.raises(ConfigError, match="restore"):
@@ -86,6 +91,7 @@ def test_a_wrong_setting_leaves_the_lab_alone(ping: Ping, tmp_path: Path) -> Non
     assert lab.call("sensor", ping, str(lab.host("logger").ip))
 
 
+@pytest.mark.slow
 def test_down_removes_what_up_made(machine: Machine, tmp_path: Path) -> None:
     down()
     before = machine.traces()
@@ -108,6 +114,7 @@ def test_down_removes_what_up_made(machine: Machine, tmp_path: Path) -> None:
     machine.settles_to(before)
 
 
+@pytest.mark.slow
 def test_down_ends_processes(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     down()
     monkeypatch.setattr(namespaces, "end", partial(namespaces.end, grace=0.5))
@@ -127,6 +134,7 @@ def test_down_ends_processes(machine: Machine, tmp_path: Path, monkeypatch: pyte
     machine.settles_to(before)
 
 
+@pytest.mark.slow
 def test_down_ends_what_is_started_meanwhile(machine: Machine, tmp_path: Path) -> None:
     """As a daemon does that starts the spool."""
     down()
@@ -141,6 +149,7 @@ def test_down_ends_what_is_started_meanwhile(machine: Machine, tmp_path: Path) -
     machine.settles_to(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["wire", "start_host", "start_switch"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, LabError])
 def test_up_that_fails_leaves_nothing(
@@ -175,6 +184,7 @@ def test_down_after_up_was_killed(machine: Machine, tmp_path: Path, after: float
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_up_that_fails_keeps_the_users_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     up(1, tmp_path / "run")
     (tmp_path / "run" / "midstream.db").write_text("data")
@@ -185,6 +195,7 @@ def test_up_that_fails_keeps_the_users_data(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "run" / "midstream.db").read_text() == "data"
 
 
+@pytest.mark.slow
 def test_down_without_its_state(machine: Machine, tmp_path: Path) -> None:
     down()
     before = machine.traces()

@@ -27,6 +27,7 @@ def test_a_logger_that_is_killed(attached: Lab, tmp_path: Path) -> None:
     assert hardworker.object["messages"] >= messages_logged(ends.database)
 
 
+@pytest.mark.slow
 def test_nobody_listens(attached: Lab) -> None:
     result = sensor(attached, attached.config, "--messages", "1")
     assert (result.code, result.out) == (5, "")
@@ -34,6 +35,7 @@ def test_nobody_listens(attached: Lab) -> None:
     assert "midstream logger" in result.err
 
 
+@pytest.mark.slow
 def test_an_address_in_use(attached: Lab, tmp_path: Path) -> None:
     with running(attached, tmp_path) as ends:
         second = command(attached, "logger", "logger", "--config", ends.config)
@@ -41,6 +43,7 @@ def test_an_address_in_use(attached: Lab, tmp_path: Path) -> None:
     assert "10.83.0.3 port 12345: Address already in use" in second.err
 
 
+@pytest.mark.slow
 def test_the_wrong_host(attached: Lab) -> None:
     for role, receiver in (("logger", "ebpf"), ("hardworker", "socket")):
         config = variant(attached, "wrong-host.toml", hardworker={"receiver": receiver})
@@ -89,6 +92,7 @@ def test_a_bad_file(attached: Lab, role: str, text: str, words: str) -> None:
     assert str(config) in result.err
 
 
+@pytest.mark.slow
 def test_a_database_that_is_none(attached: Lab, tmp_path: Path) -> None:
     database = tmp_path / "notes.txt"
     database.write_text("Buy more oscilloscopes.\n" * 100)

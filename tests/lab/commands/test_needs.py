@@ -48,6 +48,7 @@ def test_a_pid_namespace_whose_first_process_has_ended() -> None:
     assert "another PID namespace" in told
 
 
+@pytest.mark.slow
 def test_a_proc_of_another_pid_namespace() -> None:
     """`unshare --pid --fork` without `--mount-proc`."""
     code = "from midstream.lab import status; status()"

@@ -71,6 +71,7 @@ def test_a_real_recording(attached: Lab, tmp_path: Path, receiver: str) -> None:
     assert abs(sent.object["seconds"] - len(samples) / 5000) < 0.2, "it drifts"
 
 
+@pytest.mark.slow
 def test_lines_and_their_lengths(attached: Lab, tmp_path: Path) -> None:
     """The recording's own text, by its lines; empty lines and the longest of 6 kB among them."""
     file, lines = recording.arff(), recording.arff().read_bytes().split(b"\n")[:-1]
@@ -82,6 +83,7 @@ def test_lines_and_their_lengths(attached: Lab, tmp_path: Path) -> None:
     assert logged(ends.database, (SENSOR, sent.object["port"])) == b"".join(lines)
 
 
+@pytest.mark.slow
 def test_length_framing(attached: Lab, tmp_path: Path) -> None:
     """Payloads from nothing to 100 kB: many in a segment, and many segments in one."""
     payloads = [os.urandom(size) for size in (0, 1, 3, 100_000, 0, 1443, 1444, 1445, 20, 65_536)]
@@ -95,6 +97,7 @@ def test_length_framing(attached: Lab, tmp_path: Path) -> None:
     assert hardworker.object["messages"] == logger.object["messages"] == len(payloads)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_multiple_of_the_size(attached: Lab, tmp_path: Path) -> None:
     """The logger keeps the last bytes as unfinished; the application gets whole messages."""
     file, data = tmp_path / "data", os.urandom(10 * SIZE + 7)
@@ -139,6 +142,7 @@ def detached(lab: Lab) -> Iterator[None]:
 # how they end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_all_three_cleanly(attached: Lab, tmp_path: Path, number: signal.Signals) -> None:
     with running(attached, tmp_path) as ends:
@@ -155,6 +159,7 @@ def test_a_signal_ends_all_three_cleanly(attached: Lab, tmp_path: Path, number: 
     assert (hardworker.object["finished"], logger.object["resets"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_the_sensor_ends_after_its_timeout(attached: Lab, tmp_path: Path) -> None:
     """With its connection, and as cleanly as on a signal; the other two go on."""
     with running(attached, tmp_path) as ends:
@@ -165,6 +170,7 @@ def test_the_sensor_ends_after_its_timeout(attached: Lab, tmp_path: Path) -> Non
     assert 0 < sent.object["messages"] == hardworker.object["messages"] == logger.object["messages"] <= 150
 
 
+@pytest.mark.slow
 def test_the_receivers_end_after_their_timeout(attached: Lab, tmp_path: Path) -> None:
     """Each by its own clock, which starts when the program does: the time until it is ready counts."""
     begin = time.monotonic()
@@ -176,6 +182,7 @@ def test_the_receivers_end_after_their_timeout(attached: Lab, tmp_path: Path) ->
         assert 0.5 < result.object["seconds"] < 3
 
 
+@pytest.mark.slow
 def test_summaries_for_people(attached: Lab, tmp_path: Path) -> None:
     with running(attached, tmp_path) as ends:
         sent = command(attached, "sensor", "sensor", "--config", ends.config, "--messages", "3")

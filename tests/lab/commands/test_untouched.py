@@ -39,6 +39,7 @@ IPERF_PORT, UDP_PORT = 5201, 9999
 IPERF_BYTES, DATAGRAMS, PINGS = 20 << 20, 200, 5
 
 
+@pytest.mark.slow
 def test_other_traffic_is_counted_by_the_stack_as_without(triangle: Lab, ping: Ping) -> None:
     """iperf3, UDP (also to the marked port, with the marked TOS) and pings, first attached, then not."""
     before = counters()
@@ -57,6 +58,7 @@ def test_other_traffic_is_counted_by_the_stack_as_without(triangle: Lab, ping: P
         assert seen["Tcp.InErrs"] == 0
 
 
+@pytest.mark.slow
 def test_other_traffic_beside_a_stream(triangle: Lab, application: Hardworker, ping: Ping) -> None:
     before = counters()
     data = os.urandom(1024 * 1024)

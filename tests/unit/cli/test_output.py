@@ -128,6 +128,7 @@ def run(folder: Path, commands: dict[str, list[list[str]]]) -> dict[str, list[En
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "says"), [("full", "No space left on device"), ("closed", "Bad file descriptor")]
 )
@@ -141,6 +142,7 @@ def test_what_cannot_be_written_is_said(ended: dict[str, list[Ended]], kind: str
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_told_nothing(ended: dict[str, list[Ended]]) -> None:
     for command, code, _, err in ended["pipe"]:
         assert (command, code) == (command, 1)
@@ -168,6 +170,7 @@ def test_what_is_said_on_standard_error_is_not_worth_the_command(
         assert b"Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_file_is_not_written_into_by_accident(tmp_path: Path) -> None:
     """Where a standard stream is closed, its number would be given to the next file that is opened."""
     log = LogFile(tmp_path / "log.db")
@@ -179,6 +182,7 @@ def test_a_file_is_not_written_into_by_accident(tmp_path: Path) -> None:
     assert line.endswith(",x")
 
 
+@pytest.mark.slow
 def test_a_pipe_that_does_not_wait_is_waited_for(tmp_path: Path) -> None:
     """As node and ssh leave it to their children."""
     log = LogFile(tmp_path / "log.db")

@@ -119,6 +119,7 @@ def test_too_many_that_nobody_heard_of_become_a_sum(make: Callable[..., Book]) -
     assert book.untold(everywhere, 99) == []
 
 
+@pytest.mark.slow
 def test_the_file_stays_small(make: Callable[..., Book], tmp_path: Path) -> None:
     book = make()
     for number in range(5000):

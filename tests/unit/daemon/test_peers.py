@@ -150,6 +150,7 @@ def test_a_host_whose_clock_stood_still_is_heard_again_when_it_answers() -> None
     assert [network.hear(word(voice, ear)), network.hear(word(voice))] == ["same", "same"]
 
 
+@pytest.mark.slow
 def test_the_table_is_bounded() -> None:
     network = Network()
     ear = network.peers.ear

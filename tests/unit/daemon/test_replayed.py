@@ -173,6 +173,7 @@ def live(acts: list[Act]) -> None:
             assert {ip: believed.get(ip) for ip in expected} == expected, "honest hosts are heard in 3 s"
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(ACTS, max_size=25))
 def test_nobody_believes_what_is_not_said_now(acts: list[Act]) -> None:

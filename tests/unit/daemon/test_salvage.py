@@ -115,6 +115,7 @@ def parts(data: bytes, begin: int, cuts: list[int]) -> list[Part]:
     return [Part(one, OPENED + one, data[one:two]) for one, two in itertools.pairwise(at)]
 
 
+@pytest.mark.slow
 @each_framing
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=st.data())
@@ -162,6 +163,7 @@ def test_a_message_came_when_its_last_byte_did(tmp_path: Path, framing: Framing)
     assert facts[3:] == (False, FAILED, b"")
 
 
+@pytest.mark.slow
 @each_framing
 def test_page_by_page(tmp_path: Path, framing: Framing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page begins amid a message, and is sent twice."""

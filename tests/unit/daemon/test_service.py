@@ -205,6 +205,7 @@ def test_what_cannot_be_released_keeps_nothing_open(site: Site, monkeypatch: pyt
 # while it runs
 
 
+@pytest.mark.slow
 def test_its_socket_is_made_again(site: Site) -> None:
     async def removed(stop: asyncio.Event, _: "asyncio.Task[None]") -> None:
         await site.is_ready()

@@ -166,6 +166,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["started", "open"])
 def test_the_next_daemon_finds_one_whose_daemon_has_just_died(place: Place, moment: str) -> None:
     """kill -9 as soon as the process has been started, and as soon as sensors are let in."""
@@ -267,6 +268,7 @@ def test_what_an_earlier_one_has_left_is_given_away_once_a_logger_is_there(place
     assert [fact["what"] for fact in place.said if fact["event"] == "spool"][-2:] == ["gives back", "ended"]
 
 
+@pytest.mark.slow
 def test_what_is_stored_while_one_gives_away_is_given_away_too(place: Place) -> None:
     """It may have looked for the last time before."""
     place.path.touch()

@@ -221,6 +221,7 @@ def test_a_logger_that_takes_nothing_and_takes_again() -> None:
     assert (world.program.to, world.program.resets) == (0, [0]), "what the spool has ends by itself"
 
 
+@pytest.mark.slow
 def test_who_fails_again_and_again_is_left_alone_longer() -> None:
     world = World()
     world.beats(0.1, lambda: world.answer(LOGGER))

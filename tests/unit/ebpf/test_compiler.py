@@ -179,6 +179,7 @@ def test_other_flags_make_another_object(monkeypatch: pytest.MonkeyPatch) -> Non
     assert compiler.key("pass", TOPOLOGY) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hardworker", "sensor"])
 def test_the_same_object_wherever_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -416,6 +417,7 @@ def test_a_folder_of_somebody_else(kept: Path, mode: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_in_two_processes_at_once(kept: Path) -> None:
     """Each renames a whole object into place; neither sees the other's half."""
     processes = [compile_elsewhere() for _ in range(2)]

@@ -401,6 +401,7 @@ def test_a_stream_cut_short_by_closing_does_not_look_complete_to_the_logger(
             receive_all(outer)
 
 
+@pytest.mark.slow
 def test_an_end_is_relayed_also_while_the_logger_takes_its_time_to_accept(port: int, pump: Pump) -> None:
     with (
         listen(port, backlog=0) as logger,
@@ -429,6 +430,7 @@ def test_a_logger_that_dies_after_the_end_of_the_stream_is_no_reset_of_it(
     assert pump.flags() == [OPEN, FIN]
 
 
+@pytest.mark.slow
 def test_a_sensor_that_never_pauses_does_not_keep_a_read_from_ending(
     tmp_path: Path, port: int, logger: socket.socket
 ) -> None:

@@ -270,6 +270,7 @@ def test_a_reader_killed_right_before_it_gave_room_back() -> None:
     assert successor.standing.fill == 0
 
 
+@pytest.mark.slow
 def test_a_word_that_changes_while_it_is_looked_at() -> None:
     """The daemon tells the next, and is killed while it writes the one after that, into the table at hand."""
     memory = Memory()

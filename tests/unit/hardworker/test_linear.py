@@ -73,6 +73,7 @@ def test_bytes_behind_a_hole(order: Callable[[int], list[int]]) -> None:
     assert_linear(lambda count: fill(order, count), 1_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("every", [1, 1 << 30])
 def test_bytes_behind_a_hole_in_the_ring(order: Callable[[int], list[int]], every: int) -> None:

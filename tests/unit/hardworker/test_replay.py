@@ -50,6 +50,7 @@ def test_history_and_then_the_ring(site: Site) -> None:
     assert abs(got[0].time - time.time_ns()) < 60e9
 
 
+@pytest.mark.slow
 def test_since(site: Site) -> None:
     with Serving(site.config):
         send(site, range(3))
@@ -63,6 +64,7 @@ def test_since(site: Site) -> None:
             assert list(hardworker.replay(between + timedelta(hours=1))) == []
 
 
+@pytest.mark.slow
 def test_messages_of_an_open_connection_are_waited_for(site: Site) -> None:
     """What the logger's kernel has acknowledged is in the answer, although it was not committed."""
     with (
@@ -76,6 +78,7 @@ def test_messages_of_an_open_connection_are_waited_for(site: Site) -> None:
             assert [found.sequence for found in islice(hardworker.replay(), 2)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_the_ring_has_when_the_logger_has_looked_is_not_history(site: Site) -> None:
     """The first connection may open while the logger is asked: it is in its list, and in the ring."""
     with Serving(site.config), asking(site) as line:
@@ -89,6 +92,7 @@ def test_what_the_ring_has_when_the_logger_has_looked_is_not_history(site: Site)
         assert line.receive()[0] == {"end": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "question",
     [
@@ -106,6 +110,7 @@ def test_what_is_no_question_ends_the_line(site: Site, question: dict[str, objec
             line.receive()
 
 
+@pytest.mark.slow
 def test_another_key_gets_nothing(site: Site) -> None:
     with Serving(site.config), Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
         send(site, range(3))
@@ -115,6 +120,7 @@ def test_another_key_gets_nothing(site: Site) -> None:
             next(hardworker.replay())
 
 
+@pytest.mark.slow
 def test_a_database_that_cannot_be_read_is_told(site: Site) -> None:
     with Serving(site.config), Hardworker(site.config, source=Young(FakeRing(1 << 16))) as hardworker:
         asking(site).close()

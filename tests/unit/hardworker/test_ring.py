@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.fake_ring import (
     CONNECTIONS,
     HEADER,
@@ -480,7 +481,7 @@ actions = st.lists(
     ("kind", "size", "step"),
     [("fixed", SIZE, SIZE), ("fixed", 64, 100), ("fixed", 5, 200), ("length", 30, 80), ("line", 30, 80)],
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(25))
 @given(actions=actions, patience=st.sampled_from([0, 500, 4000]))
 @example(
     actions=[("open", 0, 0, 0, 2), ("fin", 0, 1, 2 * SIZE, 2), ("run", 0, 0, 0, 2)], patience=4000
@@ -509,6 +510,7 @@ def test_any_history_gives_each_message_once_and_in_order(
         history.ring.close()
 
 
+@pytest.mark.slow
 def test_the_ring_wraps_many_times_while_another_thread_writes(tmp_path: Path) -> None:
     count, ring = 20_000, FakeRing(4096)
 

@@ -148,6 +148,7 @@ def test_a_lost_connection_is_an_error(port: int, peer: socket.socket) -> None:
             run_out(load)
 
 
+@pytest.mark.slow
 def test_or_is_made_again(port: int, peer: socket.socket) -> None:
     with Load(Plan(rate=200, seconds=1), [Connection(HOST, port)], reconnect=True) as load:
         first = peer.accept()[0]
@@ -235,6 +236,7 @@ class TestHelpers:
             process_group=0,
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("script", "complaint"),
         [
@@ -268,6 +270,7 @@ class TestHelpers:
             helper.finish(process, "it", 0.2)
         assert process.returncode is not None
 
+    @pytest.mark.slow
     def test_in_the_guest(self) -> None:
         """A receiver whose first word is another kept the guest, and its host for 240 s."""
         before = time.monotonic()

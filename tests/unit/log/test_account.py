@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.hosts import configure
 from tests.support.logs import SECOND, START, LogFile
 
@@ -451,7 +452,7 @@ def tables(log: LogFile, history: list[History]) -> None:
     log.tell(told)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories())
 def test_any_history_is_judged_right(log: LogFile, history: list[History]) -> None:
     """What the verdict of the whole log promises holds: complete only if each number is stored, and

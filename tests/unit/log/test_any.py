@@ -158,6 +158,7 @@ def check_said(said: dict[str, Any], payload: bytes) -> None:
 anything = given(st.lists(payloads, max_size=12), st.lists(st.binary(min_size=46, max_size=46), max_size=6))
 
 
+@pytest.mark.slow
 @quick
 @example(NASTY, [bytes(46), b"\xff" * 46])
 @anything

@@ -101,6 +101,7 @@ def test_fields_of_the_configuration_serve_older_messages(shell: Shell, tmp_path
     assert out.splitlines()[0].endswith("3:0 level=513")
 
 
+@pytest.mark.slow
 def test_export_and_plot(shell: Shell, tmp_path: Path) -> None:
     code, out, _ = shell("export", "-o", "x.csv", "--json")
     assert (code, json.loads(out)["messages"]) == (0, 5)

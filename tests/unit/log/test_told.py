@@ -124,6 +124,7 @@ def test_a_connection_that_ends(
         assert site.query("SELECT held_bytes, state FROM held") == [(105 * SIZE, "closed")]
 
 
+@pytest.mark.slow
 def test_a_connection_that_goes_to_the_spool(
     site: Site, program: Program, look: Callable[[], None], verify: Callable[[], int]
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_connection_that_goes_to_the_spool(
     spool.close()
 
 
+@pytest.mark.slow
 def test_a_logger_that_is_started_later_hears_of_it(
     site: Site, program: Program, look: Callable[[], None], verify: Callable[[], int]
 ) -> None:

@@ -69,6 +69,7 @@ def missing(site: Site) -> Iterator[Callable[[], None]]:
     yield folder.mkdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
@@ -110,6 +111,7 @@ def test_nobody_is_let_in_before_the_database_is_open(
     )
 
 
+@pytest.mark.slow
 def test_a_stop_while_nobody_was_let_in_loses_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_start_worker", ThreadWorker)
     with locked(site), Serving(site.config, spool=site.spool) as serving:
@@ -145,6 +147,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Refusing:
     return Refusing(monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_opens_the_database(
     site: Site, refusing: Refusing, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,6 +168,7 @@ def test_a_worker_that_is_killed_while_it_opens_the_database(
     assert serving.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [errno.EAGAIN, *(pytest.param(each, marks=pytest.mark.slow) for each in (errno.ENOMEM, errno.EMFILE))],
@@ -188,6 +192,7 @@ def test_no_process_can_be_started_for_a_while(
     assert serving.error is None
 
 
+@pytest.mark.slow
 def test_a_stop_while_no_process_can_be_started_tells_what_is_lost(
     site: Site, refusing: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +211,7 @@ def test_a_stop_while_no_process_can_be_started_tells_what_is_lost(
     assert f"Up to {3 * SIZE} received bytes were not stored, of 1 connections" in str(serving.error)
 
 
-@pytest.fixture(params=[True, False], ids=["filters", "no filters"])
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["filters", "no filters"])
 def filters(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kernels let only the privileged attach one to a socket, and the logger is not."""
 
@@ -244,6 +249,7 @@ def test_a_stop_in_the_middle_of_a_flood_stores_all_that_was_acknowledged(
     assert (reset, reason) == (0, "the logger was stopped")
 
 
+@pytest.mark.slow
 def test_a_stop_ends_though_sensors_connect_again_at_once(
     site: Site, filters: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +329,7 @@ def acknowledged(clients: list[socket.socket]) -> int:
     return sum(3 * SIZE - unacknowledged(client) for client in clients) // SIZE
 
 
+@pytest.mark.slow
 def test_more_sensors_than_descriptors(site: Site) -> None:
     """Those for whom there is none are not let in, and not acknowledged, until others have ended."""
     with Program(site, files=64) as logger, ExitStack() as undo:

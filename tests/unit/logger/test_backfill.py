@@ -72,6 +72,7 @@ def sending(config: Config, said: Callable[[str], None], stopped: threading.Even
     return threading.Thread(target=Sender(config, lambda: ["127.0.0.1"], said).run, args=(stopped.wait,))
 
 
+@pytest.mark.slow
 def test_everything_comes_as_it_was(config: Config) -> None:
     with spool(config) as store:
         for number in range(3):
@@ -204,6 +205,7 @@ def test_of_an_open_connection_the_last_message_stays(config: Config) -> None:
     assert (facts[1], [each[4] for each in rows]) == (10 * SIZE, some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [b"", b"begun"])
 def test_a_connection_whose_logger_died_ends(
     config: Config, begun: bytes, monkeypatch: pytest.MonkeyPatch
@@ -297,6 +299,7 @@ def test_what_the_logger_cannot_have_stays(config: Config, size: int, framing: s
     assert why in said[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_line_may_end_at_any_byte(
@@ -413,6 +416,7 @@ def test_the_state_of_a_spool(config: Config) -> None:
     assert state == SpoolState(3, 40, 40 * SIZE, 10**18 + 10 * 1000)
 
 
+@pytest.mark.slow
 def test_a_spool_hands_back_to_the_logger(tmp_path: Path) -> None:
     """As it is used: a sensor's connection to the hardworker itself, and then the logger is back."""
     site = exchanging(Site(tmp_path), FAST)
@@ -465,6 +469,7 @@ def test_the_rate_is_kept_and_nothing_is_saved_up() -> None:
     assert waited == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_a_slow_backfill_holds_up_neither_line_nor_spool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

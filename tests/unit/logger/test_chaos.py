@@ -156,10 +156,9 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a small disk")
-@pytest.mark.parametrize(
-    ("events", "rate"), [(4, 300.0), pytest.param(200, 100.0, marks=pytest.mark.slow)], ids=["short", "long"]
-)
+@pytest.mark.parametrize(("events", "rate"), [(4, 300.0), (200, 100.0)], ids=["short", "long"])
 def test_what_is_acknowledged_is_stored_once_and_in_order(tmp_path: Path, events: int, rate: float) -> None:
     random = Random(11)
     with small_disk(tmp_path / "disk") as disk:

@@ -60,6 +60,7 @@ def test_killed_again_and_again(site: Site, workers: Workers, kills: int, messag
     assert (serving.summary.messages, serving.summary.bytes) == (messages, messages * SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", ["length", pytest.param("line", marks=pytest.mark.slow)])
 def test_killed_inside_messages_longer_than_the_kernel_holds(
     site: Site, workers: Workers, framing: Framing
@@ -87,6 +88,7 @@ def test_killed_inside_messages_longer_than_the_kernel_holds(
     ]
 
 
+@pytest.mark.slow
 def test_killed_with_many_connections_open(site: Site, workers: Workers) -> None:
     """In every state: silent, with half a message, ended, reset, and accepted while no worker lived."""
     with Serving(site.config, spool=site.spool) as serving:

@@ -9,6 +9,7 @@ from tests.support.site import wait_until
 from midstream.logger.deaf import deafen, listen_again
 
 
+@pytest.mark.slow
 def test_a_socket_is_deaf_and_hears_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         with socket.create_connection(door.getsockname()) as client, door.accept()[0] as accepted:

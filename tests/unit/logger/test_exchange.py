@@ -46,6 +46,7 @@ def test_a_key_that_is_none(site: Site, content: bytes | None, mode: int, reason
         pass
 
 
+@pytest.mark.slow
 def test_a_request_that_is_not_known_is_told_so(site: Site) -> None:
     with Serving(site.config):
         for kind in ("tea", 1, None, ["replay"]):
@@ -125,6 +126,7 @@ class Admitting(threading.Thread):
                 client.socket.recv(1)
 
 
+@pytest.mark.slow
 def test_strangers_give_way_and_those_who_are_known_do_not() -> None:
     with Admitting() as admitting:
         first = socket.create_connection(("127.0.0.1", admitting.port), 10)

@@ -68,6 +68,7 @@ def test_framings(site: Site, framing: Framing) -> None:
     assert serving.summary.messages == 20
 
 
+@pytest.mark.slow
 def test_many_connections_at_once(site: Site) -> None:
     clients = 600
     with Serving(site.config) as serving:
@@ -203,6 +204,7 @@ def test_stop_reads_what_the_kernel_holds(site: Site) -> None:
     assert (summary.connections, summary.messages) == (20, 2000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_commits_everything(site: Site, sign: signal.Signals) -> None:
     site.configure(interval=60)

@@ -28,6 +28,7 @@ def fill(site: Site, messages: int) -> None:
             time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_what_is_too_much_goes_while_the_logger_stores(site: Site) -> None:
     fill(site, 5000)
     site.configure(logger=f"keep_size = {4000 * SIZE}\n")
@@ -59,6 +60,7 @@ def test_nothing_runs_where_all_is_kept(site: Site) -> None:
         assert logger._pruning is None
 
 
+@pytest.mark.slow
 def test_another_takes_the_place_of_one_that_died(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("midstream.logger.companion.RESTART_DELAY", 0)
     site.configure(logger="keep_age = 3600\n")

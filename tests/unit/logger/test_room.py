@@ -108,6 +108,7 @@ def test_the_last_message_of_an_open_connection_stays(path: Path) -> None:
     assert query(path, "SELECT pruned FROM connections WHERE id < 3 ORDER BY id") == [(9,), (10,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 64, 1 << 14, 3 << 17])
 def test_sizes(path: Path, size: int) -> None:
     """It exceeds its size by no more than what is written at once."""
@@ -178,6 +179,7 @@ def test_connections_of_which_nothing_is_left_go_at_last(path: Path) -> None:
     assert query(path, "SELECT max(sequence) FROM messages") == [(29,)]
 
 
+@pytest.mark.slow
 def test_forgetting_keeps_up(path: Path) -> None:
     """With 20,000 messages of 1 KiB per second, by the time of one processor beside whatever else runs."""
     senders = [Sender(number) for number in range(16)]

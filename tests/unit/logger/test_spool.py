@@ -43,6 +43,7 @@ def emptying(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize("spool", [False, True])
 def test_the_first_sequence_number_is_that_of_the_sensor(tmp_path: Path, spool: bool) -> None:
@@ -126,6 +127,7 @@ class HandingBack(threading.Thread):
         self.logger.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("emptying")
 def test_it_hands_back(site: Site) -> None:
     """Sensors see the end of our side and end theirs; what they send until then is stored."""
@@ -153,6 +155,7 @@ def test_it_hands_back(site: Site) -> None:
     assert site.query("SELECT count(*) FROM connections") == [(0,)]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_stream_whose_other_side_ended_before_is_no_reset(site: Site, workers: Workers) -> None:
     """Nor is it if a worker took over meanwhile. A reset is one, as ever."""
     stream = bytes(SIZE) * 100
@@ -180,6 +183,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     return Workers(monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_a_hand_back_and_the_rows_stay(site: Site) -> None:
     with HandingBack(site) as serving, site.connect() as client:
         client.sendall(bytes(SIZE) * 10)
@@ -194,6 +198,7 @@ def test_a_stop_ends_a_hand_back_and_the_rows_stay(site: Site) -> None:
     assert site.query("SELECT reason FROM connections") == [("the logger was stopped",)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("emptying")
 def test_a_spool_is_only_drained(site: Site) -> None:
     with Serving(site.config, spool=True), site.connect() as client:
@@ -216,6 +221,7 @@ def test_no_spool(site: Site) -> None:
         Logger(site.config, spool=True)
 
 
+@pytest.mark.slow
 def test_the_command_hands_back_on_sigusr1(site: Site) -> None:
     """There is no logger to which the spool could be sent: it is stopped, and the rows stay."""
     with Program(site) as program:
@@ -387,6 +393,7 @@ def test_a_spool_that_cannot_be_opened_does_not_starve_the_application(
     assert 50_000 <= forgotten < 100_000
 
 
+@pytest.mark.slow
 @broken
 def test_a_spool_that_cannot_be_opened_lets_nobody_in_if_it_is_to_wait(
     site: Site, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Site], Callable[[], object]]
@@ -433,6 +440,7 @@ def test_a_spool_that_takes_nothing_for_a_while(site: Site) -> None:
     assert numbers == [*range(1000), *range(2000, 3000), *range(4000, 5000)]
 
 
+@pytest.mark.slow
 def test_what_a_full_spool_forgets_is_added_to_the_newest_hole(site: Site) -> None:
     """Holes of before have their count."""
     with Serving(site.config, spool=True):

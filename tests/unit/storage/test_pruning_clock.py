@@ -175,6 +175,7 @@ def test_nothing_goes_too_early_in_many_worlds(acts: list[Act]) -> None:
     live(acts)
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.lists(ACTS, max_size=12), st.integers(1, 40))
 def test_by_size_the_oldest_really_go_first(acts: list[Act], keep: int) -> None:

@@ -98,7 +98,7 @@ def test_each_service_is_restarted_and_may_write_where_it_must() -> None:
         assert unit["Restart"] == ["on-failure"]
         assert unit["ProtectSystem"] == ["strict"]
         # Whoever compiles needs the cache, whoever attaches the pins.
-        assert ("CacheDirectory" in unit) == (name != "midstream-sensor.service")
+        assert ("CacheDirectory" in unit) == ("AmbientCapabilities" in unit)
         assert ("ReadWritePaths" in unit) == ("AmbientCapabilities" in unit)
     assert lines("midstream-logger.service")["StateDirectory"] == ["midstream"]
 
