@@ -2,9 +2,9 @@
 
     python tests/vm/sweep.py [--kernel 6.1]… [--quick] [--tests]
 
-Compiled ones, and those that a wheel brings. Prints a table of programs and kernels, "ok" or "refused", and then each refusal. With --quick there are few
-sizes. With --tests a part of tests/program runs on each kernel, too, with both. Exit status 1 if there is a
-refusal or a failure. Needs root.
+Compiled ones, and those that a wheel brings. Prints a table of programs and kernels, "ok" or "refused", and
+then each refusal. With --quick there are few sizes. With --tests a part of tests/program runs on each kernel,
+too, with both. Exit status 1 if there is a refusal or a failure. Needs root.
 """
 
 import argparse
