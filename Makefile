@@ -41,6 +41,7 @@ test: setup ## the tests (as root; otherwise those that need no root)
 test-slow: setup ## the long ones: a million packets, ten thousand connections, fifty kills
 	@tools/packages.sh test vm
 	$(BIN)/python -m pytest -m 'slow or vm' $(ARGS)
+	MIDSTREAM_TESTS="own objects" $(BIN)/python -m pytest -n 2 tests/program
 
 bench: setup ## what a message costs the hardworker, compared (as root, under 10 minutes; ARGS=--full: hours)
 	@tools/packages.sh bench
