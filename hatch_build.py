@@ -29,7 +29,19 @@ _SOURCES = ("hardworker/module.c", "hardworker/ring.c", "hardworker/assembly.c")
 _GLIBC = "2.17"  # the oldest that there is for both processors; every distribution since 2014 has it
 OBJECTS = "ebpf/loaded"
 _MACHINES = ("x86_64", "aarch64")
-_FLAGS = ("-O2", "-s", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+# Without the compiler's own run-time library, which it would build at first.
+_FLAGS = (
+    "-O2",
+    "-s",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-nostdlib",
+    "-lc",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
 
 _RELATIVE = re.compile(r"(!?)\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)")
 

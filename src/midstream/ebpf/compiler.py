@@ -88,17 +88,18 @@ def compile_library(source: Path) -> Path:
 
 
 def compile_executable(source: Path, *, headers: Path | None = None) -> Path:
-    """The static program of one C file and the headers beside it, for machines of this kind; kept likewise.
+    """The program of one C file and the headers beside it, for machines of this kind; kept likewise.
 
-    headers: another folder whose headers it includes. The first program takes half a minute: the compiler
-    builds its C library (musl). Raises CompileError.
+    headers: another folder whose headers it includes. It is linked with this machine's C library, which
+    midstream's extension module needs anyway. Raises CompileError.
     """
-    flags = (*_USER_FLAGS, "-static", "-s", "-target", architecture().replace("-gnu", "-musl"))
+    # Without the compiler's own run-time library: nothing here needs it, and it would be built at first.
+    flags = (*_USER_FLAGS, "-s", "-rtlib=none", "-target", architecture())
     folders = [source.parent, *([headers] if headers else [])]
     files = [source, *(header for folder in folders for header in sorted(folder.glob("*.h")))]
     target = cache_directory() / f"{source.stem}-{_digest(flags, files, _compiler_version())[:32]}"
     if not os.path.isfile(target):
-        _run([*flags, *(f"-I{folder}" for folder in folders), str(source)], target, mode=0o755)
+        _run([*flags, *(f"-I{folder}" for folder in folders), str(source), "-lm"], target, mode=0o755)
     return target
 
 
