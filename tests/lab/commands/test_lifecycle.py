@@ -251,7 +251,8 @@ def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
     assert status().up
 
 
-@pytest.mark.parametrize(("sensors", "seconds"), [(16, 5), pytest.param(64, 20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("sensors", "seconds"), [(16, 5), (64, 20)])
 def test_up_takes_seconds(ping: Ping, tmp_path: Path, sensors: int, seconds: float) -> None:
     down()
     started = time.monotonic()
