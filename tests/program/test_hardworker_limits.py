@@ -180,6 +180,8 @@ def test_sizes(mtu: int, size: int) -> None:
             )
             rooms = [room for room in (64, 512, blocks(most)) if room >= length]
             assert record.room == (blocks(size) if length == size else rooms[0])
+            if length == size:
+                assert records.ring_room(size, mtu) == EMPTY + record.room
             position += length
         sensor.expect(sensor.frame(ACK, position, bytes(most + 1)), "oversized")
         for length in (most, 1):

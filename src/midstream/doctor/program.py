@@ -1,5 +1,6 @@
 """This host's eBPF program: is it attached, is it made from these files, and what has it counted?"""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,11 @@ from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.interface import InterfaceState
 from midstream.doctor.subject import Subject
 from midstream.ebpf import attachment, irq_mitigation, loader, pins, quickack
-from midstream.ebpf.records import OUTCOMES
+from midstream.ebpf.records import OUTCOMES, ring_room
 from midstream.errors import CompileError, KernelError
+from midstream.values import MAX_RING
+
+PAUSE = 1.0  # seconds for which an application may pause, at the rate of config.toml
 
 TROUBLE = {
     "stranger": "marked packets from no sensor of const.toml: add it there, or give its traffic another mark",
@@ -74,6 +78,8 @@ def read(subject: Subject) -> ProgramState:
 
 def check(program: ProgramState, interface: InterfaceState | None, subject: Subject) -> Iterator[Finding]:
     yield _check_attached(program, interface, subject)
+    if subject.role == "hardworker" and subject.has_program:
+        yield from _check_ring(subject)
     for what in program.untuned:
         yield warning(
             "settings", what, "as `midstream attach` sets it", subject.command("attach", subject.role)
@@ -84,6 +90,28 @@ def check(program: ProgramState, interface: InterfaceState | None, subject: Subj
             yield warning("counters", f"{name} {count:,}", "0", TROUBLE[name])
     if seen and not TROUBLE.keys() & seen:
         yield ok("counters", ", ".join(f"{name} {count:,}" for name, count in seen.items()))
+
+
+def _check_ring(subject: Subject) -> Iterator[Finding]:
+    """Nothing is said of a rate that config.toml leaves out, nor of messages of any length."""
+    data, topology = subject.config.data, subject.topology
+    if data.framing != "fixed" or not data.freq or "freq" not in data.model_fields_set:
+        return
+    size, sensors = subject.config.hardworker.ring_size, len(topology.sensors)
+    second = ring_room(topology.size, topology.mtu) * data.freq * sensors
+    rate = f"{sensors} × {data.freq:g} Hz × {topology.size} bytes"
+    found = f"{size >> 10} KiB hold {size / second:.2g} s of {rate}"
+    if size >= second * PAUSE:
+        yield ok("ring", found)
+        return
+    enough = 1 << math.ceil(math.log2(second * PAUSE))
+    attach = f"{subject.command('detach', 'hardworker')} && {subject.command('attach', 'hardworker')}"
+    yield warning(
+        "ring",
+        found,
+        f"{PAUSE:g} s, so that an application may pause",
+        f"a larger ring in config.toml, hardworker.ring_size = {min(enough, MAX_RING)}; then {attach}",
+    )
 
 
 def _untuned(subject: Subject, interface: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The doctor's judgement of facts about one host: of each thing that may be wrong, exactly that finding."""
 
 import platform
+import re
 import socket
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -362,6 +363,34 @@ def test_pins_that_may_not_be_read() -> None:
     facts = patients.program(pinned=False, attached="", current=None, problem="Permission denied")
     found = only(list(program.check(facts, patients.interface(), patients.subject("hardworker"))), "unknown")
     assert found.found == "Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "ring_size"),
+    [
+        ({"freq": 1000.0}, 1024, 2**20),
+        ({"freq": 10.0}, 2**20, 2**22),
+        ({"freq": 30.0}, 100 * 1024, 2**22),
+    ],
+    ids=["many", "large", "a camera"],
+)
+def test_a_ring_that_does_not_hold_a_second(data: dict[str, Any], size: int, ring_size: int) -> None:
+    """What it advises is enough. The room is that of the records which the program makes."""
+    subject = patients.subject("hardworker", data=data, hardworker={"ring_size": ring_size})
+    subject = replace(subject, topology=replace(subject.topology, size=size))
+    found = only(list(program.check(patients.program(), patients.interface(), subject)), "warning")
+    assert found.check == "ring"
+    (advised,) = re.findall(r"ring_size = (\d+);", found.fix)
+    assert ring_size < int(advised) <= 32 * 2**20
+    larger = patients.subject("hardworker", data=data, hardworker={"ring_size": int(advised)})
+    larger = replace(larger, topology=subject.topology)
+    assert well(list(program.check(patients.program(), patients.interface(), larger)))
+
+
+@pytest.mark.parametrize("data", [{}, {"freq": 0.0}, {"freq": 1e6, "framing": "line"}])
+def test_a_rate_that_nobody_has_named_is_not_judged(data: dict[str, Any]) -> None:
+    subject = patients.subject("hardworker", data=data, hardworker={"ring_size": 4096})
+    assert well(list(program.check(patients.program(), patients.interface(), subject)))
 
 
 def test_a_program_where_none_belongs() -> None:
