@@ -190,7 +190,7 @@ def _check_xdp(interface: InterfaceState, subject: Subject) -> Finding:
 def _check_offloads(interface: InterfaceState, subject: Subject) -> Finding:
     harmful = harmful_offloads(interface, subject)
     if not harmful:
-        return ok("offloads", "none that does harm")
+        return ok("offloads", f"none of {interface.name} does harm")
     if interface.driver == "veth":
         why = "off, at both ends: nothing completes what veth leaves to a card, and XDP sends it on"
     else:

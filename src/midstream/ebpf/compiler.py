@@ -113,13 +113,8 @@ def architecture() -> str:
 
 def key(name: str, topology: Topology, folder: Path | None = None) -> str:
     """SHA-256, in hexadecimal, of everything that makes the object what it is, but for the compiler."""
-    made_of = f"{sources_key(name, folder)} {const_header(topology)}"
-    return hashlib.sha256(made_of.encode()).hexdigest()
-
-
-def sources_key(name: str, folder: Path | None = None) -> str:
-    """The same without the constants: what every network's object of that program has in common."""
-    return _digest(clang.FLAGS, [(folder or SOURCES) / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
+    sources = _digest(clang.FLAGS, [(folder or SOURCES) / f"{name}.bpf.c", *sorted(SOURCES.glob("*.h"))])
+    return hashlib.sha256(f"{sources} {const_header(topology)}".encode()).hexdigest()
 
 
 def const_header(topology: Topology) -> str:

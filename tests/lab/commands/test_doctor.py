@@ -216,10 +216,10 @@ def test_a_pin_that_was_removed(triangle: Lab, host: str, pin: str) -> None:
 def test_a_card_that_merges_below_a_generic_program(triangle: Lab) -> None:
     """eth0 under a bridge: after the printed command it merges no more, and no packet is too long."""
 
-    def stream() -> int:
+    def stream(size: int) -> int:
         before = counters()
-        triangle.call("sensor", send, HARDWORKER, bytes(2_000_000))
-        return counted(before)[0].get("oversized", 0)
+        triangle.call("sensor", send, HARDWORKER, bytes(size))
+        return counted(before)[-1].get("oversized", 0)
 
     options = ("--config", triangle.config, "--interface", "bridge0")
     command(triangle, "hardworker", "detach", "hardworker", "--config", triangle.config)
@@ -229,16 +229,18 @@ def test_a_card_that_merges_below_a_generic_program(triangle: Lab) -> None:
         examined = command(
             triangle, "hardworker", "doctor", "hardworker", "--json", "--no-probe", *options
         ).object
-        (found,) = [one for one in examined["findings"] if one["check"] == "offloads"]
+        offloads = [one for one in examined["findings"] if one["check"] == "offloads"]
+        (found,) = [one for one in offloads if one["status"] != "ok"]
         assert (found["status"], found["fix"]) == ("fault", "ethtool -K eth0 rx-gro off")
         with Hardworker(triangle.config) as application:
             pool = ThreadPoolExecutor(1)
-            merged = pool.submit(stream)
+            # Few: what is merged is dropped, and comes again after a time-out, a segment at a time.
+            merged = pool.submit(stream, 100_000)
             while not merged.done():
                 application.wait(0.01)
                 application.read()
             type_in(triangle, "hardworker", found["fix"])
-            single = pool.submit(stream)
+            single = pool.submit(stream, 2_000_000)
             while not single.done():
                 application.wait(0.01)
                 application.read()
