@@ -113,7 +113,7 @@ def compile_extension(package: Path, target: Path, machine: str, build: Path) ->
 
 
 def compile_objects(sources: Path, target: Path, build: Path) -> None:
-    """midstream's own objects, into a folder. Raises SystemExit likewise."""
+    """midstream's own objects, into a folder."""
     spec = importlib.util.spec_from_file_location("clang", sources / "clang.py")
     assert spec and spec.loader
     clang = importlib.util.module_from_spec(spec)

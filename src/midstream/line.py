@@ -60,12 +60,9 @@ class Line(Closing):
         text = json.dumps(head).encode()
         self._seal(b"".join((_SIZE.pack(len(text)), text, *parts)))
 
-    def receive(self, max_bytes: int = MAX_BYTES, patience: float = TIMEOUT) -> tuple[Head, memoryview]:
-        """The next message. NetworkError if it was changed, repeated, is longer, or does not come.
-
-        patience: seconds until it begins.
-        """
-        body = self._open(max_bytes, "a message was changed on its way", patience)
+    def receive(self, max_bytes: int = MAX_BYTES) -> tuple[Head, memoryview]:
+        """The next message. NetworkError if it was changed, repeated, is longer, or does not come."""
+        body = self._open(max_bytes, "a message was changed on its way")
         try:
             (length,) = _SIZE.unpack_from(body)
             head = json.loads(body[_SIZE.size : _SIZE.size + length])
@@ -84,9 +81,9 @@ class Line(Closing):
         self._sent += 1
         self._write(size + sealed)
 
-    def _open(self, max_bytes: int, fault: str, patience: float = TIMEOUT) -> bytes:
+    def _open(self, max_bytes: int, fault: str) -> bytes:
         """The next message's content; NetworkError(fault) if it is not what the other side has sent next."""
-        size = self._read(_SIZE.size, patience)
+        size = self._read(_SIZE.size)
         (length,) = _SIZE.unpack(size)
         if length > max_bytes + _TAG:
             raise _foreign()
@@ -105,11 +102,11 @@ class Line(Closing):
         except OSError as error:
             raise NetworkError(f"the connection was lost: {error}") from error
 
-    def _read(self, size: int, patience: float = TIMEOUT) -> bytes:
+    def _read(self, size: int) -> bytes:
         data, began = bytearray(), time.monotonic()
         while len(data) < size:
             try:
-                self._socket.settimeout(self._patience(size, began, patience))
+                self._socket.settimeout(self._patience(size, began))
                 piece = self._socket.recv(min(size - len(data), 1 << 20))
             except OSError as error:
                 raise NetworkError(f"the connection was lost: {error}") from error
@@ -118,9 +115,9 @@ class Line(Closing):
             data += piece
         return bytes(data)
 
-    def _patience(self, size: int, began: float, patience: float = TIMEOUT) -> float:
+    def _patience(self, size: int, began: float) -> float:
         """Seconds that are left for so many bytes. TimeoutError if none are."""
-        left = min(began + patience + size / SLOWEST, self.until) - time.monotonic()
+        left = min(began + TIMEOUT + size / SLOWEST, self.until) - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         return left

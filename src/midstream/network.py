@@ -75,11 +75,6 @@ def load(path: str | Path) -> Topology:
     )
 
 
-def loads(text: str, place: str) -> Topology:
-    """What a const.toml of this text says. place: where it is from, for errors. Raises ConfigError."""
-    return _parse(text, Path(place))
-
-
 def dumps(topology: Topology) -> str:
     """The text of const.toml for a topology, without the header; `load` reads it back unchanged."""
     sensors, hardworker, logger = topology.sensors, topology.hardworker, topology.logger

@@ -156,9 +156,11 @@ class Nats:
             self.kill(number)
 
     def runs(self) -> bool:
-        """Is every server there after the cluster has found itself?"""
-        with suppress(AssertionError):
+        """Has the cluster found itself, and is every server there?"""
+        try:
             patient(self.url("first")).close()
+        except AssertionError:
+            return False
         return all(server.poll() is None for server in self._servers.values())
 
     def url(self, stream: str, replicas: int = 3) -> str:

@@ -173,7 +173,7 @@ def _check_xdp(interface: InterfaceState, subject: Subject) -> Finding:
             "XDP mode",
             f"generic, though {what} can do native",
             "native",
-            f"{subject.command('detach', subject.role)} && {subject.command('attach', subject.role)}",
+            subject.attach_anew,
         )
     if interface.xdp == "generic" or interface.native is False:
         return warning(

@@ -104,13 +104,12 @@ def _check_ring(subject: Subject) -> Iterator[Finding]:
     if size >= second * PAUSE:
         yield ok("ring", found)
         return
-    enough = 1 << math.ceil(math.log2(second * PAUSE))
-    attach = f"{subject.command('detach', 'hardworker')} && {subject.command('attach', 'hardworker')}"
+    enough = min(1 << math.ceil(math.log2(second * PAUSE)), MAX_RING)
     yield warning(
         "ring",
         found,
         f"{PAUSE:g} s, so that an application may pause",
-        f"a larger ring in config.toml, hardworker.ring_size = {min(enough, MAX_RING)}; then {attach}",
+        f"a larger ring in config.toml, hardworker.ring_size = {enough}; then {subject.attach_anew}",
     )
 
 
@@ -128,7 +127,6 @@ def _untuned(subject: Subject, interface: str) -> Iterator[str]:
 
 def _check_attached(program: ProgramState, interface: InterfaceState | None, subject: Subject) -> Finding:
     attach = subject.command("attach", subject.role)
-    again = f"{subject.command('detach', subject.role)} && {attach}"
     if program.problem:
         return unknown("program", program.problem, "run as root")
     if not subject.has_program:
@@ -152,7 +150,7 @@ def _check_attached(program: ProgramState, interface: InterfaceState | None, sub
             "program",
             f"the pins in {program.folder} were made from other files",
             "made from this config.toml and const.toml",
-            again,
+            subject.attach_anew,
         )
     if not program.attached:
         if interface and interface.program and subject.role != "logger":
@@ -164,7 +162,9 @@ def _check_attached(program: ProgramState, interface: InterfaceState | None, sub
                 "midstream's",
                 f"ip link set dev {quote(interface.name)} {kind} off && {attach}",
             )
-        return fault("program", "not attached", "attached", again if program.pinned else attach)
+        return fault("program", "not attached", "attached", subject.attach_anew if program.pinned else attach)
     if interface and program.attached != interface.name:
-        return fault("program", f"attached to {program.attached}", f"attached to {interface.name}", again)
+        return fault(
+            "program", f"attached to {program.attached}", f"attached to {interface.name}", subject.attach_anew
+        )
     return ok("program", f"attached to {program.attached}, made from these files")

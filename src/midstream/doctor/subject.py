@@ -42,6 +42,11 @@ class Subject:
         """A command of midstream with this host's config.toml."""
         return f"midstream {' '.join(words)} --config {quote(str(self.config.path))}"
 
+    @property
+    def attach_anew(self) -> str:
+        """The command that takes this host's program away and attaches it as the files say now."""
+        return f"{self.command('detach', self.role)} && {self.command('attach', self.role)}"
+
 
 def sensor_name(host: Host) -> str:
     return f"sensor {host.ip}"

@@ -88,14 +88,6 @@ def is_whole(role: Role, folder: Path) -> bool:
     return folder.exists() and not missing(role, folder)
 
 
-def stand(role: Role, config: Config, topology: Topology, folder: Path) -> bool:
-    """Are a folder's pins those of this configuration, and whole?"""
-    if not is_whole(role, folder):
-        return False
-    marks = read_marks(folder)
-    return marks is not None and marks.stamp == stamp(role, config, topology)
-
-
 @dataclass(frozen=True)
 class PinStamps:
     """What a folder's pins say of themselves. sensors: how many the program knows."""

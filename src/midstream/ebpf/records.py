@@ -29,21 +29,6 @@ LARGEST_RECORD = 4096
 _RING_HEADER = 8  # BPF_RINGBUF_HDR_SZ of linux/bpf.h
 _BLOCK = 64  # copy.h
 
-
-def ring_room(size: int, mtu: int) -> int:
-    """Bytes of the ring that a message of const.toml's size takes, where its sensor sends full segments."""
-    most, head = mtu - 40, _RING_HEADER + RECORD.itemsize
-    if size <= most:
-        return head + _blocks(size)
-    segments, rest = divmod(size, most - 12)  # TCP's timestamps
-    classes = (64, 512, _blocks(most))  # hardworker.bpf.c
-    return segments * (head + _blocks(most)) + (head + next(c for c in classes if rest <= c) if rest else 0)
-
-
-def _blocks(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
-
-
 FORWARDED = (
     "opened",
     "stored",
@@ -158,6 +143,20 @@ unlinked: not 0 if the program is no longer on the interface."""
 
 HERE = 0xFFFFFFFF
 """The destination that is this host's own stack; every other is a position in const.toml's loggers."""
+
+
+def ring_room(size: int, mtu: int) -> int:
+    """Bytes of the ring that a message of const.toml's size takes, where its sensor sends full segments."""
+    most, head = mtu - 40, _RING_HEADER + RECORD.itemsize
+    if size <= most:
+        return head + _blocks(size)
+    segments, rest = divmod(size, most - 12)  # TCP's timestamps
+    classes = (64, 512, _blocks(most))  # hardworker.bpf.c
+    return segments * (head + _blocks(most)) + (head + next(c for c in classes if rest <= c) if rest else 0)
+
+
+def _blocks(length: int) -> int:
+    return -(-length // _BLOCK) * _BLOCK
 
 
 def settings(
