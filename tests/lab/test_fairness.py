@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -94,10 +95,12 @@ def test_a_flood_of_syns_keeps_nobody_out(triangle: Lab) -> None:
         flooding = pool.submit(triangle.call, "sensor", flood_with_syns, triangle, 5000)
         ports = [triangle.call("sensor-2", connect_and_send, data) for _ in range(5)]
         assert flooding.result() == 5000
-        wait_until(lambda: progress(PINS / "hardworker").connections == 0)
+        # An opening whose reset was lost on the way stands until another needs its place.
+        standing = settled(lambda: progress(PINS / "hardworker").connections)
+        assert standing < 50
         own = triangle.call("sensor", connect_and_send, data)
         opened = counted(before)[0]["opened"]
-        found = collect(application, opened + len(ports))
+        found = collect(application, opened + len(ports) - standing)
     assert {peer: stream for peer, stream in found.items() if stream} == {
         (SENSOR, own): data,
         **dict.fromkeys([(SENSOR_2, port) for port in ports], data),
@@ -107,7 +110,7 @@ def test_a_flood_of_syns_keeps_nobody_out(triangle: Lab) -> None:
     assert not {"quota_full", "table_full"} & set(other)
     # An opening that made room for another is gone when the reset of its SYN-ACK comes.
     assert opened / 2 < one["reset"] < opened
-    assert one["reset"] + one["pure_ack"] >= opened - 1
+    assert one["reset"] + one["pure_ack"] >= opened - standing - 1
 
 
 @pytest.mark.slow
@@ -151,6 +154,16 @@ def send_timed(count: int, rate: float) -> int:
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
         return int(client.getsockname()[1])
+
+
+def settled(number: Callable[[], int]) -> int:
+    """Nought, or the number that has stood for longer than a SYN-ACK takes to be repeated twice."""
+    since, found = time.monotonic(), number()
+    while found and time.monotonic() - since < 2.5:
+        time.sleep(0.01)
+        if found != (now := number()):
+            since, found = time.monotonic(), now
+    return found
 
 
 def connect_and_send(data: bytes) -> int:
