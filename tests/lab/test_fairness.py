@@ -110,7 +110,7 @@ def test_a_flood_of_syns_keeps_nobody_out(triangle: Lab) -> None:
     assert not {"quota_full", "table_full"} & set(other)
     # An opening that made room for another is gone when the reset of its SYN-ACK comes.
     assert opened / 2 < one["reset"] < opened
-    assert one["reset"] + one["pure_ack"] >= opened - standing - 1
+    assert one["reset"] + one["pure_ack"] >= 0.99 * opened - standing
 
 
 @pytest.mark.slow

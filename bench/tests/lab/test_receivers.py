@@ -55,7 +55,8 @@ def test_delivers_and_relays_everything(lab: Lab, receiver: Receiver) -> None:
         assert sum(count for _, count in latency["histogram"]) == received["window_messages"]
         assert received["cpu_ns"] >= 0
         if receiver.name.startswith("midstream-deferred"):
-            assert latency["p50"] < receiver.tables["hardworker"]["period"] * 1e9
+            # Half of one on an idle machine.
+            assert latency["p50"] < 2 * receiver.tables["hardworker"]["period"] * 1e9
     if receiver.is_logged:
         assert logged.messages == total
         assert logged.wrong == 0

@@ -337,9 +337,10 @@ def test_with_a_period_a_reader_waits_for_its_clock_and_not_for_data(site: Site)
             assert now // period == before // period + 1
         assert not hardworker.wait(0.001)
         with later(hardworker.stop, 0.01):
-            before = time.monotonic()
-            assert not hardworker.wait()
-        assert time.monotonic() - before < period + 0.02
+            turns = 0
+            while hardworker.wait():  # more than once only if the machine is late
+                turns += 1
+        assert turns < 20
 
 
 @pytest.mark.parametrize(
