@@ -4,12 +4,16 @@ The logger keeps it beside what it stores, so that a log knows what it lacks. No
 the log.
 """
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 OPEN, CLOSED, RESET, LOST, UNTOLD = "open", "closed", "reset", "lost", "untold"
 """States of what was held. lost: nobody saw its end, and the hardworker has it no more. untold: a sum of
 connections that the hardworker could not tell one by one."""
+
+STEP = struct.Struct("<II")
+"""Of ArrivalTimes: how many bytes came at once, and how many nanoseconds after those before them."""
 
 UNKNOWN = -1  # in the place of a connection's first sequence number
 
@@ -71,6 +75,42 @@ class Pending:
         """As it is said on the line, and as columns of the table `pending`."""
         place = (self.sensor, self.port, self.first, self.opened_ns)
         return *place, self.start, self.end, self.messages, self.oldest_ns
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivalTimes:
+    """When bytes `start` to `end` of a connection came to the hardworker. steps: each as STEP, the first at
+    time_ns, since 1970 by the hardworker's clock; opened_ns is by it too. ahead_ns: by how much the logger's
+    clock was ahead of it then, and error_ns by how much that may be wrong."""
+
+    sensor: str
+    port: int
+    first: int
+    opened_ns: int
+    start: int
+    end: int
+    time_ns: int
+    ahead_ns: int
+    error_ns: int
+    steps: bytes
+
+    @classmethod
+    def parse(cls, told: Any) -> Self:
+        """What was said on the line, and the steps. Raises ValueError."""
+        sensor, *numbers, steps = told
+        if not (isinstance(sensor, str) and len(numbers) == 8 and all(type(each) is int for each in numbers)):
+            raise ValueError(f"no arrivals: {told}")
+        found = cls(*told)
+        whole = len(steps) % STEP.size == 0
+        if not whole or sum(size for size, _ in STEP.iter_unpack(steps)) != found.end - found.start:
+            raise ValueError(f"no arrivals: {told}")
+        return found
+
+    @property
+    def said(self) -> tuple[Any, ...]:
+        """As it is said on the line, where the steps follow; and as columns of the table `arrivals`."""
+        place = (self.sensor, self.port, self.first, self.opened_ns, self.start, self.end)
+        return *place, self.time_ns, self.ahead_ns, self.error_ns
 
 
 class Forgotten(NamedTuple):

@@ -1,17 +1,29 @@
 """What a hardworker says it holds, in every kind of database."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from tests.database import servers
 from tests.support.batches import batch_of, end
 
 from midstream.log.account import accounts
+from midstream.log.arriving import with_arrivals
 from midstream.storage.databases import open_log
 from midstream.storage.jetstream import JetStreamStore
 from midstream.storage.sql import SqlStore
 from midstream.storage.store import ConnectionRow, Store
-from midstream.told import CLOSED, OPEN, RESET, Forgotten, HeldStream, Knowledge, Pending
+from midstream.told import (
+    CLOSED,
+    OPEN,
+    RESET,
+    STEP,
+    ArrivalTimes,
+    Forgotten,
+    HeldStream,
+    Knowledge,
+    Pending,
+)
 
 SENSOR = "10.83.0.11"
 
@@ -100,3 +112,35 @@ def test_a_stream_does_not_grow_with_each_second(
         assert told(url).held == [held(1, 808, CLOSED)]
         with open_log(url) as log:
             assert log.connections() == [] and log.faults() == []
+
+
+def came(start: int, sizes: Sequence[int]) -> ArrivalTimes:
+    steps = b"".join(STEP.pack(size, 1000) for size in sizes)
+    return ArrivalTimes(SENSOR, 1, 4_000_000_000, 1000, start, start + sum(sizes), 5000 + start, -7, 3, steps)
+
+
+def test_when_bytes_came(opened: tuple[Store, str]) -> None:
+    """A piece of the connection finds what overlaps it, and nothing of another connection."""
+    store, url = opened
+    row = ConnectionRow("run.1", SENSOR, 1, 1000, first=4_000_000_000)
+    store.write(batch_of(row, [bytes(8)] * 10))
+    store.note_held([held(1, 80)], None, [came(0, [16, 16]), came(32, [8])])
+    store.note_held(
+        [], None, [came(40, [40]), replace(came(0, [80]), first=5), replace(came(0, [80]), port=2)]
+    )
+    with open_log(url) as log:
+        (connection,) = log.connections()
+        messages, _ = log.piece(connection, 0, 10)
+
+        def found(start: int, end: int) -> list[ArrivalTimes]:
+            told = log.arrivals(connection, start, end, messages[0].received_ns)
+            return sorted(told, key=lambda each: each.start)
+
+        assert found(0, 80) == [came(0, [16, 16]), came(32, [8]), came(40, [40])]
+        assert found(16, 33) == [came(0, [16, 16]), came(32, [8])]
+        assert found(40, 41) == [came(40, [40])]
+        assert found(80, 90) == []
+        told = with_arrivals(log, messages)
+    assert [each.arrival.time_ns for each in told if each.arrival] == [
+        6000, 6000, 7000, 7000, 6032, *[6040] * 5
+    ]  # fmt: skip

@@ -21,6 +21,10 @@ from midstream.cli.log import HOLE, PENDING
 from midstream.daemon.retention import LINGER
 from midstream.lab import Lab, daemons
 from midstream.lab import up as lab_up
+from midstream.log.messages import LogReader
+from midstream.log.selection import Selection
+from midstream.storage.databases import open_log
+from midstream.storage.stored import StoredMessage
 
 LINE = {"logger": {"replay_port": 12347}, "daemon": {"key": "key"}}
 
@@ -119,6 +123,31 @@ def again(flow: Flow, folder: Path) -> None:
     """The logger is started anew."""
     flow.ends.logger = Program(flow.lab, "logger", folder, ("logger", "--config", flow.ends.config, "--json"))
     flow.ends.logger.wait_for("listening")
+
+
+def test_when_each_message_came(lab: Lab, tmp_path: Path) -> None:
+    """To the hardworker, and to the logger after that: on one machine their clocks are one."""
+
+    def messages() -> list[StoredMessage]:
+        with open_log(f"sqlite:///{flow.ends.database}") as opened:
+            return [message for piece in LogReader(opened, Selection()).read() for message in piece]
+
+    with flowing(lab, tmp_path) as flow:
+        time.sleep(1.5)
+        flow.sensor.end()
+        wait_until(lambda: all(message.arrival for message in messages()), 10)
+        found = messages()
+        assert len(found) == len(numbers(flow.ends.database)) > 1000
+        arrived = []
+        for message in found:
+            assert message.arrival
+            time_ns, delay_ns, error_ns = message.arrival
+            assert time_ns < message.received_ns
+            assert 0 <= error_ns < 10**9
+            assert abs(message.received_ns - time_ns - delay_ns) <= error_ns + 10**5
+            arrived.append(time_ns)
+        assert arrived == sorted(arrived)
+        assert arrived[-1] - arrived[0] == pytest.approx(len(found) / RATE * 1e9, rel=0.2)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from midstream.daemon.arrivals import ArrivalBook, Known
 from midstream.ebpf import control, records
 from midstream.ebpf.control import Ended, Open
 from midstream.told import CLOSED, LOST, OPEN, RESET, UNTOLD, HeldStream
@@ -69,12 +70,12 @@ class Book:
         for entry in self._entries.values():
             entry.looks += entry.stream.state != OPEN
         for one in opened:
-            stream = self._stream(one, one.next, OPEN)
+            stream = self.stream(one, one.next, OPEN)
             there.add(_key(stream))
             if stream.bytes:  # of one that has sent nothing there is nothing to compare
                 self._note(stream, one.destination)
         for each in ended:
-            stream = self._stream(each, each.held, RESET if each.reset else CLOSED)
+            stream = self.stream(each, each.held, RESET if each.reset else CLOSED)
             if stream.bytes:
                 self._note(stream, each.destination)
         gone = [
@@ -119,7 +120,8 @@ class Book:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _stream(self, one: Open | Ended, held: int, state: str) -> HeldStream:
+    def stream(self, one: Open | Ended, held: int, state: str) -> HeldStream:
+        """A connection of the program's, as it is told."""
         here = one.destination == records.HERE
         return HeldStream(str(one.ip), one.port, one.first, one.opened_ns + self._epoch, held, state, here)
 
@@ -212,12 +214,14 @@ class Collector:
     def __init__(
         self,
         book: Book,
+        arrivals: ArrivalBook,
         folder: Path,
         now: Callable[[], float] = time.monotonic,
         seen: Callable[[list[Open], list[Ended]], None] = lambda *_: None,
     ) -> None:
         """seen: told of what is open, and what has ended since it was told last."""
-        self._book, self._folder, self._now, self._seen = book, folder, now, seen
+        self._book, self._arrivals = book, arrivals
+        self._folder, self._now, self._seen = folder, now, seen
         self._turn = threading.Lock()
         self._found: deque[tuple[list[Open], list[Ended]]] = deque()  # and not in the book yet
         self._due = 0.0
@@ -231,8 +235,13 @@ class Collector:
         while self._found:
             opened, ended = self._found.popleft()
             self._book.see(opened, ended)
+            self._arrivals.see(self._known(opened, ended))
             asked += len(opened) + len(ended)
         self._due = self._now() + asked / RATE
+
+    def _known(self, opened: list[Open], ended: list[Ended]) -> dict[int, Known]:
+        known: list[Open | Ended] = [*opened, *ended]
+        return {one.number: (self._book.stream(one, 0, OPEN), one.destination) for one in known}
 
     def ask(self) -> None:
         """Ask now, whatever it costs; any thread may. `collect` writes it down. Raises KernelError."""

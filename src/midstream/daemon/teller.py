@@ -1,4 +1,4 @@
-"""Tells the loggers what the hardworker holds, and what waits in its spool, over lines of line.py.
+"""Tells the loggers what the hardworker holds, when it came, and what waits in its spool (line.py).
 
 Each logger hears of the connections that go to it, and the first that answers of those that go to the
 spool: there they will come. What a logger has not confirmed is told again. It has a thread of its own: a
@@ -13,13 +13,15 @@ from pathlib import Path
 
 from midstream import key
 from midstream.config import Config
+from midstream.daemon.arrivals import ArrivalBook
 from midstream.daemon.held import Book, Collector, Entry
 from midstream.daemon.pending import SpoolFile
 from midstream.ebpf.control import Ended, Open
+from midstream.ebpf.heads import RingHeads
 from midstream.ebpf.records import HERE
 from midstream.errors import MidstreamError, NetworkError
-from midstream.line import Line, call
-from midstream.told import OPEN, UNTOLD, HeldStream, Pending
+from midstream.line import Head, Line, call
+from midstream.told import OPEN, UNTOLD, ArrivalTimes, HeldStream, Pending
 
 PERIOD = 1.0  # seconds from one look to the next
 CHUNK = 256  # connections in a message
@@ -29,14 +31,23 @@ FIRST_RETRY, LAST_RETRY = 1.0, 5.0  # seconds until a logger is called again tha
 
 
 class ToldLogger:
-    """A logger that is told. pending: what it knows of the spool, None: nothing, or that is not sure."""
+    """A logger that is told. pending: what it knows of the spool, None: nothing, or that is not sure. clock:
+    by how many nanoseconds its clock is ahead of ours, and how much that may be wrong; None: nobody knows.
+    """
 
-    def __init__(self, address: str, dial: Callable[[str], Line], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        address: str,
+        dial: Callable[[str], Line],
+        now: Callable[[], float],
+        wall: Callable[[], int] = time.time_ns,
+    ) -> None:
         self.address = address
-        self._dial, self._now = dial, now
+        self._dial, self._now, self._wall = dial, now, wall
         self._line: Line | None = None
         self._call_at, self._delay, self._used = 0.0, FIRST_RETRY, now()
         self.pending: list[Pending] | None = None
+        self.clock: tuple[int, int] | None = None
         self.fault = ""
 
     @property
@@ -44,18 +55,28 @@ class ToldLogger:
         """It answered last, or it is time to call it again."""
         return self._line is not None or self._now() >= self._call_at
 
-    def tell(self, streams: Sequence[HeldStream], pending: list[Pending] | None) -> bool:
-        """Has the logger written it down? pending: None if that is not for it."""
+    def tell(
+        self, streams: Sequence[HeldStream], arrivals: Sequence[ArrivalTimes], pending: list[Pending] | None
+    ) -> bool:
+        """Has the logger written it down? arrivals: none while `clock` is None. pending: None if that is not
+        for it."""
         said: dict[str, object] = {"kind": "held", "connections": [each.values for each in streams]}
+        if self.clock is not None:
+            ahead, error = self.clock
+            exact = [replace(each, ahead_ns=ahead, error_ns=error) for each in arrivals]
+            said["arrivals"] = [(*each.said, len(each.steps)) for each in exact]
         if pending is not None:
             said["pending"] = [each.values for each in pending]
         try:
             if self._line is None:
                 self._line = self._dial(self.address)
-            self._line.send(said)
+            asked_ns = self._wall()
+            self._line.send(said, [each.steps for each in arrivals])
             answer, _ = self._line.receive()
+            answered_ns = self._wall()
             if "noted" not in answer:
                 raise NetworkError(f"{self.address}: {answer.get('failed', 'no answer that is known')}")
+            self.clock = _clock(asked_ns, answer, answered_ns)
         except MidstreamError as error:
             self.fault, self.pending = str(error), None
             self.hang_up()
@@ -73,9 +94,26 @@ class ToldLogger:
             self.hang_up()
 
     def hang_up(self) -> None:
+        self.clock = None  # so the first message of a line has no bytes behind it
         if self._line is not None:
             self._line.close()
             self._line = None
+
+
+def _concerns(position: int, others: range) -> Callable[[int], bool]:
+    """Is a logger told of connections that go to a destination: its own position, or one of others?"""
+    return lambda destination: destination == position or destination in others
+
+
+def _clock(asked_ns: int, answer: Head, answered_ns: int) -> tuple[int, int] | None:
+    """The difference of two clocks, and its error at most (RFC 5905, section 8: offset, and half the delay).
+    The first and the last time are ours, those in the answer the other's."""
+    there = answer.get("received_ns"), answer.get("answered_ns")
+    if not (isinstance(there[0], int) and isinstance(there[1], int)):
+        return None
+    ahead = (there[0] - asked_ns + there[1] - answered_ns) // 2
+    error = max(0, (answered_ns - asked_ns - (there[1] - there[0])) // 2)
+    return ahead, error
 
 
 class Teller:
@@ -100,7 +138,8 @@ class Teller:
         self._dial = dial or (lambda address: call(address, secret, port))
         self._loggers, self._now, self._saving = loggers, now, saving
         self._book = Book(config.const_path.with_name("held.jsonl"))
-        self._collector = Collector(self._book, folder, now, seen)
+        self._arrivals = ArrivalBook(RingHeads(folder).read)
+        self._collector = Collector(self._book, self._arrivals, folder, now, seen)
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
         self._ears: dict[str, ToldLogger] = {}
         self._fault = ""
@@ -144,6 +183,7 @@ class Teller:
     def look(self) -> None:
         """Once: see what has changed, and tell it. Raises KernelError."""
         self._collector.collect()
+        self._arrivals.collect()
         saving = self._saving()  # asked before the file is looked at: what is saved by then is seen there
         pending = self._spool.look() if self._spool else None
         addresses = list(self._loggers())
@@ -156,17 +196,16 @@ class Teller:
                 continue
             # The spool, and loggers that const.toml does not name any more.
             of_spool = range(len(addresses), HERE + 1) if not spool_told else range(0)
-            words = self._words(position, of_spool, saving)
-            if self._tell(ear, words, None if spool_told else pending):
+            if self._tell(ear, _concerns(position, of_spool), saving, None if spool_told else pending):
                 spool_told = True
             ear.rest()
 
-    def _words(self, position: int, others: range, saving: bool) -> Callable[[Entry], HeldStream | None]:
-        """What a logger is to hear now, of its own connections and of other destinations. One that has ended
-        is called open until it is settled: what the logger lacks of it would be called a hole."""
+    def _words(self, concerns: Callable[[int], bool], saving: bool) -> Callable[[Entry], HeldStream | None]:
+        """What a logger is to hear now. A connection that has ended is called open until it is settled: what
+        the logger lacks of it would be called a hole."""
 
         def words(entry: Entry) -> HeldStream | None:
-            if entry.destination != position and entry.destination not in others:
+            if not concerns(entry.destination):
                 return None
             return entry.stream if self._is_settled(entry, saving) else replace(entry.stream, state=OPEN)
 
@@ -183,18 +222,26 @@ class Teller:
         return entry.looks >= GRACE if has_all is None else has_all
 
     def _tell(
-        self, ear: ToldLogger, words: Callable[[Entry], HeldStream | None], pending: list[Pending] | None
+        self,
+        ear: ToldLogger,
+        concerns: Callable[[int], bool],
+        saving: bool,
+        pending: list[Pending] | None,
     ) -> bool:
         """False if it does not answer."""
-        news = pending if pending != ear.pending else None
-        while (streams := self._book.untold(words, CHUNK)) or news is not None:
-            if not ear.tell(streams, news):
+        words, news = self._words(concerns, saving), pending if pending != ear.pending else None
+        while True:
+            streams, arrivals = self._book.untold(words, CHUNK), self._arrivals.untold(concerns)
+            if not streams and not arrivals and news is None:
+                return not ear.fault
+            said = arrivals if ear.clock is not None else []
+            if not ear.tell(streams, said, news):
                 return False
             self._book.confirm(streams)
+            self._arrivals.confirm(said)
             news = None
-            if len(streams) < CHUNK:
-                break
-        return not ear.fault
+            if arrivals and ear.clock is None:  # a logger that does not tell its time
+                self._arrivals.confirm(arrivals)
 
     def _run(self) -> None:
         while True:

@@ -102,12 +102,13 @@ class _LinkInfo(ctypes.Structure):
 
 @dataclass(frozen=True)
 class MapInfo:
-    """A map's definition, as the kernel tells it."""
+    """A map's definition, as the kernel tells it. id: its number, which no other map gets later."""
 
     type: int
     key_size: int
     value_size: int
     max_entries: int
+    id: int
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def map_info(fd: int) -> MapInfo:
     """The definition of a map."""
     info = _MapInfo()
     _info(fd, info)
-    return MapInfo(info.type, info.key_size, info.value_size, info.max_entries)
+    return MapInfo(info.type, info.key_size, info.value_size, info.max_entries, info.id)
 
 
 def link_info(fd: int) -> LinkInfo:

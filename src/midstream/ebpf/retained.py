@@ -10,7 +10,8 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,8 +21,8 @@ import numpy as np
 
 from midstream.ebpf import libbpf, pins, records
 
-_HEAD = 8  # before each record: its length and two flags, and where in the ring it lies
-_BUSY, _DISCARDED = 1 << 31, 1 << 30
+HEAD = 8  # before each record: its length and two flags, and where in the ring it lies
+BUSY, DISCARDED = 1 << 31, 1 << 30
 _RECORD = struct.Struct("<QQIIHHHH")  # records.RECORD
 
 
@@ -48,16 +49,24 @@ class Retained:
 def retained(folder: Path) -> dict[int, Retained]:
     """All that is in the ring pinned in folder, by the connections' numbers: what the reader has not given
     back, and what it has not read yet. Nothing is taken out of it. Raises KernelError."""
+    with mapped(folder) as (consumer, pages, _):
+        return collect(lambda: consumer[:8], pages)
+
+
+@contextmanager
+def mapped(folder: Path) -> Iterator[tuple[mmap.mmap, mmap.mmap, int]]:
+    """For reading: the consumer's page of the ring pinned in folder, then the producer's and the data twice
+    in a row; and the kernel's number of the ring. Raises KernelError."""
     page = mmap.PAGESIZE
     fd = pins.open_map(folder, "ring")
     try:
-        size = libbpf.map_info(fd).max_entries
+        found = libbpf.map_info(fd)
         consumer = mmap.mmap(fd, page, prot=mmap.PROT_READ)
-        pages = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+        pages = mmap.mmap(fd, page + 2 * found.max_entries, prot=mmap.PROT_READ, offset=page)
     finally:
         os.close(fd)
     with consumer, pages:
-        return collect(lambda: consumer[:8], pages)
+        yield consumer, pages, found.id
 
 
 def collect(consumer: Callable[[], bytes], pages: mmap.mmap | memoryview) -> dict[int, Retained]:
@@ -70,10 +79,10 @@ def collect(consumer: Callable[[], bytes], pages: mmap.mmap | memoryview) -> dic
     found: dict[int, Retained] = {}
     while at < len(data):
         (head,) = struct.unpack_from("<I", data, at)
-        if head & _BUSY:  # it and those behind it are not whole yet
+        if head & BUSY:  # it and those behind it are not whole yet
             break
-        record, at = at + _HEAD, at + _HEAD + ((head & ~_DISCARDED) + 7) // 8 * 8
-        if not head & _DISCARDED:
+        record, at = at + HEAD, at + HEAD + ((head & ~DISCARDED) + 7) // 8 * 8
+        if not head & DISCARDED:
             offset, moment, connection, length, sensor, port, flags, _ = _RECORD.unpack_from(data, record)
             payload = data[record + _RECORD.size :][:length] if length else b""
             of_connection = found.setdefault(connection, Retained(sensor, port, []))

@@ -254,12 +254,12 @@ class _Ledger:
 
     def _pieces(self, row: StoredConnection, extent: Extent) -> Iterable[Span]:
         """The same of a connection with gaps, which only its messages tell."""
-        position, frame = extent.first, FRAME[row.framing]
+        position = extent.first
         while position <= extent.last:
             messages, position = self._log.piece(row, position, extent.last + 1)
             for message in messages:
-                assert message.offset is not None
-                yield message.offset, message.offset + len(message.payload) + frame
+                assert message.offset is not None and message.end is not None
+                yield message.offset, message.end
 
     def _came_again(self, account: Account, before: Account | None, span: Span, size: int) -> bool:
         """Are these messages stored with later connections?"""

@@ -18,9 +18,12 @@ from midstream.closing import Closing
 from midstream.errors import ConfigError
 from midstream.log.decoding import decoded, field_names, own_name, text_of
 from midstream.log.messages import LogReader, nobody
-from midstream.storage.stored import StoredConnection, StoredMessage
+from midstream.storage.stored import Arrival, StoredConnection, StoredMessage
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
+
+
+_ARRIVAL = ("arrived", "delay_ns", "delay_error_ns")  # columns of storage.stored.Arrival
 
 
 class ExportWriter(Closing, Protocol):
@@ -83,6 +86,7 @@ def iso(received_ns: int) -> str:
 
 def record(message: StoredMessage, said: dict[str, Any]) -> dict[str, Any]:
     """A message as a line of JSON Lines has it."""
+    arrival = message.arrival
     return {
         "sensor": message.connection.sensor,
         "port": message.connection.port,
@@ -90,8 +94,16 @@ def record(message: StoredMessage, said: dict[str, Any]) -> dict[str, Any]:
         "sequence": message.sequence,
         "received": iso(message.received_ns),
         "received_ns": message.received_ns,
+        "arrived": iso(arrival.time_ns) if arrival else None,
+        "arrived_ns": arrival.time_ns if arrival else None,
+        "delay_ns": arrival.delay_ns if arrival else None,
+        "delay_error_ns": arrival.error_ns if arrival else None,
         **said,
     }
+
+
+def _cells(arrival: Arrival | None) -> tuple[object, ...]:
+    return (iso(arrival.time_ns), *arrival[1:]) if arrival else (None,) * len(_ARRIVAL)
 
 
 def _copy(reader: LogReader, writer: ExportWriter, looked_at: Callable[[int], object]) -> int:
@@ -157,7 +169,7 @@ class CsvWriter(_TextWriter):
     def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
         super().__init__(stream)
         self._fields = field_names(connections)
-        ours = ("sensor", "port", "connection", "sequence", "received", "payload")
+        ours = ("sensor", "port", "connection", "sequence", "received", *_ARRIVAL, "payload")
         *head, last = (own_name(name, self._fields) for name in ours)
         self._rows = csv.writer(self._text)
         self._rows.writerow([*head, *self._fields, last])
@@ -178,6 +190,7 @@ class CsvWriter(_TextWriter):
                     message.connection.id,
                     message.sequence,
                     iso(message.received_ns),
+                    *_cells(message.arrival),
                     *map(said.get("fields", {}).get, self._fields),
                     shown,
                 ]

@@ -118,10 +118,14 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def line(message: StoredMessage, said: Decoded) -> str:
-    """When it came, from whom, which message of which connection, and what it says."""
+    """When it came, from whom, which message of which connection, how long before it had come to the
+    hardworker, and what it says."""
     head = (
         f"{iso(message.received_ns)} {message.connection.sensor} {message.connection.id}:{message.sequence}"
     )
+    if message.arrival:
+        delay, error = message.arrival.delay_ns / 1e6, message.arrival.error_ns / 1e6
+        head += f" +{delay:.3f}±{error:.3f}ms"
     if "fields" in said:
         layout = message.connection.layout
         units = {column.name: column.unit for column in layout.columns} if layout else {}

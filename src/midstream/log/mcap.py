@@ -1,7 +1,7 @@
 """Messages to MCAP, which Foxglove opens: a topic for each sensor, a channel for each connection.
 
 Every message is JSON with a JSON Schema, so that fields are typed and have their units as descriptions. Its
-log time is when the logger received it.
+log time is when the logger received it, its publish time when it came to the hardworker, where that is known.
 """
 
 import base64
@@ -45,7 +45,7 @@ class McapWriter(Closing):
             self._writer.add_message(
                 self._channel(message.connection),
                 log_time=message.received_ns,
-                publish_time=message.received_ns,
+                publish_time=message.arrival.time_ns if message.arrival else message.received_ns,
                 sequence=message.sequence & 0xFFFFFFFF,
                 data=json.dumps(next(documents[key])).encode(),
             )

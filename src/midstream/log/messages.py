@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
+from midstream.log.arriving import with_arrivals
 from midstream.log.decoding import matching
 from midstream.log.selection import Selection
 from midstream.storage.stored import Extent, Log, StoredConnection, StoredMessage
@@ -114,7 +115,7 @@ class LogReader:
             )
             looked_at(len(found))
             if found:
-                ahead.put(found)
+                ahead.put(with_arrivals(self._log, found))
                 return True
         return False
 

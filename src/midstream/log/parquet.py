@@ -21,6 +21,9 @@ _HEAD = [
     pa.field("connection", pa.int64()),
     pa.field("sequence", pa.int64()),
     pa.field("received", pa.timestamp("ns", tz="UTC")),
+    pa.field("arrived", pa.timestamp("ns", tz="UTC")),  # the rest of the head: storage.stored.Arrival
+    pa.field("delay_ns", pa.int64()),
+    pa.field("delay_error_ns", pa.int64()),
 ]
 _PAYLOAD = pa.field("payload", pa.binary())
 
@@ -72,6 +75,11 @@ class ParquetWriter(Closing):
             pa.array(np.full(count, connection.id)),
             pa.array([message.sequence for message in group], pa.int64()),
             pa.array([message.received_ns for message in group], pa.int64()).cast(_HEAD[4].type),
+        ]
+        arrivals = zip(*(message.arrival or (None, None, None) for message in group), strict=True)
+        arrays += [
+            pa.array(each, pa.int64()).cast(column.type)
+            for each, column in zip(arrivals, _HEAD[5:], strict=True)
         ]
         payloads = [message.payload for message in group]
         layout = connection.layout

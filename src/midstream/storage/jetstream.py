@@ -27,7 +27,7 @@ from midstream.nats_url import EXPECTED
 from midstream.storage.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
 from midstream.storage.published import BATCH_MESSAGES, HEADERS_SIZE, PLACE, Item, Published, batches
 from midstream.storage.store import FRAME, Batch, ConnectionRow, Position, Unavailable
-from midstream.told import OPEN, Forgotten, HeldStream, Pending
+from midstream.told import OPEN, ArrivalTimes, Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -70,8 +70,13 @@ class JetStreamStore(Closing):
     def note_forgotten(self, holes: Collection[Forgotten]) -> None:
         self._servers.run(self._note_forgotten(holes))
 
-    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
-        self._servers.run(self._note_held(streams, waiting))
+    def note_held(
+        self,
+        streams: Collection[HeldStream],
+        waiting: Collection[Pending] | None,
+        arrivals: Collection[ArrivalTimes] = (),
+    ) -> None:
+        self._servers.run(self._note_held(streams, waiting, arrivals))
 
     def write(self, batch: Batch) -> int:
         return self._servers.run(self._write(batch))
@@ -162,9 +167,14 @@ class JetStreamStore(Closing):
             if known is None or json.loads(known.data or b"{}")["messages"] < hole.messages:
                 await self._publish([item])
 
-    async def _note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
-        """Of an open connection now and then: whatever is published stays."""
-        now, items = time.monotonic(), []
+    async def _note_held(
+        self,
+        streams: Collection[HeldStream],
+        waiting: Collection[Pending] | None,
+        arrivals: Collection[ArrivalTimes],
+    ) -> None:
+        """How far an open connection is held now and then: whatever is published stays."""
+        now, items = time.monotonic(), [self._published.arrivals(told) for told in arrivals]
         if waiting is not None:
             items.append(self._published.waiting(waiting))
         for stream in streams:

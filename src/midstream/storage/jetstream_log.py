@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
+from midstream.storage.published import PLACE, arrivals_subject
 from midstream.storage.store import FRAME
 from midstream.storage.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
 from midstream.storage.stream import Found, JetStreamStream
 from midstream.storage.stream_connections import Known, StreamConnections
-from midstream.told import Forgotten, HeldStream, Knowledge, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -86,13 +87,17 @@ class JetStreamLog(Closing):
 
     def first_since(self, connection: StoredConnection, since_ns: int, /) -> int:
         known = self._all.by_id[connection.id]
-        start = max(0, since_ns + min(0, known.clock_ns) - TIME_MARGIN)
-        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=start // 1000)
+        moment = self._moment(known, since_ns)
         found = self._stream.get({"next_by_subj": known.subject("data"), "start_time": moment.isoformat()})
         if found is not None:
             return self._all.place(found)[0]
         self._ask_for_last([known])
         return 0 if known.last is None else known.last + 1
+
+    def _moment(self, known: Known, since_ns: int) -> datetime:
+        """By the servers' clocks, nothing that the logger received later was stored earlier."""
+        start = max(0, since_ns + min(0, known.clock_ns) - TIME_MARGIN)
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=start // 1000)
 
     def piece(
         self, connection: StoredConnection, start: int, stop: int, max_bytes: int = MAX_BYTES
@@ -134,6 +139,25 @@ class JetStreamLog(Closing):
         waiting = self._stream.get({"last_by_subj": f"{self._stream.stream}.pending"})
         pending = [Pending.parse(each) for each in json.loads(waiting.data)] if waiting else []
         return Knowledge(list(held.values()), pending, list(forgotten.values()))
+
+    def arrivals(
+        self, connection: StoredConnection, start: int, end: int, since_ns: int, /
+    ) -> list[ArrivalTimes]:
+        assert connection.first is not None
+        known = self._all.by_id[connection.id]
+        subject = arrivals_subject(self._stream.stream, connection.sensor, connection.port, connection.first)
+        moment = self._moment(known, since_ns)
+        said = self._stream.get({"next_by_subj": subject, "start_time": moment.isoformat()})
+        found: list[ArrivalTimes] = []
+        number, more = said.number if said else 0, said is not None
+        while more:
+            some, more = self._stream.read(subject, number, MAX_ROWS, MAX_BYTES)
+            told = [ArrivalTimes.parse((*json.loads(each.headers[PLACE]), each.data)) for each in some]
+            found += [each for each in told if each.start < end and each.end > start]
+            if not some or told[-1].start >= end:
+                break
+            number = some[-1].number + 1
+        return found
 
     def _all_of(self, kind: str) -> Iterator[Found]:
         """All messages of a kind, in their order."""

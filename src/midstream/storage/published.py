@@ -10,7 +10,7 @@ from typing import Any
 
 from midstream.framing import Framing
 from midstream.storage.store import Batch, ConnectionRow, Piece
-from midstream.told import Forgotten, HeldStream, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
@@ -18,7 +18,7 @@ HEADERS_SIZE = 512  # bytes: more than the headers of a message have
 
 _EVENT_SIZE = 512  # bytes: more than what is not known before of an opening or an end
 
-PLACE = "Midstream"  # header of a message: sequence, offset, received_ns; of a fragment: offset
+PLACE = "Midstream"  # header: sequence, offset, received_ns; of a fragment: offset; of arrivals: their `said`
 CHECKSUM = "Midstream-Crc"  # header of a message: store.checksum
 
 
@@ -98,6 +98,11 @@ class Published:
         subject = f"{self.stream}.held.{place}"
         return Item(subject, json.dumps(stream.values).encode(), {})
 
+    def arrivals(self, told: ArrivalTimes) -> Item:
+        """When bytes of a connection came to the hardworker: its steps, and what is said of them."""
+        subject = arrivals_subject(self.stream, told.sensor, told.port, told.first)
+        return Item(subject, told.steps, {PLACE: json.dumps(told.said)})
+
     def waiting(self, waiting: Collection[Pending]) -> Item:
         """All that is in the spool, as far as a message has room: the last one counts."""
         body, size = [], 0
@@ -112,6 +117,11 @@ class Published:
     def subject(self, kind: str, row: ConnectionRow, token: str = "") -> str:
         """Of a connection; or, with the wildcard `token`, of all from its port."""
         return f"{self.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{token or row.token}"
+
+
+def arrivals_subject(stream: str, sensor: str, port: int, first: int) -> str:
+    """Of a connection, as TCP numbers it."""
+    return f"{stream}.arrivals.{sensor.replace('.', '-')}.{port}.{first}"
 
 
 def batches(items: Iterator[Item]) -> Iterator[list[Item]]:

@@ -5,6 +5,7 @@ messages        one row a message, complete in itself: where it lies in the stre
 fragments       the beginning of a message that is not whole yet and too long to wait in the kernel
 readings        the fields of each message as typed columns, where config.toml names fields
 held            how far the hardworker held each connection, as its daemon says
+arrivals        when the bytes of each connection came to the hardworker, as its daemon says
 pending         what is in the hardworker's spool, as its daemon says
 forgotten       holes: what a full spool has forgotten, of each sensor
 log             a view: who sent what, when
@@ -95,6 +96,21 @@ held = Table(
     Column("held_bytes", BigInteger, nullable=False),  # of the stream
     Column("state", String(8), nullable=False),  # told.py has the words
     Column("destination_here", Boolean, nullable=False),  # it went to the spool
+)
+
+arrivals = Table(
+    "arrivals",
+    metadata,
+    Column("sensor", String(15), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),  # as in connections
+    Column("opened_ns", BigInteger, primary_key=True, autoincrement=False),  # by the hardworker's clock
+    Column("stream_start", BigInteger, primary_key=True, autoincrement=False),
+    Column("stream_end", BigInteger, nullable=False),
+    Column("time_ns", BigInteger, nullable=False),  # of the first step, by the hardworker's clock
+    Column("ahead_ns", BigInteger, nullable=False),  # the logger's clock, of the hardworker's
+    Column("error_ns", BigInteger, nullable=False),  # of ahead_ns, at most
+    Column("steps", LargeBinary, nullable=False),  # told.STEP
 )
 
 pending = Table(

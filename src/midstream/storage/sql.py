@@ -29,7 +29,7 @@ from midstream.storage.inserts import inserter
 from midstream.storage.opening import begin_writing, fault, open_with
 from midstream.storage.schema import connections, forgotten, fragments, messages
 from midstream.storage.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
-from midstream.told import Forgotten, HeldStream, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
@@ -123,10 +123,15 @@ class SqlStore(Closing):
         except self._errors as error:
             raise self._failed(error) from error
 
-    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
+    def note_held(
+        self,
+        streams: Collection[HeldStream],
+        waiting: Collection[Pending] | None,
+        arrivals: Collection[ArrivalTimes] = (),
+    ) -> None:
         try:
             with self._engine.begin() as database:
-                telling.note(database, streams, waiting)
+                telling.note(database, streams, waiting, arrivals)
         except self._errors as error:
             raise self._failed(error) from error
 

@@ -35,7 +35,7 @@ from midstream.storage import schema
 from midstream.storage.opening import failed, open_engine, stored_version
 from midstream.storage.store import FRAME
 from midstream.storage.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
-from midstream.told import Forgotten, HeldStream, Knowledge, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -61,6 +61,7 @@ class SqlLog(Closing):
                 }
                 tables = set(inspector.get_table_names())
                 self._has_readings = schema.READINGS in tables
+                self._has_arrivals = schema.arrivals.name in tables
                 self._was_told = {schema.held.name, schema.pending.name, schema.forgotten.name} <= tables
         except BaseException:
             self.close()
@@ -188,6 +189,20 @@ class SqlLog(Closing):
                 [Pending(*row) for row in database.execute(select(schema.pending))],
                 [Forgotten(*row) for row in database.execute(select(schema.forgotten))],
             )
+
+    def arrivals(self, connection: StoredConnection, start: int, end: int, _: int, /) -> list[ArrivalTimes]:
+        if not self._has_arrivals:
+            return []
+        told = schema.arrivals
+        query = select(told).where(
+            told.c.sensor == connection.sensor,
+            told.c.port == connection.port,
+            told.c.first == connection.first,
+            told.c.stream_start < end,
+            told.c.stream_end > start,
+        )
+        with self.transaction() as database:
+            return [ArrivalTimes(*row) for row in database.execute(query)]
 
     def faults(self) -> list[str]:
         """SQLite's own look at its pages."""

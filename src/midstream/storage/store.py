@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.framing import PREFIX
-from midstream.told import Forgotten, HeldStream, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
 
 STREAM = "stream"  # in the place of a framing: the rows are parts of a stream, whatever messages are in it
 FRAME = {"fixed": 0, "length": PREFIX, "line": 1, STREAM: 0}  # bytes of a message's frame besides its payload
@@ -131,9 +131,14 @@ class Store(Closing, Protocol):
     def note_forgotten(self, holes: Collection[Forgotten]) -> None:
         """Commit what a spool has forgotten; a hole that is known may have grown. Raises as `write`."""
 
-    def note_held(self, streams: Collection[HeldStream], waiting: Collection[Pending] | None) -> None:
-        """Commit what a hardworker holds. waiting: all that is in its spool, None: that is as it was. A
-        connection of which only the hardworker knows the end is closed. Raises as `write`."""
+    def note_held(
+        self,
+        streams: Collection[HeldStream],
+        waiting: Collection[Pending] | None,
+        arrivals: Collection[ArrivalTimes] = (),
+    ) -> None:
+        """Commit what a hardworker holds, and when it came. waiting: all that is in its spool, None: that is
+        as it was. A connection of which only the hardworker knows the end is closed. Raises as `write`."""
 
     def write(self, batch: Batch) -> int:
         """Commit a batch and return how many transactions it took; ids of opened connections are filled in.

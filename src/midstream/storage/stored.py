@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.storage.run import Run
-from midstream.told import Knowledge
+from midstream.storage.store import FRAME
+from midstream.told import ArrivalTimes, Knowledge
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -75,9 +76,18 @@ def told_open(connections: list[StoredConnection]) -> list[StoredConnection]:
     return told[::-1]
 
 
+class Arrival(NamedTuple):
+    """When the last byte of a message came to the hardworker, since 1970 by its clock; how long after that
+    the logger received it, the difference of the clocks taken out; and how much that may be wrong."""
+
+    time_ns: int
+    delay_ns: int
+    error_ns: int
+
+
 class StoredMessage(NamedTuple):
     """A message of a connection. received_ns: since 1970. offset and crc: None where an older logger did not
-    write them down."""
+    write them down. arrival: None where no hardworker has told it (yet)."""
 
     connection: StoredConnection
     sequence: int
@@ -85,6 +95,14 @@ class StoredMessage(NamedTuple):
     payload: bytes
     offset: int | None
     crc: int | None
+    arrival: Arrival | None = None
+
+    @property
+    def end(self) -> int | None:
+        """Where in the stream its frame ends."""
+        return (
+            None if self.offset is None else self.offset + len(self.payload) + FRAME[self.connection.framing]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +155,12 @@ class Log(Closing, Protocol):
 
     def told(self) -> Knowledge:
         """What hardworkers have told the logger. Read it before `extents`: what it speaks of came earlier."""
+
+    def arrivals(
+        self, connection: StoredConnection, start: int, end: int, since_ns: int, /
+    ) -> list[ArrivalTimes]:
+        """What hardworkers have told of when these bytes of a connection came, whose `first` is known. The
+        logger received none of them before since_ns."""
 
     def faults(self) -> list[str]:
         """What is wrong with the database as a whole; nothing if it is sound."""

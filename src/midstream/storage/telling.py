@@ -8,11 +8,26 @@ closed here.
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from midstream.storage.run import Run
-from midstream.storage.schema import connections, forgotten, held, messages, pending
-from midstream.told import CLOSED, OPEN, UNTOLD, HeldStream, Pending
+from midstream.storage.schema import arrivals, connections, forgotten, held, messages, pending
+from midstream.told import CLOSED, OPEN, UNTOLD, ArrivalTimes, HeldStream, Pending
 
 _ENDINGS = {
     CLOSED: "its logger died; the sensor had ended it after {:,} bytes",
@@ -21,12 +36,22 @@ _ENDINGS = {
 }
 
 
-def note(database: Connection, streams: Iterable[HeldStream], waiting: Collection[Pending] | None) -> None:
+def note(
+    database: Connection,
+    streams: Iterable[HeldStream],
+    waiting: Collection[Pending] | None,
+    told: Iterable[ArrivalTimes],
+) -> None:
     """In one transaction. waiting: all that is in the spool; None: nothing was said of it."""
     if waiting is not None:
         database.execute(delete(pending))
         for each in waiting:
             database.execute(insert(pending).values(dict(zip(pending.c.keys(), each.values, strict=True))))
+    for some in told:
+        values = dict(zip(arrivals.c.keys(), (*some.said, some.steps), strict=True))
+        same = and_(*(column == values[column.name] for column in arrivals.primary_key))
+        database.execute(delete(arrivals).where(same))  # an answer may have been lost
+        database.execute(insert(arrivals).values(values))
     for stream in streams:
         _note_stream(database, stream)
         if stream.state not in (OPEN, UNTOLD):
@@ -47,19 +72,43 @@ def forget(database: Connection) -> None:
         connections.c.port == held.c.port,
         connections.c.first == held.c.first,
     )
-    database.execute(
-        delete(held).where(held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left))
-    )
+    gone = select(held).where(held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left))
+    for row in database.execute(gone).all():
+        stream = HeldStream(*row)
+        database.execute(delete(held).where(_is_of(held, stream)))
+        database.execute(delete(arrivals).where(_is_of(arrivals, stream)))
+    _forget_arrivals(database)
     database.execute(delete(forgotten).where(forgotten.c.last_ns < before))
 
 
-def _note_stream(database: Connection, stream: HeldStream) -> None:
-    there = and_(
-        held.c.sensor == stream.sensor,
-        held.c.port == stream.port,
-        held.c.first == stream.first,
-        held.c.opened_ns == stream.opened_ns,
+def _forget_arrivals(database: Connection) -> None:
+    """Those of messages that were removed, of connections that have others."""
+    first_left = and_(
+        messages.c.connection_id == connections.c.id, messages.c.sequence == connections.c.pruned
     )
+    query = select(connections.c.sensor, connections.c.port, connections.c.first, messages.c.stream_offset)
+    for sensor, port, first, offset in database.execute(query.where(first_left, connections.c.pruned > 0)):
+        database.execute(
+            delete(arrivals).where(
+                arrivals.c.sensor == sensor,
+                arrivals.c.port == port,
+                arrivals.c.first == first,
+                arrivals.c.stream_end <= offset,
+            )
+        )
+
+
+def _is_of(table: Table, stream: HeldStream) -> ColumnElement[bool]:
+    return and_(
+        table.c.sensor == stream.sensor,
+        table.c.port == stream.port,
+        table.c.first == stream.first,
+        table.c.opened_ns == stream.opened_ns,
+    )
+
+
+def _note_stream(database: Connection, stream: HeldStream) -> None:
+    there = _is_of(held, stream)
     most = case((held.c.held_bytes < stream.bytes, stream.bytes), else_=held.c.held_bytes)
     changed = (
         update(held).where(there).values(held_bytes=most, state=stream.state, destination_here=stream.here)

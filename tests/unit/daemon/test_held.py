@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.support.hosts import configure
 from tests.support.logs import LogFile
@@ -18,11 +19,11 @@ from midstream.config import load
 from midstream.daemon import teller
 from midstream.daemon.held import Book, Entry
 from midstream.daemon.pending import SpoolFile
-from midstream.daemon.teller import CHUNK, GRACE, IDLE, Teller
+from midstream.daemon.teller import CHUNK, GRACE, IDLE, Teller, ToldLogger
 from midstream.ebpf.control import Ended, Open
-from midstream.ebpf.records import HERE
+from midstream.ebpf.records import HERE, RECORD
 from midstream.errors import KernelError, NetworkError
-from midstream.told import CLOSED, LOST, OPEN, RESET, UNTOLD, HeldStream
+from midstream.told import CLOSED, LOST, OPEN, RESET, STEP, UNTOLD, ArrivalTimes, HeldStream
 
 EPOCH = 1_764_000_000 * 10**9
 
@@ -229,6 +230,8 @@ class Loggers:
 
     def __init__(self) -> None:
         self.heard: dict[str, list[dict[str, Any]]] = {}
+        self.steps: list[bytes] = []  # of the arrivals
+        self.clock: dict[str, int] = {}  # what an answer says of it
         self.down: set[str] = set()
         self.dialled: list[str] = []
 
@@ -252,13 +255,14 @@ class _Line:
     def __init__(self, loggers: Loggers, address: str) -> None:
         self._loggers, self._address = loggers, address
 
-    def send(self, head: dict[str, Any]) -> None:
+    def send(self, head: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
         if self._address in self._loggers.down:
             raise NetworkError("the connection was lost")
+        self._loggers.steps += parts
         self._loggers.heard.setdefault(self._address, []).append(json.loads(json.dumps(head)))
 
     def receive(self) -> tuple[dict[str, Any], memoryview]:
-        return {"noted": 1}, memoryview(b"")
+        return {"noted": 1, **self._loggers.clock}, memoryview(b"")
 
     def close(self) -> None:
         pass
@@ -272,11 +276,13 @@ class Scene:
         path.write_text(path.read_text() + '[logger]\nreplay_port = 9\n[daemon]\nkey = "key"\n')
         self.open: list[Open] = []
         self.ends: list[Ended] = []
+        self.records = np.empty(0, RECORD)
         self.time, self.saving = 0.0, False
         self.addresses = ["a", "b"]
         self.loggers = Loggers()
         monkeypatch.setattr("midstream.ebpf.control.connections", lambda _: self.open)
         monkeypatch.setattr("midstream.ebpf.control.ended", self._ended)
+        monkeypatch.setattr("midstream.ebpf.heads.RingHeads.read", lambda _: self.records)
         self.config = load(path)
         self.teller = self.make()
 
@@ -321,6 +327,45 @@ def test_the_first_that_answers_hears_of_the_spool(scene: Scene) -> None:
     scene.look(20)
     assert scene.loggers.ports("a") == [1]
     assert scene.teller.state() == {"untold_ends": 0, "pending": {}, "faults": []}
+
+
+def test_a_logger_hears_when_bytes_came_once_its_clock_is_known(scene: Scene) -> None:
+    scene.loggers.clock = {"received_ns": time.time_ns(), "answered_ns": time.time_ns()}
+    scene.open = [opened(1, 5)]
+    scene.records = np.array([(0, time.monotonic_ns(), 1, 5, 0, 1, 0, 0)], RECORD)
+    before = time.time_ns()
+    scene.look()
+    first, second = scene.loggers.heard["a"]
+    assert "arrivals" not in first and first["connections"]
+    ((*place, _opened_ns, start, end, time_ns, _ahead, _error, size),) = second["arrivals"]
+    assert (place, start, end, size) == (["10.83.0.11", 1, 7], 0, 5, 8)
+    assert abs(time_ns - before) < 10**9
+    assert scene.loggers.steps == [STEP.pack(5, 0)]
+    scene.records = scene.records[:0]
+    scene.look()
+    assert len(scene.loggers.heard["a"]) == 2, "it is told once"
+
+
+def test_the_clocks_are_compared_by_what_an_answer_says() -> None:
+    """The logger's is 1000 ns ahead. The way there takes 100, its work 50, and the way back 200."""
+    loggers, times = Loggers(), iter([10_000, 10_350, 20_000, 20_350])
+    loggers.clock = {"received_ns": 11_100, "answered_ns": 11_150}
+    ear = ToldLogger("a", loggers.dial, lambda: 0.0, lambda: next(times))
+    arrivals = ArrivalTimes("10.83.0.11", 1, 7, EPOCH, 0, 5, EPOCH, 0, 0, STEP.pack(5, 0))
+    assert ear.tell([], [], None) and ear.clock == (950, 150)
+    assert ear.tell([], [arrivals], None)
+    assert loggers.heard["a"][1]["arrivals"][0][-3:-1] == [950, 150]
+    ear.hang_up()
+    assert ear.clock is None
+
+
+def test_a_logger_that_does_not_tell_its_time_hears_of_no_arrivals(scene: Scene) -> None:
+    scene.open = [opened(1, 5)]
+    scene.records = np.array([(0, 7, 1, 5, 0, 1, 0, 0)], RECORD)
+    scene.look()
+    scene.records = scene.records[:0]
+    scene.look()
+    assert [said.get("arrivals") for said in scene.loggers.heard["a"]] == [None]
 
 
 def test_an_end_is_told_when_what_the_logger_lacks_is_stored_here(scene: Scene) -> None:

@@ -49,7 +49,7 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(pins, "verify", verify)
     monkeypatch.setattr(pins, "open_map", open_map)
-    monkeypatch.setattr(libbpf, "map_info", lambda fd: libbpf.MapInfo(27, 0, 0, SIZE))
+    monkeypatch.setattr(libbpf, "map_info", lambda fd: libbpf.MapInfo(27, 0, 0, SIZE, 1))
     folder = tmp_path / "pins"
     folder.mkdir()
     return folder

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.support.exchanges import exchanging, message
 from tests.support.logs import LogFile
@@ -18,7 +19,7 @@ from midstream.cli.log import HOLE, PENDING
 from midstream.config import load
 from midstream.daemon.teller import Teller
 from midstream.ebpf.control import Ended, Open
-from midstream.ebpf.records import HERE
+from midstream.ebpf.records import HERE, RECORD
 from midstream.logger.backfill import Sender
 
 SENSOR = "127.0.0.11"
@@ -68,8 +69,9 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
 
 
 @pytest.fixture
-def look(site: Site, program: Program) -> Iterator[Callable[[], None]]:
+def look(site: Site, program: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """What the daemon does each second."""
+    monkeypatch.setattr("midstream.ebpf.heads.RingHeads.read", lambda _: np.empty(0, RECORD))
     teller = Teller(load(site.config), Path("pins"), lambda: ["127.0.0.1"])
     yield teller.look
     teller.close()

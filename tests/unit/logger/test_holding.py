@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from midstream.errors import NetworkError
 from midstream.line import Line
 from midstream.log.verify import verify
 from midstream.logger.holding import MOST, Holding
-from midstream.storage import pruning, run
+from midstream.storage import pruning, run, schema
 from midstream.storage.run import new_name
 from midstream.storage.schema import connections
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
-from midstream.told import CLOSED, LOST, OPEN, RESET, HeldStream, Knowledge, Pending
+from midstream.told import CLOSED, LOST, OPEN, RESET, STEP, ArrivalTimes, HeldStream, Knowledge, Pending
 
 SENSOR = "10.83.0.11"
 
@@ -35,6 +36,10 @@ def held(
 
 def waiting(port: int) -> Pending:
     return Pending(SENSOR, port, 7, START, 0, 8, 1, START)
+
+
+def arrivals(start: int, size: int) -> ArrivalTimes:
+    return ArrivalTimes(SENSOR, 1, 7, START, start, start + size, START, 5, 6, STEP.pack(size, 0))
 
 
 @pytest.fixture
@@ -127,21 +132,31 @@ def test_what_is_removed_to_make_room_takes_what_was_told_with_it(log: LogFile, 
     assert found.held == streams[2:] and [each.first_ns for each in found.forgotten] == [5]
 
 
-def say(line: Line, said: dict[str, Any]) -> dict[str, Any]:
-    line.send(said)
-    return line.receive()[0]
+def say(line: Line, said: dict[str, Any], steps: bytes = b"") -> int:
+    """How much was noted."""
+    line.send(said, [steps])
+    before = time.time_ns()
+    answer, _ = line.receive()
+    assert before - 10**9 < answer["received_ns"] <= answer["answered_ns"] <= time.time_ns()
+    return int(answer["noted"])
 
 
 def test_it_is_said_on_a_line_to_the_logger(tmp_path: Path) -> None:
     site = exchanging(Site(tmp_path))
     with Serving(site.config), asking(site) as line:
         said = {"kind": "held", "connections": [held(1, 100).values], "pending": [waiting(9).values]}
-        assert say(line, said) == {"noted": 1}
-        assert say(line, {"kind": "held", "connections": [held(1, 200, CLOSED).values]}) == {"noted": 1}
+        assert say(line, said) == 1
+        two = [arrivals(0, 30), arrivals(30, 20)]
+        said = {"connections": [held(1, 200, CLOSED).values], "arrivals": [(*each.said, 8) for each in two]}
+        assert say(line, said, b"".join(each.steps for each in two)) == 1
+        assert say(line, said | {"arrivals": []}) == 1
         with pytest.raises(NetworkError):
             say(line, {"kind": "held", "connections": [[SENSOR]]})
     with SqlLog(site.url) as opened:
         assert opened.told() == Knowledge([held(1, 200, CLOSED)], [waiting(9)])
+        with opened.transaction() as database:
+            rows = database.execute(select(schema.arrivals).order_by(schema.arrivals.c.stream_start))
+            assert [ArrivalTimes(*row) for row in rows] == two
 
 
 class Mute:
@@ -161,6 +176,10 @@ class Mute:
         {"connections": [[SENSOR, "1", 7, START, 1, OPEN, False]]},
         {"connections": [[SENSOR, 1, 7, START, 1, OPEN]]},
         {"connections": [], "pending": [[SENSOR, 1]]},
+        {"connections": [], "arrivals": [[SENSOR, 1]]},
+        {"connections": [], "arrivals": [5]},
+        {"connections": [], "arrivals": [[SENSOR, 1, 7, START, 0, 30, START, 0, 0, 8]]},  # the steps lack
+        {"connections": [], "arrivals": [[SENSOR, 1, 7, START, 0, 0, START, 0, 0, "8"]]},
         {"connections": [held(1, 1).values] * (MOST + 1)},
     ],
 )
