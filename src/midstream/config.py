@@ -30,6 +30,7 @@ MAX_MESSAGE = 2**20  # a fixed-size message
 MAX_FRAME = 2**29  # a length-prefixed message or a line: SQLite stores at most 10^9 bytes in a row
 MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger than this
 MIN_SPOOL = 2**20  # less holds no batch
+MAX_DEADLINE = 10**6  # seconds: some days
 MAX_COLUMNS = 1000  # of fields: PostgreSQL takes 1600 in a table, SQLite 2000
 
 
@@ -159,6 +160,12 @@ class DataSection(Section):
         default=1000.0,
         ge=0,
         description="a number of messages a second, 0 or more (0: as fast as TCP takes them)",
+    )
+    deadline: float = Field(
+        default=0.0,
+        ge=0,
+        le=MAX_DEADLINE,
+        description="a number of seconds, 0 to 1000000, until a sensor without data is silent (0: never)",
     )
     max_size: int = Field(
         default=2**20, ge=1, le=MAX_FRAME, description=f"an integer from 1 to {MAX_FRAME} (bytes a message)"

@@ -20,12 +20,13 @@ def configure(
     period: float = 0.0,
     receiver: str = "ebpf",
     port: int = 12345,
+    deadline: float = 0.0,
 ) -> Path:
     """Write both files; returns the path of config.toml."""
     write(folder / "const.toml", topology(size=size, port=port), "a test")
     path = folder / "config.toml"
     path.write_text(
-        f'[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
+        f'[data]\nframing = "{framing}"\nmax_size = {max_size}\ndeadline = {deadline}\n'
         f'[hardworker]\nreceiver = "{receiver}"\nperiod = {period}\n'
     )
     return path

@@ -26,9 +26,17 @@ class Site:
         self.folder = folder
 
     def hardworker(
-        self, *, framing: Framing = "fixed", size: int = SIZE, period: float = 0, max_size: int = 1 << 20
+        self,
+        *,
+        framing: Framing = "fixed",
+        size: int = SIZE,
+        period: float = 0,
+        max_size: int = 1 << 20,
+        deadline: float = 0,
     ) -> Hardworker:
-        path = configure(self.folder, framing=framing, size=size, period=period, max_size=max_size)
+        path = configure(
+            self.folder, framing=framing, size=size, period=period, max_size=max_size, deadline=deadline
+        )
         return Hardworker(path, source=self.source)
 
     def put(

@@ -45,7 +45,14 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             "tos": None,
             "port": None,
         },
-        "data": {"framing": "fixed", "size": None, "freq": 1000.0, "max_size": 1048576, "field": ()},
+        "data": {
+            "framing": "fixed",
+            "size": None,
+            "freq": 1000.0,
+            "deadline": 0.0,
+            "max_size": 1048576,
+            "field": (),
+        },
         "sensor": {"target": "hardworker", "reconnect": 0.0},
         "hardworker": {
             "receiver": "ebpf",

@@ -210,6 +210,8 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         if told["spool"] not in (None, "off"):
             fault = f", and stores nothing: {told['spool_fault']}" if told.get("spool_fault") else ""
             yield f"the spool's process is {told['spool']}{fault}"
+    if told.get("silent"):
+        yield f"silent, no data within data.deadline: {', '.join(told['silent'])}"
     yield from retained_lines(told)
     yield from _held_lines(told["held"] or {})
     for peer in told["peers"]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.ebpf.records import RECORD
+from midstream.network import MAX_SENSORS
 from midstream.told import STEP, ArrivalTimes, HeldStream
 
 MOST = 1 << 18  # records of which no logger has heard yet, and as many whose connection is not known yet
@@ -29,7 +30,8 @@ Known = tuple[HeldStream, int]
 
 
 class ArrivalBook:
-    """`read` gives the heads of the records that are new in the ring (ebpf/heads.py)."""
+    """`read` gives the heads of the records that are new in the ring (ebpf/heads.py). heard: when the last
+    data of each sensor came, as of looked_ns: both CLOCK_MONOTONIC, nanoseconds."""
 
     def __init__(
         self,
@@ -39,6 +41,8 @@ class ArrivalBook:
         clocks: Callable[[], tuple[int, int]] = lambda: (time.time_ns(), time.monotonic_ns()),
     ) -> None:
         self._read, self._most, self._clocks = read, most, clocks
+        self.heard = np.zeros(MAX_SENSORS, np.uint64)
+        self.looked_ns = self._clocks()[1]
         self._known: dict[int, Known] = {}
         self._strange = np.empty(0, RECORD)  # of connections of which the program has not been asked since
         self._untold: deque[tuple[int, ArrivalTimes]] = deque()  # by destination
@@ -52,7 +56,11 @@ class ArrivalBook:
 
     def collect(self) -> None:
         """What has come since. Raises KernelError."""
-        strange = self._note(self._read())
+        now, heads = self._clocks()[1], self._read()
+        data = heads[heads["length"] > 0]
+        self.heard[data["sensor"]] = data["time"]  # of several the last one stays
+        self.looked_ns = now
+        strange = self._note(data)
         self._strange = np.concatenate([self._strange, strange])[-self._most :]
 
     def untold(self, concerns: Callable[[int], bool]) -> list[ArrivalTimes]:
@@ -75,7 +83,6 @@ class ArrivalBook:
 
     def _note(self, heads: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
         """Those whose connection is not known are given back."""
-        heads = heads[heads["length"] > 0]
         numbers = heads["connection"]
         for number in np.unique(numbers).tolist():
             if number in self._known:

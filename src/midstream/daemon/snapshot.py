@@ -63,6 +63,7 @@ class DaemonSnapshot:
             "forfeited": self._forfeited() if retention else None,
             "unsaved": way.spool.unsaved if way.spool else 0,
             "held": teller.state() if teller else None,
+            "silent": topology.addresses_of(teller.silent) if teller and topology else [],
             "repaired": found.repaired,
             "repairs": list(found.repairs),
             "rejected": dict(self._hearing.rejected),

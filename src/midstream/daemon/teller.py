@@ -21,6 +21,8 @@ from midstream.ebpf.heads import RingHeads
 from midstream.ebpf.records import HERE
 from midstream.errors import MidstreamError, NetworkError
 from midstream.line import Head, Line, call
+from midstream.network import MAX_SENSORS
+from midstream.silence import Silence
 from midstream.told import OPEN, UNTOLD, ArrivalTimes, HeldStream, Pending
 
 PERIOD = 1.0  # seconds from one look to the next
@@ -139,6 +141,7 @@ class Teller:
         self._loggers, self._now, self._saving = loggers, now, saving
         self._book = Book(config.const_path.with_name("held.jsonl"))
         self._arrivals = ArrivalBook(RingHeads(folder).read)
+        self._silence = Silence(config.data.deadline, lambda: MAX_SENSORS, lambda: self._arrivals.looked_ns)
         self._collector = Collector(self._book, self._arrivals, folder, now, seen)
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
         self._ears: dict[str, ToldLogger] = {}
@@ -174,6 +177,11 @@ class Teller:
             "pending": sensors,
             "faults": [fault for fault in faults if fault],
         }
+
+    @property
+    def silent(self) -> frozenset[int]:
+        """The positions of the sensors that had missed their deadline when the ring was last looked at."""
+        return self._silence.silent(self._arrivals.heard)
 
     def ask(self) -> None:
         """Ask the program now what has ended, and tell `seen`; any thread may. Raises KernelError."""

@@ -78,6 +78,7 @@ class SocketHandler:
         self._messages: deque[tuple[_Relay, int, int, bytes]] = deque()  # with sequence and time
         self._form: Format
         self._totals = Totals()
+        self._heard = np.zeros(len(self._sensors), "<u8")
         self._taken = 0  # bytes since the last look
         raise_limit()
         self._listener = _listen(topology)
@@ -172,6 +173,7 @@ class SocketHandler:
             -1,
             totals.opened - totals.finished - totals.reset,
             replace(totals),
+            self._heard.copy,
         )
 
     def close(self) -> None:
@@ -315,7 +317,7 @@ class SocketHandler:
         if frames.error:
             self._totals.skipped += len(data)
             return
-        now = time.monotonic_ns()
+        now = self._heard[relay.sensor] = time.monotonic_ns()
         with suppress(FramingError):
             for payload in frames.feed(data):
                 self._messages.append((relay, relay.sequence, now, payload))

@@ -20,6 +20,7 @@ from midstream.hardworker.reader import Reader
 from midstream.hardworker.source import Source
 from midstream.hardworker.views import Rows, named, need_fixed, seen
 from midstream.hardworker.watch import DetachedError
+from midstream.silence import Silence
 
 
 class Hardworker:
@@ -59,7 +60,10 @@ class Hardworker:
         self.layout = fields.layout(self.config, self.message_size)
         self._source, self._autocommit = source, autocommit
         self._follow, self._reload = follow, not isinstance(config, Config)
-        self._reader = Reader(self.config, self.message_size, self._reopen, autocommit=autocommit)
+        silence = Silence(self.config.data.deadline, lambda: len(self.topology.sensors))
+        self._reader = Reader(
+            self.config, self.message_size, self._reopen, silence=silence, autocommit=autocommit
+        )
 
     def __enter__(self) -> Self:
         source, self._source = self._source or self._open(), None
@@ -178,8 +182,8 @@ class Hardworker:
         return self._reader.arrivals()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out or
-        `stop` was called.
+        """Wait until there may be something to read, at most `timeout` seconds; False if that time ran out,
+        `stop` was called, or, with `data.deadline`, a sensor has fallen silent: once for each time it does.
 
         With a period it waits for the next multiple of the period instead, and nothing wakes it before. With
         `hardworker.irq_mitigation` it waits until shortly after the interface looks for packets.
@@ -190,6 +194,16 @@ class Hardworker:
     def totals(self) -> Totals:
         """What was received since this Hardworker was made, as of now: ask again for later."""
         return self._reader.totals
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """The sensors (IP addresses, in const.toml's order) of which no data has come for `data.deadline`
+        seconds, nor since this began to receive. Empty without a deadline.
+
+        It tells what has come to the ring, read or not: an application that is late finds nobody silent for
+        that. `wait` without a period ends when a sensor falls silent.
+        """
+        return self.topology.addresses_of(self._reader.silent)
 
     @property
     def stopped(self) -> bool:

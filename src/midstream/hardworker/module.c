@@ -114,6 +114,22 @@ static PyObject *regular(PyObject *self, PyObject *nothing)
 	return PyLong_FromUnsignedLongLong(of(self)->framing == FIXED ? reader_regular(of(self)) : 0);
 }
 
+static PyObject *heard(PyObject *self, PyObject *memory)
+{
+	Py_buffer buffer;
+
+	if (PyObject_GetBuffer(memory, &buffer, PyBUF_WRITABLE))
+		return NULL;
+	if ((size_t)buffer.len < sizeof(of(self)->heard_of)) {
+		PyBuffer_Release(&buffer);
+		PyErr_SetString(PyExc_ValueError, "no room for the times of all sensors");
+		return NULL;
+	}
+	reader_heard(of(self), buffer.buf);
+	PyBuffer_Release(&buffer);
+	return none();
+}
+
 static PyObject *most_rows(PyObject *self, PyObject *nothing)
 {
 	(void)nothing;
@@ -506,6 +522,7 @@ static PyMethodDef methods[] = {
 	{ "restore", restore, METH_O, "What was kept elsewhere, the newest first." },
 	{ "totals", totals, METH_NOARGS, "The fields of Totals." },
 	{ "abandon", abandon, METH_NOARGS, "All open connections count as reset." },
+	{ "heard", heard, METH_O, "When the last data of each sensor came, into this memory." },
 	{ "give_back", give_back, METH_NOARGS, "Give room back, as far as the logger has what lies in it." },
 	{ "prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Say what cycles give." },
 	{ "show", show, METH_VARARGS, "Let cycles give slices of this view, whose first row begins at this place." },

@@ -16,6 +16,7 @@ from midstream.hardworker.source import Cycle, Source, Status
 from midstream.hardworker.views import View
 from midstream.hardworker.waiting import Waiting
 from midstream.hardworker.watch import INTERVAL, DetachedError
+from midstream.silence import Silence
 
 
 class State(Enum):
@@ -46,9 +47,11 @@ class Reader:
         size: int,
         reopen: Callable[[DetachedError], Source | None],
         *,
+        silence: Silence,
         autocommit: bool,
     ) -> None:
         self.waiting = Waiting()
+        self._silence = silence
         data = config.data
         fixed = data.framing == "fixed"
         addresses = SensorAddresses(lambda: network.load(config.const_path))
@@ -73,6 +76,7 @@ class Reader:
                 source.close()
                 raise
         old, self._source = self._source, source
+        self._silence.begin()
         self.waiting.see_to(source.standing.timer, instead_of=old.standing.timer if old else -1)
         source.begin(self._form, self._cadence, self.waiting.attention)
         self._unprepare()
@@ -274,10 +278,20 @@ class Reader:
         while True:
             if self._look():
                 return not waiting.stopped
-            left = end - time.monotonic()
-            ready = waiting.poll(self.source.fileno(), None if timeout is None else left)
+            left = patience = end - time.monotonic()
+            if self._silence.deadline:
+                heard = self.source.standing.heard()
+                if self._silence.is_news(heard):
+                    return False
+                patience = min(left, self._silence.until_next(heard))
+            ready = waiting.poll(self.source.fileno(), None if patience == float("inf") else patience)
             if waiting.stopped or ready or left <= 0:
                 return ready and not waiting.stopped
+
+    @property
+    def silent(self) -> frozenset[int]:
+        """The positions of the sensors that have missed their deadline."""
+        return self._silence.silent(self.source.standing.heard())
 
     @property
     def _left(self) -> float:

@@ -80,6 +80,7 @@ uint64_t reader_regular(struct reader *reader)
 		open->next += size;
 		open++;
 		reader->newest = record->time;
+		reader->heard_of[record->sensor & (SENSORS - 1)] = record->time;
 		found++;
 	}
 	reader->uncommitted |= position != reader->position;
@@ -111,9 +112,31 @@ int reader_next(struct reader *reader)
 /* The next record has been read. */
 void reader_skip(struct reader *reader)
 {
-	reader->newest = reader_record(reader, reader->position)->time;
+	const struct record *record = reader_record(reader, reader->position);
+
+	reader->newest = record->time;
+	if (record->length)
+		reader->heard_of[record->sensor & (SENSORS - 1)] = record->time;
 	reader->position += occupied(length_at(reader, reader->position));
 	reader->uncommitted = 1;
+}
+
+/* When the last data of each sensor came, read or not: SENSORS times. */
+void reader_heard(const struct reader *reader, uint64_t *times)
+{
+	uint64_t position = reader->position, end = __atomic_load_n(reader->producer, __ATOMIC_ACQUIRE);
+
+	memcpy(times, reader->heard_of, sizeof(reader->heard_of));
+	while (position < end) {
+		const struct record *record = reader_record(reader, position);
+		uint32_t length = length_at(reader, position);
+
+		if (length & BUSY)
+			break;
+		if (!(length & DISCARDED) && record->length)
+			times[record->sensor & (SENSORS - 1)] = record->time;
+		position += occupied(length);
+	}
 }
 
 static int lies_at(const struct committed *slot, uint32_t connection)

@@ -120,6 +120,8 @@ struct committed_head {
 
 #define LOOK (~0ull)
 
+#define SENSORS 4096u /* as MAX_SENSORS of network.py; a power of two */
+
 struct chunk; /* of memory for parts */
 
 /* A reader and its ring. */
@@ -179,6 +181,8 @@ struct reader {
 	uint64_t timer;		/* the descriptor of watch.py's; `stop` polls readable with it */
 	uint64_t seen;		/* the producer's position when that last expired */
 	uint64_t status;	/* how the last cycle ended that gave nothing itself */
+	/* When the last data of each sensor came that was read, as in struct record; 0: none was. */
+	uint64_t heard_of[SENSORS];
 };
 
 /* A message that is whole: a frame of `length` bytes and what is around them, on the connection of a record. */
@@ -208,6 +212,7 @@ int reader_next(struct reader *reader);
 void reader_skip(struct reader *reader);
 int reader_commit(struct reader *reader);
 void reader_give_back(struct reader *reader);
+void reader_heard(const struct reader *reader, uint64_t *times);
 enum status reader_rest(struct reader *reader);
 enum status reader_cycle(struct reader *reader);
 void reader_gather(const struct reader *reader);

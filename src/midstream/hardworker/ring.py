@@ -19,6 +19,7 @@ from midstream.hardworker.source import Beginning, Cycle, Standing, Status
 from midstream.hardworker.spill import Spill
 from midstream.hardworker.views import Columns, View
 from midstream.hardworker.watch import Watch
+from midstream.network import MAX_SENSORS
 
 try:
     from midstream.hardworker._ring import RingReader
@@ -292,7 +293,14 @@ class Ring:
             self._watch.timer if self._watch else -1,
             reader.connections,
             Totals(*reader.totals()),
+            self._heard,
         )
+
+    def _heard(self) -> np.ndarray:
+        """Of the sensors, what has not been read yet included."""
+        times = np.zeros(MAX_SENSORS, "<u8")
+        self._reader.heard(times)
+        return times
 
     def beginnings(self) -> list[Beginning]:
         """What the program has noted until now."""

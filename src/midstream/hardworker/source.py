@@ -47,7 +47,8 @@ class Standing(NamedTuple):
     status: of its last cycle that gave None. uncommitted: has something been read that is not committed, and
     would be given again? newest: when the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown,
     or none was read. fill: how full its buffer is, from 0 to 1. timer: a descriptor that polls readable when
-    `look` is due although nothing has arrived; -1: it never is. connections: that are open.
+    `look` is due although nothing has arrived; -1: it never is. connections: that are open. heard(): when the
+    last data of each sensor came, CLOCK_MONOTONIC nanoseconds, by its position in const.toml; 0: none has.
     """
 
     status: Status
@@ -57,6 +58,7 @@ class Standing(NamedTuple):
     timer: int
     connections: int
     totals: Totals
+    heard: Callable[[], np.ndarray]
 
 
 class Cycle(NamedTuple):

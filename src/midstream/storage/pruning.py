@@ -172,7 +172,8 @@ class _Eraser:
                     "What to do: start the logger once, which brings them up to date"
                 )
             self._has_readings = inspect(database).has_table(schema.READINGS)
-            self._was_told = inspect(database).has_table(schema.held.name)
+            # Made after the others that a hardworker's words are in, or with them.
+            self._was_told = inspect(database).has_table(schema.arrivals.name)
         self._touched: set[int] = set()
 
     @contextmanager

@@ -87,7 +87,8 @@ def _forget_arrivals(database: Connection) -> None:
         messages.c.connection_id == connections.c.id, messages.c.sequence == connections.c.pruned
     )
     query = select(connections.c.sensor, connections.c.port, connections.c.first, messages.c.stream_offset)
-    for sensor, port, first, offset in database.execute(query.where(first_left, connections.c.pruned > 0)):
+    rows = database.execute(query.where(first_left, connections.c.pruned > 0)).all()
+    for sensor, port, first, offset in rows:
         database.execute(
             delete(arrivals).where(
                 arrivals.c.sensor == sensor,

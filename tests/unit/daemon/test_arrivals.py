@@ -25,12 +25,14 @@ class Desk:
 
     def __init__(self, **more: int) -> None:
         self.records: list[Record] = []
+        self.sensors: dict[int, int] = {}  # of connections
         self.book = ArrivalBook(self._read, clocks=lambda: (WALL + 100, 100), **more)
 
     def _read(self) -> np.ndarray:
         heads = np.zeros(len(self.records), RECORD)
         for place, name in enumerate(("connection", "offset", "length", "time")):
             heads[name] = [record[place] for record in self.records]
+        heads["sensor"] = [self.sensors.get(record[0], 0) for record in self.records]
         self.records = []
         return heads
 
@@ -101,6 +103,14 @@ def test_a_message_holds_no_more_than_it_may(desk: Desk) -> None:
     told = desk.told(0)
     assert [len(steps) for *_, steps in told] == [LARGEST] * (AT_ONCE // LARGEST)
     assert len(desk.told(0)) == 1
+
+
+def test_when_each_sensor_was_heard(desk: Desk) -> None:
+    """Whether its connection is known or not; an event is no data."""
+    desk.sensors = {1: 0, 2: 3}
+    desk.collect((1, 0, 10, 1000), (2, 0, 10, 1500), (1, 10, 10, 2000), (1, 20, 0, 3000))
+    assert desk.book.heard[:4].tolist() == [2000, 0, 0, 1500]
+    assert desk.book.looked_ns == 100
 
 
 def test_the_oldest_is_forgotten_where_nobody_listens() -> None:

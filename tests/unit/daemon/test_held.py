@@ -346,6 +346,23 @@ def test_a_logger_hears_when_bytes_came_once_its_clock_is_known(scene: Scene) ->
     assert len(scene.loggers.heard["a"]) == 2, "it is told once"
 
 
+def test_a_sensor_without_data_is_silent(scene: Scene) -> None:
+    scene.config = scene.config.model_copy(
+        update={"data": scene.config.data.model_copy(update={"deadline": 0.05})}
+    )
+    scene.teller = scene.make()
+    assert scene.teller.silent == set()
+    time.sleep(0.05)
+    assert scene.teller.silent == set(), "the ring has not been looked at since"
+    scene.records = np.array([(0, time.monotonic_ns(), 1, 5, 2, 1, 0, 0)], RECORD)
+    scene.look()
+    assert {0, 1, 3} <= scene.teller.silent and 2 not in scene.teller.silent
+    scene.records = scene.records[:0]
+    time.sleep(0.05)
+    scene.look()
+    assert 2 in scene.teller.silent
+
+
 def test_the_clocks_are_compared_by_what_an_answer_says() -> None:
     """The logger's is 1000 ns ahead. The way there takes 100, its work 50, and the way back 200."""
     loggers, times = Loggers(), iter([10_000, 10_350, 20_000, 20_350])

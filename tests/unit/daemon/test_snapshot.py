@@ -90,6 +90,7 @@ def test_the_state_has_these_keys_in_this_order(world: World) -> None:
         "forfeited",
         "unsaved",
         "held",
+        "silent",
         "repaired",
         "repairs",
         "rejected",
@@ -117,6 +118,12 @@ def test_before_anything_is_in_force(world: World) -> None:
     assert (state["sensors"], state["loggers"], state["destination"], state["program"]) == ([], [], "", None)
     world.reconciler.fault = "no room"
     assert (world.made.state()["state"], world.made.state()["reason"]) == ("error", "no room")
+
+
+def test_silent_sensors_are_named(world: World) -> None:
+    assert world.made.state()["silent"] == []
+    world.destinations.teller = SimpleNamespace(silent={0, 7}, state=dict)
+    assert world.made.state()["silent"] == ("10.0.0.11",)
 
 
 def test_what_is_forfeited_is_unknown_without_a_program(world: World) -> None:

@@ -526,3 +526,16 @@ def test_a_port_that_is_taken_is_named(port: int) -> None:
     with Pump(port), pytest.raises(NetworkError, match=f"{HARDWORKER}:{port}: cannot listen there"):
         ObservedHandler(topology(port=port))
     assert descriptors() <= before
+
+
+def test_who_is_silent(tmp_path: Path, port: int, logger: socket.socket) -> None:
+    path = configure(tmp_path, receiver="socket", port=port, size=8, deadline=0.2)
+    with Hardworker(path) as hardworker, connect(port) as sensor:
+        hardworker.read()
+        time.sleep(0.2)
+        assert hardworker.silent == tuple(SENSORS), "a connection alone is no data"
+        sensor.sendall(bytes(8))
+        wait_until(lambda: len(hardworker.read()))
+        assert hardworker.silent == tuple(SENSORS[1:])
+        time.sleep(0.2)
+        assert hardworker.silent == tuple(SENSORS)

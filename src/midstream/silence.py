@@ -1,0 +1,45 @@
+"""Which sensors have been silent for longer than their deadline."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+_NANOSECONDS = 10**9
+
+
+class Silence:
+    """deadline: seconds within which data of each sensor is expected; 0: whenever. sensors(): how many there
+    are. clock(): CLOCK_MONOTONIC, nanoseconds."""
+
+    def __init__(
+        self, deadline: float, sensors: Callable[[], int], clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self.deadline, self._sensors, self._clock = deadline, sensors, clock
+        self.begin()
+
+    def begin(self) -> None:
+        """Nobody was silent before now."""
+        self._since = self._clock()
+        self._told: frozenset[int] = frozenset()
+
+    def left(self, heard: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+        """Seconds that each sensor has left. heard: when its last data came, 0: none has."""
+        last = np.maximum(heard[: self._sensors()].astype(np.int64), self._since)
+        left: npt.NDArray[np.float64] = self.deadline - (self._clock() - last) / _NANOSECONDS
+        return left
+
+    def silent(self, heard: npt.NDArray[np.uint64]) -> frozenset[int]:
+        """The positions of those that have none."""
+        return frozenset(np.flatnonzero(self.left(heard) <= 0).tolist()) if self.deadline else frozenset()
+
+    def is_news(self, heard: npt.NDArray[np.uint64]) -> bool:
+        """Has one fallen silent since this was asked?"""
+        before, self._told = self._told, self.silent(heard)
+        return not self._told <= before
+
+    def until_next(self, heard: npt.NDArray[np.uint64]) -> float:
+        """Seconds until the next one falls silent."""
+        left = self.left(heard)
+        return float(left[left > 0].min(initial=np.inf))
