@@ -201,7 +201,7 @@ class Hardworker:
         seconds, nor since this began to receive. Empty without a deadline.
 
         It tells what has come to the ring, read or not: an application that is late finds nobody silent for
-        that. `wait` without a period ends when a sensor falls silent.
+        that. With sockets only what was read counts. `wait` without a period ends when a sensor falls silent.
         """
         return self.topology.addresses_of(self._reader.silent)
 

@@ -18,7 +18,7 @@ from midstream.errors import CompileError
 from midstream.framing import Framing
 from midstream.hardworker import ring, spill
 from midstream.hardworker.source import Status
-from midstream.network import Host, Topology
+from midstream.network import MAX_SENSORS, Host, Topology
 
 TOPOLOGY = Topology(
     sensors=(Host(IPv4Address("10.83.0.11"), "02:00:00:00:00:11"),),
@@ -121,6 +121,7 @@ def test_the_readers_layouts(tmp_path: Path) -> None:
         *layout("struct committed_head", records.COMMITTED_HEAD),
         f"sizeof(struct copy) == {records.JOURNAL_HEAD} && sizeof(struct open) == {records.JOURNAL_ROW}",
         "sizeof(struct column) == 4 * 8",
+        f"SENSORS == {MAX_SENSORS}",
         *(f"{status.name} == {status.value}" for status in Status),
         *(f"{framing.upper()} == {number}" for number, framing in enumerate(get_args(Framing))),
         *CONSTANTS[:3],
