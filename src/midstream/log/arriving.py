@@ -23,7 +23,8 @@ def with_arrivals(log: Log, messages: Sequence[StoredMessage]) -> list[StoredMes
 
 
 def _arrivals(told: Sequence[ArrivalTimes], messages: Sequence[StoredMessage]) -> list[Arrival | None]:
-    """Of each message, by the step that its last byte came with: of several the earliest."""
+    """Of each message, by the step that its last byte came with: of several the earliest. What came by the
+    hardworker's spool was received by the hardworker's clock, too; some of its connection maybe not."""
     import numpy as np  # here: not every reader needs it
 
     steps = [np.frombuffer(each.steps, "<u4").reshape(-1, 2).astype("i8") for each in told]
@@ -45,6 +46,8 @@ def _arrivals(told: Sequence[ArrivalTimes], messages: Sequence[StoredMessage]) -
     step = order[places]
     sizes = np.concatenate([each[:, 0] for each in steps])[step]
     holds = (behind[step] - sizes < last) & (last <= behind[step])
+    if messages[0].connection.spooled:
+        ahead, error = np.zeros_like(ahead), error + abs(ahead)
     received = np.array([message.received_ns for message in messages])
     delays = received - time[step] - ahead[step]
     values = zip(holds.tolist(), time[step].tolist(), delays.tolist(), error[step].tolist(), strict=True)

@@ -62,6 +62,13 @@ def test_a_message_came_with_its_last_byte(log: LogFile) -> None:
     assert messages(log)[1].arrival == Arrival(START + 2000, SECOND - 2000 - 500, 20)
 
 
+def test_what_came_by_the_spool_was_received_by_one_of_two_clocks(log: LogFile) -> None:
+    log.add([bytes(10)], sensor=SENSOR, port=1, first=7)
+    log.execute("UPDATE connections SET spooled = 1")
+    note(log, told(0, [10], time_ns=-3000))
+    assert messages(log)[0].arrival == Arrival(START - 3000, 3000, 520)
+
+
 @pytest.mark.parametrize(("framing", "frame"), [("length", 4), ("line", 1)])
 def test_a_frame_counts(log: LogFile, framing: Framing, frame: int) -> None:
     log.add([b"1234567890"] * 3, sensor=SENSOR, port=1, first=7, framing=framing)
