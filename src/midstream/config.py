@@ -225,8 +225,8 @@ class SensorSection(Section):
 
 class HardworkerSection(Section):
     receiver: Literal["ebpf", "socket"] = Field(default="ebpf", description='"ebpf" or "socket"')
-    ring_size: _RingSize = Field(
-        default=4 * 2**20,
+    ring_size: _RingSize | None = Field(
+        default=None,
         description="a power of two, at least one memory page and at most 2 GiB: "
         'bytes, or a string such as "4MiB" (KiB, MiB, GiB)',
     )

@@ -22,6 +22,7 @@ from tests.lab.triangle import (
 )
 
 from midstream import config, network
+from midstream.ebpf.records import ring_size
 from midstream.hardworker.recording import recorded_dtype
 from midstream.lab import Impairment, Lab, clear, impair
 from midstream.sensor import SENT_DTYPE
@@ -293,7 +294,8 @@ class Recovery:
 
 def paused(lab: Lab, folder: Path, application: Mortal, seconds: int) -> Recovery:
     """Let it work for a second, pause it, and let it go on until the sensor should have caught up."""
-    database, ring = lab.run_dir / "midstream.db", config.load(lab.config).hardworker.ring_size
+    database = lab.run_dir / "midstream.db"
+    ring = ring_size(config.load(lab.config), network.load(lab.const))
     earlier = messages_logged(database)
     time.sleep(1)
     application.pause()

@@ -21,7 +21,8 @@ from tests.lab.triangle import (
     wait_until,
 )
 
-from midstream import config
+from midstream import config, network
+from midstream.ebpf.records import ring_size
 from midstream.hardworker import Hardworker
 from midstream.hardworker.recording import recorded_dtype
 from midstream.lab import Lab
@@ -49,7 +50,7 @@ def test_a_stopped_application_stops_the_sensor(triangle: Lab, tmp_path: Path) -
     """No more reaches the logger than the ring holds. When the application goes on, all arrives once."""
     data = os.urandom(300 * SIZE)
     record, database = tmp_path / "record", triangle.run_dir / "midstream.db"
-    room = config.load(triangle.config).hardworker.ring_size
+    room = ring_size(config.load(triangle.config), network.load(triangle.const))
     arguments = ("hardworker", "--config", triangle.config, "--record", record, "--json")
     before = counters()
     with started(triangle, "hardworker", tmp_path, *arguments, ready="receiving") as application:

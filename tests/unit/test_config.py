@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
 from midstream.config import Config, load
+from midstream.ebpf.records import LEAST_RING
 from midstream.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         "sensor": {"target": "hardworker", "reconnect": 0.0},
         "hardworker": {
             "receiver": "ebpf",
-            "ring_size": 4194304,
+            "ring_size": None,
             "connections": 4096,
             "period": 0.0,
             "irq_mitigation": True,
@@ -109,7 +110,9 @@ def test_the_example_names_every_key_with_its_default() -> None:
     assert example.pop("role") == "hardworker"
     assert example["data"].pop("size") == 1024
     assert (example["network"].pop("tos"), example["network"].pop("port")) == (104, 12345)
+    assert example["hardworker"].pop("ring_size") == LEAST_RING
     del defaults["role"], defaults["data"]["size"], defaults["network"]["tos"], defaults["network"]["port"]
+    del defaults["hardworker"]["ring_size"]
     assert example == defaults
 
 
@@ -174,7 +177,7 @@ def test_ring_sizes_refused(tmp_path: Path, value: str) -> None:
     text = refusal(tmp_path, f"[hardworker]\nring_size = {value}")
     shown = "4000000.0" if value == "4e6" else value
     assert text.startswith(f"hardworker.ring_size = {shown}: ")
-    assert "a power of two" in text and "default 4194304" in text
+    assert "a power of two" in text and "leave it out" in text
 
 
 @pytest.mark.parametrize(

@@ -173,14 +173,14 @@ def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topol
         pins.stamp(role, config, topology),
         wakeup=not settings.period,
         check=settings.checksums,
-        ring_quota=_quota(settings.ring_size, settings.quota, topology),
+        ring_quota=_quota(records.ring_size(config, topology), settings.quota, topology),
         open_quota=_quota(settings.connections, settings.quota, topology),
         layout=pins.layout(role, config, topology),
         sensors=len(topology.sensors),
     )
     program.set_initial_value(".rodata.settings", values)
     if role == "hardworker":
-        program.set_max_entries("ring", settings.ring_size)
+        program.set_max_entries("ring", records.ring_size(config, topology))
         program.set_max_entries("connections", settings.connections)
         journal = records.journal_size(settings.connections)
         program.set_max_entries("journal", journal // 8)

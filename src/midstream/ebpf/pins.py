@@ -39,7 +39,7 @@ def layout(role: Role, config: Config, topology: Topology) -> bytes:
     if role == "hardworker":
         settings = config.hardworker
         period = settings.period if settings.irq_mitigation else settings.period > 0
-        made_from += f" {topology.size} {settings.ring_size} {settings.connections} {period}"
+        made_from += f" {topology.size} {records.ring_size(config, topology)} {settings.connections} {period}"
         made_from += f" {settings.checksums} {settings.quota}"
     return hashlib.sha256(made_from.encode()).digest()
 

@@ -7,7 +7,7 @@ from midstream import config as configuration
 from midstream import network
 from midstream.config import Config
 from midstream.ebpf import pins, ring_server
-from midstream.ebpf.records import LARGEST_RECORD
+from midstream.ebpf.records import LARGEST_RECORD, ring_size
 from midstream.errors import ConfigError, KernelError
 from midstream.hardworker.ring import Ring
 from midstream.network import Topology
@@ -38,7 +38,7 @@ def open_ring(config: Config, topology: Topology) -> Ring:
             pins.verify(folder, stamp=pins.stamp("hardworker", config, topology))
         settings = config.hardworker
         # What is retained takes nothing from the sensors: at most half of the ring, and none of a quota.
-        retain = settings.ring_size // 2 if settings.retain else 0
+        retain = ring_size(config, topology) // 2 if settings.retain else 0
         return Ring.map(held, settings.connections, patience(config, topology), retain)
     except BaseException:
         held.close()
@@ -76,6 +76,6 @@ def reopen(config: Config, size: int, *, reload: bool) -> tuple[Config, Topology
 def patience(config: Config, topology: Topology) -> int:
     """How many bytes of the ring a large unfinished message may hold before it is copied out of it: at most
     half, and so few that no sensor is refused for want of room meanwhile. A copy costs some 4 ms a MiB."""
-    size = config.hardworker.ring_size
+    size = ring_size(config, topology)
     room = size if len(topology.sensors) == 1 else int(size * config.hardworker.quota) // 2  # ebpf/quota.h
     return max(0, min(size // 2, room - LARGEST_RECORD))

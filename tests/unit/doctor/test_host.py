@@ -387,6 +387,15 @@ def test_a_ring_that_does_not_hold_a_second(data: dict[str, Any], size: int, rin
     assert well(list(program.check(patients.program(), patients.interface(), larger)))
 
 
+@pytest.mark.parametrize(
+    ("freq", "size"), [(1000.0, 1024), (10.0, 2**20), (30.0, 100 * 1024), (25_000.0, 1024)]
+)
+def test_the_ring_that_nobody_sized_holds_a_second(freq: float, size: int) -> None:
+    subject = patients.subject("hardworker", data={"freq": freq})
+    one = replace(subject.topology, size=size, sensors=subject.topology.sensors[:1])
+    assert well(list(program.check(patients.program(), patients.interface(), replace(subject, topology=one))))
+
+
 @pytest.mark.parametrize("data", [{}, {"freq": 0.0}, {"freq": 1e6, "framing": "line"}])
 def test_a_rate_that_nobody_has_named_is_not_judged(data: dict[str, Any]) -> None:
     subject = patients.subject("hardworker", data=data, hardworker={"ring_size": 4096})

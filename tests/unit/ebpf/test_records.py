@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from midstream import network
+from midstream.config import Config
 from midstream.ebpf import compiler, irq_mitigation, objects, pins, records
 from midstream.errors import CompileError
 from midstream.framing import Framing
@@ -218,3 +219,29 @@ def test_topology_is_no_part_of_the_layout(sources: Path) -> None:
     compile_assertions(sources, *layout("struct record", records.RECORD))
     first = compiler.key("layout", TOPOLOGY)
     assert compiler.key("layout", replace(TOPOLOGY, mtu=9000)) != first
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "expected"),
+    [
+        ({}, 2**20, 4),  # nobody has said how often
+        ({"freq": 0.0}, 1024, 4),
+        ({"freq": 1000.0}, 1024, 4),
+        ({"freq": 10.0}, 2**20, 32),
+        ({"freq": 30.0}, 100 * 1024, 8),
+        ({"freq": 10_000.0}, 1024, 32),
+        ({"freq": 1e9}, 2**20, 64),
+        ({"freq": 10.0, "framing": "length"}, 24, 4),  # nor how much
+        ({"freq": 10.0, "framing": "length", "max_size": 2**20}, 24, 32),
+    ],
+)
+def test_the_ring_follows_the_rate(data: dict[str, Any], size: int, expected: int) -> None:
+    """Mebibytes, whatever the number of sensors; config.toml has the last word."""
+    config = Config.model_validate({"data": data})
+    found = [
+        records.ring_size(config, replace(TOPOLOGY, size=size, sensors=TOPOLOGY.sensors * count))
+        for count in (1, 2)
+    ]
+    assert found == [expected * 2**20] * 2
+    config = Config.model_validate({"data": data, "hardworker": {"ring_size": "1MiB"}})
+    assert records.ring_size(config, TOPOLOGY) == 2**20
