@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from midstream.ebpf.records import OUTCOMES
+
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 BOTH = "test_deaths"  # where midstream's sensor and a plain client send at once
@@ -23,6 +25,13 @@ def functions(module: str) -> list[str]:
     """The tests in the files of that name."""
     text = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob(f"{module}.py"))
     return re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)
+
+
+def test_each_counter_is_explained_once() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text(encoding="utf-8")
+    section = text.partition("## What becomes of a packet\n")[2].partition("\n#")[0]
+    first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert sorted(name for cell in first for name in re.findall(r"`(\w+)`", cell)) == sorted(OUTCOMES)
 
 
 def test_there_are_rows() -> None:

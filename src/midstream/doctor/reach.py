@@ -4,9 +4,9 @@ Two kinds, and neither disturbs a connection. An ARP probe (RFC 5227) asks for a
 of its own, so nobody's table changes. A TCP probe is an acknowledgement without data, with random numbers,
 from a port that this host keeps for itself meanwhile; no connection is known by it, so whoever gets it
 answers with a reset that bears the probe's number (RFC 9293, section 3.10.7). The hardworker's program lets
-such a packet pass on to the logger (it counts as `bare`), so on a sensor the reset comes round the whole
-triangle. Its source MAC address tells whose TCP has answered, its source IP address whether the way back
-restores it.
+such a packet pass on to the logger (it counts as `pure_ack`), so on a sensor the reset comes round the
+whole triangle. Its source MAC address tells whose TCP has answered, its source IP address whether the way
+back restores it.
 """
 
 import random

@@ -66,7 +66,8 @@ DROPPED = (
     "fragment",
 )
 OUTCOMES = FORWARDED + PASSED + ANSWERED + DROPPED
-"""The counters, in the order of struct counters: each marked packet counts in exactly one of them."""
+"""The counters, in the order of struct counters: each marked packet counts in exactly one of them. What each
+means: docs/guarantees.md, "What becomes of a packet"."""
 
 NO_WAKEUP, FORCE_WAKEUP = 1, 2
 """BPF_RB_NO_WAKEUP: a reader with a period of its own is woken by nothing. BPF_RB_FORCE_WAKEUP: each record

@@ -1,4 +1,7 @@
-"""Opening the logger's database, and what a person is told when that, or using it, does not work."""
+"""Opening the logger's database, and what a person is told when that, or using it, does not work.
+
+`open_engine` is for readers, pruning and the spool; the engine that the logger writes with is made by sql.
+"""
 
 import re
 import sqlite3
