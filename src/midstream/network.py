@@ -8,7 +8,7 @@ through which interface a peer is reached.
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,10 +61,6 @@ class Topology:
     def loggers(self) -> tuple[Host, ...]:
         """All loggers. The position of one here is its number as a destination (ebpf/records.py)."""
         return (self.logger, *self.standbys)
-
-    def addresses_of(self, sensors: Collection[int]) -> tuple[str, ...]:
-        """The IP addresses of the sensors at these positions, in their order."""
-        return tuple(str(host.ip) for number, host in enumerate(self.sensors) if number in sensors)
 
     def by_address(self) -> list[tuple[int, Host]]:
         """The sensors sorted by address, each with its position in const.toml."""

@@ -30,16 +30,15 @@ class Silence:
         left: npt.NDArray[np.float64] = self.deadline - (self._clock() - last) / _NANOSECONDS
         return left
 
-    def silent(self, heard: npt.NDArray[np.uint64]) -> frozenset[int]:
+    def silent(self, left: npt.NDArray[np.float64]) -> frozenset[int]:
         """The positions of those that have none."""
-        return frozenset(np.flatnonzero(self.left(heard) <= 0).tolist()) if self.deadline else frozenset()
+        return frozenset(np.flatnonzero(left <= 0).tolist()) if self.deadline else frozenset()
 
-    def is_news(self, heard: npt.NDArray[np.uint64]) -> bool:
+    def is_news(self, left: npt.NDArray[np.float64]) -> bool:
         """Has one fallen silent since this was asked?"""
-        before, self._told = self._told, self.silent(heard)
+        before, self._told = self._told, self.silent(left)
         return not self._told <= before
 
-    def until_next(self, heard: npt.NDArray[np.uint64]) -> float:
+    def until_next(self, left: npt.NDArray[np.float64]) -> float:
         """Seconds until the next one falls silent."""
-        left = self.left(heard)
         return float(left[left > 0].min(initial=np.inf))

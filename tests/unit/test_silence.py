@@ -25,41 +25,47 @@ def test_a_sensor_is_silent_after_its_deadline_and_until_it_speaks() -> None:
     silence = clock.made()
     clock.ns += SECOND
     clock.hear(0, 1)
-    assert silence.silent(clock.heard) == set()
-    assert silence.until_next(clock.heard) == 1.0, "sensor 2 has not been heard since it began"
+    assert silence.silent(silence.left(clock.heard)) == set()
+    assert silence.until_next(silence.left(clock.heard)) == 1.0, "sensor 2 has not been heard since it began"
     clock.ns += SECOND
-    assert silence.silent(clock.heard) == {2}
-    assert silence.until_next(clock.heard) == 1.0
+    assert silence.silent(silence.left(clock.heard)) == {2}
+    assert silence.until_next(silence.left(clock.heard)) == 1.0
     clock.hear(1)
     clock.ns += SECOND
-    assert silence.silent(clock.heard) == {0, 2}
+    assert silence.silent(silence.left(clock.heard)) == {0, 2}
     clock.hear(2)
-    assert silence.silent(clock.heard) == {0}
+    assert silence.silent(silence.left(clock.heard)) == {0}
     clock.sensors = 4
-    assert silence.silent(clock.heard) == {0, 3}
+    assert silence.silent(silence.left(clock.heard)) == {0, 3}
 
 
 def test_each_silence_is_news_once() -> None:
     clock = Clock()
     silence = clock.made()
-    assert not silence.is_news(clock.heard)
+    assert not silence.is_news(silence.left(clock.heard))
     clock.ns += 3 * SECOND
     clock.hear(0)
-    assert [silence.is_news(clock.heard), silence.is_news(clock.heard)] == [True, False]
+    assert [silence.is_news(silence.left(clock.heard)), silence.is_news(silence.left(clock.heard))] == [
+        True,
+        False,
+    ]
     clock.hear(1)
-    assert not silence.is_news(clock.heard), "that one speaks again is none"
+    assert not silence.is_news(silence.left(clock.heard)), "that one speaks again is none"
     clock.ns += 3 * SECOND
-    assert [silence.is_news(clock.heard), silence.is_news(clock.heard)] == [True, False]
-    assert silence.until_next(clock.heard) == float("inf")
+    assert [silence.is_news(silence.left(clock.heard)), silence.is_news(silence.left(clock.heard))] == [
+        True,
+        False,
+    ]
+    assert silence.until_next(silence.left(clock.heard)) == float("inf")
     silence.begin()
-    assert silence.silent(clock.heard) == set()
+    assert silence.silent(silence.left(clock.heard)) == set()
     clock.ns += 3 * SECOND
-    assert silence.is_news(clock.heard)
+    assert silence.is_news(silence.left(clock.heard))
 
 
 def test_without_a_deadline_nobody_is_silent() -> None:
     clock = Clock()
     silence = clock.made(0.0)
     clock.ns += 10**6 * SECOND
-    assert silence.silent(clock.heard) == set()
-    assert not silence.is_news(clock.heard)
+    assert silence.silent(silence.left(clock.heard)) == set()
+    assert not silence.is_news(silence.left(clock.heard))

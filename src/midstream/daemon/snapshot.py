@@ -36,6 +36,8 @@ class DaemonSnapshot:
             self._destinations.retention,
             self._destinations.teller,
         )
+        sensors = [str(host.ip) for host in topology.sensors] if topology else []
+        silent = teller.silent if teller else ()
         return {
             "role": self._host.identity.role,
             "name": self._host.identity.name,
@@ -51,7 +53,7 @@ class DaemonSnapshot:
                 peer.said.model_dump(mode="json", include=_OF_PEER) | {"age": round(now - peer.heard, 1)}
                 for peer in self._hearing.peers.all()
             ],
-            "sensors": [str(host.ip) for host in topology.sensors] if topology else [],
+            "sensors": sensors,
             "program": attachment.mode if attachment else None,
             "loggers": addresses(topology),
             "destination": way.name(topology) if topology else "",
@@ -63,7 +65,7 @@ class DaemonSnapshot:
             "forfeited": self._forfeited() if retention else None,
             "unsaved": way.spool.unsaved if way.spool else 0,
             "held": teller.state() if teller else None,
-            "silent": topology.addresses_of(teller.silent) if teller and topology else [],
+            "silent": [ip for number, ip in enumerate(sensors) if number in silent],
             "repaired": found.repaired,
             "repairs": list(found.repairs),
             "rejected": dict(self._hearing.rejected),

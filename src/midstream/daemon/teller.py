@@ -181,7 +181,7 @@ class Teller:
     @property
     def silent(self) -> frozenset[int]:
         """The positions of the sensors that had missed their deadline when the ring was last looked at."""
-        return self._silence.silent(self._arrivals.heard)
+        return self._silence.silent(self._silence.left(self._arrivals.heard))
 
     def ask(self) -> None:
         """Ask the program now what has ended, and tell `seen`; any thread may. Raises KernelError."""

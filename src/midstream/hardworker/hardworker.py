@@ -20,7 +20,7 @@ from midstream.hardworker.reader import Reader
 from midstream.hardworker.source import Source
 from midstream.hardworker.views import Rows, named, need_fixed, seen
 from midstream.hardworker.watch import DetachedError
-from midstream.silence import Silence
+from midstream.network import Topology
 
 
 class Hardworker:
@@ -60,13 +60,10 @@ class Hardworker:
         self.layout = fields.layout(self.config, self.message_size)
         self._source, self._autocommit = source, autocommit
         self._follow, self._reload = follow, not isinstance(config, Config)
-        silence = Silence(self.config.data.deadline, lambda: len(self.topology.sensors))
-        self._reader = Reader(
-            self.config, self.message_size, self._reopen, silence=silence, autocommit=autocommit
-        )
+        self._reader = Reader(self.config, self.message_size, self._reopen, autocommit=autocommit)
 
     def __enter__(self) -> Self:
-        source, self._source = self._source or self._open(), None
+        source, self._source = self._source or _opened(self.config, self.topology), None
         self._reader.open(source)
         return self
 
@@ -197,13 +194,9 @@ class Hardworker:
 
     @property
     def silent(self) -> tuple[str, ...]:
-        """The sensors (IP addresses, in const.toml's order) of which no data has come for `data.deadline`
-        seconds, nor since this began to receive. Empty without a deadline.
-
-        It tells what has come to the ring, read or not: an application that is late finds nobody silent for
-        that. With sockets only what was read counts. `wait` without a period ends when a sensor falls silent.
-        """
-        return self.topology.addresses_of(self._reader.silent)
+        """The IP addresses of the sensors of which no data has come for `data.deadline` seconds; read or not,
+        where it comes by the ring. Empty without a deadline."""
+        return self._reader.silent
 
     @property
     def stopped(self) -> bool:
@@ -220,11 +213,6 @@ class Hardworker:
         """How many connections are open."""
         return self._reader.source.standing.connections
 
-    def _open(self) -> Source:
-        if self.config.hardworker.receiver == "ebpf":
-            return open_ring(self.config, self.topology)
-        return SocketHandler(self.topology)
-
     def _reopen(self, error: DetachedError) -> Source | None:
         """The ring of the program that was attached after this one's was detached, if there is one."""
         if not self._follow:
@@ -234,3 +222,9 @@ class Hardworker:
             self.config, self.topology, ring = opened
             return ring
         return None
+
+
+def _opened(config: Config, topology: Topology) -> Source:
+    if config.hardworker.receiver == "ebpf":
+        return open_ring(config, topology)
+    return SocketHandler(topology)

@@ -47,15 +47,14 @@ class Reader:
         size: int,
         reopen: Callable[[DetachedError], Source | None],
         *,
-        silence: Silence,
         autocommit: bool,
     ) -> None:
         self.waiting = Waiting()
-        self._silence = silence
         data = config.data
         fixed = data.framing == "fixed"
         addresses = SensorAddresses(lambda: network.load(config.const_path))
         self._form = Format(data.framing, size if fixed else data.max_size, addresses)
+        self._silence = Silence(data.deadline, lambda: len(addresses))
         self._cadence = Cadence.of(config.hardworker)
         self._reopen, self._autocommit = reopen, autocommit
         self._nothing = np.empty(0, batch_dtype(size if fixed else 1))
@@ -280,18 +279,19 @@ class Reader:
                 return not waiting.stopped
             left = patience = end - time.monotonic()
             if self._silence.deadline:
-                heard = self.source.standing.heard()
-                if self._silence.is_news(heard):
+                each = self._silence.left(self.source.standing.heard())
+                if self._silence.is_news(each):
                     return False
-                patience = min(left, self._silence.until_next(heard))
+                patience = min(left, self._silence.until_next(each))
             ready = waiting.poll(self.source.fileno(), None if patience == float("inf") else patience)
             if waiting.stopped or ready or left <= 0:
                 return ready and not waiting.stopped
 
     @property
-    def silent(self) -> frozenset[int]:
-        """The positions of the sensors that have missed their deadline."""
-        return self._silence.silent(self.source.standing.heard())
+    def silent(self) -> tuple[str, ...]:
+        """The addresses of the sensors that have missed their deadline."""
+        silent = self._silence.silent(self._silence.left(self.source.standing.heard()))
+        return tuple(self._form.addresses[number] for number in sorted(silent))
 
     @property
     def _left(self) -> float:
