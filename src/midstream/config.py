@@ -165,7 +165,8 @@ class DataSection(Section):
         default=0.0,
         ge=0,
         le=MAX_DEADLINE,
-        description="a number of seconds, 0 to 1000000, until a sensor without data is silent (0: never)",
+        description=f"a number of seconds, 0 to {MAX_DEADLINE}, "
+        "until a sensor without data is silent (0: never)",
     )
     max_size: int = Field(
         default=2**20, ge=1, le=MAX_FRAME, description=f"an integer from 1 to {MAX_FRAME} (bytes a message)"

@@ -107,6 +107,11 @@ class ArrivalTimes:
         return found
 
     @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return len(self.steps) // STEP.size
+
+    @property
     def said(self) -> tuple[Any, ...]:
         """As it is said on the line, where the steps follow; and as columns of the table `arrivals`."""
         place = (self.sensor, self.port, self.first, self.opened_ns, self.start, self.end)

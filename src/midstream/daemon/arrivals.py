@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from midstream.ebpf.records import RECORD
 from midstream.network import MAX_SENSORS
-from midstream.told import STEP, ArrivalTimes, HeldStream
+from midstream.told import ArrivalTimes, HeldStream
 
 MOST = 1 << 18  # records of which no logger has heard yet, and as many whose connection is not known yet
 AT_ONCE = 1 << 15  # records in a message
 PIECES = 256  # of a message
 LARGEST = 1 << 12  # records of a piece
 
-_STEP = np.dtype([("bytes", "<u4"), ("ns", "<u4")])  # as STEP
+_STEP = np.dtype([("bytes", "<u4"), ("ns", "<u4")])  # as told.STEP
 _LONGEST = (1 << 32) - 1  # nanoseconds from one step to the next
 
 Known = tuple[HeldStream, int]
@@ -69,7 +69,7 @@ class ArrivalBook:
         steps = 0
         for destination, arrivals in self._untold:
             if concerns(destination):
-                steps += len(arrivals.steps) // STEP.size
+                steps += arrivals.count
                 if found and (steps > AT_ONCE or len(found) == PIECES):
                     break
                 found.append(arrivals)
@@ -79,7 +79,7 @@ class ArrivalBook:
         """A logger has them."""
         gone = {id(each) for each in told}
         self._untold = deque(each for each in self._untold if id(each[1]) not in gone)
-        self._steps = sum(len(each.steps) for _, each in self._untold) // STEP.size
+        self._steps = sum(each.count for _, each in self._untold)
 
     def _note(self, heads: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
         """Those whose connection is not known are given back."""
@@ -89,9 +89,9 @@ class ArrivalBook:
                 stream, destination = self._known[number]
                 for arrivals in self._pieces(stream, heads[numbers == number]):
                     self._untold.append((destination, arrivals))
-                    self._steps += len(arrivals.steps) // STEP.size
+                    self._steps += arrivals.count
         while self._steps > self._most:
-            self._steps -= len(self._untold.popleft()[1].steps) // STEP.size
+            self._steps -= self._untold.popleft()[1].count
         return heads[~np.isin(numbers, list(self._known))]
 
     def _pieces(self, stream: HeldStream, heads: npt.NDArray[np.void]) -> Iterator[ArrivalTimes]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from midstream.storage.store import FRAME
 from midstream.storage.stored import Arrival, Log, StoredMessage
 from midstream.told import ArrivalTimes
 
@@ -38,10 +37,7 @@ def _arrivals(told: Sequence[ArrivalTimes], messages: Sequence[StoredMessage]) -
     behind = start + np.concatenate([each[:, 0].cumsum() for each in steps])
     time += np.concatenate([each[:, 1].cumsum() for each in steps])
     order = np.lexsort((time, behind))
-    frame = FRAME[messages[0].connection.framing]
-    last = np.array(
-        [-1 if each.offset is None else each.offset + len(each.payload) + frame for each in messages]
-    )
+    last = np.array([-1 if (end := message.end) is None else end for message in messages])
     places = np.minimum(np.searchsorted(behind[order], last), len(order) - 1)
     step = order[places]
     sizes = np.concatenate([each[:, 0] for each in steps])[step]

@@ -22,7 +22,6 @@ from midstream.storage.stored import Arrival, StoredConnection, StoredMessage
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
 
-
 _ARRIVAL = ("arrived", "delay_ns", "delay_error_ns")  # columns of storage.stored.Arrival
 
 

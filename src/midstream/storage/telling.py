@@ -9,11 +9,9 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Row,
     Select,
-    Table,
     and_,
     case,
     delete,
@@ -22,6 +20,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -72,11 +71,11 @@ def forget(database: Connection) -> None:
         connections.c.port == held.c.port,
         connections.c.first == held.c.first,
     )
-    gone = select(held).where(held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left))
-    for row in database.execute(gone).all():
-        stream = HeldStream(*row)
-        database.execute(delete(held).where(_is_of(held, stream)))
-        database.execute(delete(arrivals).where(_is_of(arrivals, stream)))
+    gone = held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left)
+    names = select(held.c.sensor, held.c.port, held.c.first, held.c.opened_ns).where(*gone)
+    name = tuple_(arrivals.c.sensor, arrivals.c.port, arrivals.c.first, arrivals.c.opened_ns)
+    database.execute(delete(arrivals).where(name.in_(names)))
+    database.execute(delete(held).where(*gone))
     _forget_arrivals(database)
     database.execute(delete(forgotten).where(forgotten.c.last_ns < before))
 
@@ -99,17 +98,13 @@ def _forget_arrivals(database: Connection) -> None:
         )
 
 
-def _is_of(table: Table, stream: HeldStream) -> ColumnElement[bool]:
-    return and_(
-        table.c.sensor == stream.sensor,
-        table.c.port == stream.port,
-        table.c.first == stream.first,
-        table.c.opened_ns == stream.opened_ns,
-    )
-
-
 def _note_stream(database: Connection, stream: HeldStream) -> None:
-    there = _is_of(held, stream)
+    there = and_(
+        held.c.sensor == stream.sensor,
+        held.c.port == stream.port,
+        held.c.first == stream.first,
+        held.c.opened_ns == stream.opened_ns,
+    )
     most = case((held.c.held_bytes < stream.bytes, stream.bytes), else_=held.c.held_bytes)
     changed = (
         update(held).where(there).values(held_bytes=most, state=stream.state, destination_here=stream.here)
