@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.ebpf import records
-from midstream.ebpf.retained import BUSY, DISCARDED, HEAD, mapped
-
-_ALIKE = 64  # records of one length that are looked at together
+from midstream.ebpf.ring_pages import HEAD, mapped, runs
 
 
 class RingHeads:
@@ -48,22 +46,10 @@ class RingHeads:
 
 def chain(pages: mmap.mmap | bytes, start: int, end: int) -> tuple[npt.NDArray[np.void], int]:
     """The heads of the whole records between two places, in a row; and how many bytes the records take."""
-    at, found = start, [np.empty(0, records.RECORD)]
-    while at < end:
-        word = pages[at : at + 4]
-        head = int.from_bytes(word, "little")
-        if head & BUSY:  # it and those behind it are not whole yet
-            break
-        step = HEAD + ((head & ~DISCARDED) + 7) // 8 * 8
-        count = 1
-        if pages[at + step : at + step + 4] == word:
-            # Each tells where the next begins: as many are alike as have the same head one step further.
-            most = min((end - at) // step, _ALIKE)
-            heads = np.frombuffer(pages, np.uint8, most * step, at).reshape(most, step)
-            others = np.flatnonzero((heads[:, :4] != np.frombuffer(word, np.uint8)).any(axis=1))
-            count = int(others[0]) if len(others) else most
-        if not head & DISCARDED:
-            rows = np.frombuffer(pages, np.uint8, count * step, at).reshape(count, step)
+    behind, found = start, [np.empty(0, records.RECORD)]
+    for run in runs(pages, start, end):
+        behind = run.at + run.number * run.step
+        if not run.discarded:
+            rows = np.frombuffer(pages, np.uint8, behind - run.at, run.at).reshape(run.number, run.step)
             found.append(rows[:, HEAD : HEAD + records.RECORD.itemsize].copy().view(records.RECORD)[:, 0])
-        at += count * step
-    return np.concatenate(found), at - start
+    return np.concatenate(found), behind - start

@@ -10,8 +10,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from midstream.ebpf import libbpf, pins, records
+from midstream.ebpf.ring_pages import HEAD, mapped, runs
 
-HEAD = 8  # before each record: its length and two flags, and where in the ring it lies
-BUSY, DISCARDED = 1 << 31, 1 << 30
 _RECORD = struct.Struct("<QQIIHHHH")  # records.RECORD
 
 
@@ -53,22 +51,6 @@ def retained(folder: Path) -> dict[int, Retained]:
         return collect(lambda: consumer[:8], pages)
 
 
-@contextmanager
-def mapped(folder: Path) -> Iterator[tuple[mmap.mmap, mmap.mmap, int]]:
-    """For reading: the consumer's page of the ring pinned in folder, then the producer's and the data twice
-    in a row; and the kernel's number of the ring. Raises KernelError."""
-    page = mmap.PAGESIZE
-    fd = pins.open_map(folder, "ring")
-    try:
-        found = libbpf.map_info(fd)
-        consumer = mmap.mmap(fd, page, prot=mmap.PROT_READ)
-        pages = mmap.mmap(fd, page + 2 * found.max_entries, prot=mmap.PROT_READ, offset=page)
-    finally:
-        os.close(fd)
-    with consumer, pages:
-        yield consumer, pages, found.id
-
-
 def collect(consumer: Callable[[], bytes], pages: mmap.mmap | memoryview) -> dict[int, Retained]:
     """The same of a ring in memory. consumer(): the position up to which room is given back, which the reader
     moves meanwhile. pages: the producer's page and then the data, twice in a row."""
@@ -77,14 +59,13 @@ def collect(consumer: Callable[[], bytes], pages: mmap.mmap | memoryview) -> dic
     data = bytes(pages[start : start + end - begin])
     at = int.from_bytes(consumer(), "little") - begin  # what lies before that may have been overwritten
     found: dict[int, Retained] = {}
-    while at < len(data):
-        (head,) = struct.unpack_from("<I", data, at)
-        if head & BUSY:  # it and those behind it are not whole yet
-            break
-        record, at = at + HEAD, at + HEAD + ((head & ~DISCARDED) + 7) // 8 * 8
-        if not head & DISCARDED:
+    for run in runs(data, at, len(data)):
+        if run.discarded:
+            continue
+        for record in range(run.at + HEAD, run.at + run.number * run.step, run.step):
             offset, moment, connection, length, sensor, port, flags, _ = _RECORD.unpack_from(data, record)
-            payload = data[record + _RECORD.size :][:length] if length else b""
+            behind = record + _RECORD.size
+            payload = data[behind : behind + length]
             of_connection = found.setdefault(connection, Retained(sensor, port, []))
             of_connection.records.append(Stored(offset, moment, flags, payload))
     return found
