@@ -22,7 +22,7 @@ from tests.lab.triangle import (
 )
 
 from midstream import config, network
-from midstream.ebpf.records import ring_size
+from midstream.ebpf.sizing import ring_size
 from midstream.hardworker.recording import recorded_dtype
 from midstream.lab import Impairment, Lab, clear, impair
 from midstream.sensor import SENT_DTYPE

@@ -15,7 +15,7 @@ from tests.program.bench import TOPOLOGY, UNMARKED, XDP_TX, Bench, Sensor
 from tests.program.ring import HEAD, Record
 
 from midstream import packet
-from midstream.ebpf import libbpf, records
+from midstream.ebpf import libbpf, records, sizing
 from midstream.network import MAX_SENSORS, Host
 from midstream.packet import Flags
 
@@ -181,7 +181,7 @@ def test_sizes(mtu: int, size: int) -> None:
             rooms = [room for room in (64, 512, blocks(most)) if room >= length]
             assert record.room == (blocks(size) if length == size else rooms[0])
             if length == size:
-                assert records.ring_room(size, mtu) == EMPTY + record.room
+                assert sizing.ring_room(size, mtu) == EMPTY + record.room
             position += length
         sensor.expect(sensor.frame(ACK, position, bytes(most + 1)), "oversized")
         for length in (most, 1):

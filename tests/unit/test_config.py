@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
 from midstream.config import Config, load
-from midstream.ebpf.records import LEAST_RING
+from midstream.ebpf.sizing import LEAST_RING
 from midstream.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from midstream.doctor.finding import Finding, fault, ok, unknown, warning
 from midstream.doctor.interface import InterfaceState
 from midstream.doctor.subject import Subject
 from midstream.ebpf import attachment, irq_mitigation, loader, pins, quickack
-from midstream.ebpf.records import OUTCOMES, ring_room, ring_size
+from midstream.ebpf.records import OUTCOMES
+from midstream.ebpf.sizing import ring_rate, ring_size
 from midstream.errors import CompileError, KernelError
 from midstream.values import MAX_RING
 
@@ -95,10 +96,10 @@ def check(program: ProgramState, interface: InterfaceState | None, subject: Subj
 def _check_ring(subject: Subject) -> Iterator[Finding]:
     """Nothing is said of a rate that config.toml leaves out, nor of messages of any length."""
     data, topology = subject.config.data, subject.topology
-    if data.framing != "fixed" or not data.freq or "freq" not in data.model_fields_set:
-        return
     size, sensors = ring_size(subject.config, topology), len(topology.sensors)
-    second = ring_room(topology.size, topology.mtu) * data.freq * sensors
+    second = ring_rate(subject.config, topology) * sensors
+    if data.framing != "fixed" or not second:
+        return
     rate = f"{sensors} × {data.freq:g} Hz × {topology.size} bytes"
     found = f"{size >> 10} KiB hold {size / second:.2g} s of {rate}"
     if size >= second * PAUSE:

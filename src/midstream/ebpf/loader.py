@@ -32,6 +32,7 @@ from midstream.ebpf import (
 )
 from midstream.ebpf.attachment import Attachment, Mode
 from midstream.ebpf.objects import open_object
+from midstream.ebpf.sizing import ring_size
 from midstream.errors import KernelError
 from midstream.network import Topology
 
@@ -173,14 +174,14 @@ def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topol
         pins.stamp(role, config, topology),
         wakeup=not settings.period,
         check=settings.checksums,
-        ring_quota=_quota(records.ring_size(config, topology), settings.quota, topology),
+        ring_quota=_quota(ring_size(config, topology), settings.quota, topology),
         open_quota=_quota(settings.connections, settings.quota, topology),
         layout=pins.layout(role, config, topology),
         sensors=len(topology.sensors),
     )
     program.set_initial_value(".rodata.settings", values)
     if role == "hardworker":
-        program.set_max_entries("ring", records.ring_size(config, topology))
+        program.set_max_entries("ring", ring_size(config, topology))
         program.set_max_entries("connections", settings.connections)
         journal = records.journal_size(settings.connections)
         program.set_max_entries("journal", journal // 8)

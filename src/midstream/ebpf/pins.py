@@ -20,6 +20,7 @@ import numpy as np
 
 from midstream.config import Config, Role
 from midstream.ebpf import compiler, libbpf, records
+from midstream.ebpf.sizing import ring_size
 from midstream.errors import KernelError
 from midstream.network import Topology
 
@@ -39,7 +40,7 @@ def layout(role: Role, config: Config, topology: Topology) -> bytes:
     if role == "hardworker":
         settings = config.hardworker
         period = settings.period if settings.irq_mitigation else settings.period > 0
-        made_from += f" {topology.size} {records.ring_size(config, topology)} {settings.connections} {period}"
+        made_from += f" {topology.size} {ring_size(config, topology)} {settings.connections} {period}"
         made_from += f" {settings.checksums} {settings.quota}"
     return hashlib.sha256(made_from.encode()).digest()
 

@@ -2,9 +2,6 @@
 
 import numpy as np
 
-from midstream.config import Config
-from midstream.network import Topology
-
 ABI = 2
 """Of the maps, and of the records in the ring: another number where what lies in them is laid out otherwise,
 or means something else. A program of the same number may take another's place, with its maps, whatever
@@ -28,12 +25,6 @@ RECORD = np.dtype(
 
 LARGEST_RECORD = 4096
 """More bytes than any record takes, whatever the machine's pages are: const.toml allows no longer packet."""
-
-LEAST_RING, MOST_RING = 4 * 2**20, 64 * 2**20
-"""Bytes of a ring whose size config.toml leaves out: at least, and at most."""
-
-_RING_HEADER = 8  # BPF_RINGBUF_HDR_SZ of linux/bpf.h
-_BLOCK = 64  # copy.h
 
 FORWARDED = (
     "opened",
@@ -150,38 +141,6 @@ unlinked: not 0 if the program is no longer on the interface."""
 
 HERE = 0xFFFFFFFF
 """The destination that is this host's own stack; every other is a position in const.toml's loggers."""
-
-
-def ring_room(size: int, mtu: int) -> int:
-    """Bytes of the ring that a message of const.toml's size takes, where its sensor sends full segments."""
-    most, head = mtu - 40, _RING_HEADER + RECORD.itemsize
-    if size <= most:
-        return head + _blocks(size)
-    segments, rest = divmod(size, most - 12)  # TCP's timestamps
-    classes = (64, 512, _blocks(most))  # hardworker.bpf.c
-    return segments * (head + _blocks(most)) + (head + next(c for c in classes if rest <= c) if rest else 0)
-
-
-def ring_size(config: Config, topology: Topology) -> int:
-    """Bytes of the ring: as config.toml says. Else it holds two seconds of one sensor, whose rate and message
-    size config.toml gives: an application may pause for one, and half is retained for the logger. It does not
-    follow the number of sensors: each newcomer would need another ring."""
-    if config.hardworker.ring_size is not None:
-        return config.hardworker.ring_size
-    data, given = config.data, config.data.model_fields_set
-    second = 0.0
-    if data.framing == "fixed" and "freq" in given:
-        second = ring_room(topology.size, topology.mtu) * data.freq
-    elif {"freq", "max_size"} <= given:
-        second = ring_room(data.max_size, topology.mtu) * data.freq
-    size = LEAST_RING
-    while size < min(2 * second, MOST_RING):
-        size *= 2
-    return size
-
-
-def _blocks(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
 
 
 def settings(

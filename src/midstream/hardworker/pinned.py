@@ -7,7 +7,8 @@ from midstream import config as configuration
 from midstream import network
 from midstream.config import Config
 from midstream.ebpf import pins, ring_server
-from midstream.ebpf.records import LARGEST_RECORD, ring_size
+from midstream.ebpf.records import LARGEST_RECORD
+from midstream.ebpf.sizing import ring_size
 from midstream.errors import ConfigError, KernelError
 from midstream.hardworker.ring import Ring
 from midstream.network import Topology

@@ -14,7 +14,7 @@ import pytest
 
 from midstream import network
 from midstream.config import Config
-from midstream.ebpf import compiler, irq_mitigation, objects, pins, records
+from midstream.ebpf import compiler, irq_mitigation, objects, pins, records, sizing
 from midstream.errors import CompileError
 from midstream.framing import Framing
 from midstream.hardworker import ring, spill
@@ -239,9 +239,9 @@ def test_the_ring_follows_the_rate(data: dict[str, Any], size: int, expected: in
     """Mebibytes, whatever the number of sensors; config.toml has the last word."""
     config = Config.model_validate({"data": data})
     found = [
-        records.ring_size(config, replace(TOPOLOGY, size=size, sensors=TOPOLOGY.sensors * count))
+        sizing.ring_size(config, replace(TOPOLOGY, size=size, sensors=TOPOLOGY.sensors * count))
         for count in (1, 2)
     ]
     assert found == [expected * 2**20] * 2
     config = Config.model_validate({"data": data, "hardworker": {"ring_size": "1MiB"}})
-    assert records.ring_size(config, TOPOLOGY) == 2**20
+    assert sizing.ring_size(config, TOPOLOGY) == 2**20
