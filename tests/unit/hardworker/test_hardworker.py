@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.support.fake_ring import RingSource
 from tests.support.hosts import SENSORS, configure
-from tests.support.reader import SIZE, Site, later, payload
+from tests.support.reader import SIZE, Site, later, payload, unhurried
 
 from midstream.ebpf.records import FIN, OPEN, RESET
 from midstream.errors import ConfigError
@@ -336,11 +336,18 @@ def test_with_a_period_a_reader_waits_for_its_clock_and_not_for_data(site: Site)
             now = time.monotonic()
             assert now // period == before // period + 1
         assert not hardworker.wait(0.001)
-        with later(hardworker.stop, 0.01):
-            turns = 0
-            while hardworker.wait():  # more than once only if the machine is late
-                turns += 1
-        assert turns < 20
+
+
+def test_a_wait_for_the_clock_ends_when_it_is_stopped(site: Site) -> None:
+    called: list[float] = []
+
+    def stop() -> None:
+        called.append(time.monotonic())
+        hardworker.stop()
+
+    with site.hardworker(period=unhurried()) as hardworker, later(stop, 0.01):
+        assert not hardworker.wait()
+        assert time.monotonic() - called[0] < 0.07
 
 
 @pytest.mark.parametrize(
