@@ -125,7 +125,7 @@ def line(message: StoredMessage, said: Decoded) -> str:
     )
     if message.arrival:
         delay, error = message.arrival.delay_ns / 1e6, message.arrival.error_ns / 1e6
-        head += f" +{delay:.3f}±{error:.3f}ms"
+        head += f" {delay:+.3f}±{error:.3f}ms"
     if "fields" in said:
         layout = message.connection.layout
         units = {column.name: column.unit for column in layout.columns} if layout else {}

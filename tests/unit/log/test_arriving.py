@@ -136,6 +136,8 @@ def test_what_is_shown_and_exported(log: LogFile, tmp_path: Path) -> None:
     first, second = messages(log)
     assert line(first, {"text": "x"}).endswith(" 1:0 +2.000±0.000ms x")
     assert line(second, {"text": "x"}).endswith(" 1:1 x")
+    early = first._replace(arrival=Arrival(START, -75_000, 200_000))
+    assert line(early, {"text": "x"}).endswith(" 1:0 -0.075±0.200ms x"), "within the clocks' error"
     rows: list[dict[str, Any]] = [
         json.loads(each) for each in exported(log, "jsonl", tmp_path).read_text().splitlines()
     ]
