@@ -3,6 +3,7 @@
 `load` returns a frozen `Config` whose attributes follow the keys of the file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -19,6 +20,7 @@ from pydantic_core import CoreSchema
 from midstream import values
 from midstream.database_url import check
 from midstream.errors import ConfigError
+from midstream.framing import Framing
 from midstream.toml import FaultsError, Location, Section, absolute, parse_toml, read_text, show
 
 Role = Literal["sensor", "hardworker", "logger"]
@@ -32,6 +34,7 @@ MAX_CONNECTIONS = 2**20  # a SYN flood must not make the kernel's table larger t
 MIN_SPOOL = 2**20  # less holds no batch
 MAX_DEADLINE = 10**6  # seconds: some days
 MAX_COLUMNS = 1000  # of fields: PostgreSQL takes 1600 in a table, SQLite 2000
+MAX_STREAMS = 32
 
 
 def load(path: str | Path) -> "Config":
@@ -96,8 +99,28 @@ class NetworkSection(Section):
     )
 
 
+StreamName = Annotated[str, AfterValidator(values.stream_name)]
+STREAM_NAME = "a name of 1 to 32 characters a-z, 0-9 and _, the first a letter, no other stream's"
+STREAM_PORT = "an integer from 1 to 65535 (a TCP port), no other stream's"
+DATA = "data"
+"""The name of the only stream, where no [[stream]] gives one."""
+
+
+def claimed_twice(streams: Sequence[Any]) -> list[tuple[Location, str]]:
+    """Which of these tables have a name or a port that an earlier one has."""
+    faults: list[tuple[Location, str]] = []
+    for key in ("name", "port"):
+        owners: dict[object, int] = {}
+        for index, stream in enumerate(streams):
+            value = getattr(stream, key)
+            owner = index if value is None else owners.setdefault(value, index)
+            if owner != index:
+                faults.append((("stream", index, key), f"that of stream[{owner}] already"))
+    return faults
+
+
 class FieldSection(Section):
-    """An entry of [[data.field]]: what some bytes of every message mean (see fields.py)."""
+    """An entry of [[data.field]] or [[stream.field]]: what some bytes of every message mean (fields.py)."""
 
     name: Annotated[str, AfterValidator(values.field_name)] = Field(
         description="a name of 1 to 48 ASCII letters, digits and _, the first no digit, no other field's"
@@ -146,10 +169,10 @@ class FieldSection(Section):
         return self
 
 
-class DataSection(Section):
-    framing: Literal["fixed", "length", "line"] = Field(
-        default="fixed", description='"fixed", "length" or "line"'
-    )
+class MessageSection(Section):
+    """What messages are, and how often they come."""
+
+    framing: Framing = Field(default="fixed", description='"fixed", "length" or "line"')
     size: int | None = Field(
         default=None,
         ge=1,
@@ -161,19 +184,12 @@ class DataSection(Section):
         ge=0,
         description="a number of messages a second, 0 or more (0: as fast as TCP takes them)",
     )
-    deadline: float = Field(
-        default=0.0,
-        ge=0,
-        le=MAX_DEADLINE,
-        description=f"a number of seconds, 0 to {MAX_DEADLINE}, "
-        "until a sensor without data is silent (0: never)",
-    )
     max_size: int = Field(
         default=2**20, ge=1, le=MAX_FRAME, description=f"an integer from 1 to {MAX_FRAME} (bytes a message)"
     )
     field: Annotated[tuple[FieldSection, ...], Field(strict=False)] = Field(
         default=(),
-        description=f"tables [[data.field]] for fixed framing, with at most {MAX_COLUMNS} values in all",
+        description=f"tables for fixed framing, with at most {MAX_COLUMNS} values in all",
     )
 
     @property
@@ -198,7 +214,7 @@ class DataSection(Section):
             for column in [field.name, *field_columns(field.name, field.count)]:
                 owner = owners.setdefault(column.lower(), index)  # SQL does not tell capitals apart
                 if owner != index:
-                    faults.append((("field", index, "name"), f"data.field[{owner}] is called {column} too"))
+                    faults.append((("field", index, "name"), f"field[{owner}] is called {column} too"))
                     break
             for other in range(index):
                 start, end = self.field_offsets[other], self.field_offsets[other] + self.field[other].width
@@ -211,6 +227,37 @@ class DataSection(Section):
         if faults:
             raise FaultsError(faults)
         return self
+
+
+class DataSection(MessageSection):
+    """What they are, and when a sensor is missed."""
+
+    deadline: float = Field(
+        default=0.0,
+        ge=0,
+        le=MAX_DEADLINE,
+        description=f"a number of seconds, 0 to {MAX_DEADLINE}, "
+        "until a sensor without data is silent (0: never)",
+    )
+
+
+_RING_SIZE = (
+    "a power of two, at least one memory page and at most 2 GiB: "
+    'bytes, or a string such as "4MiB" (KiB, MiB, GiB)'
+)
+_PERIOD = "a number of seconds, 0 or more (0: wait for data instead of a clock)"
+_QUOTA = "a number above 0, at most 1: the part of ring and connections that one of several sensors may take"
+
+
+class StreamSection(DataSection):
+    """An entry of [[stream]]: a kind of messages, with a port and a ring of its own. What it does not say of
+    its ring, [hardworker] says."""
+
+    name: StreamName = Field(description=STREAM_NAME)
+    port: int | None = Field(default=None, ge=1, le=65535, description=STREAM_PORT)
+    ring_size: _RingSize | None = Field(default=None, description=_RING_SIZE)
+    quota: float | None = Field(default=None, gt=0, le=1, description=_QUOTA)
+    period: float | None = Field(default=None, ge=0, description=_PERIOD)
 
 
 class SensorSection(Section):
@@ -226,17 +273,11 @@ class SensorSection(Section):
 
 class HardworkerSection(Section):
     receiver: Literal["ebpf", "socket"] = Field(default="ebpf", description='"ebpf" or "socket"')
-    ring_size: _RingSize | None = Field(
-        default=None,
-        description="a power of two, at least one memory page and at most 2 GiB: "
-        'bytes, or a string such as "4MiB" (KiB, MiB, GiB)',
-    )
+    ring_size: _RingSize | None = Field(default=None, description=_RING_SIZE)
     connections: int = Field(
         default=4096, ge=1, le=MAX_CONNECTIONS, description=f"an integer from 1 to {MAX_CONNECTIONS}"
     )
-    period: float = Field(
-        default=0.0, ge=0, description="a number of seconds, 0 or more (0: wait for data instead of a clock)"
-    )
+    period: float = Field(default=0.0, ge=0, description=_PERIOD)
     irq_mitigation: bool = Field(default=True, description="true or false")
     socket: Annotated[str, AfterValidator(values.socket)] = Field(
         default="",
@@ -248,13 +289,7 @@ class HardworkerSection(Section):
     )
     checksums: bool = Field(default=True, description="true or false")
     retain: bool = Field(default=True, description="true or false")
-    quota: float = Field(
-        default=0.5,
-        gt=0,
-        le=1,
-        description="a number above 0, at most 1: the part of ring and connections that one of several "
-        "sensors may take",
-    )
+    quota: float = Field(default=0.5, gt=0, le=1, description=_QUOTA)
     spool: str = Field(default="spool.db", description='a path, relative to this file, or "" for no spool')
     spool_size: _ByteCount = Field(
         default=2**30,
@@ -343,15 +378,31 @@ class Config(Section):
     )
     network: NetworkSection = Field(default=NetworkSection(), description="a table")
     data: DataSection = Field(default=DataSection(), description="a table")
+    stream: Annotated[tuple[StreamSection, ...], Field(strict=False)] = Field(
+        default=(), max_length=MAX_STREAMS, description=f"at most {MAX_STREAMS} tables [[stream]]"
+    )
     sensor: SensorSection = Field(default=SensorSection(), description="a table")
     hardworker: HardworkerSection = Field(default=HardworkerSection(), description="a table")
     logger: LoggerSection = Field(default=LoggerSection(), description="a table")
     daemon: DaemonSection = Field(default=DaemonSection(), description="a table")
     _path: Path = PrivateAttr(default_factory=lambda: absolute(Path("config.toml")))
+    _only: str = PrivateAttr(default="")
+
+    @model_validator(mode="after")
+    def _separate_streams(self) -> Self:
+        faults = claimed_twice(self.stream)
+        if self.stream:
+            why = "each [[stream]] says it for itself"
+            faults += [(("data", key), why) for key in sorted(self.data.model_fields_set)]
+            faults += [(("network", "port"), why)] if self.network.port is not None else []
+        if faults:
+            raise FaultsError(faults)
+        return self
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> "Config":
-        """The content that `model_dump_json` gave, of the file at `path`, in another process."""
+        """The content of the file at `path` as `model_dump_json(exclude_unset=True)` gave it, in another
+        process."""
         config = cls.model_validate_json(text)
         config._path = path
         return config
@@ -398,11 +449,37 @@ class Config(Section):
         url = url.set(database=str(self._path.parent / url.database))
         return url.render_as_string(hide_password=False)
 
+    @property
+    def stream_name(self) -> str:
+        """Of the only stream."""
+        return self._only or DATA
+
+    def named(self, key: str) -> str:
+        """What a message about the only stream calls a key of it, as in `data.framing`."""
+        return f'stream "{self._only}": {key}' if self._only else f"data.{key}"
+
+    def only(self, name: str, data: DataSection, port: int) -> "Config":
+        """As if the stream of that name, with these messages at this port, were the only one: what a file
+        without [[stream]] would say."""
+        own = next((stream for stream in self.stream if stream.name == name), None)
+        said = {key: getattr(own, key) for key in ("ring_size", "quota", "period")} if own else {}
+        ring = {key: value for key, value in said.items() if value is not None}
+        only = self.model_copy(
+            update={
+                "data": data,
+                "stream": (),
+                "network": self.network.model_copy(update={"port": port}),
+                "hardworker": self.hardworker.model_copy(update=ring),
+            }
+        )
+        only._only = name
+        return only
+
     def message_size(self, const_size: int) -> int:
         """Bytes a fixed-size message: const.toml decides. Raises ConfigError if data.size is another."""
         if self.data.size not in (None, const_size):
             raise ConfigError(
-                f"{self._path}: data.size = {self.data.size}: must equal [data] size = {const_size} of "
-                f"{self.const_path}; change one of them, or leave data.size out"
+                f"{self._path}: {self.named('size')} = {self.data.size}: must equal [data] size = "
+                f"{const_size} of {self.const_path}; change one of them, or leave data.size out"
             )
         return const_size

@@ -8,20 +8,31 @@ through which interface a peer is reached.
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from itertools import dropwhile
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from midstream.config import MAX_MESSAGE
+from midstream.config import (
+    DATA,
+    MAX_MESSAGE,
+    MAX_STREAMS,
+    STREAM_NAME,
+    STREAM_PORT,
+    FieldSection,
+    MessageSection,
+    StreamName,
+    claimed_twice,
+)
 from midstream.errors import ConfigError, NetworkError
-from midstream.toml import FaultsError, Location, Section, parse_toml, read_text
+from midstream.framing import Framing
+from midstream.toml import FaultsError, Location, Section, literal, parse_toml, read_text
 
 MAX_SENSORS = 4096
 MAX_LOGGERS = 16
@@ -44,9 +55,45 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class SensorStream:
+    """A kind of messages. port: the TCP port of its packets. size: bytes of a message; for another framing
+    than fixed of the longest. freq: messages per second of a sensor; None: it is not said. fields: as in
+    config.toml."""
+
+    name: str
+    port: int
+    framing: Framing
+    size: int
+    freq: float | None = None
+    fields: tuple[FieldSection, ...] = ()
+
+    @classmethod
+    def parse(cls, table: object) -> "SensorStream":
+        """Of what `table` gave. Raises ValueError."""
+        return _StreamSection.model_validate(table).meant
+
+    def table(self) -> dict[str, Any]:
+        """Its entry in const.toml."""
+        return {
+            "name": self.name,
+            "port": self.port,
+            "framing": self.framing,
+            "size" if self.framing == "fixed" else "max_size": self.size,
+            **({} if self.freq is None else {"freq": self.freq}),
+            **(
+                {"field": [field.model_dump(exclude_unset=True) for field in self.fields]}
+                if self.fields
+                else {}
+            ),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """All that const.toml says. standbys: further loggers. tos: the IPv4 TOS byte of marked packets, 0 for
-    any. mtu: bytes of an IPv4 packet. size: bytes a message of fixed framing."""
+    any. mtu: bytes of an IPv4 packet. streams: with their names, if config.toml gives any; where there are
+    none, the only stream's messages are as each host's config.toml says. port, size: those of the first or
+    only stream; size: bytes a message of fixed framing."""
 
     sensors: tuple[Host, ...]
     hardworker: Host
@@ -56,6 +103,16 @@ class Topology:
     mtu: int
     size: int
     standbys: tuple[Host, ...] = ()
+    streams: tuple[SensorStream, ...] = ()
+
+    @property
+    def ports(self) -> dict[int, str]:
+        """The name of the stream of each port."""
+        return {stream.port: stream.name for stream in self.streams} or {self.port: DATA}
+
+    def only(self, stream: SensorStream) -> "Topology":
+        """As if this were the only stream."""
+        return replace(self, port=stream.port, size=stream.size, streams=())
 
     @property
     def loggers(self) -> tuple[Host, ...]:
@@ -84,8 +141,11 @@ def dumps(topology: Topology) -> str:
         f"[ip]\nsensor = {_list(str(host.ip) for host in sensors)}\n"
         f'hardworker = "{hardworker.ip}"\nlogger = "{logger.ip}"\n\n'
         + "".join(f'[[standby]]\nip = "{host.ip}"\nmac = "{host.mac}"\n\n' for host in topology.standbys)
-        + f"[mark]\ntos = {topology.tos}\nport = {topology.port}\n\n"
-        f"[data]\nmtu = {topology.mtu}\nsize = {topology.size}\n"
+        + f"[mark]\ntos = {topology.tos}\n"
+        + ("" if topology.streams else f"port = {topology.port}\n")
+        + f"\n[data]\nmtu = {topology.mtu}\n"
+        + ("" if topology.streams else f"size = {topology.size}\n")
+        + "".join(f"\n[[stream]]\n{_table(stream.table())}" for stream in topology.streams)
     )
 
 
@@ -246,7 +306,12 @@ class _MarkSection(Section):
     tos: Annotated[int, AfterValidator(_tos)] = Field(
         default=104, description="0 (any TOS) or a multiple of 4 from 64 to 252"
     )
-    port: int = Field(default=12345, ge=1, le=65535, description="an integer from 1 to 65535 (a TCP port)")
+    port: int = Field(
+        default=12345,
+        ge=1,
+        le=65535,
+        description="an integer from 1 to 65535 (a TCP port), and only without [[stream]]",
+    )
 
 
 class _DataSection(Section):
@@ -256,9 +321,30 @@ class _DataSection(Section):
         description=f"an integer from {MIN_MTU} to {MAX_MTU} (bytes an IPv4 packet; "
         "XDP needs the whole frame in one memory page)",
     )
-    size: int = Field(
-        ge=1, le=MAX_MESSAGE, description=f"an integer from 1 to {MAX_MESSAGE} (bytes a message)"
+    size: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_MESSAGE,
+        description=f"an integer from 1 to {MAX_MESSAGE} (bytes a message), and only without [[stream]]",
     )
+
+
+class _StreamSection(MessageSection):
+    name: StreamName = Field(description=STREAM_NAME)
+    port: int = Field(ge=1, le=65535, description=STREAM_PORT)
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if self.framing == "fixed" and self.size is None:
+            raise FaultsError([(("size",), "its framing is fixed")])
+        return self
+
+    @property
+    def meant(self) -> SensorStream:
+        size = self.size if self.framing == "fixed" else self.max_size
+        assert size is not None
+        freq = self.freq if "freq" in self.model_fields_set else None
+        return SensorStream(self.name, self.port, self.framing, size, freq, self.field)
 
 
 class _File(Section):
@@ -271,6 +357,21 @@ class _File(Section):
     )
     mark: _MarkSection = Field(default=_MarkSection(), description="a table with tos and port")
     data: _DataSection = Field(description="a table with mtu and size")
+    stream: Annotated[tuple[_StreamSection, ...], Field(strict=False)] = Field(
+        default=(), max_length=MAX_STREAMS, description=f"at most {MAX_STREAMS} tables [[stream]]"
+    )
+
+    @model_validator(mode="after")
+    def _in_one_form(self) -> Self:
+        faults = claimed_twice(self.stream)
+        if not self.stream and self.data.size is None:
+            faults.append((("data", "size"), "there is no [[stream]] that says it"))
+        for table, key, section in (("mark", "port", self.mark), ("data", "size", self.data)):
+            if self.stream and key in section.model_fields_set:
+                faults.append(((table, key), "each [[stream]] says it for itself"))
+        if faults:
+            raise FaultsError(faults)
+        return self
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
@@ -315,16 +416,25 @@ def _refuse_duplicates(claims: Iterable[_Claim]) -> None:
 
 def _parse(text: str, path: Path) -> Topology:
     file = parse_toml(text, path, _File)
+    streams = tuple(stream.meant for stream in file.stream)
+    size = streams[0].size if streams else file.data.size
+    assert size is not None
     return Topology(
         sensors=tuple(Host(ip, mac) for ip, mac in zip(file.ip.sensor, file.mac.sensor, strict=True)),
         hardworker=Host(file.ip.hardworker, file.mac.hardworker),
         logger=Host(file.ip.logger, file.mac.logger),
         standbys=tuple(Host(standby.ip, standby.mac) for standby in file.standby),
         tos=file.mark.tos,
-        port=file.mark.port,
+        port=streams[0].port if streams else file.mark.port,
         mtu=file.data.mtu,
-        size=file.data.size,
+        size=size,
+        streams=streams,
     )
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    """The lines of a TOML table."""
+    return "".join(f"{key} = {literal(value)}\n" for key, value in values.items())
 
 
 def _list(addresses: Iterator[str]) -> str:

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -76,6 +76,16 @@ def parse_toml(text: str, path: Path, model: type[Model]) -> Model:
             for location, kind, reason in _expand(details["loc"], details["type"], details.get("ctx", {}))
         ]
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults)) from error
+
+
+def literal(value: object) -> str:
+    """A value as TOML writes it; a list has a line for each entry, and a mapping becomes an inline table."""
+    if isinstance(value, list | tuple):
+        return "[\n" + "".join(f"    {literal(each)},\n" for each in value) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {literal(each)}" for key, each in value.items()) + " }"
+    # JSON's strings, numbers and booleans are TOML's (1.0), but for DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _syntax_fault(text: str, error: Exception) -> str:

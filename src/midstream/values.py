@@ -81,3 +81,9 @@ def field_name(value: str) -> str:
     if value.lower() in RESERVED:
         raise ValueError("the logger's own name for something else")
     return value
+
+
+def stream_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", value):
+        raise ValueError("not a name for a table, a topic and a folder")
+    return value

@@ -1,17 +1,24 @@
 """What a daemon tells the others of its host, sealed so that only they can read or say it."""
 
+import base64
 import json
+import zlib
+from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from midstream.config import Role
 from midstream.daemon.freshness import Stamp
 from midstream.daemon.seal import ForgedError, Key
-from midstream.network import Ip, Mac
+from midstream.errors import ConfigError
+from midstream.network import Ip, Mac, SensorStream
 
 _PURPOSE = "announcement"
 _STRING = 255  # bytes of a character-string of a TXT record (RFC 1035, section 3.3)
+
+_MOST_OF_STREAMS = 5600  # bytes as they are said: a packet of mDNS has at most 9000 (RFC 6762, section 17)
+_MOST_UNPACKED = 1 << 22
 
 Name = Annotated[str, Field(max_length=63)]
 Address = Annotated[Ip, BeforeValidator(str)]
@@ -22,12 +29,49 @@ class _Said(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def pack(streams: Sequence[SensorStream]) -> str:
+    """The streams as they are said. Raises ConfigError if they are too much for an announcement."""
+    if not streams:
+        return ""
+    text = json.dumps([stream.table() for stream in streams], ensure_ascii=False, separators=(",", ":"))
+    packed = base64.b85encode(zlib.compress(text.encode(), 9)).decode()
+    if len(packed) > _MOST_OF_STREAMS:
+        raise ConfigError(
+            f"[[stream]]: what they say takes {len(packed)} bytes of an announcement, compressed, and there is "
+            f"room for {_MOST_OF_STREAMS}; give the fields shorter names, or name fewer"
+        )
+    return packed
+
+
+def unpack(said: str) -> tuple[SensorStream, ...]:
+    """The streams that were packed. Raises ValueError."""
+    if not said:
+        return ()
+    unpacking = zlib.decompressobj()
+    try:
+        text = unpacking.decompress(base64.b85decode(said), _MOST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError("no streams") from error
+    return tuple(SensorStream.parse(table) for table in json.loads(text))
+
+
+def _packed(said: str) -> str:
+    unpack(said)
+    return said
+
+
 class Mark(_Said):
-    """What the hardworker decides for all."""
+    """What the hardworker decides for all. packed: the streams, where config.toml names them; port and size
+    are those of the first, for daemons that know one only."""
 
     tos: int = Field(ge=0, le=255)
     port: int = Field(ge=1, le=65535)
     size: int = Field(ge=1)
+    packed: Annotated[str, AfterValidator(_packed)] = ""
+
+    @property
+    def streams(self) -> tuple[SensorStream, ...]:
+        return unpack(self.packed)
 
 
 class Announcement(_Said):

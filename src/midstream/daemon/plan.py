@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from midstream import streams
 from midstream.config import Config, Role
-from midstream.daemon.announcement import Announcement, Mark
+from midstream.daemon.announcement import Announcement, Mark, pack
 from midstream.daemon.peers import Peers
 from midstream.errors import ConfigError
 from midstream.network import Host, Topology
 
-DEFAULT_TOS, DEFAULT_PORT, DEFAULT_SIZE = 104, 12345, 1024
+DEFAULT_TOS = 104
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,15 @@ def decide_mark(config: Config, previous: Topology | None) -> Mark:
     tos, port, size = config.network.tos, config.network.port, config.data.size
     before = Mark(
         tos=previous.tos if previous else DEFAULT_TOS,
-        port=previous.port if previous else DEFAULT_PORT,
-        size=previous.size if previous else DEFAULT_SIZE,
+        port=previous.port if previous else streams.FIRST_PORT,
+        size=previous.size if previous and not previous.streams else streams.DEFAULT_SIZE,
     )
+    tos = before.tos if tos is None else tos
+    if decided := streams.decide(config, previous.streams if previous else ()):
+        first = decided[0]
+        return Mark(tos=tos, port=first.port, size=first.size, packed=pack(decided))
     return Mark(
-        tos=before.tos if tos is None else tos,
+        tos=tos,
         port=before.port if port is None else port,
         size=before.size if size is None else size,
     )
@@ -79,6 +84,7 @@ def make_plan(config: Config, own: Announcement, peers: Peers, previous: Topolog
         port=mark.port,
         mtu=own.mtu,
         size=mark.size,
+        streams=mark.streams,
     )
     return TopologyPlan(topology, loggers=loggers)
 
@@ -100,8 +106,8 @@ def order(topology: Topology, heard: Iterable[Announcement]) -> list[int]:
 
 def is_about(topology: Topology, own: Announcement) -> bool:
     """Was this topology made for this host as it is now: same addresses, marks and MTU?"""
-    told = (topology.tos, topology.port, topology.size)
-    marks = told if own.mark is None else (own.mark.tos, own.mark.port, own.mark.size)
+    told = (topology.tos, topology.port, topology.size, topology.streams)
+    marks = told if own.mark is None else (own.mark.tos, own.mark.port, own.mark.size, own.mark.streams)
     return Host(own.ip, own.mac) in _places(topology, own) and told == marks and topology.mtu == own.mtu
 
 
@@ -135,6 +141,8 @@ def _missing(missing: list[str], sensors: int, config: Config) -> str:
 
 def _contradiction(config: Config, mark: Mark) -> str:
     """What this host's config.toml says otherwise than the hardworker."""
+    if fault := streams.contradiction(config, mark.streams):
+        return f"{config.path}: {fault}"
     for name, own, decided in (
         ("network.tos", config.network.tos, mark.tos),
         ("network.port", config.network.port, mark.port),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from midstream.errors import LabError
-from midstream.network import Host, Topology
+from midstream.network import Host, SensorStream, Topology
 
 SUBNET = IPv4Network("10.83.0.0/24")
 INTERFACE = "eth0"
@@ -64,17 +64,26 @@ def plan(sensors: int, hardworker_cpus: tuple[int, ...], other_cpus: tuple[int, 
     )
 
 
-def topology(hosts: tuple[LabHost, ...], *, tos: int, port: int, mtu: int, size: int) -> Topology:
-    """What const.toml says about these hosts."""
+def topology(
+    hosts: tuple[LabHost, ...],
+    *,
+    tos: int,
+    port: int,
+    mtu: int,
+    size: int,
+    streams: tuple[SensorStream, ...] = (),
+) -> Topology:
+    """What const.toml says about these hosts. port, size: where there are no streams with names."""
     by_name = {host.name: Host(host.ip, host.mac) for host in hosts}
     return Topology(
         sensors=tuple(host for name, host in by_name.items() if name.startswith("sensor")),
         hardworker=by_name["hardworker"],
         logger=by_name["logger"],
         tos=tos,
-        port=port,
+        port=streams[0].port if streams else port,
         mtu=mtu,
-        size=size,
+        size=streams[0].size if streams else size,
+        streams=streams,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from midstream import network
+from midstream import config, network, streams
 from midstream.ebpf import pins
 from midstream.errors import LabError
 from midstream.lab import cpu, daemons, enter, faults, hosts, links, namespaces, needs, state
@@ -20,7 +20,6 @@ from midstream.network import Topology
 
 BPFFS = Path("/sys/fs/bpf")
 PINS = BPFFS / "midstream-lab"
-DEFAULT_SIZE = 1024  # bytes a message
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,15 @@ def up(
     settings = _with_defaults(settings, network={"pins": str(PINS)})
     if bare:  # what `midstream status` asks
         settings = _with_defaults(settings, daemon={"socket": str(run_dir / "hardworker" / "daemon.sock")})
-    topology = hosts.topology(planned, tos=tos, port=port, mtu=mtu, size=_message_size(settings))
+    configuration = config.parse(state.toml(settings), run_dir / "config.toml")
+    topology = hosts.topology(
+        planned,
+        tos=tos,
+        port=port,
+        mtu=mtu,
+        size=configuration.data.size or streams.DEFAULT_SIZE,
+        streams=streams.decide(configuration, ()),
+    )
     parameters = {
         "sensors": sensors,
         "tos": tos,
@@ -209,12 +216,6 @@ def _with_defaults(settings: Mapping[str, object], **tables: dict[str, object]) 
         given = found.get(name, {})
         found[name] = defaults | dict(given) if isinstance(given, Mapping) else given
     return found
-
-
-def _message_size(settings: Mapping[str, object]) -> int:
-    data = settings.get("data")
-    size = data.get("size") if isinstance(data, Mapping) else None
-    return size if isinstance(size, int) else DEFAULT_SIZE
 
 
 def _refuse_foreign_namespaces(names: list[str]) -> None:

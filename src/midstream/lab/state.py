@@ -13,11 +13,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from midstream import config, network
+from midstream import config, network, streams
 from midstream.errors import LabError
 from midstream.lab.hosts import LabHost
 from midstream.lab.needs import ProcessProgress
 from midstream.network import Topology
+from midstream.toml import literal
 
 RUN_DIR = Path("/run/midstream-lab")
 STATE = Path("/run/midstream-lab.json")
@@ -139,15 +140,14 @@ def _write(folder: Path, settings: Mapping[str, object], topology: Topology, *, 
     config_path.write_text(_HEADER + toml(settings))
     if not bare:
         network.write(const_path, topology, written_by=AUTHOR)
-    config.load(config_path).message_size(topology.size)
+    for stream in streams.resolved(config.load(config_path), topology).values():
+        stream.config.message_size(stream.topology.size)
 
 
 def toml(settings: Mapping[str, object]) -> str:
-    """A config.toml: keys, then tables. A JSON string, number or boolean is the same in TOML."""
-    lines = [
-        f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)
-    ]
+    """A config.toml: keys, then tables."""
+    lines = [f"{key} = {literal(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
     for name, table in settings.items():
         if isinstance(table, Mapping):
-            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {literal(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"

@@ -60,7 +60,7 @@ class Logger(Closing):
         prunes = not self._spool and _prunes(self._config)
         raise_limit()
         settings = {
-            "config": self._config.model_dump_json(),
+            "config": self._config.model_dump_json(exclude_unset=True),
             "path": str(self._config.path),
             "size": self._size,
             "spool": str(self._spool) if self._spool else "",

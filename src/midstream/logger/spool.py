@@ -54,7 +54,9 @@ class Backfill(Closing):
 
     def __init__(self, config: Config) -> None:
         self._path = path_of(config)
-        self._process = Companion(BACKFILL, {"config": config.model_dump_json(), "path": str(config.path)})
+        self._process = Companion(
+            BACKFILL, {"config": config.model_dump_json(exclude_unset=True), "path": str(config.path)}
+        )
 
     def run(self, stop: Callable[[], bool]) -> bool:
         """Until nothing is left, which is True, or until `stop()`."""
