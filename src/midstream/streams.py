@@ -54,8 +54,8 @@ def only(config: Config, topology: Topology, name: str) -> ResolvedStream:
 
 
 def decide(config: Config, previous: tuple[SensorStream, ...]) -> tuple[SensorStream, ...]:
-    """What the hardworker decides for all: config.toml, else const.toml as it was, else the default. None where
-    no [[stream]] is named."""
+    """What the hardworker decides for all: config.toml, else const.toml as it was, else the default. None
+    where no [[stream]] is named."""
     before = {stream.name: stream for stream in previous}
     taken = {section.port for section in config.stream}
     taken |= {before[s.name].port for s in config.stream if s.port is None and s.name in before}

@@ -37,8 +37,8 @@ def pack(streams: Sequence[SensorStream]) -> str:
     packed = base64.b85encode(zlib.compress(text.encode(), 9)).decode()
     if len(packed) > _MOST_OF_STREAMS:
         raise ConfigError(
-            f"[[stream]]: what they say takes {len(packed)} bytes of an announcement, compressed, and there is "
-            f"room for {_MOST_OF_STREAMS}; give the fields shorter names, or name fewer"
+            f"[[stream]]: what they say takes {len(packed)} bytes of an announcement, compressed, and there "
+            f"is room for {_MOST_OF_STREAMS}; give the fields shorter names, or name fewer"
         )
     return packed
 
