@@ -38,6 +38,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert config.model_dump() == {
         "role": None,
         "timeout": 0.0,
+        "stream": (),
         "const": "const.toml",
         "network": {
             "interface": "",
