@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, insert
 
+from midstream.config import DATA
 from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
 from midstream.storage import readings, schema
@@ -40,7 +41,7 @@ class LogFile:
             database.exec_driver_sql("PRAGMA journal_mode=WAL")
             schema.prepare(database, self.url)
             columns = [(column.name, column.kind) for column in LAYOUT.columns]
-            self._readings = readings.prepare(database, self.url, columns)
+            self._readings = readings.prepare(database, self.url, DATA, columns)
 
     def add(
         self,

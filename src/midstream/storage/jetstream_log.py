@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage.published import PLACE, arrivals_subject
 from midstream.storage.store import FRAME
@@ -127,12 +128,12 @@ class JetStreamLog(Closing):
         return self._all.pruned(self._all.by_id[connection.id])
 
     def told(self) -> Knowledge:
-        held: dict[str, HeldStream] = {}
+        held: dict[tuple[object, ...], HeldStream] = {}
         for found in self._all_of("held"):
-            said, before = HeldStream.parse(json.loads(found.data)), held.get(found.subject)
-            held[found.subject] = (
-                said if before is None else replace(said, bytes=max(said.bytes, before.bytes))
-            )
+            said = HeldStream.parse(json.loads(found.data))
+            key = said.stream, said.sensor, said.port, said.first, said.opened_ns
+            before = held.get(key)
+            held[key] = said if before is None else replace(said, bytes=max(said.bytes, before.bytes))
         forgotten = {
             found.subject: Forgotten(**json.loads(found.data)) for found in self._all_of("forgotten")
         }
@@ -145,7 +146,9 @@ class JetStreamLog(Closing):
     ) -> list[ArrivalTimes]:
         assert connection.first is not None
         known = self._all.by_id[connection.id]
-        subject = arrivals_subject(self._stream.stream, connection.sensor, connection.port, connection.first)
+        subject = arrivals_subject(
+            self._stream.stream, connection.stream, connection.sensor, connection.port, connection.first
+        )
         moment = self._moment(known, since_ns)
         said = self._stream.get({"next_by_subj": subject, "start_time": moment.isoformat()})
         found: list[ArrivalTimes] = []
@@ -201,6 +204,7 @@ class JetStreamLog(Closing):
             token=event.get("token", ""),
             first=event.get("first"),
             spooled=bool(event.get("spooled") or end.get("spooled")),
+            stream=event.get("stream", DATA),
         )
 
     def _parsed(self, text: str, known: Known) -> "Layout":

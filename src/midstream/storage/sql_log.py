@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql import quoted_name
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage import schema
 from midstream.storage.opening import failed, open_engine, stored_version
@@ -60,7 +61,8 @@ class SqlLog(Closing):
                     for each in (schema.connections, schema.messages)
                 }
                 tables = set(inspector.get_table_names())
-                self._has_readings = schema.READINGS in tables
+                self._tables = tables
+                self._names_streams = self.version >= schema.NAMES_STREAMS
                 self._has_arrivals = schema.arrivals.name in tables
                 self._was_told = {schema.held.name, schema.pending.name, schema.forgotten.name} <= tables
         except BaseException:
@@ -185,19 +187,24 @@ class SqlLog(Closing):
             return Knowledge()
         with self.transaction() as database:
             return Knowledge(
-                [HeldStream(*row) for row in database.execute(select(schema.held))],
-                [Pending(*row) for row in database.execute(select(schema.pending))],
-                [Forgotten(*row) for row in database.execute(select(schema.forgotten))],
+                [HeldStream(*row) for row in database.execute(self._all_told(schema.held))],
+                [Pending(*row) for row in database.execute(self._all_told(schema.pending))],
+                [Forgotten(*row) for row in database.execute(self._all_told(schema.forgotten))],
             )
+
+    def _all_told(self, told: Table) -> Select[Any]:
+        """All columns of a table, the stream's name too where they have one."""
+        return select(*(each for each in told.c if self._names_streams or each is not told.c.stream))
 
     def arrivals(self, connection: StoredConnection, start: int, end: int, _: int, /) -> list[ArrivalTimes]:
         if not self._has_arrivals:
             return []
         told = schema.arrivals
-        query = select(told).where(
+        query = self._all_told(told).where(
             told.c.sensor == connection.sensor,
             told.c.port == connection.port,
             told.c.first == connection.first,
+            *([told.c.stream == connection.stream] if self._names_streams else []),
             told.c.stream_start < end,
             told.c.stream_end > start,
         )
@@ -217,10 +224,11 @@ class SqlLog(Closing):
     ) -> dict[int, tuple[Any, ...]] | None:
         if self.version < 2:
             return None
-        if not self._has_readings:
+        called = schema.readings_table(connection.stream, self.version)
+        if called not in self._tables:
             return {}
         stored = table(
-            schema.READINGS,
+            called,
             column("connection_id"),
             column("sequence"),
             *(column(quoted_name(name, True)) for name in names),
@@ -266,6 +274,7 @@ class SqlLog(Closing):
             token=row["token"] or "",
             first=row["first"],
             spooled=bool(row["spooled"]),
+            stream=row["stream"] or DATA,
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.storage.run import Run
 from midstream.storage.store import FRAME
 from midstream.told import ArrivalTimes, Knowledge
@@ -24,7 +25,7 @@ class StoredConnection:
     """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end (then it
     is `lost`); so is `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on
     purpose. token: the logger's name for it. first: TCP's sequence number of the stream's first byte, if
-    it is known. spooled: it came by the hardworker's spool."""
+    it is known. spooled: it came by the hardworker's spool. stream: the kind of its messages."""
 
     id: int
     sensor: str
@@ -43,6 +44,7 @@ class StoredConnection:
     lost: bool = False
     first: int | None = None
     spooled: bool = False
+    stream: str = DATA
 
     @property
     def state(self) -> str:

@@ -22,7 +22,7 @@ class Known:
 
     id: int
     stream: str
-    name: str  # SENSOR.PORT.TOKEN, as in its subjects
+    name: str  # NAME.SENSOR.PORT.TOKEN, as in its subjects; an older logger has left out NAME
     event: dict[str, Any]  # of its opening, or what stands for it
     opening: int = 0
     clock_ns: int = 0  # by how much the servers' clock was ahead of the logger's, or less
@@ -122,8 +122,9 @@ class StreamConnections:
     def _add_without_opening(self, name: str, count: int) -> None:
         first = self._stream.get({"seq": 1, "next_by_subj": f"{self._stream.stream}.data.{name}"})
         if first is not None:
-            sensor, port, _ = name.split(".", 2)
+            *named, sensor, port, _, _ = name.split(".")
             event = {
+                **({"stream": named[0]} if named else {}),
                 "sensor": sensor.replace("-", "."),
                 "port": int(port),
                 "opened_ns": self.place(first)[2],
