@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
+from midstream.config import DATA
+
 OPEN, CLOSED, RESET, LOST, UNTOLD = "open", "closed", "reset", "lost", "untold"
 """States of what was held. lost: nobody saw its end, and the hardworker has it no more. untold: a sum of
 connections that the hardworker could not tell one by one."""
@@ -30,22 +32,23 @@ class HeldStream:
     bytes: int
     state: str
     here: bool
+    stream: str = DATA
 
     @classmethod
     def parse(cls, told: Any) -> Self:
         """What was said on the line. Raises ValueError."""
-        sensor, port, first, opened_ns, held, state, here = told
+        sensor, port, first, opened_ns, held, state, here, *stream = told
         numbers = (port, first, opened_ns, held)
         if not (isinstance(sensor, str) and all(type(each) is int for each in numbers)):
             raise ValueError(f"no connection: {told}")
         if state not in (OPEN, CLOSED, RESET, LOST, UNTOLD) or held < 0:
             raise ValueError(f"no connection: {told}")
-        return cls(sensor, port, first, opened_ns, held, state, bool(here))
+        return cls(sensor, port, first, opened_ns, held, state, bool(here), *stream)
 
     @property
     def values(self) -> tuple[Any, ...]:
         """As it is said on the line, and as columns of the table `held`."""
-        return self.sensor, self.port, self.first, self.opened_ns, self.bytes, self.state, self.here
+        return self.sensor, self.port, self.first, self.opened_ns, self.bytes, self.state, self.here, self.stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +64,21 @@ class Pending:
     end: int
     messages: int
     oldest_ns: int
+    stream: str = DATA
 
     @classmethod
     def parse(cls, told: Any) -> Self:
         """What was said on the line. Raises ValueError."""
-        sensor, *numbers = told
+        sensor, *numbers = told[:8]
         if not (isinstance(sensor, str) and len(numbers) == 7 and all(type(each) is int for each in numbers)):
             raise ValueError(f"nothing pending: {told}")
-        return cls(sensor, *numbers)
+        return cls(sensor, *numbers, *told[8:])
 
     @property
     def values(self) -> tuple[Any, ...]:
         """As it is said on the line, and as columns of the table `pending`."""
         place = (self.sensor, self.port, self.first, self.opened_ns)
-        return *place, self.start, self.end, self.messages, self.oldest_ns
+        return *place, self.start, self.end, self.messages, self.oldest_ns, self.stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class Forgotten(NamedTuple):
     last_ns: int
     messages: int
     bytes: int
+    stream: str = DATA
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from sqlalchemy.schema import CreateColumn
 
 from midstream.errors import StoreError
 
-VERSION = 3
+VERSION = 4
 NOTES_PRUNED = 2  # the first version that notes what was removed to make room
 
 metadata = MetaData()
@@ -63,6 +63,7 @@ connections = Table(
     Column("pruned", BigInteger),  # messages that were removed to make room: those with a lower sequence
     Column("first", BigInteger),  # TCP's sequence number of the stream's first byte; NULL: it is not known
     Column("spooled", Boolean),  # came by the hardworker's spool; NULL: stored by a version before 3
+    Column("stream", String(32)),  # NULL: data, stored by a version before 4
 )
 
 Index("connections_first", connections.c.sensor, connections.c.port, connections.c.first)
@@ -96,6 +97,7 @@ held = Table(
     Column("held_bytes", BigInteger, nullable=False),  # of the stream
     Column("state", String(8), nullable=False),  # told.py has the words
     Column("destination_here", Boolean, nullable=False),  # it went to the spool
+    Column("stream", String(32)),  # NULL: data, stored by a version before 4
 )
 
 arrivals = Table(
@@ -124,6 +126,7 @@ pending = Table(
     Column("stream_end", BigInteger, nullable=False),
     Column("messages", BigInteger, nullable=False),
     Column("oldest_ns", BigInteger, nullable=False),
+    Column("stream", String(32)),  # NULL: data, stored by a version before 4
 )
 
 forgotten = Table(
@@ -134,6 +137,7 @@ forgotten = Table(
     Column("last_ns", BigInteger, nullable=False),
     Column("messages", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),  # of their payload
+    Column("stream", String(32)),  # NULL: data, stored by a version before 4
 )
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -227,7 +231,15 @@ def _to_version_3(database: Connection) -> None:
     )
 
 
-_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3}
+def _to_version_4(database: Connection) -> None:
+    """Which stream everything is of."""
+    for table in (connections, held, pending, forgotten):
+        present = {found["name"] for found in inspect(database).get_columns(table.name)}
+        if "stream" not in present:
+            add_column(database, table, table.c.stream)
+
+
+_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3, 3: _to_version_4}
 
 
 def add_column(database: Connection, table: Table, new: Column[Any]) -> None:
