@@ -48,7 +48,8 @@ class HeldStream:
     @property
     def values(self) -> tuple[Any, ...]:
         """As it is said on the line, and as columns of the table `held`."""
-        return self.sensor, self.port, self.first, self.opened_ns, self.bytes, self.state, self.here, self.stream
+        place = (self.sensor, self.port, self.first, self.opened_ns)
+        return *place, self.bytes, self.state, self.here, self.stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ no fault of what is stored.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from midstream.errors import StoreError
 from midstream.framing import PREFIX
 from midstream.log.account import Account, Accounts, accounts
 from midstream.log.messages import nobody
-from midstream.storage import schema
+from midstream.log.selection import EVERYTHING, Selection
 from midstream.storage.store import FRAME, checksum
 from midstream.storage.stored import Extent, Log, StoredConnection, StoredMessage
 
@@ -56,10 +56,10 @@ def verify(
     log: Log,
     connections: list[StoredConnection],
     looked_at: Callable[[int], object] = nobody,
-    sensors: Sequence[str] = (),
+    selection: Selection = EVERYTHING,
 ) -> Iterator[LogVerdict]:
     """A verdict for each of the connections, and for the database before them if it is damaged itself; after
-    them for what was held, and has no connection in the log. sensors: only of these, empty: of all."""
+    them for what was held, and has no connection in the log, of the selection."""
     verdict = LogVerdict(None)
     extents: dict[int, Extent] | None = None
     try:
@@ -89,7 +89,7 @@ def verify(
         except StoreError as error:
             verdict.fault(f"cannot be read after {verdict.messages:,} messages: {error}")
         yield verdict
-    for account in found.elsewhere(sensors):
+    for account in found.elsewhere(selection):
         yield LogVerdict(None, account)
 
 
@@ -205,10 +205,10 @@ class _Check:
         if stored is None:
             return
         for sequence, row in expected.items():
-            if sequence not in stored:
-                self._verdict.fault(f"message {sequence}: not in the table {schema.READINGS}")
-            elif not all(map(_same, row, stored[sequence])):
-                self._verdict.fault(f"message {sequence}: the table {schema.READINGS} says something else")
+            if sequence not in stored.rows:
+                self._verdict.fault(f"message {sequence}: not in the table {stored.table}")
+            elif not all(map(_same, row, stored.rows[sequence])):
+                self._verdict.fault(f"message {sequence}: the table {stored.table} says something else")
 
 
 def _same(mine: object, stored: object) -> bool:

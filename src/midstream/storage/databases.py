@@ -1,6 +1,6 @@
 """Which store, and which log, a URL names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from midstream.storage.room import Room
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
 from midstream.storage.store import Store
-from midstream.storage.stored import Log
+from midstream.storage.stored import Described, Log
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -52,16 +52,16 @@ def open_spool(config: Config, path: Path, framing: str = "") -> Store:
     )
 
 
-def open_log(url: str, *, framing: str = "fixed", layout: "Layout | None" = None) -> Log:
-    """What a logger has stored at a URL. `framing` and `layout` serve what was stored without.
+def open_log(url: str, described: Mapping[str, Described] | None = None) -> Log:
+    """What a logger has stored at a URL. `described`, by stream, serves what was stored without.
 
     StoreError if there is nothing, or if it cannot be read.
     """
     if is_nats(url):
         with _nats_package():
             from midstream.storage.jetstream_log import JetStreamLog
-        return JetStreamLog(url, framing=framing, layout=layout)
-    return SqlLog(url, framing=framing, layout=layout)
+        return JetStreamLog(url, described)
+    return SqlLog(url, described)
 
 
 def _jetstream(config: Config, layout: "Layout | None", longest: int) -> Store:

@@ -5,9 +5,9 @@ is slow, or follows for days, holds no snapshot that would keep SQLite's log or 
 being cleared away. Nothing here can write: SQLite opens the file read-only, PostgreSQL the transactions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     URL,
@@ -30,39 +30,43 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql import quoted_name
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage import schema
 from midstream.storage.opening import failed, open_engine, stored_version
 from midstream.storage.store import FRAME
-from midstream.storage.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
+from midstream.storage.stored import (
+    MAX_BYTES,
+    MAX_ROWS,
+    Described,
+    Extent,
+    StoredConnection,
+    StoredMessage,
+    StoredReadings,
+    told_open,
+)
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
-
-if TYPE_CHECKING:
-    from midstream.fields import Layout
 
 
 class SqlLog(Closing):
-    """The logger's database at a URL, for reading. `framing` and `layout` are for messages that were stored
+    """The logger's database at a URL, for reading. `described`, by stream, is for messages that were stored
     without saying what they are.
 
     StoreError if there is none, or if it cannot be read: the message says what to do.
     """
 
-    def __init__(self, url: str | URL, *, framing: str = "fixed", layout: "Layout | None" = None) -> None:
-        self._framing, self._layout = framing, layout
+    def __init__(self, url: str | URL, described: Mapping[str, Described] | None = None) -> None:
+        self._described = described or {}
         self._engine, self.name = open_engine(url, read_only=True)
         try:
             with self.transaction() as database:
                 self.version = stored_version(database, self.name)
                 inspector = inspect(database)
+                self._tables = set(inspector.get_table_names())
                 self._present = {
-                    each.name: {found["name"] for found in inspector.get_columns(each.name)}
-                    for each in (schema.connections, schema.messages)
+                    name: {found["name"] for found in inspector.get_columns(name)}
+                    for name in self._tables & schema.metadata.tables.keys()
                 }
-                tables = set(inspector.get_table_names())
-                self._has_readings = schema.READINGS in tables
-                self._has_arrivals = schema.arrivals.name in tables
-                self._was_told = {schema.held.name, schema.pending.name, schema.forgotten.name} <= tables
         except BaseException:
             self.close()
             raise
@@ -101,6 +105,7 @@ class SqlLog(Closing):
             self._column(messages.c.stream_offset),
             func.length(messages.c.payload).label("size"),
             self._column(schema.connections.c.framing),
+            self._column(schema.connections.c.stream),
         )
         ends = ends.join(
             counted,
@@ -116,7 +121,7 @@ class SqlLog(Closing):
         extents = {}
         for key, found in rows.items():
             first, last = found[0], found[-1]
-            frame = FRAME[first.framing or self._framing]
+            frame = FRAME[first.framing or self._stored_without(first.stream).framing]
             end = None if last.stream_offset is None else last.stream_offset + last.size + frame
             extents[key] = Extent(
                 first.messages,
@@ -181,17 +186,26 @@ class SqlLog(Closing):
             return database.execute(query).scalar() or 0
 
     def told(self) -> Knowledge:
-        if not self._was_told:
+        tables = (schema.held, schema.pending, schema.forgotten)
+        if not {each.name for each in tables} <= self._tables:
             return Knowledge()
         with self.transaction() as database:
-            return Knowledge(
-                [HeldStream(*row) for row in database.execute(select(schema.held))],
-                [Pending(*row) for row in database.execute(select(schema.pending))],
-                [Forgotten(*row) for row in database.execute(select(schema.forgotten))],
-            )
+            held, pending, forgotten = (list(self._told(database, each)) for each in tables)
+        return Knowledge(
+            [HeldStream(*values) for values in held],
+            [Pending(*values) for values in pending],
+            [Forgotten(*values) for values in forgotten],
+        )
+
+    def _told(self, database: Connection, table: Table) -> Iterator[tuple[Any, ...]]:
+        """The rows of a table of what was told, the stream last."""
+        stream = self._column(table.c.stream)
+        others = [each for each in table.c if each is not table.c.stream]
+        for *values, name in database.execute(select(*others, stream)):
+            yield *values, name or DATA
 
     def arrivals(self, connection: StoredConnection, start: int, end: int, _: int, /) -> list[ArrivalTimes]:
-        if not self._has_arrivals:
+        if schema.arrivals.name not in self._tables:
             return []
         told = schema.arrivals
         query = select(told).where(
@@ -214,13 +228,16 @@ class SqlLog(Closing):
 
     def readings(
         self, connection: StoredConnection, names: list[str], first: int, last: int
-    ) -> dict[int, tuple[Any, ...]] | None:
+    ) -> StoredReadings | None:
         if self.version < 2:
             return None
-        if not self._has_readings:
-            return {}
+        name = f"{schema.READINGS}_{connection.stream}"
+        if name not in self._tables and connection.stream == DATA and schema.READINGS in self._tables:
+            name = schema.READINGS  # as versions before 4 called it
+        if name not in self._tables:
+            return StoredReadings(name, {})
         stored = table(
-            schema.READINGS,
+            name,
             column("connection_id"),
             column("sequence"),
             *(column(quoted_name(name, True)) for name in names),
@@ -229,16 +246,20 @@ class SqlLog(Closing):
             stored.c.connection_id == connection.id, stored.c.sequence.between(first, last)
         )
         with self.transaction() as database:
-            return {row[0]: tuple(row)[1:] for row in database.execute(query)}
+            return StoredReadings(name, {row[0]: tuple(row)[1:] for row in database.execute(query)})
 
     def _column(self, column: Column[Any]) -> ColumnElement[Any]:
         """A column, or NULL where a database of an older version has none."""
         assert isinstance(column.table, Table)
         return column if column.name in self._present[column.table.name] else null().label(column.name)
 
+    def _stored_without(self, stream: str | None) -> Described:
+        return self._described.get(stream or DATA, Described())
+
     def _connection(self, row: Any) -> StoredConnection:
-        framing = row["framing"] or self._framing
-        layout = self._layout if framing == "fixed" else None
+        described = self._stored_without(row["stream"])
+        framing = row["framing"] or described.framing
+        layout = described.layout if framing == "fixed" else None
         if row["layout"] is not None:
             from midstream.fields import Layout  # with NumPy, which not every reader needs
 
@@ -266,6 +287,7 @@ class SqlLog(Closing):
             token=row["token"] or "",
             first=row["first"],
             spooled=bool(row["spooled"]),
+            stream=row["stream"] or DATA,
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage.published import CHECKSUM, PLACE
 from midstream.storage.stored import MAX_BYTES, MAX_ROWS
@@ -22,7 +23,7 @@ class Known:
 
     id: int
     stream: str
-    name: str  # SENSOR.PORT.TOKEN, as in its subjects
+    name: str  # SENSORSTREAM.SENSOR.PORT.TOKEN, as in its subjects; of an older logger without the first
     event: dict[str, Any]  # of its opening, or what stands for it
     opening: int = 0
     clock_ns: int = 0  # by how much the servers' clock was ahead of the logger's, or less
@@ -39,6 +40,11 @@ class Known:
     following: tuple[int, int] = (0, 1)  # a sequence, and a number from which on it and all later ones are
 
     @property
+    def sensor_stream(self) -> str:
+        """The name of what the connection carries."""
+        return _parted(self.name)[0]
+
+    @property
     def opened_ns(self) -> int:
         opened_ns: int = self.event["opened_ns"]
         return opened_ns
@@ -53,7 +59,7 @@ class Known:
 
 
 class StreamConnections:
-    """All connections of a stream, by SENSOR.PORT.TOKEN and by id; `refresh` sees what is new."""
+    """All connections of a stream, by what their subjects call them and by id; `refresh` sees what is new."""
 
     def __init__(self, stream: JetStreamStream) -> None:
         self._stream = stream
@@ -122,7 +128,7 @@ class StreamConnections:
     def _add_without_opening(self, name: str, count: int) -> None:
         first = self._stream.get({"seq": 1, "next_by_subj": f"{self._stream.stream}.data.{name}"})
         if first is not None:
-            sensor, port, _ = name.split(".", 2)
+            _, sensor, port = _parted(name)
             event = {
                 "sensor": sensor.replace("-", "."),
                 "port": int(port),
@@ -194,3 +200,10 @@ class StreamConnections:
             f"{self._stream.name}: message {found.number} of the stream, in {found.subject}, is none that a "
             f"logger has written. What to do: {remove}, if another program has published it"
         )
+
+
+def _parted(name: str) -> tuple[str, str, str]:
+    """A connection's stream, sensor and port. The name of a stream begins with a letter, and none was there
+    before there were several."""
+    first, second, third = name.split(".", 3)[:3]
+    return (first, second, third) if first[:1].isalpha() else (DATA, first, second)
