@@ -142,17 +142,22 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The messages as a file for other programs: CSV, JSON Lines, Parquet, or MCAP (Foxglove)."""
+    """The messages as a file for other programs: CSV, JSON Lines, Parquet, or MCAP (Foxglove).
+
+    Of several streams, Parquet is a file for each: NAME-STREAM.parquet.
+    """
     selection = selected(streams, sensors, connections, since, until, where)
     chosen = kind or _format(output)
     with opened(path, url) as database:
         reader = LogReader(database, selection)
         with progress("exporting", reader.total) as looked_at:
-            count = exporting.export(reader, chosen, output, payload=payload, looked_at=looked_at)
-    if output == Path("-"):
+            count, files = exporting.export(reader, chosen, output, payload=payload, looked_at=looked_at)
+    if not files:
         say(f"log export: {count:,} messages")
-    else:
-        show({"messages": count, "bytes": output.stat().st_size, "file": str(output)}, as_json)
+        return
+    size, names = sum(file.stat().st_size for file in files), list(map(str, files))
+    written = {"file": names[0]} if len(names) == 1 else {"files": names if as_json else ", ".join(names)}
+    show({"messages": count, "bytes": size, **written}, as_json)
 
 
 @app.command()
