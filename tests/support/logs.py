@@ -5,11 +5,13 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sqlalchemy import create_engine, insert
+from sqlalchemy import BigInteger, Column, Double, LargeBinary, MetaData, Table, create_engine, insert
+from sqlalchemy.sql import quoted_name
 
+from midstream.config import DATA
 from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
-from midstream.storage import readings, schema
+from midstream.storage import schema
 from midstream.storage.store import checksum
 from midstream.told import Knowledge
 
@@ -39,8 +41,7 @@ class LogFile:
             database.exec_driver_sql("PRAGMA synchronous=OFF")  # a test has no power cut
             database.exec_driver_sql("PRAGMA journal_mode=WAL")
             schema.prepare(database, self.url)
-            columns = [(column.name, column.kind) for column in LAYOUT.columns]
-            self._readings = readings.prepare(database, self.url, columns)
+        self._readings: dict[str, Table] = {}
 
     def add(
         self,
@@ -56,6 +57,7 @@ class LogFile:
         port: int = 0,
         first: int | None = None,
         sequences: Sequence[int] | None = None,
+        stream: str = DATA,
     ) -> int:
         """A connection with a message each step; its id. sequences: only these are there."""
         self._ids += 1
@@ -86,6 +88,7 @@ class LogFile:
             "framing": framing,
             "layout": layout.describe() if layout else None,
             "token": str(self._ids),
+            "stream": stream,
         }
         if closed:
             last = messages[-1]["received_ns"] if messages else start_ns
@@ -98,15 +101,16 @@ class LogFile:
             }
         if sequences is not None:
             messages = [message for message in messages if message["sequence"] in sequences]
+        table = self._readings_of(stream, layout) if layout else None
         with self._engine.begin() as database:
             database.execute(insert(schema.connections).values(row))
             if messages:
                 database.execute(insert(schema.messages), messages)
-            if layout and messages:
+            if layout and messages and table is not None:
                 names = [column.name for column in layout.columns]
                 values = layout.values(given)
                 database.execute(
-                    insert(self._readings),
+                    insert(table),
                     [
                         {
                             "connection_id": self._ids,
@@ -117,6 +121,16 @@ class LogFile:
                     ],
                 )
         return self._ids
+
+    def _readings_of(self, stream: str, layout: Layout) -> Table:
+        """The table of a stream's typed columns."""
+        if stream not in self._readings:
+            kinds = {"integer": BigInteger, "real": Double, "bytes": LargeBinary}
+            values = [Column(quoted_name(each.name, True), kinds[each.kind]()) for each in layout.columns]
+            keys = [Column(name, BigInteger, primary_key=True) for name in ("connection_id", "sequence")]
+            self._readings[stream] = Table(f"{schema.READINGS}_{stream}", MetaData(), *keys, *values)
+            self._readings[stream].create(self._engine)
+        return self._readings[stream]
 
     def tell(self, told: Knowledge) -> None:
         """What a hardworker has said."""

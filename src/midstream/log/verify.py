@@ -120,7 +120,7 @@ class _Check:
             self._looked_at(len(messages))
             for message in messages:
                 self._check(message)
-            if messages and self._connection.layout:
+            if messages:
                 self._check_readings(messages)
             position = following
         self._check_end()
@@ -195,20 +195,19 @@ class _Check:
 
     def _check_readings(self, messages: list[StoredMessage]) -> None:
         """The typed columns say what the messages say."""
-        layout = self._connection.layout
-        assert layout is not None
+        layout, called = self._connection.layout, self._log.readings_table(self._connection)
+        if layout is None or called is None:
+            return
         names = [each.name for each in layout.columns]
         fitting = [message for message in messages if len(message.payload) == layout.size]
         values = layout.values(message.payload for message in fitting)
         expected = {message.sequence: row for message, row in zip(fitting, values, strict=True)}
         stored = self._log.readings(self._connection, names, messages[0].sequence, messages[-1].sequence)
-        if stored is None:
-            return
         for sequence, row in expected.items():
-            if sequence not in stored.rows:
-                self._verdict.fault(f"message {sequence}: not in the table {stored.table}")
-            elif not all(map(_same, row, stored.rows[sequence])):
-                self._verdict.fault(f"message {sequence}: the table {stored.table} says something else")
+            if sequence not in stored:
+                self._verdict.fault(f"message {sequence}: not in the table {called}")
+            elif not all(map(_same, row, stored[sequence])):
+                self._verdict.fault(f"message {sequence}: the table {called} says something else")
 
 
 def _same(mine: object, stored: object) -> bool:

@@ -183,8 +183,11 @@ class JetStreamLog(Closing):
             faults += [f"JetStream: the opening of connection {name} is missing" for name in missing]
         return faults
 
-    def readings(self, *_: object) -> None:
+    def readings_table(self, _: StoredConnection, /) -> None:
         return None
+
+    def readings(self, *_: object) -> dict[int, tuple[object, ...]]:
+        return {}
 
     def _framing(self, known: Known) -> Framing:
         framing: Framing = known.event.get("framing") or self._stored_without(known).framing

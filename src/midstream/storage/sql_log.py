@@ -42,7 +42,6 @@ from midstream.storage.stored import (
     Extent,
     StoredConnection,
     StoredMessage,
-    StoredReadings,
     told_open,
 )
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
@@ -226,18 +225,21 @@ class SqlLog(Closing):
             found = database.execute(text("PRAGMA quick_check(10)")).scalars()
             return [f"SQLite: {each}" for each in found if each != "ok"]
 
-    def readings(
-        self, connection: StoredConnection, names: list[str], first: int, last: int
-    ) -> StoredReadings | None:
+    def readings_table(self, connection: StoredConnection, /) -> str | None:
         if self.version < 2:
             return None
         name = f"{schema.READINGS}_{connection.stream}"
-        if name not in self._tables and connection.stream == DATA and schema.READINGS in self._tables:
-            name = schema.READINGS  # as versions before 4 called it
-        if name not in self._tables:
-            return StoredReadings(name, {})
+        before = name not in self._tables and connection.stream == DATA and schema.READINGS in self._tables
+        return schema.READINGS if before else name
+
+    def readings(
+        self, connection: StoredConnection, names: list[str], first: int, last: int, /
+    ) -> dict[int, tuple[Any, ...]]:
+        called = self.readings_table(connection)
+        if called is None or called not in self._tables:
+            return {}
         stored = table(
-            name,
+            called,
             column("connection_id"),
             column("sequence"),
             *(column(quoted_name(name, True)) for name in names),
@@ -246,7 +248,7 @@ class SqlLog(Closing):
             stored.c.connection_id == connection.id, stored.c.sequence.between(first, last)
         )
         with self.transaction() as database:
-            return StoredReadings(name, {row[0]: tuple(row)[1:] for row in database.execute(query)})
+            return {row[0]: tuple(row)[1:] for row in database.execute(query)}
 
     def _column(self, column: Column[Any]) -> ColumnElement[Any]:
         """A column, or NULL where a database of an older version has none."""

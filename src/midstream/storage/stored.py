@@ -144,13 +144,6 @@ class Extent:
     end: int | None
 
 
-class StoredReadings(NamedTuple):
-    """Typed columns of messages, by sequence, and the table that has them."""
-
-    table: str
-    rows: dict[int, tuple[Any, ...]]
-
-
 class Log(Closing, Protocol):
     """A database of the logger's, for reading. Everything raises StoreError if it cannot be read.
 
@@ -198,7 +191,11 @@ class Log(Closing, Protocol):
     def faults(self) -> list[str]:
         """What is wrong with the database as a whole; nothing if it is sound."""
 
+    def readings_table(self, connection: StoredConnection, /) -> str | None:
+        """Which table has, or should have, the typed columns of a connection's messages. None: this database
+        has none."""
+
     def readings(
         self, connection: StoredConnection, names: list[str], first: int, last: int, /
-    ) -> StoredReadings | None:
-        """The typed columns of messages `first` to `last`. None: this database has none."""
+    ) -> dict[int, tuple[Any, ...]]:
+        """The typed columns of messages `first` to `last`, by sequence."""
