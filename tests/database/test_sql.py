@@ -6,7 +6,7 @@ from math import nan
 
 import pytest
 from sqlalchemy import create_engine, text
-from tests.support.batches import batch_of, end
+from tests.support.batches import batch_of, end, laid_out
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
@@ -181,9 +181,9 @@ def test_fields_are_typed_columns(url: str) -> None:
         struct.pack("<Ih2sf", 4_000_000_000, -3, b"\0x", 0.25),
         struct.pack("<Ih2sf", 1, 4, b"ab", nan),
     ]
-    with SqlStore(url, batch_size=1, layout=LAYOUT) as store:
+    with SqlStore(url, batch_size=1, streams=laid_out(LAYOUT)) as store:
         store.write(batch_of(row(), payloads))
-    assert query(url, "SELECT * FROM readings ORDER BY sequence") == [
+    assert query(url, "SELECT * FROM readings_data ORDER BY sequence") == [
         (1, 0, 4_000_000_000, -1.5, b"\0x", 0.25),
         (1, 1, 1, 2.0, b"ab", None),
     ]
@@ -192,17 +192,17 @@ def test_fields_are_typed_columns(url: str) -> None:
 
 
 def test_a_field_that_is_added_is_a_column_more(url: str) -> None:
-    with SqlStore(url, batch_size=9, layout=Layout(12, LAYOUT.fields[:1])) as store:
+    with SqlStore(url, batch_size=9, streams=laid_out(Layout(12, LAYOUT.fields[:1]))) as store:
         store.write(batch_of(row(), [bytes(12)]))
-    with SqlStore(url, batch_size=9, layout=Layout(12, LAYOUT.fields[1:2])) as store:
+    with SqlStore(url, batch_size=9, streams=laid_out(Layout(12, LAYOUT.fields[1:2]))) as store:
         store.write(batch_of(row("a.2"), [bytes(12)]))
-    assert query(url, "SELECT connection_id, count, heat FROM readings ORDER BY 1") == [
+    assert query(url, "SELECT connection_id, count, heat FROM readings_data ORDER BY 1") == [
         (1, 0, None),
         (2, None, 0),
     ]
 
 
 def test_a_field_that_has_become_another_is_refused(url: str) -> None:
-    SqlStore(url, batch_size=9, layout=Layout(12, (Field("heat", "<i2", 0),))).close()
-    with pytest.raises(StoreError, match=r"(?i)column heat of its table readings is bigint.*needs DOUBLE"):
-        SqlStore(url, batch_size=9, layout=LAYOUT)
+    SqlStore(url, batch_size=9, streams=laid_out(Layout(12, (Field("heat", "<i2", 0),)))).close()
+    with pytest.raises(StoreError, match=r"(?i)column heat of its table readings_data is bigint.*DOUBLE"):
+        SqlStore(url, batch_size=9, streams=laid_out(LAYOUT))

@@ -5,13 +5,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sqlalchemy import BigInteger, Column, Double, LargeBinary, MetaData, Table, create_engine, insert
-from sqlalchemy.sql import quoted_name
+from sqlalchemy import create_engine, insert
 
 from midstream.config import DATA
 from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
-from midstream.storage import schema
+from midstream.storage import readings, schema
 from midstream.storage.store import checksum
 from midstream.told import Knowledge
 
@@ -41,7 +40,6 @@ class LogFile:
             database.exec_driver_sql("PRAGMA synchronous=OFF")  # a test has no power cut
             database.exec_driver_sql("PRAGMA journal_mode=WAL")
             schema.prepare(database, self.url)
-        self._readings: dict[str, Table] = {}
 
     def add(
         self,
@@ -62,7 +60,7 @@ class LogFile:
         """A connection with a message each step; its id. sequences: only these are there."""
         self._ids += 1
         given = list(payloads)
-        messages, stream = [], hashlib.sha256()
+        messages, digest = [], hashlib.sha256()
         offset = 0
         for sequence, payload in enumerate(given):
             received = times[sequence] if times else start_ns + sequence * step_ns
@@ -77,7 +75,7 @@ class LogFile:
                     "crc": checksum(sequence, offset, received, payload),
                 }
             )
-            stream.update(frame)
+            digest.update(frame)
             offset += len(frame)
         row = {
             "id": self._ids,
@@ -95,19 +93,20 @@ class LogFile:
             row |= {
                 "closed_ns": last,
                 "bytes": offset,
-                "digest": stream.hexdigest(),
+                "digest": digest.hexdigest(),
                 "reset": False,
                 "reason": "",
             }
         if sequences is not None:
             messages = [message for message in messages if message["sequence"] in sequences]
-        table = self._readings_of(stream, layout) if layout else None
         with self._engine.begin() as database:
             database.execute(insert(schema.connections).values(row))
             if messages:
                 database.execute(insert(schema.messages), messages)
-            if layout and messages and table is not None:
-                names = [column.name for column in layout.columns]
+            if layout and messages:
+                columns = [(column.name, column.kind) for column in layout.columns]
+                table = readings.prepare(database, self.url, stream, columns)
+                names = [name for name, _ in columns]
                 values = layout.values(given)
                 database.execute(
                     insert(table),
@@ -121,16 +120,6 @@ class LogFile:
                     ],
                 )
         return self._ids
-
-    def _readings_of(self, stream: str, layout: Layout) -> Table:
-        """The table of a stream's typed columns."""
-        if stream not in self._readings:
-            kinds = {"integer": BigInteger, "real": Double, "bytes": LargeBinary}
-            values = [Column(quoted_name(each.name, True), kinds[each.kind]()) for each in layout.columns]
-            keys = [Column(name, BigInteger, primary_key=True) for name in ("connection_id", "sequence")]
-            self._readings[stream] = Table(f"{schema.READINGS}_{stream}", MetaData(), *keys, *values)
-            self._readings[stream].create(self._engine)
-        return self._readings[stream]
 
     def tell(self, told: Knowledge) -> None:
         """What a hardworker has said."""

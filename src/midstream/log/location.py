@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from midstream import config as configuration
-from midstream import fields, network, streams
+from midstream import fields, network
 from midstream.config import DATA, DEFAULT_CONFIG, Config
 from midstream.database_url import check
 from midstream.errors import ConfigError
 from midstream.storage.databases import open_log
-from midstream.storage.stored import Described, Log
+from midstream.storage.formats import StreamFormat, formats
+from midstream.storage.stored import Log
 from midstream.toml import show
 
 
@@ -28,18 +29,15 @@ def located(path: Path, url: str | None) -> tuple[Config, str]:
 def opened(path: Path, url: str | None) -> Log:
     """The database for reading. Raises ConfigError and StoreError."""
     config, address = located(path, url)
-    return open_log(address, _described(config))
+    return open_log(address, _streams(config))
 
 
-def _described(config: Config) -> dict[str, Described]:
-    """The messages of each stream, as far as the files tell."""
+def _streams(config: Config) -> dict[str, StreamFormat]:
+    """What the messages of each stream are, as far as the files tell."""
     layout = None
     if config.data.field:
         size = config.data.size or network.load(config.const_path).size
         layout = fields.layout(config, size)
-    found = {DATA: Described(config.data.framing, layout)}
+    found = {DATA: StreamFormat(config.data.framing, layout=layout)}
     topology = network.load(config.const_path) if config.const_path.exists() else None
-    for each in streams.resolved(config, topology).values() if topology and topology.streams else ():
-        layout = fields.layout(each.config, each.topology.size)
-        found[each.name] = Described(each.config.data.framing, layout)
-    return found
+    return found | (formats(config, topology) if topology and topology.streams else {})

@@ -4,20 +4,19 @@ Nothing is kept on the servers for a reader, which asks for each piece anew: see
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
-from midstream.framing import Framing
+from midstream.storage.formats import NO_STREAMS, Formats, StreamFormat
 from midstream.storage.published import PLACE, arrivals_subject
 from midstream.storage.store import FRAME
 from midstream.storage.stored import (
     MAX_BYTES,
     MAX_ROWS,
-    Described,
     Extent,
     StoredConnection,
     StoredMessage,
@@ -35,14 +34,14 @@ TIME_MARGIN = 60 * 10**9
 
 
 class JetStreamLog(Closing):
-    """The stream at a nats:// URL, for reading. `described`, by the name of a sensor's stream, is for
+    """The stream at a nats:// URL, for reading. streams: what the sensors' messages are, for
     connections whose opening is no longer in it.
 
     StoreError if there is none, or if it cannot be read: the message says what to do.
     """
 
-    def __init__(self, url: str, described: Mapping[str, Described] | None = None) -> None:
-        self._described = described or {}
+    def __init__(self, url: str, streams: Formats = NO_STREAMS) -> None:
+        self._streams = streams
         self._stream = JetStreamStream(url)
         self.name = self._stream.name
         self._all = StreamConnections(self._stream)
@@ -153,18 +152,20 @@ class JetStreamLog(Closing):
     ) -> list[ArrivalTimes]:
         assert connection.first is not None
         known = self._all.by_id[connection.id]
-        subject = arrivals_subject(self._stream.stream, connection.sensor, connection.port, connection.first)
         moment = self._moment(known, since_ns)
-        said = self._stream.get({"next_by_subj": subject, "start_time": moment.isoformat()})
         found: list[ArrivalTimes] = []
-        number, more = said.number if said else 0, said is not None
-        while more:
-            some, more = self._stream.read(subject, number, MAX_ROWS, MAX_BYTES)
-            told = [ArrivalTimes.parse((*json.loads(each.headers[PLACE]), each.data)) for each in some]
-            found += [each for each in told if each.start < end and each.end > start]
-            if not some or told[-1].start >= end:
-                break
-            number = some[-1].number + 1
+        for name in (connection.stream, "") if known.is_nameless else (connection.stream,):
+            place = connection.sensor, connection.port, connection.first
+            subject = arrivals_subject(self._stream.stream, name, *place)
+            said = self._stream.get({"next_by_subj": subject, "start_time": moment.isoformat()})
+            number, more = said.number if said else 0, said is not None
+            while more:
+                some, more = self._stream.read(subject, number, MAX_ROWS, MAX_BYTES)
+                told = [ArrivalTimes.parse((*json.loads(each.headers[PLACE]), each.data)) for each in some]
+                found += [each for each in told if each.start < end and each.end > start]
+                if not some or told[-1].start >= end:
+                    break
+                number = some[-1].number + 1
         return found
 
     def _all_of(self, kind: str) -> Iterator[Found]:
@@ -189,12 +190,12 @@ class JetStreamLog(Closing):
     def readings(self, *_: object) -> dict[int, tuple[object, ...]]:
         return {}
 
-    def _framing(self, known: Known) -> Framing:
-        framing: Framing = known.event.get("framing") or self._stored_without(known).framing
+    def _framing(self, known: Known) -> str:
+        framing: str = known.event.get("framing") or self._stored_without(known).framing
         return framing
 
-    def _stored_without(self, known: Known) -> Described:
-        return self._described.get(known.sensor_stream, Described())
+    def _stored_without(self, known: Known) -> StreamFormat:
+        return self._streams.get(known.sensor_stream, StreamFormat())
 
     def _connection(self, known: Known) -> StoredConnection:
         event, end = known.event, known.end or {}

@@ -5,7 +5,7 @@ is slow, or follows for days, holds no snapshot that would keep SQLite's log or 
 being cleared away. Nothing here can write: SQLite opens the file read-only, PostgreSQL the transactions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,12 +33,12 @@ from midstream.closing import Closing
 from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage import schema
+from midstream.storage.formats import NO_STREAMS, Formats, StreamFormat
 from midstream.storage.opening import failed, open_engine, stored_version
 from midstream.storage.store import FRAME
 from midstream.storage.stored import (
     MAX_BYTES,
     MAX_ROWS,
-    Described,
     Extent,
     StoredConnection,
     StoredMessage,
@@ -48,14 +48,14 @@ from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pendi
 
 
 class SqlLog(Closing):
-    """The logger's database at a URL, for reading. `described`, by stream, is for messages that were stored
-    without saying what they are.
+    """The logger's database at a URL, for reading. streams: what their messages are, where they were stored
+    without saying it.
 
     StoreError if there is none, or if it cannot be read: the message says what to do.
     """
 
-    def __init__(self, url: str | URL, described: Mapping[str, Described] | None = None) -> None:
-        self._described = described or {}
+    def __init__(self, url: str | URL, streams: Formats = NO_STREAMS) -> None:
+        self._streams = streams
         self._engine, self.name = open_engine(url, read_only=True)
         try:
             with self.transaction() as database:
@@ -189,28 +189,27 @@ class SqlLog(Closing):
         if not {each.name for each in tables} <= self._tables:
             return Knowledge()
         with self.transaction() as database:
-            held, pending, forgotten = (list(self._told(database, each)) for each in tables)
+            held, pending, forgotten = (database.execute(self._all_told(each)).all() for each in tables)
         return Knowledge(
-            [HeldStream(*values) for values in held],
-            [Pending(*values) for values in pending],
-            [Forgotten(*values) for values in forgotten],
+            [HeldStream(*row) for row in held],
+            [Pending(*row) for row in pending],
+            [Forgotten(*row) for row in forgotten],
         )
 
-    def _told(self, database: Connection, table: Table) -> Iterator[tuple[Any, ...]]:
-        """The rows of a table of what was told, the stream last."""
-        stream = self._column(table.c.stream)
-        others = [each for each in table.c if each is not table.c.stream]
-        for *values, name in database.execute(select(*others, stream)):
-            yield *values, name or DATA
+    def _all_told(self, told: Table) -> Select[Any]:
+        """All columns of a table, the stream's name too if this version has one."""
+        named = self.version >= schema.NAMES_STREAMS
+        return select(*(each for each in told.c if named or each is not told.c.stream))
 
     def arrivals(self, connection: StoredConnection, start: int, end: int, _: int, /) -> list[ArrivalTimes]:
         if schema.arrivals.name not in self._tables:
             return []
         told = schema.arrivals
-        query = select(told).where(
+        query = self._all_told(told).where(
             told.c.sensor == connection.sensor,
             told.c.port == connection.port,
             told.c.first == connection.first,
+            *([told.c.stream == connection.stream] if self.version >= schema.NAMES_STREAMS else []),
             told.c.stream_start < end,
             told.c.stream_end > start,
         )
@@ -228,15 +227,13 @@ class SqlLog(Closing):
     def readings_table(self, connection: StoredConnection, /) -> str | None:
         if self.version < 2:
             return None
-        name = f"{schema.READINGS}_{connection.stream}"
-        before = name not in self._tables and connection.stream == DATA and schema.READINGS in self._tables
-        return schema.READINGS if before else name
+        return schema.readings_table(connection.stream, self.version)
 
     def readings(
         self, connection: StoredConnection, names: list[str], first: int, last: int, /
     ) -> dict[int, tuple[Any, ...]]:
         called = self.readings_table(connection)
-        if called is None or called not in self._tables:
+        if called not in self._tables:
             return {}
         stored = table(
             called,
@@ -255,13 +252,13 @@ class SqlLog(Closing):
         assert isinstance(column.table, Table)
         return column if column.name in self._present[column.table.name] else null().label(column.name)
 
-    def _stored_without(self, stream: str | None) -> Described:
-        return self._described.get(stream or DATA, Described())
+    def _stored_without(self, stream: str | None) -> StreamFormat:
+        return self._streams.get(stream or DATA, StreamFormat())
 
     def _connection(self, row: Any) -> StoredConnection:
-        described = self._stored_without(row["stream"])
-        framing = row["framing"] or described.framing
-        layout = described.layout if framing == "fixed" else None
+        known = self._stored_without(row["stream"])
+        framing = row["framing"] or known.framing
+        layout = known.layout if framing == "fixed" else None
         if row["layout"] is not None:
             from midstream.fields import Layout  # with NumPy, which not every reader needs
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
 from midstream.config import DATA
-from midstream.framing import Framing
 from midstream.storage.run import Run
 from midstream.storage.store import FRAME
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
@@ -24,19 +23,12 @@ Source = tuple[str, str]
 """Whose messages: the stream's name, and the sensor's address."""
 
 
-class Described(NamedTuple):
-    """What a stream's messages are, where they were stored without saying it."""
-
-    framing: Framing = "fixed"
-    layout: "Layout | None" = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredConnection:
     """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end (then it
     is `lost`); so is `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on
     purpose. token: the logger's name for it. first: TCP's sequence number of the stream's first byte, if
-    it is known. spooled: it came by the hardworker's spool. stream: the name of what it carries."""
+    it is known. spooled: it came by the hardworker's spool. stream: the kind of its messages."""
 
     id: int
     sensor: str

@@ -23,7 +23,7 @@ class Known:
 
     id: int
     stream: str
-    name: str  # SENSORSTREAM.SENSOR.PORT.TOKEN, as in its subjects; of an older logger without the first
+    name: str  # NAME.SENSOR.PORT.TOKEN, as in its subjects; an older logger has left out NAME
     event: dict[str, Any]  # of its opening, or what stands for it
     opening: int = 0
     clock_ns: int = 0  # by how much the servers' clock was ahead of the logger's, or less
@@ -41,8 +41,14 @@ class Known:
 
     @property
     def sensor_stream(self) -> str:
-        """The name of what the connection carries."""
-        return _parted(self.name)[0]
+        """The kind of its messages."""
+        name: str = self.event.get("stream", DATA)
+        return name
+
+    @property
+    def is_nameless(self) -> bool:
+        """Has a version before streams opened it? Its subjects begin with the sensor, not with a letter."""
+        return self.name[:1].isdigit()
 
     @property
     def opened_ns(self) -> int:
@@ -128,8 +134,9 @@ class StreamConnections:
     def _add_without_opening(self, name: str, count: int) -> None:
         first = self._stream.get({"seq": 1, "next_by_subj": f"{self._stream.stream}.data.{name}"})
         if first is not None:
-            _, sensor, port = _parted(name)
+            *named, sensor, port, _, _ = name.split(".")
             event = {
+                **({"stream": named[0]} if named else {}),
                 "sensor": sensor.replace("-", "."),
                 "port": int(port),
                 "opened_ns": self.place(first)[2],
@@ -200,10 +207,3 @@ class StreamConnections:
             f"{self._stream.name}: message {found.number} of the stream, in {found.subject}, is none that a "
             f"logger has written. What to do: {remove}, if another program has published it"
         )
-
-
-def _parted(name: str) -> tuple[str, str, str]:
-    """A connection's stream, sensor and port. The name of a stream begins with a letter, and none was there
-    before there were several."""
-    first, second, third = name.split(".", 3)[:3]
-    return (first, second, third) if first[:1].isalpha() else (DATA, first, second)
