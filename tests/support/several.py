@@ -28,17 +28,23 @@ STREAMS = (
 
 
 def write_files(
-    folder: Path, told: dict[str, str] | None = None, settings: str = "", streams: Any = STREAMS
+    folder: Path,
+    told: dict[str, str] | None = None,
+    settings: str = "",
+    streams: tuple[SensorStream, ...] = STREAMS,
+    head: str = "",
 ) -> Path:
-    """const.toml with these streams, and a config.toml that says more of some, by name; its path."""
+    """const.toml with these streams, and a config.toml that says more of some, by name; its path. head,
+    settings: what else it says, in front of its tables and behind them."""
     topology = replace(hosts.topology(), port=streams[0].port, size=streams[0].size, streams=streams)
     network.write(folder / "const.toml", topology, "a test")
-    tables = "".join(f'[[stream]]\nname = "{name}"\n{said}\n' for name, said in (told or {}).items())
+    tables = "".join(
+        f'[[stream]]\nname = "{stream.name}"\nframing = "{stream.framing}"\n{(told or {})[stream.name]}\n'
+        for stream in streams
+        if stream.name in (told or {})
+    )
     path = folder / "config.toml"
-    for name in told or {}:
-        framing = next(stream.framing for stream in streams if stream.name == name)
-        tables = tables.replace(f'name = "{name}"\n', f'name = "{name}"\nframing = "{framing}"\n')
-    path.write_text(f"{tables}\n{settings}\n")
+    path.write_text(f"{head}\n{tables}\n{settings}\n")
     return path
 
 

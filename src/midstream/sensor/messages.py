@@ -26,6 +26,14 @@ def numbered_messages(size: int, count: int | None, seed: int = 0) -> Iterator[b
     return _numbered(size, count, Random(seed))
 
 
+def numbered_lines(count: int | None) -> Iterator[bytes]:
+    """`count` texts (None: no end): number from 0, a space, and time.time_ns() when the message is taken."""
+    sequence = 0
+    while count is None or sequence < count:
+        yield f"{sequence} {time.time_ns()}".encode()
+        sequence += 1
+
+
 def file_messages(stream: BinaryIO, kind: Framing, size: int, *, max_size: int = 1 << 20) -> Iterator[bytes]:
     """The messages in a file: pieces of `size` bytes (the last may be shorter), lines or length frames.
 
