@@ -18,12 +18,13 @@ def history(
     topology: Topology,
     since: datetime | None,
     beginnings: Callable[[], Sequence[Beginning]],
+    numbers: Iterator[int],
 ) -> Iterator[Message]:
     """The stored messages of a stream, of all connections of the sensors that were not in its ring.
 
     In the order in which the connections opened, each whole, as far as received at or after `since`.
-    beginnings: of a Source; those of other streams do not count. Raises ConfigError, or NetworkError if the
-    logger does not answer or has another key.
+    beginnings: of a Source; those of other streams do not count. numbers: of connections.
+    Raises ConfigError, or NetworkError if the logger does not answer or has another key.
     """
     stream = config.stream_name
     sensors = [str(host.ip) for host in topology.sensors]
@@ -46,14 +47,18 @@ def history(
         line.send({"kind": "replay", "since": start, "stream": stream, "beginnings": named()})
         _told(line.receive()[0])
         line.send({"beginnings": named()})
-        numbers: dict[int, int] = {}
+        connections: dict[int, int] = {}  # the logger's numbers, and ours
         while True:
             head, data = line.receive()
             if "end" in _told(head):
                 return
-            number = numbers.setdefault(head["connection"], -len(numbers) - 1)
+            theirs = head["connection"]
+            if theirs not in connections:
+                connections[theirs] = next(numbers)
             for row in unpack(head["messages"], data):
-                yield Message(head["sensor"], number, row.sequence, row.received_ns, row.payload, stream)
+                yield Message(
+                    head["sensor"], connections[theirs], row.sequence, row.received_ns, row.payload, stream
+                )
 
 
 def _told(head: Head) -> Head:

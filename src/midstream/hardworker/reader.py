@@ -244,10 +244,10 @@ class Reader:
 
     def latest(self, sensor: str | None) -> Message | None:
         """The newest message of a sensor, or of any; None before the first."""
+        latest, in_order = self._latest, len(self._sources.names) == 1
         for message in self.messages():
-            known = self._latest.get(message.sensor)
-            if known is None or known.time <= message.time or known.stream == message.stream:
-                self._latest[message.sensor] = message
+            if in_order or message.time >= latest.get(message.sensor, message).time:
+                latest[message.sensor] = message
         if sensor is not None:
             return self._latest.get(sensor)
         return max(self._latest.values(), key=lambda message: message.time, default=None)

@@ -128,8 +128,9 @@ class Sources:
         """What the logger stored of each stream before its ring began; see history.py."""
         from midstream.hardworker.history import history  # here: it loads slowly, and few need it
 
+        numbers = count(-1, -1)
         for config, topology in tuple(self.read.values()):
-            yield from history(config, topology, since, beginnings)
+            yield from history(config, topology, since, beginnings, numbers)
 
     def close(self) -> None:
         """Let go of a source that was given, and never opened."""

@@ -10,6 +10,7 @@ from midstream.errors import ConfigError, FramingError
 from midstream.framing import Framing, decoder
 
 _CHUNK = 65536  # bytes read at a time
+_PIECE = 1 << 14  # bytes, a multiple of the four that a step of the generator gives
 _HEADER = struct.Struct("<QQ")  # sequence and time at the start of a numbered message
 
 
@@ -57,6 +58,12 @@ def file_messages(stream: BinaryIO, kind: Framing, size: int, *, max_size: int =
 def _numbered(size: int, count: int | None, random: Random) -> Iterator[bytes]:
     sequence = 0
     while count is None or sequence < count:
-        filler = random.randbytes(size - _HEADER.size)
-        yield _HEADER.pack(sequence, time.time_ns()) + filler
+        yield _HEADER.pack(sequence, time.time_ns()) + _filler(size - _HEADER.size, random)
         sequence += 1
+
+
+def _filler(size: int, random: Random) -> bytes:
+    """As `random.randbytes` gives it. In pieces: another stream's thread may have its turn meanwhile."""
+    if size <= _PIECE:
+        return random.randbytes(size)
+    return b"".join(random.randbytes(min(_PIECE, size - start)) for start in range(0, size, _PIECE))

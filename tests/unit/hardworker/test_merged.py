@@ -1,10 +1,13 @@
 """Several streams: each by itself, and all of them as one."""
 
 import asyncio
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.examples import examples
-from tests.support.hosts import SENSORS, configure
+from tests.support.exchanges import KEY, write_key
+from tests.support.hosts import LOGGER, SENSORS, configure
 from tests.support.reader import later
 from tests.support.several import GPS, IMU, LIDAR, SIZE, STREAMS, RingSite, content, write_files
 
@@ -21,6 +25,9 @@ from midstream.ebpf import irq_mitigation
 from midstream.errors import ConfigError, KernelError
 from midstream.hardworker import Hardworker, Message, pinned, reader, waiting, watch
 from midstream.hardworker.cadence import Cadence
+from midstream.hardworker.source import Beginning
+from midstream.line import Line
+from midstream.page import Row, pack
 
 NAMES = (IMU, GPS, LIDAR)
 
@@ -390,6 +397,50 @@ def test_each_stream_is_followed(
         assert all(source.closed == 1 for source in before.values())
         totals = hardworker.totals
         assert (totals.messages, totals.opened) == (6, 3 + len(gone))
+
+
+# history
+
+
+class Remembering(threading.Thread):
+    """A logger that has stored one message of each stream; `asked`: what it was asked, by stream."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__()
+        self._listener = listener
+        self.asked: dict[str, object] = {}
+        self.start()
+
+    def run(self) -> None:
+        for _ in NAMES:
+            with Line(self._listener.accept()[0], KEY, asks=False) as line:
+                head, _ = line.receive()
+                self.asked[head["stream"]] = head["beginnings"][SENSORS[0]]
+                line.send({"seen": True})
+                line.receive()
+                row = Row(0, 0, 7, 0, head["stream"].encode())
+                line.send({"connection": 40, "sensor": SENSORS[0], "messages": 1}, pack([row]))
+                line.send({"end": True})
+
+
+def test_each_stream_has_its_history(site: RingSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_key(tmp_path / "key", KEY)
+    with socket.create_server((LOGGER, 0)) as listener:
+        port = listener.getsockname()[1]
+        path = write_files(tmp_path, settings=f'[logger]\nreplay_port = {port}\n[daemon]\nkey = "key"\n')
+        logger = Remembering(listener)
+        with Hardworker(path) as hardworker:
+            assert hardworker.connections == 0
+            for number, name in enumerate(NAMES):
+                begun = [Beginning(0, number, 10 + number, 20 + number, name)]
+                monkeypatch.setattr(site.reading[name], "beginnings", lambda begun=begun: begun)
+            site.begin()
+            site.put(GPS)
+            found = list(islice(hardworker.replay(), 4))
+        logger.join()
+    assert logger.asked == {name: [[n, 10 + n, 20 + n]] for n, name in enumerate(NAMES)}
+    stored = [Message(SENSORS[0], -1 - n, 0, 7, name.encode(), name) for n, name in enumerate(NAMES)]
+    assert found == [*stored, Message(SENSORS[0], 2, 0, 5, content(GPS, 0), GPS)]
 
 
 # the property
