@@ -46,12 +46,12 @@ class Peers:
 
     def _exchange(self, name: str) -> None:
         sensor = SENSORS[NAMES.index(name)]
-        with _patient(self.ports[name], sensor) as client, accept(self.listeners[name]) as relayed:
+        with connect_patiently(self.ports[name], sensor) as client, accept(self.listeners[name]) as relayed:
             send_all(client, b"".join(encoded(name, number) for number in range(COUNT)))
             self.relayed[name] = receive_all(relayed)
 
 
-def _patient(port: int, sensor: str) -> socket.socket:
+def connect_patiently(port: int, sensor: str) -> socket.socket:
     """A connection, as soon as somebody listens."""
     deadline = time.monotonic() + 10
     while True:
