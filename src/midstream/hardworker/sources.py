@@ -78,6 +78,11 @@ class Sources:
         return Cadence.of(read, every)
 
     @property
+    def all_send(self) -> bool:
+        """Is every sensor expected to send each stream?"""
+        return not self._topology.streams
+
+    @property
     def deadline(self) -> float:
         """Seconds until a sensor is silent: the shortest; 0: never."""
         return min(filter(None, self._deadlines.values()), default=0.0)

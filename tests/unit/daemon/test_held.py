@@ -193,7 +193,7 @@ def test_what_waits_in_the_spool(log: LogFile) -> None:
     log.add([], port=6)
     log.execute("DELETE FROM messages WHERE connection_id = 1 AND sequence < 4")
     spool = SpoolFile(log.path)
-    assert [each.values for each in spool.look()] == [
+    assert [each.said for each in spool.look()] == [
         ("10.83.0.11", 4, 7, 100, 32, 72, 5, 104),
         ("10.83.0.12", 5, -1, 200, 0, 20, 5, 200),
     ]
