@@ -3,6 +3,7 @@
 `load` returns a frozen `Config` whose attributes follow the keys of the file.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -26,6 +27,7 @@ from midstream.toml import FaultsError, Location, Section, absolute, parse_toml,
 Role = Literal["sensor", "hardworker", "logger"]
 FieldType = Literal["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64", "bool", "bytes"]
 
+DEFAULT_CONFIG = Path("config.toml")  # of the folder in which a program runs
 SYSTEM_CONFIG = Path("/etc/midstream/config.toml")  # of the services (docs/deployment.md)
 
 MAX_MESSAGE = 2**20  # a fixed-size message
@@ -104,6 +106,14 @@ STREAM_NAME = "a name of 1 to 32 characters a-z, 0-9 and _, the first a letter, 
 STREAM_PORT = "an integer from 1 to 65535 (a TCP port), no other stream's"
 DATA = "data"
 """The name of the only stream, where no [[stream]] gives one."""
+
+
+def nearest() -> Path:
+    """The file that is read where none is named: config.toml of this folder, else that of this host's
+    services, if there is one."""
+    if os.path.lexists(DEFAULT_CONFIG) or not os.path.lexists(SYSTEM_CONFIG):
+        return DEFAULT_CONFIG
+    return SYSTEM_CONFIG
 
 
 def claimed_twice(streams: Sequence[Any]) -> list[tuple[Location, str]]:
@@ -189,7 +199,7 @@ class MessageSection(Section):
     )
     field: Annotated[tuple[FieldSection, ...], Field(strict=False)] = Field(
         default=(),
-        description=f"tables for fixed framing, with at most {MAX_COLUMNS} values in all",
+        description=f"tables (name, type, …) for fixed framing, with at most {MAX_COLUMNS} values in all",
     )
 
     @property
@@ -391,6 +401,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _separate_streams(self) -> Self:
         faults = claimed_twice(self.stream)
+        ports = {"network": self.network.port} | {
+            f"stream[{index}]": stream.port for index, stream in enumerate(self.stream)
+        }
+        faults += [
+            (("logger", "replay_port"), f"that of {owner}.port already")
+            for owner, port in ports.items()
+            if port and port == self.logger.replay_port
+        ]
         if self.stream:
             why = "each [[stream]] says it for itself"
             faults += [(("data", key), why) for key in sorted(self.data.model_fields_set)]
@@ -450,6 +468,11 @@ class Config(Section):
         return url.render_as_string(hide_password=False)
 
     @property
+    def named_stream(self) -> str:
+        """The name of the only stream, "" if it was given none."""
+        return self._only
+
+    @property
     def stream_name(self) -> str:
         """Of the only stream."""
         return self._only or DATA
@@ -457,6 +480,11 @@ class Config(Section):
     def named(self, key: str) -> str:
         """What a message about the only stream calls a key of it, as in `data.framing`."""
         return f'stream "{self._only}": {key}' if self._only else f"data.{key}"
+
+    @property
+    def ring_key(self) -> str:
+        """What a message about the only stream calls the size of its ring."""
+        return self.named("ring_size") if self._only else "hardworker.ring_size"
 
     def only(self, name: str, data: DataSection, port: int) -> "Config":
         """As if the stream of that name, with these messages at this port, were the only one: what a file

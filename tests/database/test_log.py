@@ -56,7 +56,7 @@ def test_damage_is_found(store: SqlStore, url: str) -> None:
     with SqlLog(url) as database:
         (verdict,) = verify(database, database.connections())
     assert sorted(verdict.faults) == [
-        "message 5: the table readings says something else",
+        "message 5: the table readings_data says something else",
         "message 6: changed after it was stored (its checksum is wrong)",
     ]
 

@@ -10,7 +10,7 @@ from sqlalchemy import URL
 from midstream.config import Config
 from midstream.errors import StoreError
 from midstream.nats_url import is_nats
-from midstream.storage.formats import Formats
+from midstream.storage.formats import NO_STREAMS, Formats
 from midstream.storage.room import Room
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
@@ -18,7 +18,7 @@ from midstream.storage.store import Store
 from midstream.storage.stored import Log
 
 if TYPE_CHECKING:
-    from midstream.fields import Layout
+    pass
 
 
 def open_store(config: Config, streams: Formats) -> Store:
@@ -44,16 +44,16 @@ def open_spool(config: Config, path: Path, streams: Formats) -> Store:
     )
 
 
-def open_log(url: str, *, framing: str = "fixed", layout: "Layout | None" = None) -> Log:
-    """What a logger has stored at a URL. `framing` and `layout` serve what was stored without.
+def open_log(url: str, streams: Formats = NO_STREAMS) -> Log:
+    """What a logger has stored at a URL. streams: what their messages are, where it was stored without.
 
     StoreError if there is nothing, or if it cannot be read.
     """
     if is_nats(url):
         with _nats_package():
             from midstream.storage.jetstream_log import JetStreamLog
-        return JetStreamLog(url, framing=framing, layout=layout)
-    return SqlLog(url, framing=framing, layout=layout)
+        return JetStreamLog(url, streams)
+    return SqlLog(url, streams)
 
 
 @contextmanager

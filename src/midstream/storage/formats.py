@@ -69,6 +69,7 @@ Formats = Mapping[str, StreamFormat]
 """Of each stream, by its name."""
 
 ONE_STREAM: Formats = {DATA: StreamFormat()}
+NO_STREAMS: Formats = {}
 
 
 def formats(config: Config, topology: Topology, *, as_bytes: bool = False) -> dict[str, StreamFormat]:

@@ -124,8 +124,10 @@ class Published:
 
 
 def arrivals_subject(stream: str, name: str, sensor: str, port: int, first: int) -> str:
-    """Of a connection, as TCP numbers it. name: of its kind of messages."""
-    return f"{stream}.arrivals.{name}.{sensor.replace('.', '-')}.{port}.{first}"
+    """Of a connection, as TCP numbers it. name: of its kind of messages; "": as a version before streams has
+    published it."""
+    place = f"{sensor.replace('.', '-')}.{port}.{first}"
+    return f"{stream}.arrivals.{name}.{place}" if name else f"{stream}.arrivals.{place}"
 
 
 def batches(items: Iterator[Item]) -> Iterator[list[Item]]:

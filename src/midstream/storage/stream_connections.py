@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage.published import CHECKSUM, PLACE
 from midstream.storage.stored import MAX_BYTES, MAX_ROWS
@@ -39,6 +40,17 @@ class Known:
     following: tuple[int, int] = (0, 1)  # a sequence, and a number from which on it and all later ones are
 
     @property
+    def sensor_stream(self) -> str:
+        """The kind of its messages."""
+        name: str = self.event.get("stream", DATA)
+        return name
+
+    @property
+    def is_nameless(self) -> bool:
+        """Has a version before streams opened it? Its subjects begin with the sensor, not with a letter."""
+        return self.name[:1].isdigit()
+
+    @property
     def opened_ns(self) -> int:
         opened_ns: int = self.event["opened_ns"]
         return opened_ns
@@ -53,7 +65,7 @@ class Known:
 
 
 class StreamConnections:
-    """All connections of a stream, by SENSOR.PORT.TOKEN and by id; `refresh` sees what is new."""
+    """All connections of a stream, by what their subjects call them and by id; `refresh` sees what is new."""
 
     def __init__(self, stream: JetStreamStream) -> None:
         self._stream = stream

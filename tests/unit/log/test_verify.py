@@ -37,9 +37,9 @@ def test_typed_columns_are_compared(log: LogFile) -> None:
     log.execute("UPDATE readings_data SET temperature = 1 WHERE sequence = 1")
     log.execute("DELETE FROM readings_data WHERE sequence = 2")
     assert faults(log) == [
-        "message 0: the table readings says something else",
-        "message 1: the table readings says something else",
-        "message 2: not in the table readings",
+        "message 0: the table readings_data says something else",
+        "message 1: the table readings_data says something else",
+        "message 2: not in the table readings_data",
     ]
 
 
