@@ -64,8 +64,8 @@ def test_the_log_view_names_the_sensor_of_each_message(store: SqlStore, url: str
     more = batch_of(second, [b"b"], sequence=3)
     store.write(Batch([first, second], [*batch.pieces, *more.pieces], messages=2))
     assert query(url, "SELECT * FROM log ORDER BY received_ns") == [
-        ("10.83.0.11", 40000, first.id, 0, 1000, b"a"),
-        ("10.83.0.12", 40000, second.id, 3, 1003, b"b"),
+        ("10.83.0.11", 40000, first.id, 0, 1000, b"a", "data"),
+        ("10.83.0.12", 40000, second.id, 3, 1003, b"b", "data"),
     ]
 
 
@@ -131,7 +131,7 @@ def test_opening_again_appends(url: str) -> None:
     assert query(url, "SELECT connection_id, sequence FROM messages ORDER BY 1, 2") == [
         (connection, sequence) for connection in (1, 2) for sequence in range(2)
     ]
-    assert query(url, "SELECT version FROM schema_version") == [(3,)]
+    assert query(url, "SELECT version FROM schema_version") == [(4,)]
 
 
 def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
@@ -141,6 +141,8 @@ def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
     with engine.begin() as database:
         for change in (
             "DROP INDEX connections_first",
+            "DROP VIEW log",
+            "ALTER TABLE connections DROP COLUMN stream",
             "ALTER TABLE connections DROP COLUMN first",
             "ALTER TABLE connections DROP COLUMN spooled",
             "DROP TABLE held",
@@ -153,7 +155,7 @@ def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
         assert [(found.first, found.spooled) for found in log.connections()] == [(None, False)]
     with SqlStore(url, batch_size=100) as store:
         store.write(batch_of(ConnectionRow("a.2", "10.83.0.11", 40001, 2, first=7, spooled=True), [b"b"]))
-    assert query(url, "SELECT version FROM schema_version") == [(3,)]
+    assert query(url, "SELECT version FROM schema_version") == [(4,)]
     assert query(url, "SELECT count(*) FROM held") == query(url, "SELECT count(*) FROM forgotten") == [(0,)]
     with SqlLog(url) as log:
         assert [(found.first, found.spooled) for found in log.connections()] == [(None, False), (7, True)]

@@ -164,10 +164,9 @@ def stream_of(version: int = VERSION) -> ColumnElement[str]:
     return func.coalesce(connections.c.stream, DATA).label("stream")
 
 
-_LOG_VIEW = """
-CREATE VIEW log AS
+_LOG_VIEW = """VIEW log AS
 SELECT connections.sensor, connections.port, messages.connection_id, messages.sequence,
-       messages.received_ns, messages.payload
+       messages.received_ns, messages.payload, coalesce(connections.stream, 'data') AS stream
 FROM messages JOIN connections ON connections.id = messages.connection_id
 """
 
@@ -205,11 +204,20 @@ def prepare(database: Connection, name: str) -> None:
     for version in range(found, VERSION) if found else ():
         _MIGRATIONS[version](database)
     _refuse_foreign(database, name, metadata.tables.values())
-    if "log" not in inspect(database).get_view_names():
-        database.execute(text(_LOG_VIEW))
+    if found < NAMES_STREAMS or "log" not in inspect(database).get_view_names():
+        _make_view(database)
     # Written each time: a database that can be read and not written is not open.
     written = update(schema_version) if found else insert(schema_version)
     database.execute(written.values(version=VERSION))
+
+
+def _make_view(database: Connection) -> None:
+    """Others may have made views of it: where that is possible it stays, and gets the columns that it lacks."""
+    if database.dialect.name == "sqlite":
+        database.execute(text("DROP VIEW IF EXISTS log"))
+        database.execute(text(f"CREATE {_LOG_VIEW}"))
+    else:
+        database.execute(text(f"CREATE OR REPLACE {_LOG_VIEW}"))
 
 
 def _version(database: Connection, name: str) -> int:

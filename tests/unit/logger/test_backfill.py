@@ -275,7 +275,7 @@ def test_a_damaged_row_arrives_as_damaged(config: Config) -> None:
     ("size", "framing", "why"),
     [
         (SIZE + 4, "fixed", f"another size than the logger's {SIZE} bytes"),
-        (SIZE, "line", 'its framing is "line", and the logger\'s "fixed"'),
+        (SIZE, "line", 'the framing of its stream data is "line", and the logger\'s "fixed"'),
     ],
 )
 def test_what_the_logger_cannot_have_stays(config: Config, size: int, framing: str, why: str) -> None:
