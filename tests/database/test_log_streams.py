@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nats
 import pytest
-from sqlalchemy import create_engine
 from tests.database import servers
 from tests.support.batches import batch_of, end
 
@@ -120,43 +119,6 @@ def test_the_commands(
     assert len(run("show", "--stream", "gps").splitlines()) == 50
     shown = json.loads(run("export", "-o", "x.parquet", "--json"))
     assert (shown["messages"], shown["files"]) == (150, ["x-imu.parquet", "x-gps.parquet"])
-
-
-def as_before(url: str) -> None:
-    """Make the database one of the version before streams."""
-    engine = create_engine(url)
-    with engine.begin() as database:
-        database.exec_driver_sql("DROP VIEW log")
-        for name in ("connections", "held", "pending", "forgotten", "arrivals"):
-            columns = database.exec_driver_sql(f"SELECT * FROM {name}").keys()
-            kept = ", ".join(each for each in columns if each != "stream")
-            database.exec_driver_sql(f"CREATE TABLE before AS SELECT {kept} FROM {name}")
-            cascade = "" if url.startswith("sqlite") else " CASCADE"
-            database.exec_driver_sql(f"DROP TABLE {name}{cascade}")
-            database.exec_driver_sql(f"ALTER TABLE before RENAME TO {name}")
-        database.exec_driver_sql("ALTER TABLE readings_data RENAME TO readings")
-        database.exec_driver_sql("UPDATE schema_version SET version = 3")
-    engine.dispose()
-
-
-@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
-def test_a_database_of_the_version_before_is_only_read(url: str) -> None:
-    with open_store(url, {"data": STREAMS["imu"]}) as store:
-        connection = ConnectionRow(token="a.1", sensor=SENSOR, port=4000, opened_ns=1000, first=7)
-        store.write(batch_of(connection, READINGS))
-        store.note_held(
-            [HeldStream(SENSOR, 4000, 7, 1000, 816, CLOSED, False)],
-            [Pending(SENSOR, 4000, 7, 1000, 800, 816, 2, 1000)],
-            [ArrivalTimes(SENSOR, 4000, 7, 1000, 0, 8, 900, 0, 5, STEP.pack(8, 0))],
-        )
-    as_before(url)
-    with open_log(url) as log:
-        (connection_before,) = log.connections()
-        assert (connection_before.stream, log.readings_table(connection_before)) == ("data", "readings")
-        (verdict,) = verify(log, [connection_before])
-        assert verdict.right and verdict.account and verdict.account.verdict == "pending"
-        (piece,) = LogReader(log, Selection(streams=("data",))).read()
-        assert (len(piece), piece[0].arrival is None) == (100, False)
 
 
 def test_what_a_version_before_has_published(cluster: servers.Nats, stream: str) -> None:

@@ -2,17 +2,17 @@
 
 import csv
 import json
-import sqlite3
 import struct
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import mcap.reader
 import pyarrow.parquet
 import pytest
+from sqlalchemy import create_engine
+from tests.support import version_3
 from tests.support.hosts import configure
 from tests.support.logs import SECOND, START, LogFile
 
@@ -22,6 +22,7 @@ from midstream.cli.log import HOLE
 from midstream.config import parse
 from midstream.errors import ConfigError
 from midstream.fields import Field, Layout
+from midstream.log import table
 from midstream.log.account import Accounts, accounts, summary
 from midstream.log.export import export
 from midstream.log.location import opened
@@ -313,45 +314,22 @@ def test_a_log_of_one_stream_looks_as_ever(log: LogFile, said: Said) -> None:
     assert said("show")[1].split()[1] == SENSOR
 
 
-def version_3(log: LogFile, path: Path) -> str:
-    """The same log as the version before streams left it; its URL."""
-    log.close()
-    with closing(sqlite3.connect(log.path)) as new, closing(sqlite3.connect(path)) as old:
-        new.backup(old)
-        old.execute("ALTER TABLE connections DROP COLUMN stream")
-        old.execute("ALTER TABLE readings_data RENAME TO readings")
-        for name in ("held", "pending", "forgotten", "arrivals"):
-            names = [row[1] for row in old.execute(f"PRAGMA table_info({name})") if row[1] != "stream"]
-            old.execute(f"CREATE TABLE before AS SELECT {', '.join(names)} FROM {name}")
-            old.execute(f"DROP TABLE {name}")
-            old.execute(f"ALTER TABLE before RENAME TO {name}")
-        old.execute("UPDATE schema_version SET version = 3")
-        old.commit()
-    return f"sqlite:///{path}"
-
-
-def test_a_log_of_a_version_before_is_of_the_stream_data(log: LogFile, tmp_path: Path) -> None:
-    log.add(map(imu, range(3)), layout=IMU, port=4000, first=7)
-    log.tell(
-        Knowledge(
-            [HeldStream(SENSOR, 4000, 7, START, 60, CLOSED, False)],
-            [Pending(SENSOR, 4000, 7, START, 36, 48, 1, START)],
-            [Forgotten(SENSOR, START, START + SECOND, 1, 12)],
-        )
-    )
-    with SqlLog(version_3(log, tmp_path / "old.db")) as old:
-        (connection,) = old.connections()
-        assert (connection.stream, old.readings_table(connection)) == ("data", "readings")
-        told = old.told()
-        assert [each.stream for each in (*told.held, *told.pending, *told.forgotten)] == ["data"] * 3
-        (verdict,) = verify(old, [connection])
-        assert verdict.right and verdict.account
-        assert [lack.kind for lack in verdict.account.lacks] == ["pending", "forgotten"]
-        assert [
-            message.arrival
-            for piece in LogReader(old, Selection(streams=("data",))).read()
-            for message in piece
-        ] == [None] * 3
+def test_a_log_of_a_version_before_is_of_the_stream_data(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/old.db"
+    engine = create_engine(url)
+    version_3.make(engine)
+    engine.dispose()
+    with SqlLog(url) as old:
+        first, second = old.connections()
+        assert {old.readings_table(each) for each in (first, second)} == {"readings"}
+        found = accounts(old, old.told(), [first, second], old.extents())
+        assert [(each.held.stream, each.verdict) for each in found.all] == [
+            ("data", "complete"),
+            ("data", "complete"),
+        ]
+        assert all(verdict.right for verdict in verify(old, [first, second]))
+    read = table("data", database=url)
+    assert read["level"].to_pylist() == [0.0, 0.5, 1.0] and read["arrived"].null_count == 0
 
 
 def read_all(log: Log) -> dict[str, list[str] | None]:
