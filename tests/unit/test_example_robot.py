@@ -24,7 +24,7 @@ PATIENCE = 20.0
 @pytest.fixture
 def ports(tmp_path: Path) -> dict[str, int]:
     """Of the streams in robot.toml, which are free ones here."""
-    found = {"12345": free_port(), "12347": free_port()}
+    found = {"12345": free_port(), "12348": free_port()}
     text = (EXAMPLES / "robot.toml").read_text()
     for before, port in found.items():
         text = text.replace(f"port = {before}", f"port = {port}")
