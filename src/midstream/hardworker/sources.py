@@ -45,6 +45,11 @@ class Sources:
         return tuple(self.read)
 
     @property
+    def are_named(self) -> bool:
+        """Does const.toml name streams? Then not every sensor sends each."""
+        return bool(self._topology.streams)
+
+    @property
     def files(self) -> tuple[Config, Topology]:
         """What they say of the only stream; of several the files themselves."""
         return (self._whole, self._topology) if len(self.read) > 1 else self._first
@@ -76,11 +81,6 @@ class Sources:
             [each.config.hardworker for each in found.values()] for found in (self.read, self._every)
         )
         return Cadence.of(read, every)
-
-    @property
-    def all_send(self) -> bool:
-        """Is every sensor expected to send each stream?"""
-        return not self._topology.streams
 
     @property
     def deadline(self) -> float:
