@@ -9,7 +9,7 @@ import pytest
 from midstream.lab import Impairment, Lab, clear, impair
 from midstream.lab.cpu import prefer
 from midstream.lab.enter import NAMESPACES
-from midstream.load import Connection, Load, LoadSummary, Phase, Plan, Sink, SinkSummary
+from midstream.load import Connection, Incoming, Load, LoadSummary, Phase, Plan, Sink, SinkSummary
 
 LAB = {"sensors": 4}
 PORT = 4711
@@ -24,7 +24,7 @@ def send(lab: Lab) -> Callable[[Plan], tuple[LoadSummary, SinkSummary]]:
             for number in range(plan.sensors)
         ]
         with (
-            Sink(address, PORT, plan.size, launch=partial(lab.popen, "logger")) as sink,
+            Sink(address, [Incoming(PORT, plan.size)], launch=partial(lab.popen, "logger")) as sink,
             Load(plan, connections, launch=partial(lab.popen, "sensor")) as load,
         ):
             if not plan.is_flood:
