@@ -21,10 +21,11 @@ def open_ring(config: Config, topology: Topology) -> Ring:
     reads already, or this one may not.
     """
     layout = pins.layout("hardworker", config, topology)
+    folder = pins.stream_folder(pins.default_folder("hardworker", config), config)
     if path := config.hardworker.socket:
-        held = ring_server.request(Path(path), layout)
+        held = ring_server.request(Path(path), layout, config.named_stream)
     else:
-        held = ring_server.open_pinned(pins.default_folder("hardworker", config), layout)
+        held = ring_server.open_pinned(folder, layout)
     try:
         if not held.is_linked:
             raise KernelError(
@@ -35,7 +36,6 @@ def open_ring(config: Config, topology: Topology) -> Ring:
         if (
             not path
         ):  # records name a sensor by its place in const.toml: it must be the program's when we start
-            folder = pins.default_folder("hardworker", config)
             pins.verify(folder, stamp=pins.stamp("hardworker", config, topology))
         settings = config.hardworker
         # What is retained takes nothing from the sensors: at most half of the ring, and none of a quota.
