@@ -253,9 +253,7 @@ def test_missing_tables(tmp_path: Path, table: str) -> None:
     assert refusal(tmp_path, text).startswith(f"[{table}]: missing; must be a table with ")
 
 
-@pytest.mark.parametrize(
-    "key", ["mac.sensor", "mac.hardworker", "ip.sensor", "ip.logger", "data.mtu"]
-)
+@pytest.mark.parametrize("key", ["mac.sensor", "mac.hardworker", "ip.sensor", "ip.logger", "data.mtu"])
 def test_missing_keys(tmp_path: Path, key: str) -> None:
     text = "\n".join(line for line in changed(key, "GONE").splitlines() if "GONE" not in line)
     assert refusal(tmp_path, text).startswith(f"{key}: missing; must be ")

@@ -68,7 +68,7 @@ def run(lab: Lab, receiver: Receiver) -> tuple[dict[str, Any], Any, tuple[int, .
     variant(lab, "config.toml", **receiver.tables)
     undo = receiver.attach(lab) if receiver.attach else lambda: None
     process: subprocess.Popen[Any] | None = None
-    setting = Setting(lab.config, lab.const, SENSORS, RATE, SIZE, HARDWORKER, PORT, LOGGER)
+    setting = Setting(lab.config, lab.const, SENSORS, [Incoming(PORT, SIZE)], HARDWORKER, LOGGER)
     try:
         if receiver.command:
             process = lab.popen(

@@ -18,7 +18,7 @@ from midstream.ebpf.progress import progress
 from midstream.ebpf.records import FORWARDED, OUTCOMES
 from midstream.lab import Lab
 from midstream.lab.hosts import INTERFACE
-from midstream.streams import ResolvedStream, resolved
+from midstream.streams import resolved
 
 WINDOW = 1.0  # seconds over which a rate is taken
 
@@ -64,8 +64,11 @@ class Observer:
         self._logger = Path(f"/proc/{logger}/net")
         self._ports = {stream.topology.port for stream in streams.values()}
         self._records = records
-        host = pins.default_folder("hardworker", config)
-        self._folders = [(_pins_of(host, stream), frames[name]) for name, stream in streams.items()]
+        self._folder = pins.default_folder("hardworker", config)
+        self._folders = [
+            (pins.stream_folder(self._folder, stream.config), frames[name])
+            for name, stream in streams.items()
+        ]
         self._ebpf = config.hardworker.receiver == "ebpf"
         self._history: deque[tuple[float, Counts]] = deque()
         self._sockets = 0
@@ -97,13 +100,13 @@ class Observer:
         """The program's counters that are not 0, over all sensors; none with the user-mode handler."""
         if not self._ebpf:
             return {}
-        table = sum(loader.counters(folder).sum(axis=0) for folder, _ in self._folders)
+        table = loader.counters(self._folder).sum(axis=0)
         return {outcome: int(count) for outcome, count in zip(OUTCOMES, table, strict=True) if count}
 
     @property
     def drained(self) -> bool:
         """Has the application taken, and given back, everything that the program stored?"""
-        return not self._ebpf or all(progress(folder).fill == 0 for folder, _ in self._folders)
+        return not self._ebpf or progress(self._folder).fill == 0
 
     def stack(self) -> dict[str, int]:
         """What the hardworker's own TCP had to do with it: segments since the observer began, and the
@@ -148,12 +151,6 @@ class Observer:
                 columns = numbers.split()
                 return int(columns[_RECEIVED]), int(columns[_SENT])
         return 0, 0
-
-
-def _pins_of(host: Path, stream: ResolvedStream) -> Path:
-    """The folder of a stream's pins in that of the hardworker."""
-    del stream
-    return host
 
 
 def _lines(path: Path) -> list[str]:

@@ -81,7 +81,9 @@ def settle(expected: int) -> None:
 
 
 @contextmanager
-def serving(rings: Mapping[str, tuple[Path, bytes]] | Path, path: Path, *, mode: int = 0o660, group: str = "") -> Iterator[None]:
+def serving(
+    rings: Mapping[str, tuple[Path, bytes]] | Path, path: Path, *, mode: int = 0o660, group: str = ""
+) -> Iterator[None]:
     stop = threading.Event()
     if isinstance(rings, Path):
         rings = {"": (rings, STAMP)}
