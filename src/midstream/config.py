@@ -3,6 +3,7 @@
 `load` returns a frozen `Config` whose attributes follow the keys of the file.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -26,6 +27,7 @@ from midstream.toml import FaultsError, Location, Section, absolute, parse_toml,
 Role = Literal["sensor", "hardworker", "logger"]
 FieldType = Literal["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64", "bool", "bytes"]
 
+DEFAULT_CONFIG = Path("config.toml")  # of the folder in which a program runs
 SYSTEM_CONFIG = Path("/etc/midstream/config.toml")  # of the services (docs/deployment.md)
 
 MAX_MESSAGE = 2**20  # a fixed-size message
@@ -104,6 +106,14 @@ STREAM_NAME = "a name of 1 to 32 characters a-z, 0-9 and _, the first a letter, 
 STREAM_PORT = "an integer from 1 to 65535 (a TCP port), no other stream's"
 DATA = "data"
 """The name of the only stream, where no [[stream]] gives one."""
+
+
+def nearest() -> Path:
+    """The file that is read where none is named: config.toml of this folder, else that of this host's
+    services, if there is one."""
+    if os.path.lexists(DEFAULT_CONFIG) or not os.path.lexists(SYSTEM_CONFIG):
+        return DEFAULT_CONFIG
+    return SYSTEM_CONFIG
 
 
 def claimed_twice(streams: Sequence[Any]) -> list[tuple[Location, str]]:

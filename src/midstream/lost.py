@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
+from midstream.config import DATA
+
 
 class Part(NamedTuple):
     """Some bytes of a stream. offset: where in it they lie. received_ns: since 1970."""
@@ -19,10 +21,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Lost:
-    """sensor, port, first and opened_ns: what the connection is known by (told.py). committed: so many bytes
-    of its stream does the logger have. closed: its sensor has ended it, after all of it.
+    """sensor, port, first, opened_ns and stream: what the connection is known by (told.py). committed: so
+    many of its bytes does the logger have. closed: its sensor has ended it, after all of it.
 
-    parts: in the order in which they came, which is not always the stream's; where two have the same byte,
+    parts: in the order in which they came, which is not always the sensor's; where two have the same byte,
     Stream of daemon/reassembly.py decides."""
 
     sensor: str
@@ -32,6 +34,7 @@ class Lost:
     committed: int
     closed: bool
     parts: list[Part]
+    stream: str = DATA
 
 
 def dump(lost: Iterable[Lost], file: IO[bytes]) -> None:

@@ -8,6 +8,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
+from midstream.config import DATA
+from midstream.values import stream_name
+
 OPEN, CLOSED, RESET, LOST, UNTOLD = "open", "closed", "reset", "lost", "untold"
 """States of what was held. lost: nobody saw its end, and the hardworker has it no more. untold: a sum of
 connections that the hardworker could not tell one by one."""
@@ -21,7 +24,8 @@ UNKNOWN = -1  # in the place of a connection's first sequence number
 @dataclass(frozen=True, slots=True)
 class HeldStream:
     """A connection as the hardworker had it. opened_ns is by its clock; first is TCP's sequence number of the
-    stream's first byte. here: it went to the hardworker's own spool. Every byte before `bytes` was held."""
+    connection's first byte. here: it went to the hardworker's own spool. Every byte before `bytes` was held.
+    stream: the kind of its messages."""
 
     sensor: str
     port: int
@@ -30,22 +34,24 @@ class HeldStream:
     bytes: int
     state: str
     here: bool
+    stream: str = DATA
 
     @classmethod
     def parse(cls, told: Any) -> Self:
         """What was said on the line. Raises ValueError."""
-        sensor, port, first, opened_ns, held, state, here = told
+        sensor, port, first, opened_ns, held, state, here, *stream = told
         numbers = (port, first, opened_ns, held)
         if not (isinstance(sensor, str) and all(type(each) is int for each in numbers)):
             raise ValueError(f"no connection: {told}")
         if state not in (OPEN, CLOSED, RESET, LOST, UNTOLD) or held < 0:
             raise ValueError(f"no connection: {told}")
-        return cls(sensor, port, first, opened_ns, held, state, bool(here))
+        return cls(sensor, port, first, opened_ns, held, state, bool(here), _stream(stream))
 
     @property
     def values(self) -> tuple[Any, ...]:
         """As it is said on the line, and as columns of the table `held`."""
-        return self.sensor, self.port, self.first, self.opened_ns, self.bytes, self.state, self.here
+        place = (self.sensor, self.port, self.first, self.opened_ns)
+        return *place, self.bytes, self.state, self.here, self.stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +67,21 @@ class Pending:
     end: int
     messages: int
     oldest_ns: int
+    stream: str = DATA
 
     @classmethod
     def parse(cls, told: Any) -> Self:
         """What was said on the line. Raises ValueError."""
-        sensor, *numbers = told
+        sensor, numbers, stream = told[0], told[1:8], told[8:]
         if not (isinstance(sensor, str) and len(numbers) == 7 and all(type(each) is int for each in numbers)):
             raise ValueError(f"nothing pending: {told}")
-        return cls(sensor, *numbers)
+        return cls(*(sensor, *numbers, _stream(stream)))
 
     @property
     def values(self) -> tuple[Any, ...]:
         """As it is said on the line, and as columns of the table `pending`."""
         place = (self.sensor, self.port, self.first, self.opened_ns)
-        return *place, self.start, self.end, self.messages, self.oldest_ns
+        return *place, self.start, self.end, self.messages, self.oldest_ns, self.stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +100,16 @@ class ArrivalTimes:
     ahead_ns: int
     error_ns: int
     steps: bytes
+    stream: str = DATA
 
     @classmethod
     def parse(cls, told: Any) -> Self:
-        """What was said on the line, and the steps. Raises ValueError."""
-        sensor, *numbers, steps = told
+        """What was said on the line, and the steps behind it. Raises ValueError."""
+        *said, steps = told
+        sensor, numbers, stream = said[0], said[1:9], said[9:]
         if not (isinstance(sensor, str) and len(numbers) == 8 and all(type(each) is int for each in numbers)):
             raise ValueError(f"no arrivals: {told}")
-        found = cls(*told)
+        found = cls(*(sensor, *numbers, steps, _stream(stream)))
         whole = len(steps) % STEP.size == 0
         if not whole or sum(size for size, _ in STEP.iter_unpack(steps)) != found.end - found.start:
             raise ValueError(f"no arrivals: {told}")
@@ -113,16 +122,23 @@ class ArrivalTimes:
 
     @property
     def said(self) -> tuple[Any, ...]:
-        """As it is said on the line, where the steps follow; and as columns of the table `arrivals`."""
+        """As it is said on the line, where the steps follow."""
         place = (self.sensor, self.port, self.first, self.opened_ns, self.start, self.end)
-        return *place, self.time_ns, self.ahead_ns, self.error_ns
+        return *place, self.time_ns, self.ahead_ns, self.error_ns, self.stream
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """As columns of the table `arrivals`."""
+        *said, stream = self.said
+        return *said, self.steps, stream
 
 
 class Forgotten(NamedTuple):
-    """Messages of a sensor that a full spool has forgotten, in the order of the columns of that name.
+    """Messages of a sensor's stream that a full spool has forgotten, in the order of the columns of that
+    name.
 
-    first_ns and last_ns: when the first and the last of them was received. It is known by its sensor and
-    first_ns, and grows. bytes: of their payload.
+    first_ns and last_ns: when the first and the last of them was received. It is known by its sensor, its
+    stream and first_ns, and grows. bytes: of their payload.
     """
 
     sensor: str
@@ -130,6 +146,25 @@ class Forgotten(NamedTuple):
     last_ns: int
     messages: int
     bytes: int
+    stream: str = DATA
+
+    @classmethod
+    def parse(cls, told: Any) -> Self:
+        """What was said on the line. Raises ValueError."""
+        sensor, numbers, stream = told[0], told[1:5], told[5:]
+        if not (isinstance(sensor, str) and len(numbers) == 4 and all(type(each) is int for each in numbers)):
+            raise ValueError(f"nothing forgotten: {told}")
+        return cls(*(sensor, *numbers, _stream(stream)))
+
+
+def _stream(said: Any) -> str:
+    """The last word: a version before has said none, as it had only one stream."""
+    if not said:
+        return DATA
+    (name,) = said
+    if not isinstance(name, str):
+        raise ValueError(f"no name of a stream: {name!r}")
+    return stream_name(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 from tests.database import servers
 from tests.support.exchanges import exchanging
 from tests.support.site import SIZE, Site, wait_until
-from tests.support.spools import Receiving, batch, contents, drain, ended, opening, payloads, spool
+from tests.support.spools import Receiving, batch, contents, drain, ended, opening, payloads, spool, streams
 
 from midstream.config import Config, load
 from midstream.log.messages import LogReader
@@ -53,7 +53,7 @@ def fill(config: Config, connections: int = CONNECTIONS, messages: int = MESSAGE
     """A spool with so much in it, of which the logger began every other connection; and what is to come."""
     expected: dict[object, object] = {}
     some = payloads(messages)
-    with spool(config) as store, open_store(config, SIZE) as own:
+    with spool(config) as store, open_store(config, streams(config)) as own:
         for number in range(connections):
             row = opening(number, first=number)
             begun = messages // 3 if number % 2 else 0

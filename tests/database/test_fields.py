@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 from tests.database import servers
 from tests.database.servers import patient
-from tests.support.batches import batch_of, end
+from tests.support.batches import batch_of, end, laid_out
 
 from midstream import config as configuration
 from midstream import fields
+from midstream.config import DATA
 from midstream.errors import ConfigError, StoreError
 from midstream.fields import Field, Layout
 from midstream.log.verify import verify
+from midstream.storage.formats import StreamFormat
 from midstream.storage.jetstream import JetStreamStore
 from midstream.storage.jetstream_log import JetStreamLog
 from midstream.storage.published import HEADERS_SIZE
@@ -68,7 +70,7 @@ def row(token: str = "a.1") -> ConnectionRow:
 def empty(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as database:
-        for table in ("readings", "fragments", "messages", "connections", "schema_version"):
+        for table in ("readings_data", "fragments", "messages", "connections", "schema_version"):
             database.execute(text(f"DROP TABLE IF EXISTS {table} CASCADE"))
     engine.dispose()
 
@@ -79,7 +81,7 @@ def stored_or_refused(url: str, layout: Layout) -> bool:
     payloads = [noise.randbytes(layout.size) for _ in range(3)] + [bytes(layout.size), b"\xff" * layout.size]
     refused = ""
     try:
-        store = SqlStore(url, batch_size=3, layout=layout)
+        store = SqlStore(url, batch_size=3, streams=laid_out(layout))
     except StoreError as error:
         refused = str(error)
     if refused:
@@ -89,7 +91,7 @@ def stored_or_refused(url: str, layout: Layout) -> bool:
         return False
     with store:
         store.write(batch_of(row(), payloads))
-    SqlStore(url, batch_size=3, layout=layout).close()  # again
+    SqlStore(url, batch_size=3, streams=laid_out(layout)).close()  # again
     with SqlLog(url) as log:
         (verdict,) = verify(log, log.connections())
         assert (verdict.faults, verdict.messages) == ([], 5)
@@ -150,7 +152,7 @@ def test_postgresql_has_columns_of_its_own(postgres: servers.Postgres, name: str
     url = postgres.new_database(f"own_{name}")
     layout = Layout(8, (Field("right", "<u4", 0), Field(name, "<u4", 4)))
     with pytest.raises(StoreError, match=rf"the field {name}: .*conflicts.*rename the field"):
-        SqlStore(url, batch_size=1, layout=layout)
+        SqlStore(url, batch_size=1, streams=laid_out(layout))
 
 
 @pytest.mark.slow
@@ -160,7 +162,7 @@ def test_a_row_that_postgresql_has_no_room_for(postgres: servers.Postgres) -> No
     with pytest.raises(
         StoreError, match=r"no room for the field part_4\d\d .*row is too big.*fewer or shorter"
     ):
-        SqlStore(url, batch_size=1, layout=layout)
+        SqlStore(url, batch_size=1, streams=laid_out(layout))
     assert stored_or_refused(url, Layout(9600, layout.fields[:400]))
 
 
@@ -169,15 +171,15 @@ def test_a_table_that_earlier_fields_fill(tmp_path: Path) -> None:
     SqlStore(url, batch_size=1).close()
     old = ", ".join(f"old_{number} DOUBLE" for number in range(1990))
     with closing(sqlite3.connect(tmp_path / "log.db")) as database:
-        database.execute(f"CREATE TABLE readings (connection_id INTEGER, sequence BIGINT, {old})")
+        database.execute(f"CREATE TABLE readings_data (connection_id INTEGER, sequence BIGINT, {old})")
     layout = Layout(800, tuple(Field(f"new_{each}", "<f8", 8 * each) for each in range(100)))
     with pytest.raises(StoreError, match=r"has 1992 columns, takes none for the field new_8: .*another data"):
-        SqlStore(url, batch_size=1, layout=layout)
+        SqlStore(url, batch_size=1, streams=laid_out(layout))
 
 
 def test_capitals_make_no_other_column_in_sqlite(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/log.db"
-    SqlStore(url, batch_size=1, layout=Layout(4, (Field("heat", "<u4", 0),))).close()
+    SqlStore(url, batch_size=1, streams=laid_out(Layout(4, (Field("heat", "<u4", 0),)))).close()
     assert stored_or_refused(url, Layout(4, (Field("Heat", "<u4", 0),)))
 
 
@@ -185,16 +187,17 @@ def test_capitals_make_no_other_column_in_sqlite(tmp_path: Path) -> None:
 def test_messages_and_fields_that_a_jetstream_has_no_room_for(cluster: servers.Nats, stream: str) -> None:
     room = (1 << 20) - HEADERS_SIZE
     url = cluster.url(stream)
-    patient(url, longest=room).close()
+    patient(url, streams={DATA: StreamFormat("fixed", room)}).close()
     with pytest.raises(
-        StoreError, match=rf"\[data\] size\) has {room + 1} bytes.*room for {room}.*max_payload"
+        StoreError,
+        match=rf"\(size\) of the stream data has {room + 1} bytes.*room for {room}.*max_payload",
     ):
-        JetStreamStore(url, longest=room + 1)
-    with pytest.raises(StoreError, match=rf"set data.max_size = {room} on all hosts"):
-        JetStreamStore(url, framing="line", longest=1 << 20)
+        JetStreamStore(url, streams={DATA: StreamFormat("fixed", room + 1)})
+    with pytest.raises(StoreError, match=rf"set max_size = {room}"):
+        JetStreamStore(url, streams={DATA: StreamFormat("line", 1 << 20)})
     layout = Layout(1 << 20, tuple(Field(f"{'x' * 40}_{each}", "u1", each) for each in range(9000)))
     with pytest.raises(StoreError, match=r"description of the fields.*name fewer"):
-        JetStreamStore(url, layout=layout)
+        JetStreamStore(url, streams=laid_out(layout))
 
 
 @pytest.mark.slow
@@ -203,7 +206,7 @@ def test_what_follows_a_broken_frame_may_be_longer_than_a_jetstream_takes(
 ) -> None:
     rest = random.Random(1).randbytes((1 << 21) + 5)
     opened = row()
-    with patient(cluster.url(stream), framing="length") as store:
+    with patient(cluster.url(stream), streams={DATA: StreamFormat("length", 1)}) as store:
         store.write(Batch(opened=[opened]))
         store.write(Batch(closed=[end(opened, len(rest), unfinished=rest)]))
     with JetStreamLog(cluster.url(stream)) as log:

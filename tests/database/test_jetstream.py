@@ -80,7 +80,7 @@ def test_messages_and_events_are_in_the_stream(
     batch = batch_of(connection, [b"a", b"", b"ccc"], frame=4)
     batch.closed.append(end(connection, 20, unfinished=b"half"))
     assert store.write(batch) == 1
-    subject = f"{stream}.data.10-83-0-11.40000.a.1"
+    subject = f"{stream}.data.data.10-83-0-11.40000.a.1"
     places = [(f"a.1:{offset}", f"{n} {offset} {1000 + n}") for n, offset in enumerate([0, 5, 9])]
     found = read(cluster, stream, "data", 3)
     assert [(name, headers["Nats-Msg-Id"], headers[PLACE]) for name, headers, _ in found] == [

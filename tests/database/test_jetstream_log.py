@@ -76,7 +76,7 @@ def do(cluster: servers.Nats, work: Callable[[Client], Coroutine[Any, Any, Any]]
 
 
 def publish(cluster: servers.Nats, stream: str, headers: dict[str, str], payload: bytes) -> None:
-    subject = f"{stream}.data.10-83-0-11.40000.a.1"
+    subject = f"{stream}.data.data.10-83-0-11.40000.a.1"
     do(cluster, lambda client: client.jetstream().publish(subject, payload, headers=headers))
 
 
@@ -178,7 +178,7 @@ def test_an_opening_that_is_missing(
     do(cluster, lambda client: client.jsm().delete_msg(stream, 2503))
     with JetStreamLog(url) as log:
         assert next(verdict.faults for verdict in verdicts(log)) == [
-            "JetStream: the opening of connection 10-83-0-11.40000.a.2 is missing"
+            "JetStream: the opening of connection data.10-83-0-11.40000.a.2 is missing"
         ]
 
 

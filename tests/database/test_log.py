@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy.exc import DBAPIError
-from tests.support.batches import batch_of, end
+from tests.support.batches import batch_of, end, laid_out
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
@@ -25,7 +25,7 @@ PAYLOADS = [struct.pack("<f2sH", number / 4, b"ab", number) for number in range(
 
 @pytest.fixture
 def store(url: str) -> Iterator[SqlStore]:
-    with SqlStore(url, batch_size=1000, layout=LAYOUT) as opened:
+    with SqlStore(url, batch_size=1000, streams=laid_out(LAYOUT)) as opened:
         yield opened
 
 
@@ -51,12 +51,12 @@ def rights(url: str) -> list[bool]:
 def test_damage_is_found(store: SqlStore, url: str) -> None:
     write(store, "a.1")
     with store._engine.begin() as database:
-        database.exec_driver_sql("UPDATE readings SET level = 7 WHERE sequence = 5")
+        database.exec_driver_sql("UPDATE readings_data SET level = 7 WHERE sequence = 5")
         database.exec_driver_sql("UPDATE messages SET received_ns = 7 WHERE sequence = 6")
     with SqlLog(url) as database:
         (verdict,) = verify(database, database.connections())
     assert sorted(verdict.faults) == [
-        "message 5: the table readings says something else",
+        "message 5: the table readings_data says something else",
         "message 6: changed after it was stored (its checksum is wrong)",
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.support.batches import batch_of, end
+from tests.support.batches import batch_of, end, laid_out
 
 from midstream.cli import main
 from midstream.fields import Field, Layout
@@ -32,13 +32,13 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
     if request.param == "nats":
         cluster: servers.Nats = request.getfixturevalue("cluster")
         url = cluster.url("".join(letter for letter in request.node.name if letter.isalnum()))
-        store: Store = servers.patient(url, layout=LAYOUT)
+        store: Store = servers.patient(url, streams=laid_out(LAYOUT))
     else:
         url = f"sqlite:///{tmp_path}/midstream.db"
         if request.param == "postgresql":
             postgres: servers.Postgres = request.getfixturevalue("postgres")
             url = postgres.new_database(f"readers{abs(hash(request.node.name))}")
-        store = SqlStore(url, batch_size=1000, layout=LAYOUT)
+        store = SqlStore(url, batch_size=1000, streams=laid_out(LAYOUT))
     with store:
         for number, sensor in enumerate(SENSORS):
             connection = ConnectionRow(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.database import servers
-from tests.support.site import SIZE
-from tests.support.spools import Receiving, contents, drain
+from tests.support.spools import Receiving, contents, drain, streams
 from tests.unit.daemon.test_salvage import (
     at_once,
     configured,
@@ -52,7 +51,7 @@ def test_page_by_page(
     data, row = stream(framing, some)[:-1], own()
     committed = stored(config, row, some, 3, begun)
     if closed:
-        with open_store(config, SIZE) as store:
+        with open_store(config, streams(config)) as store:
             row.closed_ns, row.size, row.reason = row.opened_ns + 1, committed, "it was closed"
             row.unfinished = data[ends(framing, some)[2] : committed]
             store.resume([row])

@@ -6,7 +6,7 @@ from math import nan
 
 import pytest
 from sqlalchemy import create_engine, text
-from tests.support.batches import batch_of, end
+from tests.support.batches import batch_of, end, laid_out
 
 from midstream.errors import StoreError
 from midstream.fields import Field, Layout
@@ -64,8 +64,8 @@ def test_the_log_view_names_the_sensor_of_each_message(store: SqlStore, url: str
     more = batch_of(second, [b"b"], sequence=3)
     store.write(Batch([first, second], [*batch.pieces, *more.pieces], messages=2))
     assert query(url, "SELECT * FROM log ORDER BY received_ns") == [
-        ("10.83.0.11", 40000, first.id, 0, 1000, b"a"),
-        ("10.83.0.12", 40000, second.id, 3, 1003, b"b"),
+        ("10.83.0.11", 40000, first.id, 0, 1000, b"a", "data"),
+        ("10.83.0.12", 40000, second.id, 3, 1003, b"b", "data"),
     ]
 
 
@@ -131,7 +131,7 @@ def test_opening_again_appends(url: str) -> None:
     assert query(url, "SELECT connection_id, sequence FROM messages ORDER BY 1, 2") == [
         (connection, sequence) for connection in (1, 2) for sequence in range(2)
     ]
-    assert query(url, "SELECT version FROM schema_version") == [(3,)]
+    assert query(url, "SELECT version FROM schema_version") == [(4,)]
 
 
 def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
@@ -141,6 +141,8 @@ def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
     with engine.begin() as database:
         for change in (
             "DROP INDEX connections_first",
+            "DROP VIEW log",
+            "ALTER TABLE connections DROP COLUMN stream",
             "ALTER TABLE connections DROP COLUMN first",
             "ALTER TABLE connections DROP COLUMN spooled",
             "DROP TABLE held",
@@ -153,7 +155,7 @@ def test_a_database_of_version_2_is_brought_up_to_date(url: str) -> None:
         assert [(found.first, found.spooled) for found in log.connections()] == [(None, False)]
     with SqlStore(url, batch_size=100) as store:
         store.write(batch_of(ConnectionRow("a.2", "10.83.0.11", 40001, 2, first=7, spooled=True), [b"b"]))
-    assert query(url, "SELECT version FROM schema_version") == [(3,)]
+    assert query(url, "SELECT version FROM schema_version") == [(4,)]
     assert query(url, "SELECT count(*) FROM held") == query(url, "SELECT count(*) FROM forgotten") == [(0,)]
     with SqlLog(url) as log:
         assert [(found.first, found.spooled) for found in log.connections()] == [(None, False), (7, True)]
@@ -181,9 +183,9 @@ def test_fields_are_typed_columns(url: str) -> None:
         struct.pack("<Ih2sf", 4_000_000_000, -3, b"\0x", 0.25),
         struct.pack("<Ih2sf", 1, 4, b"ab", nan),
     ]
-    with SqlStore(url, batch_size=1, layout=LAYOUT) as store:
+    with SqlStore(url, batch_size=1, streams=laid_out(LAYOUT)) as store:
         store.write(batch_of(row(), payloads))
-    assert query(url, "SELECT * FROM readings ORDER BY sequence") == [
+    assert query(url, "SELECT * FROM readings_data ORDER BY sequence") == [
         (1, 0, 4_000_000_000, -1.5, b"\0x", 0.25),
         (1, 1, 1, 2.0, b"ab", None),
     ]
@@ -192,17 +194,17 @@ def test_fields_are_typed_columns(url: str) -> None:
 
 
 def test_a_field_that_is_added_is_a_column_more(url: str) -> None:
-    with SqlStore(url, batch_size=9, layout=Layout(12, LAYOUT.fields[:1])) as store:
+    with SqlStore(url, batch_size=9, streams=laid_out(Layout(12, LAYOUT.fields[:1]))) as store:
         store.write(batch_of(row(), [bytes(12)]))
-    with SqlStore(url, batch_size=9, layout=Layout(12, LAYOUT.fields[1:2])) as store:
+    with SqlStore(url, batch_size=9, streams=laid_out(Layout(12, LAYOUT.fields[1:2]))) as store:
         store.write(batch_of(row("a.2"), [bytes(12)]))
-    assert query(url, "SELECT connection_id, count, heat FROM readings ORDER BY 1") == [
+    assert query(url, "SELECT connection_id, count, heat FROM readings_data ORDER BY 1") == [
         (1, 0, None),
         (2, None, 0),
     ]
 
 
 def test_a_field_that_has_become_another_is_refused(url: str) -> None:
-    SqlStore(url, batch_size=9, layout=Layout(12, (Field("heat", "<i2", 0),))).close()
-    with pytest.raises(StoreError, match=r"(?i)column heat of its table readings is bigint.*needs DOUBLE"):
-        SqlStore(url, batch_size=9, layout=LAYOUT)
+    SqlStore(url, batch_size=9, streams=laid_out(Layout(12, (Field("heat", "<i2", 0),)))).close()
+    with pytest.raises(StoreError, match=r"(?i)column heat of its table readings_data is bigint.*DOUBLE"):
+        SqlStore(url, batch_size=9, streams=laid_out(LAYOUT))

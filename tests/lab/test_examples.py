@@ -95,7 +95,7 @@ def test_an_imu_in_c_and_its_application(attached: Lab, tmp_path: Path, sensor: 
     assert all(9.81 < summary["acceleration"] < 9.82 for summary in summaries)
     assert 0.4 < max(summary["fastest_turn"] for summary in summaries) <= 0.5
     with sqlite3.connect(tmp_path / "log.db") as log:
-        query = "SELECT count(*), max(seq), min(acceleration_2), max(angular_rate_2) FROM readings"
+        query = "SELECT count(*), max(seq), min(acceleration_2), max(angular_rate_2) FROM readings_data"
         count, last, gravity, turn = log.execute(query).fetchone()
     log.close()
     assert (count, last, gravity) == (2000, 1999, 9.81)

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from midstream.config import DATA
+from midstream.fields import Layout
+from midstream.storage.formats import StreamFormat
 from midstream.storage.store import Batch, ConnectionRow, Piece
 
 
@@ -24,3 +27,8 @@ def end(row: ConnectionRow, size: int, *, unfinished: bytes = b"") -> Connection
     row.closed_ns, row.size, row.reason, row.unfinished = 9, size, "end of stream", unfinished
     row.digest = "ab" * 32
     return row
+
+
+def laid_out(layout: Layout) -> dict[str, StreamFormat]:
+    """The only stream, with fields."""
+    return {DATA: StreamFormat(size=layout.size, layout=layout)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, insert
 
+from midstream.config import DATA
 from midstream.fields import Field, Layout
 from midstream.framing import Framing, encode
 from midstream.storage import readings, schema
@@ -39,8 +40,6 @@ class LogFile:
             database.exec_driver_sql("PRAGMA synchronous=OFF")  # a test has no power cut
             database.exec_driver_sql("PRAGMA journal_mode=WAL")
             schema.prepare(database, self.url)
-            columns = [(column.name, column.kind) for column in LAYOUT.columns]
-            self._readings = readings.prepare(database, self.url, columns)
 
     def add(
         self,
@@ -56,11 +55,12 @@ class LogFile:
         port: int = 0,
         first: int | None = None,
         sequences: Sequence[int] | None = None,
+        stream: str = DATA,
     ) -> int:
         """A connection with a message each step; its id. sequences: only these are there."""
         self._ids += 1
         given = list(payloads)
-        messages, stream = [], hashlib.sha256()
+        messages, digest = [], hashlib.sha256()
         offset = 0
         for sequence, payload in enumerate(given):
             received = times[sequence] if times else start_ns + sequence * step_ns
@@ -75,7 +75,7 @@ class LogFile:
                     "crc": checksum(sequence, offset, received, payload),
                 }
             )
-            stream.update(frame)
+            digest.update(frame)
             offset += len(frame)
         row = {
             "id": self._ids,
@@ -86,13 +86,14 @@ class LogFile:
             "framing": framing,
             "layout": layout.describe() if layout else None,
             "token": str(self._ids),
+            "stream": stream,
         }
         if closed:
             last = messages[-1]["received_ns"] if messages else start_ns
             row |= {
                 "closed_ns": last,
                 "bytes": offset,
-                "digest": stream.hexdigest(),
+                "digest": digest.hexdigest(),
                 "reset": False,
                 "reason": "",
             }
@@ -103,10 +104,12 @@ class LogFile:
             if messages:
                 database.execute(insert(schema.messages), messages)
             if layout and messages:
-                names = [column.name for column in layout.columns]
+                columns = [(column.name, column.kind) for column in layout.columns]
+                table = readings.prepare(database, self.url, stream, columns)
+                names = [name for name, _ in columns]
                 values = layout.values(given)
                 database.execute(
-                    insert(self._readings),
+                    insert(table),
                     [
                         {
                             "connection_id": self._ids,

@@ -5,8 +5,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sqlalchemy import create_engine, make_url, text
 from midstream.logger import Logger, LoggerSummary, server
 from midstream.logger.__main__ import work
 from midstream.logger.holder import Child
-from midstream.network import Host, Topology, write
+from midstream.network import Host, SensorStream, Topology, write
 from midstream.storage.store import checksum
 
 SIZE = 32
@@ -27,10 +28,13 @@ TOS = 104
 class Site:
     """A folder with config.toml, const.toml and the database, and a free port on loopback.
 
-    Of a logger; or with `spool` of a hardworker's spool, whose sensor is who connects.
+    Of a logger; or with `spool` of a hardworker's spool, whose sensor is who connects. streams: as const.toml
+    names them, but for their ports, which are free ones.
     """
 
-    def __init__(self, folder: Path, url: str = "", *, spool: bool = False) -> None:
+    def __init__(
+        self, folder: Path, url: str = "", *, spool: bool = False, streams: Sequence[SensorStream] = ()
+    ) -> None:
         self.folder = folder
         self.url = url or f"sqlite:///{folder}/midstream.db"
         self.spool = spool
@@ -39,10 +43,27 @@ class Site:
             for n in ((1, 2, 12) if spool else (11, 2, 1))
         )
         self.address = str((hardworker if spool else logger).ip)
-        with socket.create_server((self.address, 0)) as probe:
-            self.port = probe.getsockname()[1]
-        topology = Topology((sensor,), hardworker, logger, tos=TOS, port=self.port, mtu=1500, size=SIZE)
-        write(folder / "const.toml", topology, "a test")
+        with ExitStack() as opened:
+            probes = [
+                opened.enter_context(socket.create_server((self.address, 0)))
+                for _ in range(max(1, len(streams)))
+            ]
+            ports = [int(probe.getsockname()[1]) for probe in probes]
+        self.port = ports[0]
+        self.streams = {
+            each.name: replace(each, port=port) for each, port in zip(streams, ports, strict=False)
+        }
+        self.topology = Topology(
+            (sensor,),
+            hardworker,
+            logger,
+            tos=TOS,
+            port=self.port,
+            mtu=1500,
+            size=streams[0].size if streams else SIZE,
+            streams=tuple(self.streams.values()),
+        )
+        write(folder / "const.toml", self.topology, "a test")
         self.configure()
 
     def configure(
@@ -55,10 +76,11 @@ class Site:
         hardworker: str = "spool_free = 0\n",
     ) -> None:
         target, spool = ("hardworker", make_url(self.url).database) if self.spool else ("logger", "spool.db")
+        data = "" if self.streams else f'[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
         (self.folder / "config.toml").write_text(
             f'[sensor]\ntarget = "{target}"\n'
             f'[hardworker]\nspool = "{spool}"\n{hardworker}'
-            f'[data]\nframing = "{framing}"\nmax_size = {max_size}\n'
+            f"{data}"
             f'[logger]\ndatabase = "{self.url}"\nbatch_interval = {interval}\n{logger}'
         )
 
@@ -66,8 +88,16 @@ class Site:
     def config(self) -> Path:
         return self.folder / "config.toml"
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection((self.address, self.port), timeout=60)
+    def connect(self, stream: str = "", source: tuple[str, int] | None = None) -> socket.socket:
+        """To the port of that stream, or of the first. source: an address and port that others have too."""
+        port = self.streams[stream].port if stream else self.port
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if source:
+            client.bind(source)
+        client.settimeout(60)
+        client.connect((self.address, port))
+        return client
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         engine = create_engine(self.url)
@@ -93,10 +123,15 @@ class Serving(threading.Thread):
     """A logger that serves in a thread until the `with` block ends."""
 
     def __init__(
-        self, config: Path, *, spool: bool = False, tell: Callable[[str], object] = lambda _: None
+        self,
+        config: Path,
+        *,
+        spool: bool = False,
+        doors: Sequence[int] = (),
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         super().__init__()
-        self.logger = Logger(config, spool=spool, tell=tell)
+        self.logger = Logger(config, spool=spool, doors=doors, tell=tell)
         self.summary = LoggerSummary()
         self.error: Exception | None = None
         self._stop_requested = threading.Event()

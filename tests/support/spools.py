@@ -14,7 +14,9 @@ from midstream.config import Config
 from midstream.framing import Framing
 from midstream.logger.backfill import Sender
 from midstream.logger.exchange import Exchange, handlers
+from midstream.network import load
 from midstream.storage.databases import open_log
+from midstream.storage.formats import StreamFormat, formats
 from midstream.storage.sql import SqlStore
 from midstream.storage.store import FRAME, Batch, ConnectionRow, Piece
 
@@ -57,7 +59,12 @@ def opening(number: int, *, first: int | None = None, port: int = 40000) -> Conn
 def spool(config: Config) -> SqlStore:
     assert config.spool_path
     url = URL.create("sqlite", database=str(config.spool_path))
-    return SqlStore(url, batch_size=4096, framing=config.data.framing)
+    return SqlStore(url, batch_size=4096, streams=streams(config, as_bytes=True))
+
+
+def streams(config: Config, *, as_bytes: bool = False) -> dict[str, StreamFormat]:
+    """As config.toml and const.toml say."""
+    return formats(config, load(config.const_path), as_bytes=as_bytes)
 
 
 def contents(url: str) -> dict[tuple[str, int, int], tuple[Facts, Rows]]:
@@ -85,7 +92,7 @@ class Receiving(threading.Thread):
     def __init__(self, config: Config, address: str = "127.0.0.1") -> None:
         super().__init__(daemon=True)
         self.listener = socket.create_server((address, config.logger.replay_port))
-        self._exchange = Exchange(KEY, handlers(config, SIZE))
+        self._exchange = Exchange(KEY, handlers(config, streams(config)))
 
     def run(self) -> None:
         with suppress(OSError):

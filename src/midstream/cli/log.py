@@ -17,11 +17,10 @@ from midstream.cli.log_options import (
     Connections,
     Sensors,
     Since,
+    Streams,
     Until,
     Url,
     Where,
-    located,
-    opened,
     progress,
     selected,
 )
@@ -32,8 +31,9 @@ from midstream.log import export as exporting
 from midstream.log import plot as plotting
 from midstream.log import verify as verifying
 from midstream.log.decoding import decoded, printable
+from midstream.log.location import located, opened
 from midstream.log.messages import LogReader
-from midstream.log.selection import Selection, duration, refuse_unknown_field
+from midstream.log.selection import duration, refuse_unknown_field
 from midstream.storage import pruning
 from midstream.storage.stored import StoredMessage
 
@@ -47,6 +47,7 @@ app = typer.Typer(help="Look at what the logger has stored.", no_args_is_help=Tr
 def list_(
     path: Config = DEFAULT_CONFIG,
     url: Url = None,
+    streams: Streams = None,
     sensors: Sensors = None,
     connections: Connections = None,
     since: Since = None,
@@ -54,7 +55,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """The connections: from whom, when, how much, and whether something is missing."""
-    selection = selected(sensors, connections, since, until, None)
+    selection = selected(streams, sensors, connections, since, until, None)
     with opened(path, url) as database:
         told = database.told()
         extents = database.extents()
@@ -70,26 +71,22 @@ def list_(
             for connection in selection.choose(everything)
         ]
     if as_json:
-        print(json.dumps(rows + [listing.lost_row(each) for each in _elsewhere(found, selection)]))
+        print(json.dumps(rows + [listing.lost_row(each) for each in found.elsewhere(selection)]))
         return
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
     console.print(listing.table(rows))
     for hole in found.holes.values():
         if hole.connection.id in {row["connection"] for row in rows}:
             print(hole)
-    for line in listing.account_lines(found, selection.sensors):
+    for line in listing.account_lines(found, selection):
         print(line)
-
-
-def _elsewhere(found: account.Accounts, selection: Selection) -> list[account.Account]:
-    """What was held, and has no connection: of a selection of connections none."""
-    return [] if selection.connections else found.elsewhere(selection.sensors)
 
 
 @app.command("show")
 def show_(
     path: Config = DEFAULT_CONFIG,
     url: Url = None,
+    streams: Streams = None,
     sensors: Sensors = None,
     connections: Connections = None,
     since: Since = None,
@@ -102,7 +99,7 @@ def show_(
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines: an object a line.")] = False,
 ) -> None:
     """The messages, in the order in which they came: their fields, else as text or hexadecimal digits."""
-    selection = selected(sensors, connections, since, until, where)
+    selection = selected(streams, sensors, connections, since, until, where)
     stop = Stop(0)
     with opened(path, url) as database:
         reader = LogReader(database, selection)
@@ -134,6 +131,7 @@ def export(
     ] = None,
     path: Config = DEFAULT_CONFIG,
     url: Url = None,
+    streams: Streams = None,
     sensors: Sensors = None,
     connections: Connections = None,
     since: Since = None,
@@ -144,17 +142,22 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The messages as a file for other programs: CSV, JSON Lines, Parquet, or MCAP (Foxglove)."""
-    selection = selected(sensors, connections, since, until, where)
+    """The messages as a file for other programs: CSV, JSON Lines, Parquet, or MCAP (Foxglove).
+
+    Of several streams, Parquet is a file for each: NAME-STREAM.parquet.
+    """
+    selection = selected(streams, sensors, connections, since, until, where)
     chosen = kind or _format(output)
     with opened(path, url) as database:
         reader = LogReader(database, selection)
         with progress("exporting", reader.total) as looked_at:
-            count = exporting.export(reader, chosen, output, payload=payload, looked_at=looked_at)
-    if output == Path("-"):
+            count, files = exporting.export(reader, chosen, output, payload=payload, looked_at=looked_at)
+    if not files:
         say(f"log export: {count:,} messages")
-    else:
-        show({"messages": count, "bytes": output.stat().st_size, "file": str(output)}, as_json)
+        return
+    size, names = sum(file.stat().st_size for file in files), list(map(str, files))
+    written = {"file": names[0]} if len(names) == 1 else {"files": names if as_json else ", ".join(names)}
+    show({"messages": count, "bytes": size, **written}, as_json)
 
 
 @app.command()
@@ -165,6 +168,7 @@ def plot(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg file.")],
     path: Config = DEFAULT_CONFIG,
     url: Url = None,
+    streams: Streams = None,
     sensors: Sensors = None,
     connections: Connections = None,
     since: Since = None,
@@ -173,7 +177,7 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Values over time as a picture: mean, and least and greatest, of each of 2000 pieces of the time."""
-    selection = selected(sensors, connections, since, until, where)
+    selection = selected(streams, sensors, connections, since, until, where)
     with opened(path, url) as database:
         reader = LogReader(database, selection)
         for key in keys:
@@ -191,6 +195,7 @@ def plot(
 def verify(
     path: Config = DEFAULT_CONFIG,
     url: Url = None,
+    streams: Streams = None,
     sensors: Sensors = None,
     connections: Connections = None,
     as_json: Json = False,
@@ -200,15 +205,13 @@ def verify(
     Exit code 0 only if so; 6: something is damaged, or numbers are missing; 7: a hole, or forgotten; 8:
     all that is missing is pending.
     """
-    selection = selected(sensors, connections, None, None, None)
+    selection = selected(streams, sensors, connections, None, None, None)
     faults = damaged = 0
     with opened(path, url) as database:
         chosen = selection.choose(database.connections())
         verdicts = []
         with progress("verifying", None) as looked_at:
-            for verdict in verifying.verify(database, chosen, looked_at, selection.sensors):
-                if verdict.connection is None and verdict.account and selection.connections:
-                    continue  # nothing of it is in the log, so it is none of those
+            for verdict in verifying.verify(database, chosen, looked_at, selection):
                 verdicts.append(verdict)
                 faults += len(verdict.faults) + verdict.more
                 damaged += not verdict.right

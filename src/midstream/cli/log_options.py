@@ -3,28 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from midstream import config as configuration
-from midstream import fields, network
-from midstream.cli.options import DEFAULT_CONFIG
-from midstream.database_url import check
-from midstream.errors import ConfigError
 from midstream.log.conditions import condition
 from midstream.log.selection import Selection, moment
-from midstream.storage.databases import open_log
-from midstream.storage.stored import Log
-from midstream.toml import show
 
 Url = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Instead of config.toml's logger.database.")
 ]
 Sensors = Annotated[list[str] | None, typer.Option("--sensor", metavar="IP", help="Only this; repeatable.")]
+Streams = Annotated[list[str] | None, typer.Option("--stream", metavar="NAME", help="Only this; repeatable.")]
 Connections = Annotated[
     list[int] | None, typer.Option("--connection", metavar="NUMBER", help="Only this; repeatable.")
 ]
@@ -40,6 +32,7 @@ Where = Annotated[
 
 
 def selected(
+    streams: list[str] | None,
     sensors: list[str] | None,
     connections: list[int] | None,
     since: str | None,
@@ -54,30 +47,8 @@ def selected(
         moment(since, "--since", now) if since else None,
         moment(until, "--until", now) if until else None,
         tuple(condition(text) for text in where or ()),
+        tuple(streams or ()),
     )
-
-
-def located(path: Path, url: str | None) -> tuple[configuration.Config, str]:
-    """The configuration, which may be missing where the database is named. Raises ConfigError."""
-    if url is not None:
-        try:
-            check(url)
-        except ValueError as error:
-            raise ConfigError(f"--database {show(url)}: {error}; correct it") from error
-    if url is not None and path == DEFAULT_CONFIG and not path.exists():
-        return configuration.Config(), url
-    config = configuration.load(path)
-    return config, url or config.database_url
-
-
-def opened(path: Path, url: str | None) -> Log:
-    """The database for reading; config.toml's framing and fields serve what was stored without."""
-    config, address = located(path, url)
-    layout = None
-    if config.data.field:
-        size = config.data.size or network.load(config.const_path).size
-        layout = fields.layout(config, size)
-    return open_log(address, framing=config.data.framing, layout=layout)
 
 
 @contextmanager

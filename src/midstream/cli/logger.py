@@ -30,7 +30,7 @@ def logger(
         bool,
         typer.Option("--drain", help="With --spool: only send what is in it to the logger, then end."),
     ] = False,
-    door: Annotated[int | None, typer.Option("--door", hidden=True)] = None,
+    doors: Annotated[list[int] | None, typer.Option("--door", hidden=True)] = None,
     state: Annotated[int | None, typer.Option("--state", hidden=True)] = None,
 ) -> None:
     """Store in the database what the hardworker passes on.
@@ -51,7 +51,9 @@ def logger(
             return
         tell = partial(_write, state) if state is not None else lambda _: None
         server = patiently(
-            lambda: Logger(config, spool=spool, door=door, tell=tell).__enter__(), stop, then="listening"
+            lambda: Logger(config, spool=spool, doors=doors or (), tell=tell).__enter__(),
+            stop,
+            then="listening",
         )
         opened.push(server)
         summary = server.serve(stop, listening=lambda: say("logger: listening"), hand_back=hand_back)

@@ -1,7 +1,6 @@
 """What several commands have in common: options, the end on a signal, the way of printing a result."""
 
 import json
-import os
 import signal
 import sys
 import time
@@ -12,20 +11,19 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from midstream.config import SYSTEM_CONFIG, Role
+from midstream.config import DEFAULT_CONFIG as DEFAULT_CONFIG
+from midstream.config import SYSTEM_CONFIG, Role, nearest
 from midstream.errors import ConfigError
-
-DEFAULT_CONFIG = Path("config.toml")
 
 
 def _find_config(context: typer.Context, option: typer.CallbackParam, path: Path) -> Path:
     """The file that was named; else config.toml of this folder, else that of this host's services."""
     source = context.get_parameter_source(option.name or "")
     asked = source is not None and source.name != "DEFAULT"
-    if asked or os.path.lexists(path) or not os.path.lexists(SYSTEM_CONFIG):
-        return path
-    say(f"midstream: there is no {path} here, so {SYSTEM_CONFIG} is read")
-    return SYSTEM_CONFIG
+    found = path if asked else nearest()
+    if found != path:
+        say(f"midstream: there is no {path} here, so {found} is read")
+    return found
 
 
 Config = Annotated[

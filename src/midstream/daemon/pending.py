@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from midstream.config import DATA
 from midstream.told import UNKNOWN, HeldStream, Pending
 
 MOST = 4096  # connections that are told
@@ -18,7 +19,7 @@ _QUERY = """
 SELECT sensor, port, coalesce(first, ?), opened_ns, head.stream_offset,
        tail.stream_offset + length(tail.payload)
          + CASE framing WHEN 'length' THEN 4 WHEN 'line' THEN 1 ELSE 0 END,
-       tail.sequence + 1 - head.sequence, head.received_ns
+       tail.sequence + 1 - head.sequence, head.received_ns, {stream}
 FROM connections
 JOIN messages AS head ON head.connection_id = id
   AND head.sequence = (SELECT min(sequence) FROM messages WHERE connection_id = id)
@@ -26,9 +27,12 @@ JOIN messages AS tail ON tail.connection_id = id
   AND tail.sequence = (SELECT max(sequence) FROM messages WHERE connection_id = id)
 ORDER BY id LIMIT ?
 """
-_CLOSED = (
-    "SELECT sensor, port, coalesce(first, ?), closed_ns IS NOT NULL FROM connections ORDER BY id LIMIT ?"
-)
+_CLOSED = """
+SELECT {stream}, sensor, port, coalesce(first, ?), closed_ns IS NOT NULL FROM connections ORDER BY id LIMIT ?
+"""
+_NAMES_STREAMS = "SELECT count(*) FROM pragma_table_info('connections') WHERE name = 'stream'"
+
+_Name = tuple[str, str, int, int]  # stream, sensor, port, first
 
 
 class SpoolFile:
@@ -38,7 +42,7 @@ class SpoolFile:
         self._path = path
         self._seen: object = None
         self.pending: list[Pending] = []
-        self._closed: dict[tuple[str, int, int], bool] = {}
+        self._closed: dict[_Name, bool] = {}
         self.fault = ""  # why it could not be read just now
 
     def look(self) -> list[Pending]:
@@ -56,14 +60,18 @@ class SpoolFile:
     def has_all(self, stream: HeldStream) -> bool | None:
         """Has the file all that its logger will store of a connection that has ended? None if it says
         nothing of it: it does not know it yet, has given it away, or cannot be read."""
-        return self._closed.get((stream.sensor, stream.port, stream.first))
+        return self._closed.get((stream.stream, stream.sensor, stream.port, stream.first))
 
-    def _read(self) -> tuple[list[Pending], dict[tuple[str, int, int], bool]]:
+    def _read(self) -> tuple[list[Pending], dict[_Name, bool]]:
         address = f"file:{quote(str(self._path))}?mode=ro"
         with closing(sqlite3.connect(address, _PATIENCE, uri=True)) as database:
-            pending = [Pending(*row) for row in database.execute(_QUERY, (UNKNOWN, MOST))]
-            rows = database.execute(_CLOSED, (UNKNOWN, MOST)).fetchall()
-        return pending, {(sensor, port, first): bool(closed) for sensor, port, first, closed in rows}
+            (has_names,) = database.execute(_NAMES_STREAMS).fetchone()  # not where an older logger has stored
+            stream = f"coalesce(stream, '{DATA}')" if has_names else f"'{DATA}'"
+            pending = [
+                Pending(*row) for row in database.execute(_QUERY.format(stream=stream), (UNKNOWN, MOST))
+            ]
+            rows = database.execute(_CLOSED.format(stream=stream), (UNKNOWN, MOST)).fetchall()
+        return pending, {(stream, *name): bool(closed) for stream, *name, closed in rows}
 
 
 def _state(path: Path) -> tuple[int, int] | None:

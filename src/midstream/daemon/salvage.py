@@ -15,8 +15,9 @@ from midstream.errors import MidstreamError
 from midstream.logger.spool import path_of
 from midstream.lost import Lost, Part, load
 from midstream.storage.databases import open_spool
+from midstream.storage.formats import AnyStream
 from midstream.storage.run import new_name
-from midstream.storage.store import STREAM, Batch, ConnectionRow, Piece, Store, Unavailable
+from midstream.storage.store import Batch, ConnectionRow, Piece, Store, Unavailable
 
 FAILED = "its logger failed; the hardworker had retained what that had not stored"
 
@@ -29,7 +30,7 @@ def save(lost: Iterator[Lost], store: Store) -> None:
         if not parts:
             continue
         known = f"{run}.{number}", each.sensor, each.port, each.opened_ns, each.first
-        row = ConnectionRow(*known, spooled=True)
+        row = ConnectionRow(*known, spooled=True, stream=each.stream)
         row.closed_ns, row.size = time.time_ns(), parts[-1].offset + len(parts[-1].data)
         row.reset, row.reason = not each.closed, FAILED
         payloads, times = [part.data for part in parts], [part.received_ns for part in parts]
@@ -50,7 +51,7 @@ def in_order(lost: Lost) -> Iterator[Part]:
 def main() -> int:
     settings = config.load(Path(sys.argv[1]))
     try:
-        with open_spool(settings, path_of(settings), STREAM) as store:
+        with open_spool(settings, path_of(settings), AnyStream()) as store:
             save(load(sys.stdin.buffer), store)
     except (MidstreamError, Unavailable) as error:
         print(f"spool: {error}", file=sys.stderr)

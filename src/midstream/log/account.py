@@ -4,6 +4,7 @@ A byte that was held, and is not in the log, is pending: in the hardworker's spo
 the logger's own kernel. Or it came again: a sensor sends what was not acknowledged once more on its next
 connection, and numbered messages tell that these are the same. Or it is gone: forgotten by a full spool,
 or a hole. Connections that no hardworker has told of are not judged.
+Two streams of a sensor are as two sensors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from midstream.log.continuity import Hole, Numbering
+from midstream.log.selection import EVERYTHING, Selection
 from midstream.log.spans import Span, Spans
 from midstream.storage.store import FRAME
-from midstream.storage.stored import Extent, Log, StoredConnection
+from midstream.storage.stored import Extent, Log, Source, StoredConnection, source_of
 from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Knowledge, Pending
 
 Kind = Literal["again", "coming", "pending", "forgotten", "hole"]
@@ -98,19 +100,22 @@ class Accounts:
     holes: dict[int, Hole]
     """Numbers that are missing in front of a connection, and that no account explains."""
 
-    def elsewhere(self, sensors: Sequence[str] = ()) -> list[Account]:
-        """Those of which nothing is stored, and something was held."""
+    def elsewhere(self, selection: Selection = EVERYTHING) -> list[Account]:
+        """Those of which nothing is stored, and something was held: of selected connections none."""
         return [
             each
             for each in self.all
-            if not each.connections and each.lacks and (not sensors or each.held.sensor in sensors)
+            if not selection.connections
+            and not each.connections
+            and each.lacks
+            and selection.wants(source_of(each.held))
         ]
 
-    def of_sensors(self) -> dict[str, list[Account]]:
-        """By the sensor's address."""
-        found: dict[str, list[Account]] = {}
+    def of_sources(self) -> dict[Source, list[Account]]:
+        """By stream and sensor."""
+        found: dict[Source, list[Account]] = {}
         for each in self.all:
-            found.setdefault(each.held.sensor, []).append(each)
+            found.setdefault(source_of(each.held), []).append(each)
         return found
 
 
@@ -134,12 +139,15 @@ def accounts(
 
 def summary(log: Log) -> dict[str, dict[str, Any]]:
     """By sensor, cheaply: the worst verdict of its connections, and how much is pending or missing. A gap
-    in the middle of a connection is not looked for. Raises StoreError."""
+    in the middle of a connection is not looked for. All streams of a sensor count. Raises StoreError."""
     told = log.told()
     extents = log.extents(gaps=False)
     found = accounts(log, told, log.connections(), extents, numbers=False)
+    by_sensor: dict[str, list[Account]] = {}
+    for each in found.all:
+        by_sensor.setdefault(each.held.sensor, []).append(each)
     rows = {}
-    for sensor, all_of_it in found.of_sensors().items():
+    for sensor, all_of_it in by_sensor.items():
         lacks = [lack for account in all_of_it for lack in account.lacks]
         waiting = [each for each in told.pending if each.sensor == sensor]
         rows[sensor] = {
@@ -170,37 +178,38 @@ class _Ledger:
         numbering: Numbering,
     ) -> None:
         self._log, self._extents, self._numbering = log, extents, numbering
-        self._framings = {connection.sensor: connection.framing for connection in connections}
+        self._framings = {source_of(connection): connection.framing for connection in connections}
         self._sizes = _sizes(connections, extents)
         held = sorted([*told.held, *_only_pending(told)], key=lambda each: each.opened_ns)
         self._rows = _matched(held, connections)
         self._pending = _matched(held, told.pending)
         self._forgotten = sorted(told.forgotten, key=lambda each: each.first_ns)
         self._left = {
-            each: each.bytes + FRAME[self._framings.get(each.sensor, "fixed")] * each.messages
+            each: each.bytes + FRAME[self._framings.get(source_of(each), "fixed")] * each.messages
             for each in self._forgotten
         }
         self.accounts: list[Account] = []
-        before: dict[str, Account] = {}
+        before: dict[Source, Account] = {}
         for each in held:
-            account = self._account(each, before.get(each.sensor))
+            account = self._account(each, before.get(source_of(each)))
             self.accounts.append(account)
             if account.held.bytes:
-                before[each.sensor] = account
+                before[source_of(each)] = account
 
     def unexplained(self) -> dict[int, Hole]:
         """Missing numbers are explained where as many messages of the sensor are lacking anyway."""
-        room: dict[str, float] = {}
+        room: dict[Source, float] = {}
         for account in self.accounts:
             for lack in account.lacks:
                 if lack.kind != "again":
                     count = float("inf") if lack.messages is None else lack.messages
-                    room[account.held.sensor] = room.get(account.held.sensor, 0) + count
+                    source = source_of(account.held)
+                    room[source] = room.get(source, 0) + count
         left = {}
         for key, hole in self._numbering.holes().items():
-            sensor = hole.connection.sensor
-            if hole.messages <= room.get(sensor, 0):
-                room[sensor] -= hole.messages
+            source = source_of(hole.connection)
+            if hole.messages <= room.get(source, 0):
+                room[source] -= hole.messages
             else:
                 left[key] = hole
         return left
@@ -280,7 +289,7 @@ class _Ledger:
         start, end = span
         for each in self._forgotten:
             taken = min(end - start, self._left[each])
-            if each.sensor == held.sensor and held.opened_ns <= each.last_ns and taken:
+            if source_of(each) == source_of(held) and held.opened_ns <= each.last_ns and taken:
                 yield _lack("forgotten", (start, start + taken), size)
                 self._left[each] -= taken
                 start += taken
@@ -291,21 +300,23 @@ class _Ledger:
         """Of a message, 0 where it is not fixed, or nothing tells."""
         if any(row.framing != "fixed" for row in rows):
             return 0
-        known = [self._sizes[key] for row in rows if (key := str(row.id)) in self._sizes]
-        return known[0] if known else self._sizes.get(held.sensor, self._sizes.get("", 0))
+        known = [self._sizes[row.id] for row in rows if row.id in self._sizes]
+        return known[0] if known else self._sizes.get(source_of(held), self._sizes.get(held.stream, 0))
 
 
-def _sizes(connections: Iterable[StoredConnection], extents: Mapping[int, Extent]) -> dict[str, int]:
-    """The fixed size of messages: by connection, of a sensor's newest connection, and of the newest of
-    all."""
-    found = {}
+def _sizes(
+    connections: Iterable[StoredConnection], extents: Mapping[int, Extent]
+) -> dict[int | Source | str, int]:
+    """The fixed size of messages: by connection, of the newest connection of a sensor's stream, and of the
+    newest of the stream."""
+    found: dict[int | Source | str, int] = {}
     for connection in connections:
-        extent = extents.get(connection.id)
+        source, extent = source_of(connection), extents.get(connection.id)
         if connection.framing != "fixed":
-            found[connection.sensor] = found[""] = 0
+            found[source] = found[connection.stream] = 0
         elif extent and extent.start is not None and extent.end is not None:
             size = (extent.end - extent.start) // (extent.last + 1 - extent.first)
-            found[str(connection.id)] = found[connection.sensor] = found[""] = size
+            found[connection.id] = found[source] = found[connection.stream] = size
     return found
 
 
@@ -313,13 +324,14 @@ _Known = TypeVar("_Known", StoredConnection, Pending)
 
 
 def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldStream, list[_Known]]:
-    """What belongs to each connection that was held: by sensor, port and first number, else by the time."""
-    ports: dict[tuple[str, int], list[HeldStream]] = {}
+    """What belongs to each connection that was held: by stream, sensor, port and first number, else by the
+    time."""
+    ports: dict[tuple[Source, int], list[HeldStream]] = {}
     for each in held:
-        ports.setdefault((each.sensor, each.port), []).append(each)
+        ports.setdefault((source_of(each), each.port), []).append(each)
     found: dict[HeldStream, list[_Known]] = {}
     for other in others:
-        candidates = ports.get((other.sensor, other.port), [])
+        candidates = ports.get((source_of(other), other.port), [])
         if other.first not in (None, UNKNOWN):
             candidates = [each for each in candidates if each.first == other.first]
         else:
@@ -333,12 +345,15 @@ def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldS
 def _only_pending(told: Knowledge) -> list[HeldStream]:
     """Connections of which nothing is told yet but what waits in the spool."""
     known = {each for waiting in _matched(told.held, told.pending).values() for each in waiting}
-    ends: dict[tuple[str, int, int, int], int] = {}
+    ends: dict[tuple[Source, int, int, int], int] = {}
     for each in told.pending:
         if each not in known:
-            key = each.sensor, each.port, each.first, each.opened_ns
+            key = source_of(each), each.port, each.first, each.opened_ns
             ends[key] = max(each.end, ends.get(key, 0))
-    return [HeldStream(*key, end, OPEN, True) for key, end in ends.items()]
+    return [
+        HeldStream(sensor, port, first, opened_ns, end, OPEN, True, stream)
+        for ((stream, sensor), port, first, opened_ns), end in ends.items()
+    ]
 
 
 def _lack(kind: Kind, span: Span, size: int) -> Lack:

@@ -3,7 +3,7 @@
 TCP leaves no hole within a connection. What never came to this log only the messages can tell, if they are
 numbered: those of `midstream sensor` are, and others whose number is an integer called seq, sequence, number,
 counter or index (also frame_seq): a field of config.toml, or a key of a JSON object. A number counts only if
-it grows by one with each message of every connection.
+it grows by one with each message of every connection. Each stream of a sensor is numbered for itself.
 """
 
 import re
@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 from midstream.log.decoding import parse
 from midstream.log.spans import Spans
-from midstream.storage.stored import Extent, Log, StoredConnection, StoredMessage
+from midstream.storage.stored import (
+    Extent,
+    Log,
+    Source,
+    StoredConnection,
+    StoredMessage,
+    named,
+    source_of,
+)
 
 _NAME = re.compile(r"(^|_)(seq|sequence|number|counter|index)(_|$)", re.IGNORECASE)
 _HEADER = struct.Struct("<QQ")  # of the messages of `midstream sensor`: number and time
@@ -22,7 +30,8 @@ _YEARS = 10 * 365 * 86400 * 10**9  # ns: a clock that is this wrong is none
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Numbers `first` to `last` of a sensor are in none of its connections: they belong before this one."""
+    """Numbers `first` to `last` of a sensor's stream are in none of its connections: they belong before this
+    one."""
 
     connection: StoredConnection
     after: StoredConnection
@@ -35,8 +44,9 @@ class Hole:
         return self.last + 1 - self.first
 
     def __str__(self) -> str:
+        whose = named(source_of(self.connection))
         return (
-            f"{self.messages:,} messages of {self.connection.sensor} are missing between connections "
+            f"{self.messages:,} messages of {whose} are missing between connections "
             f"{self.after.id} and {self.connection.id}: {self.name} {self.first} to {self.last}"
         )
 
@@ -60,23 +70,23 @@ class _Numbers:
 
 
 class Numbering:
-    """The numbers of a log's messages, sensor by sensor, read when they are asked for. `connections`: the
-    oldest first."""
+    """The numbers of a log's messages, of each stream of each sensor, read when they are asked for.
+    `connections`: the oldest first."""
 
     def __init__(
         self, log: Log, connections: Iterable[StoredConnection], extents: Mapping[int, Extent]
     ) -> None:
         self._log, self._extents = log, extents
-        self._connections: dict[str, list[StoredConnection]] = {}
+        self._connections: dict[Source, list[StoredConnection]] = {}
         for connection in connections:
-            self._connections.setdefault(connection.sensor, []).append(connection)
-        self._read: dict[str, tuple[list[_Numbers], list[str]]] = {}
+            self._connections.setdefault(source_of(connection), []).append(connection)
+        self._read: dict[Source, tuple[list[_Numbers], list[str]]] = {}
 
     def holes(self) -> dict[int, Hole]:
         """By the id of the connection in front of which something is missing."""
         found: dict[int, Hole] = {}
-        for sensor in self._connections:
-            numbers, counters = self._of(sensor)
+        for source in self._connections:
+            numbers, counters = self._of(source)
             for name in counters:
                 for index, each in enumerate(numbers):
                     hole = _before(each, numbers, index, name)
@@ -86,7 +96,7 @@ class Numbering:
 
     def is_elsewhere(self, connection: StoredConnection, first: int, end: int) -> bool:
         """Are the messages that would be `first` to `end` of this connection in other ones of its sensor?"""
-        numbers, counters = self._of(connection.sensor)
+        numbers, counters = self._of(source_of(connection))
         for each in numbers:
             if each.connection.id == connection.id:
                 return any(
@@ -104,7 +114,7 @@ class Numbering:
     def goes_on(self, connection: StoredConnection, messages: int) -> bool:
         """Are so many messages behind the last of this connection in others? False if its sensor seems to
         have several programs, each with numbers of its own."""
-        numbers, counters = self._of(connection.sensor)
+        numbers, counters = self._of(source_of(connection))
         ends = [each.extent.last_ns for each in numbers]
         if any(end > after.connection.opened_ns for end, after in zip(ends, numbers[1:], strict=False)):
             return False
@@ -118,9 +128,9 @@ class Numbering:
                 )
         return False
 
-    def _of(self, sensor: str) -> tuple[list[_Numbers], list[str]]:
+    def _of(self, source: Source) -> tuple[list[_Numbers], list[str]]:
         """Its connections, and the names of what numbers its messages."""
-        if sensor not in self._read:
+        if source not in self._read:
             numbers = [
                 _Numbers(
                     connection,
@@ -128,11 +138,11 @@ class Numbering:
                     _numbers(self._log, connection, extent.first),
                     _numbers(self._log, connection, extent.last),
                 )
-                for connection in self._connections.get(sensor, [])
+                for connection in self._connections.get(source, [])
                 if (extent := self._extents.get(connection.id))
             ]
-            self._read[sensor] = numbers, _counters(numbers)
-        return self._read[sensor]
+            self._read[source] = numbers, _counters(numbers)
+        return self._read[source]
 
     def _has(self, numbers: list[_Numbers], name: str, first: int, end: int) -> bool:
         """Are these numbers in connections without a gap?"""

@@ -23,7 +23,7 @@ def decoded(messages: Sequence[StoredMessage]) -> list[Decoded]:
     Values are such that JSON can have them: bytes as hexadecimal digits, None for what is no finite number.
     """
     results: list[Decoded] = [{} for _ in messages]
-    for connection, indices in _by_connection(messages):
+    for connection, indices in by_connection(messages):
         layout = connection.layout
         if layout is None:
             for index in indices:
@@ -63,12 +63,24 @@ def has_fields(message: StoredMessage) -> bool:
     return layout is not None and len(message.payload) == layout.size
 
 
+def by_connection(
+    messages: Sequence[StoredMessage],
+) -> list[tuple[StoredConnection, list[int]]]:
+    """Which messages are of which connection; those without the size of its fields are left out."""
+    groups: dict[int, tuple[StoredConnection, list[int]]] = {}
+    for index, message in enumerate(messages):
+        connection = message.connection
+        if connection.layout is None or has_fields(message):
+            groups.setdefault(connection.id, (connection, []))[1].append(index)
+    return list(groups.values())
+
+
 def matching(messages: list[StoredMessage], conditions: Sequence[Condition]) -> list[StoredMessage]:
     """The messages that meet all conditions, in the same order."""
     if not conditions:
         return messages
     chosen = np.zeros(len(messages), bool)
-    for connection, indices in _by_connection(messages):
+    for connection, indices in by_connection(messages):
         layout = connection.layout
         if layout is None:
             for index in indices:
@@ -87,7 +99,7 @@ def numbers(messages: Sequence[StoredMessage], key: str) -> tuple[list[int], np.
     """The value of a field or JSON key of each message that has one: which messages, and the values."""
     which: list[int] = []
     values: list[np.ndarray] = []
-    for connection, indices in _by_connection(messages):
+    for connection, indices in by_connection(messages):
         if connection.layout is None:
             found = [(index, lookup(parse(messages[index].payload), key)) for index in indices]
             pairs = [(index, float(value)) for index, value in found if isinstance(value, int | float)]
@@ -184,18 +196,6 @@ def _is_deep(document: object) -> bool:
             for below in (each.values() if isinstance(each, dict) else each)
         ]
     return any(isinstance(each, dict | list) for each in level)
-
-
-def _by_connection(
-    messages: Sequence[StoredMessage],
-) -> list[tuple[StoredConnection, list[int]]]:
-    """Which messages are of which connection; those without the size of its fields are left out."""
-    groups: dict[int, tuple[StoredConnection, list[int]]] = {}
-    for index, message in enumerate(messages):
-        connection = message.connection
-        if connection.layout is None or has_fields(message):
-            groups.setdefault(connection.id, (connection, []))[1].append(index)
-    return list(groups.values())
 
 
 def _whole(payload: bytes) -> Decoded:

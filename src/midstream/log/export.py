@@ -1,18 +1,21 @@
 """Messages to files of other programs, piece by piece: memory does not grow with the log.
 
-A file gets its name when it is whole: an export that is broken off leaves none behind.
+A file gets its name when it is whole: an export that is broken off leaves none behind. Parquet is a table of
+one stream, so several streams are several files.
 """
 
 import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, Literal, Protocol, assert_never
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, assert_never
 
 from midstream.closing import Closing
 from midstream.errors import ConfigError
@@ -22,7 +25,15 @@ from midstream.storage.stored import Arrival, StoredConnection, StoredMessage
 
 Format = Literal["csv", "jsonl", "parquet", "mcap"]
 
+_STDOUT = Path("-")
 _ARRIVAL = ("arrived", "delay_ns", "delay_error_ns")  # columns of storage.stored.Arrival
+
+
+class Exported(NamedTuple):
+    """How many messages are in which files; in none if they went to standard output."""
+
+    messages: int
+    files: list[Path]
 
 
 class ExportWriter(Closing, Protocol):
@@ -38,24 +49,45 @@ def export(
     *,
     payload: bool = False,
     looked_at: Callable[[int], object] = nobody,
-) -> int:
-    """Write what the reader reads to a file, or to standard output if it is called -; how many messages.
+) -> Exported:
+    """Write what the reader reads to a file, or to standard output if it is called -.
 
-    payload: the bytes of the message too where its fields are named. ConfigError if the file is there already
-    or cannot be written, or if a package is missing.
+    Parquet of several streams is a file for each, called NAME-STREAM.parquet. payload: the bytes of the
+    message too where its fields are named. ConfigError if a file is there already or cannot be written, if a
+    package is missing, or if one file cannot hold all that is selected.
     """
-    new_writer = _writer(kind)  # first of all: a missing package makes no file
-    if path == Path("-"):
+    connections = reader.connections
+    groups = {path: connections}
+    if kind == "parquet" and path != _STDOUT:
+        groups = _by_stream(path, connections)
+    new_writer = _writer(kind, len(groups))  # first of all: a missing package makes no file
+    if kind == "csv" or (kind == "parquet" and path == _STDOUT):
+        _refuse_several(path, kind, connections)
+    if path == _STDOUT:
         if kind in ("parquet", "mcap") and sys.stdout.isatty():
             raise ConfigError(f"--output -: a terminal cannot show {kind}; redirect it, or name a file")
-        return _copy(reader, new_writer(sys.stdout.buffer, reader.connections, payload), looked_at)
+        with new_writer(sys.stdout.buffer, connections, payload) as writer:
+            return Exported(_copy(reader, [(writer, connections)], looked_at), [])
+    with ExitStack() as stack:
+        parts = [stack.enter_context(_part(file)) for file in groups]
+        writers = [
+            (stack.enter_context(new_writer(part, some, payload)), some)
+            for part, some in zip(parts, groups.values(), strict=True)
+        ]
+        count = _copy(reader, writers, looked_at)
+    return Exported(count, list(groups))
+
+
+@contextmanager
+def _part(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name in the end, if nothing was raised."""
     part = path.with_name(f"{path.name}.part")
     if path.exists():
         raise ConfigError(f"{path}: there already; remove it, or name another file")
     try:
         try:
             with part.open("xb") as stream:
-                count = _copy(reader, new_writer(stream, reader.connections, payload), looked_at)
+                yield stream
             part.rename(path)
         except FileExistsError as error:
             raise ConfigError(f"{part}: another export writes here, or was killed; remove it") from error
@@ -64,16 +96,42 @@ def export(
             raise
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from error
-    return count
 
 
-def optional(package: str, extra: str) -> ModuleType:
-    """A package that not every logger has. ConfigError tells how to get it."""
+def _by_stream(path: Path, connections: list[StoredConnection]) -> dict[Path, list[StoredConnection]]:
+    """What each file gets: the one that was named, or one for each of several streams."""
+    streams: dict[str, list[StoredConnection]] = {}
+    for connection in connections:
+        streams.setdefault(connection.stream, []).append(connection)
+    if len(streams) <= 1:
+        return {path: connections}
+    return {path.with_name(f"{path.stem}-{name}{path.suffix}"): some for name, some in streams.items()}
+
+
+def _refuse_several(path: Path, kind: Format, connections: Sequence[StoredConnection]) -> None:
+    """ConfigError for streams that one table cannot hold: any two in Parquet, else those of other fields."""
+    fields: dict[str, set[tuple[str, str]]] = {}
+    for connection in connections:
+        columns = connection.layout.columns if connection.layout else ()
+        fields.setdefault(connection.stream, set()).update((each.name, each.unit) for each in columns)
+    if kind != "parquet":
+        fields = {stream: said for stream, said in fields.items() if said}
+        if all(said == next(iter(fields.values())) for said in fields.values()):
+            return
+    if len(fields) > 1:
+        raise ConfigError(
+            f"--output {path}: one {kind} file cannot hold the streams {', '.join(fields)}, each with fields "
+            f"of its own; name one of them, such as --stream {next(iter(fields))}"
+        )
+
+
+def optional(package: str, extra: str, purpose: str = "") -> ModuleType:
+    """A package that not every logger has. ConfigError tells what needs it, and how to get it."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{extra}: needs the Python package {package}; pip install 'midstream[{extra}]'"
+            f"{purpose or extra}: needs the Python package {package}; pip install 'midstream[{extra}]'"
         ) from error
 
 
@@ -87,6 +145,7 @@ def record(message: StoredMessage, said: dict[str, Any]) -> dict[str, Any]:
     """A message as a line of JSON Lines has it."""
     arrival = message.arrival
     return {
+        "stream": message.connection.stream,
         "sensor": message.connection.sensor,
         "port": message.connection.port,
         "connection": message.connection.id,
@@ -105,21 +164,31 @@ def _cells(arrival: Arrival | None) -> tuple[object, ...]:
     return (iso(arrival.time_ns), *arrival[1:]) if arrival else (None,) * len(_ARRIVAL)
 
 
-def _copy(reader: LogReader, writer: ExportWriter, looked_at: Callable[[int], object]) -> int:
+def _copy(
+    reader: LogReader,
+    writers: Sequence[tuple[ExportWriter, Sequence[StoredConnection]]],
+    looked_at: Callable[[int], object],
+) -> int:
+    """How many messages there were; each writer gets those of its connections."""
     count = 0
-    with writer:
-        for piece in reader.read(looked_at):
-            writer.write(piece)
-            count += len(piece)
+    places = {each.id: place for place, (_, connections) in enumerate(writers) for each in connections}
+    for piece in reader.read(looked_at):
+        parted: list[list[StoredMessage]] = [[] for _ in writers]
+        for message in piece:
+            parted[places[message.connection.id]].append(message)
+        for (writer, _), some in zip(writers, parted, strict=True):
+            if some:
+                writer.write(some)
+        count += len(piece)
     return count
 
 
-def _writer(kind: Format) -> Callable[[BinaryIO, Sequence[StoredConnection], bool], ExportWriter]:
+def _writer(kind: Format, files: int) -> Callable[[BinaryIO, Sequence[StoredConnection], bool], ExportWriter]:
     if kind == "parquet":
         optional("pyarrow", "parquet")
         from midstream.log.parquet import ParquetWriter
 
-        return ParquetWriter
+        return partial(ParquetWriter, files=files)
     if kind == "mcap":
         optional("mcap", "mcap")
         from midstream.log.mcap import McapWriter
@@ -168,7 +237,7 @@ class CsvWriter(_TextWriter):
     def __init__(self, stream: BinaryIO, connections: Sequence[StoredConnection], payload: bool) -> None:
         super().__init__(stream)
         self._fields = field_names(connections)
-        ours = ("sensor", "port", "connection", "sequence", "received", *_ARRIVAL, "payload")
+        ours = ("stream", "sensor", "port", "connection", "sequence", "received", *_ARRIVAL, "payload")
         *head, last = (own_name(name, self._fields) for name in ours)
         self._rows = csv.writer(self._text)
         self._rows.writerow([*head, *self._fields, last])
@@ -184,6 +253,7 @@ class CsvWriter(_TextWriter):
                 shown = text_of(message.payload) or json.dumps(said["json"])
             rows.append(
                 [
+                    message.connection.stream,
                     message.connection.sensor,
                     message.connection.port,
                     message.connection.id,

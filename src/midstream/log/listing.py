@@ -6,12 +6,14 @@ from typing import Any
 
 from rich.table import Table
 
+from midstream.config import DATA
 from midstream.log.account import Account, Accounts, worst
 from midstream.log.continuity import Hole
 from midstream.log.decoding import Decoded, text_of
 from midstream.log.export import iso
+from midstream.log.selection import EVERYTHING, Selection
 from midstream.log.verify import LogVerdict
-from midstream.storage.stored import Extent, StoredConnection, StoredMessage
+from midstream.storage.stored import Extent, StoredConnection, StoredMessage, named, source_of
 
 
 def row(
@@ -31,6 +33,7 @@ def row(
     missing = 0 if extent is None else extent.last + 1 - connection.pruned - extent.messages
     return {
         "connection": connection.id,
+        "stream": connection.stream,
         "sensor": connection.sensor,
         "port": connection.port,
         "first_number": connection.first,
@@ -60,6 +63,7 @@ def lost_row(account: Account) -> dict[str, Any]:
     held = account.held
     return {
         "connection": None,
+        "stream": held.stream,
         "sensor": held.sensor,
         "port": held.port,
         "first_number": held.first,
@@ -82,16 +86,17 @@ def lack_rows(account: Account | None) -> list[dict[str, Any]]:
     ]
 
 
-def account_lines(found: Accounts, sensors: Sequence[str] = ()) -> list[str]:
-    """For a person: of each sensor what the log lacks of what was held, over all its connections."""
+def account_lines(found: Accounts, selection: Selection = EVERYTHING) -> list[str]:
+    """For a person: of each stream of each sensor what the log lacks of what was held, over all its
+    connections."""
     if not found.known:
         return ["no hardworker has told this log what it held: whether all of it is here is not known"]
     lines = []
-    for sensor, accounts in sorted(found.of_sensors().items()):
-        if sensors and sensor not in sensors:
+    for source, accounts in sorted(found.of_sources().items()):
+        if not selection.wants(source):
             continue
         verdict = worst(accounts)
-        lines.append(f"{sensor}: {verdict}, of {len(accounts):,} connections that the hardworker held")
+        lines.append(f"{named(source)}: {verdict}, of {len(accounts):,} connections that the hardworker held")
         for account in accounts:
             where = ", ".join(f"connection {row.id}" for row in account.connections)
             held = account.held
@@ -103,26 +108,27 @@ def account_lines(found: Accounts, sensors: Sequence[str] = ()) -> list[str]:
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Those rows for a person: times to the second. A verdict is empty where nobody has told what was
-    held."""
+    held. The stream is named as soon as there is another than `data`."""
     result = Table(box=None, pad_edge=False, header_style="")
     numbers = ("connection", "messages", "bytes", "missing", "removed")
     for name in numbers:
         result.add_column(name, justify="right")
-    for name in ("sensor", "first", "last", "state", "verdict"):
+    streams = ("stream",) if any(each["stream"] != DATA for each in rows) else ()
+    for name in (*streams, "sensor", "first", "last", "state", "verdict"):
         result.add_column(name, no_wrap=True)
     for each in rows:
         times = [str(each[name] or "")[:19].replace("T", " ") for name in ("first", "last")]
         counts = ["" if each[name] is None else f"{each[name]:,}" for name in numbers]
-        result.add_row(*counts, each["sensor"], *times, each["state"], each["verdict"] or "")
+        names = [each[name] for name in (*streams, "sensor")]
+        result.add_row(*counts, *names, *times, each["state"], each["verdict"] or "")
     return result
 
 
 def line(message: StoredMessage, said: Decoded) -> str:
     """When it came, from whom, which message of which connection, how long before it had come to the
     hardworker, and what it says."""
-    head = (
-        f"{iso(message.received_ns)} {message.connection.sensor} {message.connection.id}:{message.sequence}"
-    )
+    connection = message.connection
+    head = f"{iso(message.received_ns)} {named(source_of(connection))} {connection.id}:{message.sequence}"
     if message.arrival:
         delay, error = message.arrival.delay_ns / 1e6, message.arrival.error_ns / 1e6
         head += f" {delay:+.3f}±{error:.3f}ms"
@@ -144,6 +150,7 @@ def verdict_row(verdict: LogVerdict) -> dict[str, Any]:
     of = connection or (account.held if account else None)
     return {
         "connection": connection.id if connection else None,
+        "stream": of.stream if of else None,
         "sensor": of.sensor if of else None,
         "port": of.port if of else None,
         "state": of.state if of else None,
@@ -174,12 +181,12 @@ def verdict_lines(verdict: LogVerdict) -> list[str]:
         found = f"{verdict.messages:,} messages, {verdict.bytes:,} bytes{removed}; SHA-256 {digest}"
         judged = "right" if verdict.right else "WRONG"
         judged += f"; {account.verdict}" if account else ""
-        lines = [f"connection {connection.id} of {connection.sensor} ({connection.state}): {found}; {judged}"]
+        whose = f"connection {connection.id} of {named(source_of(connection))} ({connection.state})"
+        lines = [f"{whose}: {found}; {judged}"]
     elif account:
         held = account.held
-        lines = [
-            f"port {held.port} of {held.sensor} ({held.state}): no connection in the log; {account.verdict}"
-        ]
+        whose = f"port {held.port} of {named(source_of(held))} ({held.state})"
+        lines = [f"{whose}: no connection in the log; {account.verdict}"]
     lines += [f"  {line}" for line in account.lines()] if account else []
     lines += [f"  {fault}" for fault in verdict.faults]
     if verdict.more:

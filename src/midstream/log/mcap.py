@@ -1,4 +1,5 @@
-"""Messages to MCAP, which Foxglove opens: a topic for each sensor, a channel for each connection.
+"""Messages to MCAP, which Foxglove opens: a topic for each stream of each sensor, a channel for each
+connection.
 
 Every message is JSON with a JSON Schema, so that fields are typed and have their units as descriptions. Its
 log time is when the logger received it, its publish time when it came to the hardworker, where that is known.
@@ -13,11 +14,12 @@ from typing import Any, BinaryIO
 from mcap.writer import Writer
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.fields import Layout
 from midstream.log.decoding import has_fields, own_name, parse, readable, text_of
-from midstream.storage.stored import StoredConnection, StoredMessage
+from midstream.storage.stored import Source, StoredConnection, StoredMessage, named, source_of
 
-_OWN_CHANNELS = 60_000  # connections; MCAP knows 65,535 channels, so those behind them share one a sensor
+_OWN_CHANNELS = 60_000  # connections; MCAP knows 65,535 channels, so those behind them share one a topic
 _LIBRARY = "midstream"
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "V": "string"}
 
@@ -29,8 +31,8 @@ class McapWriter(Closing):
         self._writer = Writer(_Positioned(stream))  # type: ignore[arg-type]  # all that it needs
         self._writer.start(library=_LIBRARY)
         self._payload = payload
-        self._schemas: dict[str, int] = {}
-        self._channels: dict[int | tuple[str, int], int] = {}
+        self._schemas: dict[tuple[str, str], int] = {}  # by name, without a number, and text
+        self._channels: dict[int | tuple[Source, int], int] = {}
 
     def close(self) -> None:
         self._writer.finish()  # type: ignore[no-untyped-call]
@@ -66,16 +68,20 @@ class McapWriter(Closing):
         return documents
 
     def _channel(self, connection: StoredConnection) -> int:
-        key: int | tuple[str, int] = connection.id
+        key: int | tuple[Source, int] = connection.id
         if key not in self._channels and len(self._channels) >= _OWN_CHANNELS:
-            key = (connection.sensor, self._schema(connection))
+            key = (source_of(connection), self._schema(connection))
         if key not in self._channels:
             of_one = {"port": str(connection.port), "connection": str(connection.id)}
             self._channels[key] = self._writer.register_channel(
-                topic=f"/{connection.sensor}",
+                topic=f"/{named(source_of(connection))}",
                 message_encoding="json",
                 schema_id=self._schema(connection),
-                metadata={"sensor": connection.sensor, **(of_one if key == connection.id else {})},
+                metadata={
+                    "stream": connection.stream,
+                    "sensor": connection.sensor,
+                    **(of_one if key == connection.id else {}),
+                },
             )
         return self._channels[key]
 
@@ -87,11 +93,15 @@ class McapWriter(Closing):
         elif self._payload:
             properties[own_name("payload", properties)] = _BYTES
         text = json.dumps({"type": "object", "properties": properties}, ensure_ascii=False)
-        if text not in self._schemas:
+        name = f"midstream.{connection.stream}"
+        if connection.stream == DATA:
             name = "midstream.Fields" if layout else "midstream.Message"
-            number = f"{len(self._schemas) + 1}" if self._schemas else ""
-            self._schemas[text] = self._writer.register_schema(name + number, "jsonschema", text.encode())
-        return self._schemas[text]
+        key = name, text
+        if key not in self._schemas:
+            before = sum(other == name for other, _ in self._schemas)
+            number = f"{before + 1}" if before else ""
+            self._schemas[key] = self._writer.register_schema(name + number, "jsonschema", text.encode())
+        return self._schemas[key]
 
 
 _BYTES = {"type": "string", "contentEncoding": "base64"}

@@ -1,4 +1,5 @@
-"""Values over time as a picture: for each sensor the mean of each piece of time, and between what it lay.
+"""Values over time as a picture: for each stream of a sensor the mean of each piece of time, and between what
+it lay.
 
 A picture has at most POINTS pieces of time, so that a million messages need no more memory than thousands.
 """
@@ -14,6 +15,7 @@ from midstream.errors import ConfigError
 from midstream.log.decoding import numbers, printable
 from midstream.log.export import optional
 from midstream.log.messages import LogReader, nobody
+from midstream.storage.stored import StoredConnection, named, source_of
 
 POINTS = 2000
 MAX_KEYS = 100  # pictures below one another
@@ -22,7 +24,7 @@ KINDS = (".png", ".svg")
 
 
 class Series:
-    """One value of one sensor: how many, sum, least and greatest of each piece of time."""
+    """One value of one stream of a sensor: how many, sum, least and greatest of each piece of time."""
 
     def __init__(self) -> None:
         self.count = np.zeros(POINTS, np.int64)
@@ -60,34 +62,29 @@ def plot(
     series: dict[tuple[str, str], Series] = {}
     for piece in reader.read(looked_at):
         times = np.array([(message.received_ns - start) // width for message in piece])
-        sensors = np.array([message.connection.sensor for message in piece])
+        sources = np.array([named(source_of(message.connection)) for message in piece])
         for key in keys:
             which, values = numbers(piece, key)
-            for sensor in dict.fromkeys(sensors[which].tolist()):
-                mine = sensors[which] == sensor
+            for source in dict.fromkeys(sources[which].tolist()):
+                mine = sources[which] == source
                 indices = np.clip(times[which][mine], 0, POINTS - 1)
-                series.setdefault((key, sensor), Series()).add(indices, values[mine])
+                series.setdefault((key, source), Series()).add(indices, values[mine])
     count = sum(int(each.count.sum()) for each in series.values())
     if not count:
         raise ConfigError(
             f"{', '.join(keys)}: no message of the selection has such a value; widen the selection"
         )
-    units = {
-        column.name: column.unit
-        for connection in reader.connections
-        if connection.layout
-        for column in connection.layout.columns
-    }
+    units = _units(reader.connections)
     figure = figures.Figure(figsize=(10, 1.2 + 2.6 * len(keys)), layout="constrained")
     axes = figure.subplots(len(keys), 1, sharex=True, squeeze=False)
     middle = (np.arange(POINTS) + 0.5) * width + start
     for axis, key in zip(axes[:, 0], keys, strict=True):
-        for (named, sensor), each in sorted(series.items()):
-            if named == key:
+        for (drawn, source), each in sorted(series.items()):
+            if drawn == key:
                 there = each.count > 0
                 when = (middle[there] / 1000).astype("datetime64[us]")
                 mean = _drawable(each.sum[there] / each.count[there])
-                (line,) = axis.plot(when, mean, linewidth=1, label=printable(sensor))
+                (line,) = axis.plot(when, mean, linewidth=1, label=printable(source))
                 axis.fill_between(
                     when,
                     _drawable(each.least[there]),
@@ -111,6 +108,15 @@ def plot(
             f"--output {path}: cannot be written ({error.strerror}); name another file"
         ) from error
     return count
+
+
+def _units(connections: Sequence[StoredConnection]) -> dict[str, str]:
+    """Of each value whose unit is the same in all streams that have it."""
+    found: dict[str, set[str]] = {}
+    for connection in connections:
+        for column in connection.layout.columns if connection.layout else ():
+            found.setdefault(column.name, set()).add(column.unit)
+    return {name: units.pop() for name, units in found.items() if len(units) == 1}
 
 
 def _drawable(values: np.ndarray) -> np.ndarray:

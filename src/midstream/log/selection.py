@@ -1,12 +1,13 @@
-"""Which messages are wanted: by sensor, connection, time, and what is in them."""
+"""Which messages are wanted: by stream, sensor, connection, time, and what is in them."""
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from midstream.errors import ConfigError
 from midstream.log.conditions import Condition
-from midstream.storage.stored import StoredConnection
+from midstream.storage.stored import Source, StoredConnection, source_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -20,18 +21,21 @@ class Selection:
     since_ns: int | None = None
     until_ns: int | None = None
     conditions: tuple[Condition, ...] = field(default=())
+    streams: tuple[str, ...] = ()
 
     def choose(self, connections: list[StoredConnection]) -> list[StoredConnection]:
         """Those of the connections that can have messages of the selection.
 
-        ConfigError for a sensor or a connection that is not there, and for a field that none of them has.
+        ConfigError for a stream, a sensor or a connection that is not there, and for a field that none of
+        them has.
         """
-        _refuse_unknown("--sensor", self.sensors, {connection.sensor for connection in connections})
-        _refuse_unknown("--connection", self.connections, {connection.id for connection in connections})
+        refuse_unknown("--stream", self.streams, {connection.stream for connection in connections})
+        refuse_unknown("--sensor", self.sensors, {connection.sensor for connection in connections})
+        refuse_unknown("--connection", self.connections, {connection.id for connection in connections})
         chosen = [
             connection
             for connection in connections
-            if (not self.sensors or connection.sensor in self.sensors)
+            if self.wants(source_of(connection))
             and (not self.connections or connection.id in self.connections)
         ]
         for condition in self.conditions:
@@ -45,11 +49,19 @@ class Selection:
             and (self.until_ns is None or connection.opened_ns < self.until_ns)
         ]
 
+    def wants(self, source: Source) -> bool:
+        """Are messages of this stream and sensor in the selection, if time and the others allow?"""
+        stream, sensor = source
+        return (not self.streams or stream in self.streams) and (not self.sensors or sensor in self.sensors)
+
     def covers(self, received_ns: int) -> bool:
         """Is a time (nanoseconds since 1970) within the selection?"""
         return (self.since_ns is None or received_ns >= self.since_ns) and (
             self.until_ns is None or received_ns < self.until_ns
         )
+
+
+EVERYTHING = Selection()
 
 
 def refuse_unknown_field(option: str, key: str, connections: list[StoredConnection]) -> None:
@@ -96,7 +108,8 @@ def moment(text: str, option: str, now: datetime) -> int:
     return ((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _refuse_unknown(option: str, wanted: tuple[object, ...], there: set[object]) -> None:
+def refuse_unknown(option: str, wanted: Iterable[object], there: Collection[object]) -> None:
+    """ConfigError, which lists those that are there, for what is wanted and not in the log."""
     for value in wanted:
         if value not in there:
             shown = ", ".join(map(str, sorted(there, key=str)[:8])) + (", …" if len(there) > 8 else "")

@@ -9,7 +9,7 @@ no fault of what is stored.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from midstream.errors import StoreError
 from midstream.framing import PREFIX
 from midstream.log.account import Account, Accounts, accounts
 from midstream.log.messages import nobody
-from midstream.storage import schema
+from midstream.log.selection import EVERYTHING, Selection
 from midstream.storage.store import FRAME, checksum
 from midstream.storage.stored import Extent, Log, StoredConnection, StoredMessage
 
@@ -56,10 +56,10 @@ def verify(
     log: Log,
     connections: list[StoredConnection],
     looked_at: Callable[[int], object] = nobody,
-    sensors: Sequence[str] = (),
+    selection: Selection = EVERYTHING,
 ) -> Iterator[LogVerdict]:
     """A verdict for each of the connections, and for the database before them if it is damaged itself; after
-    them for what was held, and has no connection in the log. sensors: only of these, empty: of all."""
+    them for what was held, and has no connection in the log, of the selection."""
     verdict = LogVerdict(None)
     extents: dict[int, Extent] | None = None
     try:
@@ -89,7 +89,7 @@ def verify(
         except StoreError as error:
             verdict.fault(f"cannot be read after {verdict.messages:,} messages: {error}")
         yield verdict
-    for account in found.elsewhere(sensors):
+    for account in found.elsewhere(selection):
         yield LogVerdict(None, account)
 
 
@@ -120,7 +120,7 @@ class _Check:
             self._looked_at(len(messages))
             for message in messages:
                 self._check(message)
-            if messages and self._connection.layout:
+            if messages:
                 self._check_readings(messages)
             position = following
         self._check_end()
@@ -195,20 +195,19 @@ class _Check:
 
     def _check_readings(self, messages: list[StoredMessage]) -> None:
         """The typed columns say what the messages say."""
-        layout = self._connection.layout
-        assert layout is not None
+        layout, called = self._connection.layout, self._log.readings_table(self._connection)
+        if layout is None or called is None:
+            return
         names = [each.name for each in layout.columns]
         fitting = [message for message in messages if len(message.payload) == layout.size]
         values = layout.values(message.payload for message in fitting)
         expected = {message.sequence: row for message, row in zip(fitting, values, strict=True)}
         stored = self._log.readings(self._connection, names, messages[0].sequence, messages[-1].sequence)
-        if stored is None:
-            return
         for sequence, row in expected.items():
             if sequence not in stored:
-                self._verdict.fault(f"message {sequence}: not in the table {schema.READINGS}")
+                self._verdict.fault(f"message {sequence}: not in the table {called}")
             elif not all(map(_same, row, stored[sequence])):
-                self._verdict.fault(f"message {sequence}: the table {schema.READINGS} says something else")
+                self._verdict.fault(f"message {sequence}: the table {called} says something else")
 
 
 def _same(mine: object, stored: object) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from midstream import modes
 from midstream.config import Config
-from midstream.framing import Decoder, decoder
 from midstream.logger import channel
 from midstream.logger.worker import Worker
+from midstream.storage import formats
 from midstream.storage.databases import open_spool, open_store
-from midstream.storage.store import FRAME, Store
+from midstream.storage.store import Store
 
 
 def work(holder: socket.socket) -> None:
@@ -20,27 +20,23 @@ def work(holder: socket.socket) -> None:
     received = channel.receive(holder)
     if received is None:
         return
-    settings = received[0]["settings"]
+    first, (descriptor,) = received
+    settings = channel.read(descriptor)
     config = Config.from_json(settings["config"], Path(settings["path"]))
-    data, size = config.data, settings["size"]
-
-    def new_decoder() -> Decoder:
-        return decoder(data.framing, size=size, max_size=data.max_size)
-
+    streams = formats.parse(settings["streams"])
     spool = settings["spool"]
     forgets = spool and config.hardworker.spool_full == "forget"
 
     def new_store() -> Store:
-        return open_spool(config, Path(spool)) if spool else open_store(config, size)
+        return open_spool(config, Path(spool), streams) if spool else open_store(config, streams)
 
     Worker(
         holder,
         new_store,
-        new_decoder,
-        frame=FRAME[data.framing],
+        streams,
         batch_interval=config.logger.batch_interval,
         batch_size=config.logger.batch_size,
-        patient=bool(settings["opened"] or spool),
+        patient=bool(first["opened"] or spool),
         spools=bool(spool),
         forgets_after=config.daemon.stall if forgets else None,
     ).run()

@@ -5,9 +5,9 @@ or why that is not possible ({"refused": WHY}, {"busy": WHY}). It sends pages of
 before it is acknowledged by another {"next": …}, and the end of the connection ({"end": …}, {"ended": true}).
 Nothing is remembered here: for each page the database itself says which messages it lacks.
 
-A connection whose beginning this logger received itself is continued: it is known by its sensor, port and
-first sequence number, and by when it opened, since some sensors begin with the same numbers after each start.
-As long as the logger may still be storing it, it is busy.
+A connection whose beginning this logger received itself is continued: it is known by its stream, sensor,
+port and first sequence number, and by when it opened, since some sensors begin with the same numbers after
+each start. As long as the logger may still be storing it, it is busy.
 
 Of some connections the spool has parts of the stream and no messages (store.STREAM): what the ring had
 retained. They go on where the logger's own messages end, and are cut here.
@@ -18,16 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from midstream.config import Config
+from midstream.config import DATA, Config
 from midstream.errors import NetworkError
-from midstream.framing import Decoder, decoder
 from midstream.line import Head, Line
 from midstream.logger.streamed import Streamed
 from midstream.page import Row, unpack
 from midstream.storage.databases import open_store
+from midstream.storage.formats import Formats
 from midstream.storage.run import Run
 from midstream.storage.store import (
-    FRAME,
     STREAM,
     Batch,
     ConnectionRow,
@@ -45,13 +44,13 @@ SAME = 3600 * 10**9  # ns by which two hosts may differ about when a connection 
 class Backfilling:
     """Answers hardworkers. Pages of several are written one after the other."""
 
-    def __init__(self, config: Config, size: int) -> None:
-        self._config, self._size = config, size
+    def __init__(self, config: Config, streams: Formats) -> None:
+        self._config, self._streams = config, streams
         self._turn = threading.Lock()
 
     def answer(self, line: Line, _: Head) -> None:
         """Until the hardworker ends the line."""
-        with open_store(self._config, self._size) as store:
+        with open_store(self._config, self._streams) as store:
             line.send({"ready": True})
             self._serve(line, store)
 
@@ -84,8 +83,18 @@ class Backfilling:
             line.send(answer)
 
     def _open(self, store: Store, connection: ConnectionRow, framing: object) -> Head:
-        if framing not in (STREAM, self._config.data.framing):
-            return {"refused": f'its framing is "{framing}", and the logger\'s "{self._config.data.framing}"'}
+        stream = self._streams.get(connection.stream)
+        if stream is None:
+            return {
+                "refused": f"it is of the stream {connection.stream}, and the logger has "
+                f"{', '.join(self._streams)}. What to do: name that stream in the hardworker's config.toml "
+                "again, until all of it is sent"
+            }
+        if framing not in (STREAM, stream.framing):
+            return {
+                "refused": f'the framing of its stream {connection.stream} is "{framing}", and the logger\'s '
+                f'"{stream.framing}"'
+            }
         known = _own(store, connection)
         if known is not None and known.token != connection.token and _is_open(known):
             return {"busy": "the logger still has this connection"}
@@ -95,8 +104,12 @@ class Backfilling:
         return {"next": position.sequence if position is not None else 0}
 
     def _take(self, store: Store, connection: ConnectionRow, rows: list[Row]) -> Head:
-        if self._config.data.framing == "fixed" and any(len(row.payload) != self._size for row in rows):
-            return {"refused": f"a message has another size than the logger's {self._size} bytes"}
+        stream = self._streams[connection.stream]
+        if stream.fixed_size is not None and any(len(row.payload) != stream.fixed_size for row in rows):
+            return {
+                "refused": f"a message of the stream {connection.stream} has another size than the logger's "
+                f"{stream.fixed_size} bytes"
+            }
         batch, own = Batch(), _own(store, connection)
         if own is None:
             own = connection
@@ -104,7 +117,7 @@ class Backfilling:
         position = store.resume([own]).get(own.token)
         following = position.sequence if position is not None else 0
         missing = [row for row in rows if row.sequence >= following]
-        batch.pieces += _pieces(own, missing, FRAME[self._config.data.framing])
+        batch.pieces += _pieces(own, missing, stream.frame)
         batch.messages = len(missing)
         if position is not None and position.head and missing:
             batch.completed.append(own)
@@ -118,13 +131,14 @@ class Backfilling:
         own = _own(store, connection)
         position = store.resume([own]).get(own.token) if own is not None else None
         own = own or connection
-        streamed = Streamed(own, position or Position(0, 0, 0), self._new_decoder, self._message_size)
+        stream = self._streams[connection.stream]
+        streamed = Streamed(own, position or Position(0, 0, 0), stream)
         for row in rows:
             if row.offset is None:
                 raise NetworkError("a part of a stream has no place in it")
             if not streamed.take(row.offset, row.received_ns, row.payload):
                 return {"refused": "its beginning is not in this log"}
-        batch = streamed.batch(FRAME[self._config.data.framing])
+        batch = streamed.batch()
         if position is None:
             batch.opened.append(own)
         if batch:
@@ -132,14 +146,6 @@ class Backfilling:
         if rest := streamed.rest():
             store.write(rest)
         return {"next": rows[-1].sequence + 1}
-
-    def _new_decoder(self) -> Decoder:
-        data = self._config.data
-        return decoder(data.framing, size=self._size, max_size=data.max_size)
-
-    @property
-    def _message_size(self) -> int | None:
-        return self._size if self._config.data.framing == "fixed" else None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -178,7 +184,7 @@ def _end(store: Store, connection: ConnectionRow, facts: dict[str, Any], unfinis
 
 
 def _note_forgotten(store: Store, holes: list[Any]) -> Head:
-    store.note_forgotten([Forgotten(str(sensor), *map(int, rest)) for sensor, *rest in holes])
+    store.note_forgotten([Forgotten.parse(hole) for hole in holes])
     return {"noted": len(holes)}
 
 
@@ -225,4 +231,5 @@ def _described(found: dict[str, Any]) -> ConnectionRow:
         opened_ns=int(found["opened_ns"]),
         first=None if found["first"] is None else int(found["first"]),
         spooled=True,
+        stream=str(found.get("stream", DATA)),
     )

@@ -2,8 +2,8 @@
 
 The holder to the worker
 
- settings     what the worker needs to know of the configuration; the first of all messages. `opened`: an
-              earlier worker has opened the database
+ opened       has an earlier worker opened the database? The first of all messages; with it comes a file that
+              says what the worker needs to know of the configuration: `written`
  connections  those that are handed over, each with its socket: who it is, how far it was consumed, and
               whether a worker had it before
  discarded    how many entries of `consume` were carried out
@@ -24,7 +24,8 @@ import json
 import os
 import socket
 from array import array
-from typing import Any
+from collections.abc import Sequence
+from typing import IO, Any
 
 MAX_BYTES = 1 << 16  # of a message
 MAX_SOCKETS = 64  # with a message; the kernel takes 253 (unix(7))
@@ -41,7 +42,24 @@ class CutOffError(Exception):
     """Descriptors came and had no room in this process."""
 
 
-def send(channel: socket.socket, message: Message, sockets: list[socket.socket] | None = None) -> None:
+def written(message: Message) -> IO[bytes]:
+    """A file in memory that says it, however long it is. `read` reads it, in any process that is given it."""
+    file = os.fdopen(os.memfd_create("settings", os.MFD_CLOEXEC), "wb")
+    file.write(json.dumps(message).encode())
+    file.flush()
+    return file
+
+
+def read(descriptor: int) -> Message:
+    """What such a file says, which is closed then."""
+    try:
+        message: Message = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+    finally:
+        os.close(descriptor)
+    return message
+
+
+def send(channel: socket.socket, message: Message, sockets: Sequence[socket.socket | IO[bytes]] = ()) -> None:
     """Raises BlockingIOError if a non-blocking channel is full, BrokenPipeError if nobody listens."""
     data = json.dumps(message).encode()
     ancillary = []

@@ -1,9 +1,10 @@
-"""The door: the listening socket, behind which no more connections come to be than can be accepted.
+"""The door of a stream: a listening socket, behind which no more connections come to be than can be accepted.
 
 A kernel that listens completes a connection, and acknowledges its data, long before `accept`. So nobody is
 let in before the database is open. After that the connections that the kernel may complete are counted: no
 more than there are descriptors for. Where none is left, a filter on the listening socket drops what comes:
 nothing is acknowledged, and the sensor's TCP tries again. Connections that exist have sockets of their own.
+Where there are several doors, each has an equal part of what is left.
 """
 
 import errno
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from midstream import descriptors
+from midstream.config import DATA
 from midstream.errors import NetworkError
 from midstream.logger.deaf import deafen, listen_again
 from midstream.logger.syn import keep_syns
@@ -44,10 +46,14 @@ class Door:
         admits: Callable[[str], bool],
         descriptor: int | None = None,
         buffer: int = RECEIVE_BUFFER,
+        stream: str = DATA,
+        doors: int = 1,
     ) -> None:
         """`tos`: the mark of replies. `whose` the address must be, for messages. `admits` an IP address?
         `descriptor`: of a door that another process has opened, and leaves to this one.
-        `buffer`: bytes that a kernel takes for a connection."""
+        `buffer`: bytes that a kernel takes for a connection. stream: whose messages come in, for messages.
+        doors: so many are there in all."""
+        self._stream, self._doors = stream, doors
         self._address, self._whose, self._admits = address, whose, admits
         self._queue: int | None = None  # connections that may wait to be accepted; None: it does not listen
         self.is_shut = False
@@ -63,7 +69,8 @@ class Door:
         except OSError as error:
             self._listener.close()
             raise self._refused(error) from error
-        self._room = descriptors.limit() - max(OTHERS, descriptors.in_use() + OTHERS // 2)
+        others = max(OTHERS, descriptors.in_use() + OTHERS // 2) + doors - 1
+        self._room = descriptors.limit() - others
         if self._room <= 0:
             self._listener.close()
             raise NetworkError(
@@ -78,21 +85,23 @@ class Door:
     def open(self) -> None:
         """Let connections in from now on."""
         try:
-            self._listener.listen(min(BACKLOG, self._room) - 1)
+            self._listener.listen(max(0, self._part(0) - 1))
         except OSError as error:
             raise self._refused(error) from error
-        self._queue = min(BACKLOG, self._room)
+        self._queue = max(1, self._part(0))
 
     def lets_in(self, held: int) -> bool:
         """May somebody be accepted now, beside so many connections?"""
         if self._queue is None or self.is_shut or time.monotonic() < self._pause_until:
             return False
-        self._let_wait(self._room - held)
+        self._let_wait(self._part(held))
         if self._queue == 0 and not self._told:
             self._told = True
             log.warning(
-                "logger: no more sensors are let in: it has %d connections, and its limit is %d files. "
-                "What to do: raise the limit (LimitNOFILE= of its unit, `ulimit -n`), and start it again",
+                "logger: no more sensors are let in, for the stream %s: there are %d connections, and the "
+                "limit is %d files. What to do: raise the limit (LimitNOFILE= of its unit, `ulimit -n`), and "
+                "start it again",
+                self._stream,
                 held,
                 descriptors.limit(),
             )
@@ -103,7 +112,7 @@ class Door:
         if self._queue is None:
             return None
         if self._queue:
-            self._let_wait(self._room - held - 1)  # first: nobody may take its place who has no room
+            self._let_wait(self._part(held + 1))  # first: nobody may take its place who has no room
         while True:
             try:
                 accepted, address = self._listener.accept()
@@ -142,9 +151,12 @@ class Door:
         self._queue = None
         self._listener.close()
 
+    def _part(self, held: int) -> int:
+        """How many may wait here, beside so many connections."""
+        return max(0, min(BACKLOG, (self._room - held) // self._doors))
+
     def _let_wait(self, queue: int) -> None:
         """So many connections may be complete and not accepted."""
-        queue = max(0, min(BACKLOG, queue))
         if queue == self._queue:
             return
         if queue == 0:
@@ -183,4 +195,7 @@ class Door:
             advice = f"end the program that uses it (`ss -ltnp sport = :{port}` names it)"
         else:
             advice = f"this must be {self._whose}, with that address on an interface"
-        return NetworkError(f"cannot listen on {host} port {port}: {error.strerror}. What to do: {advice}")
+        return NetworkError(
+            f"cannot listen on {host} port {port} for the stream {self._stream}: {error.strerror}. "
+            f"What to do: {advice}"
+        )

@@ -23,6 +23,7 @@ from midstream.logger.admission import Admission, Client
 from midstream.logger.backfilling import Backfilling
 from midstream.logger.holding import Holding
 from midstream.logger.replaying import REQUEST_BYTES, Replaying
+from midstream.storage.formats import Formats, parse
 from midstream.storage.store import Unavailable
 
 REQUEST = 10.0  # seconds until a client has said what it wants, from its connection on
@@ -32,12 +33,12 @@ Handler = Callable[[Line, Head], None]
 told to the client, and ends its line."""
 
 
-def handlers(config: Config, size: int) -> dict[str, Handler]:
-    """Who answers what kind of request. size: bytes of a fixed message."""
+def handlers(config: Config, streams: Formats) -> dict[str, Handler]:
+    """Who answers what kind of request."""
     return {
         "replay": Replaying(config).answer,
-        "backfill": Backfilling(config, size).answer,
-        "held": Holding(config, size).answer,
+        "backfill": Backfilling(config, streams).answer,
+        "held": Holding(config, streams).answer,
     }
 
 
@@ -84,7 +85,7 @@ def _end_with_the_logger() -> None:
 def main() -> None:
     settings = json.loads(sys.stdin.readline())
     config = Config.from_json(settings["config"], Path(settings["path"]))
-    exchange = Exchange(key.read(config.key_path), handlers(config, settings["size"]))
+    exchange = Exchange(key.read(config.key_path), handlers(config, parse(settings["streams"])))
     threading.Thread(target=_end_with_the_logger, daemon=True).start()
     with socket.socket(fileno=int(sys.argv[1])) as listener:
         exchange.serve(listener)

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from midstream.logger.channel import Message
 
 _DISCARD = bytearray(1 << 20)  # MSG_TRUNC writes nothing into it (tcp(7)), but must be told of a buffer
-_TOLD = ("number", "token", "sensor", "port", "opened_ns", "first", "handed", "consumed", "sequence", "head")
+_TOLD = (
+    *("number", "token", "sensor", "port", "stream", "opened_ns", "first"),
+    *("handed", "consumed", "sequence", "head"),
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +24,7 @@ class Held:
     token: str
     sensor: str
     port: int
+    stream: str
     opened_ns: int
     first: int | None  # see ConnectionRow
     socket: socket.socket

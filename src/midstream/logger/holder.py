@@ -1,10 +1,10 @@
-"""The holder: keeps the listening socket and every accepted one, so that the worker may die.
+"""The holder: keeps the listening sockets and every accepted one, so that the worker may die.
 
 It never looks at a byte. A worker peeks at what the sockets hold and stores it; only when it is committed
 the holder takes it out of the kernel, and remembers how far it came. So what a dead worker has not stored is
 still there for the next one, and what it has stored is known by its place in the stream. TCP does not notice.
 
-The door stays shut until a first worker has opened the database. From then on the holder ends only when it is
+The doors stay shut until a first worker has opened the database. From then on the holder ends only when it is
 told to: whatever fails is tried again.
 """
 
@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -47,20 +47,22 @@ class Child(Protocol):
 
 
 class Holder:
-    """`start_worker` starts one that talks over the socket it is given, or raises OSError; `settings` is told
+    """doors: by the name of the stream whose messages come in there.
+    `start_worker` starts one that talks over the socket it is given, or raises OSError; `settings` is told
     to each. Counts into `summary`. `tell` hears why nothing can be stored, and "" when all can be.
     """
 
     def __init__(
         self,
-        door: Door,
+        doors: Mapping[str, Door],
         settings: channel.Message,
         start_worker: Callable[[socket.socket], Child],
         summary: LoggerSummary,
         tell: Callable[[str], object] = lambda _: None,
     ) -> None:
-        self._door = door
-        self._settings = settings
+        self._doors = doors
+        self._spools = bool(settings.get("spool"))
+        self._settings = channel.written(settings)
         self._start_worker = start_worker
         self._summary = summary
         self._run = new_name()
@@ -109,7 +111,7 @@ class Holder:
             while time.monotonic() < deadline and not stop():
                 if handing_back := handing_back or hand_back():
                     self._hand_back()
-                    if not self._held and not self._door.paused:
+                    if not self._held and not self._paused:
                         break
                 if self._opened and not told:
                     told = True
@@ -127,24 +129,35 @@ class Holder:
         if self._child is not None:
             self._child.kill()
         self._lose_worker()
-        self._door.close()
+        self._close_doors()
+        self._settings.close()
+
+    @property
+    def _paused(self) -> bool:
+        """Is there a connection that could not be accepted?"""
+        return any(door.paused for door in self._doors.values())
+
+    def _close_doors(self) -> None:
+        for door in self._doors.values():
+            door.close()
 
     def _hand_back(self) -> None:
-        self._shut_door()
+        self._shut_doors()
         for held in self._held.values():
             if not held.shown_end:
                 held.shown_end = True
                 with suppress(OSError):  # it has just ended
                     held.socket.shutdown(socket.SHUT_WR)
 
-    def _shut_door(self) -> bool:
+    def _shut_doors(self) -> bool:
         """Accept those who wait, for they are acknowledged. Later ones are refused, and connect elsewhere.
         True if there are some that cannot be accepted now."""
-        self._door.shut()
+        for door in self._doors.values():
+            door.shut()
         self._accept()
-        if self._door.paused:
+        if self._paused:
             return True
-        self._door.close()
+        self._close_doors()
         return False
 
     def _stop(self) -> None:
@@ -155,16 +168,16 @@ class Holder:
         self._stopping = True
         self._moved_at = time.monotonic()
         self._outbox.append({"stop": True})
-        while self._shut_door() or self._held or self._channel is not None:
+        while self._shut_doors() or self._held or self._channel is not None:
             self._turn(POLL)
             if time.monotonic() > self._moved_at + STOP_PATIENCE:
                 self._give_up()
                 break
-        self._door.close()
+        self._close_doors()
 
     def _give_up(self) -> None:
         """Nothing has moved for long after a stop: StoreError unless everything is stored."""
-        if self._door.paused:
+        if self._paused:
             raise self._lost(
                 "connections that wait to be accepted cannot be: no descriptor or memory is left"
             )
@@ -185,10 +198,12 @@ class Holder:
             self._start()
         self._flush(now)
         poll = select.poll()
-        if self._waiting.reason and not self._settings.get("spool"):
-            self._door.rest()  # others are there for the sensors; a spool is the last
-        elif self._door.lets_in(len(self._held)):
-            poll.register(self._door, select.POLLIN)
+        if self._waiting.reason and not self._spools:
+            for door in self._doors.values():
+                door.rest()  # others are there for the sensors; a spool is the last
+        else:
+            for door in self._letting_in():
+                poll.register(door, select.POLLIN)
         if self._channel is not None:
             sends = (self._outbox or self._new) and now >= self._send_at
             poll.register(self._channel, select.POLLIN | (select.POLLOUT if sends else 0))
@@ -202,17 +217,22 @@ class Holder:
     def _accept(self) -> bool:
         """Take those who wait. True if there was one."""
         before = self._numbers
-        while accepted := self._door.accept(len(self._held)):
-            sock, (sensor, port) = accepted
-            self._numbers += 1
-            token = f"{self._run}.{self._numbers}"
-            held = Held(self._numbers, token, sensor, port, time.time_ns(), first_sequence(sock), sock)
-            self._held[held.number] = held
-            self._new.append(held)
-            if not (self._door.is_shut or self._door.lets_in(len(self._held))):
-                break
+        for stream, door in self._doors.items():
+            while accepted := door.accept(len(self._held)):
+                sock, (sensor, port) = accepted
+                self._numbers += 1
+                token, now = f"{self._run}.{self._numbers}", time.time_ns()
+                held = Held(self._numbers, token, sensor, port, stream, now, first_sequence(sock), sock)
+                self._held[held.number] = held
+                self._new.append(held)
+                if door not in self._letting_in() and not door.is_shut:
+                    break
         self._summary.connections += self._numbers - before
         return self._numbers > before
+
+    def _letting_in(self) -> list[Door]:
+        """All are asked, since each has a part of what is left."""
+        return [door for door in self._doors.values() if door.lets_in(len(self._held))]
 
     def _start(self) -> None:
         try:
@@ -230,7 +250,7 @@ class Holder:
             return
         self._channel, self._ready, self._committed = ours, False, False
         self._new = deque(self._held.values())
-        self._outbox = deque([{"settings": {**self._settings, "opened": self._opened}}])
+        self._outbox = deque([{"opened": self._opened}])
         if self._stopping:
             self._outbox.append({"stop": True})
 
@@ -248,8 +268,9 @@ class Holder:
             return
         try:
             while self._outbox or self._new:
-                if (self._outbox and "settings" in self._outbox[0]) or not self._new:
-                    channel.send(self._channel, self._outbox[0])
+                if (self._outbox and "opened" in self._outbox[0]) or not self._new:
+                    files = [self._settings] if "opened" in self._outbox[0] else []
+                    channel.send(self._channel, self._outbox[0], files)
                     self._outbox.popleft()
                     continue
                 some = [self._new[index] for index in range(min(len(self._new), channel.MAX_SOCKETS))]
@@ -317,7 +338,8 @@ class Holder:
 
     def _open(self) -> None:
         self._opened = True
-        self._door.open()
+        for door in self._doors.values():
+            door.open()
 
     def _wait(self, reason: str, comfort: str = "") -> None:
         waits = "Nothing is lost: the sensors wait too" if self._opened else "No sensor is let in"

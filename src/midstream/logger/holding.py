@@ -14,6 +14,7 @@ from midstream.config import Config
 from midstream.errors import NetworkError
 from midstream.line import Head, Line
 from midstream.storage.databases import open_store
+from midstream.storage.formats import Formats
 from midstream.storage.store import Store
 from midstream.told import ArrivalTimes, HeldStream, Pending
 
@@ -24,8 +25,8 @@ REQUEST_BYTES = 1 << 20  # of a message
 class Holding:
     """Answers hardworkers, one after the other."""
 
-    def __init__(self, config: Config, size: int) -> None:
-        self._config, self._size = config, size
+    def __init__(self, config: Config, streams: Formats) -> None:
+        self._config, self._streams = config, streams
         self._store: Store | None = None
         self._turn = threading.Lock()
 
@@ -53,7 +54,7 @@ class Holding:
         with self._turn:
             try:
                 if self._store is None:
-                    self._store = open_store(self._config, self._size)
+                    self._store = open_store(self._config, self._streams)
                 self._store.note_held(streams, waiting, arrivals)
             except BaseException:
                 if self._store is not None:

@@ -13,14 +13,13 @@ import socket
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
 
 from midstream.errors import FramingError
-from midstream.framing import Decoder
 from midstream.logger.deaf import deafen, listen_again
 from midstream.logger.held import discard, unread
+from midstream.storage.formats import StreamFormat
 from midstream.storage.store import Batch, ConnectionRow, Piece, Position
 
 END_OF_STREAM = "end of stream"
@@ -41,8 +40,7 @@ class SensorPeer:
         number: int,
         row: ConnectionRow,
         sock: socket.socket,
-        new_decoder: Callable[[], Decoder],
-        frame: int,
+        stream: StreamFormat,
         *,
         consumed: int,
         sequence: int,
@@ -58,9 +56,8 @@ class SensorPeer:
         self.sequence = sequence
         self._head_size = head_size  # bytes in front of `offset` that belong to the next message
         self._told = (sequence, head_size)  # at `consumed`
-        self._new_decoder = new_decoder
-        self._decoder = new_decoder()
-        self._frame = frame
+        self._stream = stream
+        self._decoder = stream.decoder()
         self._recorded = False  # has, or waits for, a row
         self._marks: list[tuple[int, int]] = []  # offset, time: when the bytes in front of it had arrived
         self._digests = {0: hashlib.sha256()}  # by offset: now and, until that is committed, before
@@ -133,7 +130,7 @@ class SensorPeer:
         self.over = self.broken = False
         self.row.id = None if position is None else position.id
         self._recorded = position is not None
-        self._decoder = self._new_decoder()
+        self._decoder = self._stream.decoder()
         if position is not None and position.offset >= self.consumed:
             self.offset, self.sequence, self._head_size = (
                 position.offset,
@@ -247,10 +244,9 @@ class SensorPeer:
         had_head = self._head_size > 0
         if payloads:
             start = self.offset - self._head_size
-            ends = list(accumulate((len(payload) + self._frame for payload in payloads), initial=start))[1:]
-            batch.pieces.append(
-                Piece(self.row, self.sequence, start, payloads, self._times(ends), self._frame)
-            )
+            frame = self._stream.frame
+            ends = list(accumulate((len(payload) + frame for payload in payloads), initial=start))[1:]
+            batch.pieces.append(Piece(self.row, self.sequence, start, payloads, self._times(ends), frame))
             batch.messages += len(payloads)
             batch.payload_bytes += len(data) - pending
             self.sequence += len(payloads)
@@ -264,7 +260,7 @@ class SensorPeer:
                 self._head_size += pending
                 pending = 0
             else:
-                self._decoder = self._new_decoder()
+                self._decoder = self._stream.decoder()
         elif over:
             pending = 0
         if had_head and (payloads or over):

@@ -1,6 +1,7 @@
 """Answers a hardworker's replay: what the logger stored before the hardworker's ring began.
 
-The hardworker names, per sensor, the connections that its ring had first, as it knows them when it asks.
+The hardworker names a stream ("data" if it names none) and, per sensor, the connections that the ring of that
+stream had first, as it knows them when it asks.
 When all that came before is committed the logger says {"seen": true}, and the hardworker names them again:
 whatever has reached the logger by then has passed the ring, and is known there. Then come the messages.
 """
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from midstream.config import Config
+from midstream.config import DATA, Config
 from midstream.errors import NetworkError
 from midstream.line import Head, Line
 from midstream.page import Row, pack
@@ -47,32 +48,37 @@ class Replaying:
 
     def answer(self, line: Line, asked: Head) -> None:
         since, asked_before = asked.get("since"), _beginnings(asked)
+        stream = asked.get("stream", DATA)  # a version before streams has not named it
         if not isinstance(since, int):
             raise NetworkError("no question of a replay")
         with self._answering, open_log(self._url) as log:
-            self._settle(log, asked_before)
-            known, last = log.connections(), log.last_sequences()
+            self._settle(log, stream, asked_before)
+            known, last = _of_stream(log, stream), log.last_sequences()
             line.send({"seen": True})
             for connection in before(known, _beginnings(line.receive(REQUEST_BYTES)[0])):
                 if connection.id in last:
                     _send(line, log, connection, last[connection.id], since)
         line.send({"end": True})
 
-    def _settle(self, log: Log, beginnings: Beginnings) -> None:
+    def _settle(self, log: Log, stream: object, beginnings: Beginnings) -> None:
         """Return when nothing of those connections is still being stored."""
         give_up = time.monotonic() + LONGEST
         found: dict[int, int] | None = None
         since = time.monotonic()
         while time.monotonic() < min(since + self._quiet, give_up):
-            asked = {connection.id for connection in before(log.connections(), beginnings)}
+            asked = {connection.id for connection in before(_of_stream(log, stream), beginnings)}
             now = {key: last for key, last in log.last_sequences().items() if key in asked}
             if now != found:
                 found, since = now, time.monotonic()
             time.sleep(self._quiet / 4)
 
 
+def _of_stream(log: Log, stream: object) -> list[StoredConnection]:
+    return [connection for connection in log.connections() if connection.stream == stream]
+
+
 def before(known: Iterable[StoredConnection], beginnings: Beginnings) -> list[StoredConnection]:
-    """The connections that a ring did not have, in the order of `known`.
+    """The connections of a stream that its ring did not have, in the order of `known`.
 
     The logger numbers its own connections in the order in which they came: those in front of the first that
     the ring had, too, are meant. Where it has none of these, or a connection came by the spool and so has a

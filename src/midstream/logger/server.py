@@ -1,10 +1,11 @@
 """The logger: listens, has everything stored until it is stopped, and sums up."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -22,12 +23,15 @@ from midstream.logger.spool import Backfill, Sensors, path_of
 from midstream.logger.summary import LoggerSummary
 from midstream.nats_url import is_nats
 from midstream.network import load as load_topology
+from midstream.storage.formats import described, formats
 
 
 class Logger(Closing):
-    """Receives on the logger's address of const.toml and stores in `[logger] database`.
+    """Receives on the logger's address of const.toml, each stream at its port, and stores in `[logger]
+    database`.
 
     Or, with `spool`, on the hardworker's address, and stores in `[hardworker] spool` what only sensors send.
+    doors: descriptors of listening sockets that another process has opened for it, each known by its port.
     `tell` hears why nothing can be stored, and "" when it can be.
     `config` is config.toml's path or its content. Entering the context starts a worker process that opens
     the database. When it is open the logger listens, and sensors can connect. A database that cannot be
@@ -41,15 +45,15 @@ class Logger(Closing):
         config: str | Path | Config,
         *,
         spool: bool = False,
-        door: int | None = None,
+        doors: Sequence[int] = (),
         tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._config = config if isinstance(config, Config) else load_config(config)
         self._topology = load_topology(self._config.const_path)
-        self._size = self._config.message_size(self._topology.size)
+        self._streams = formats(self._config, self._topology, as_bytes=spool)
         self._holder: Holder | None = None
         self._spool = path_of(self._config) if spool else None
-        self._descriptor = door
+        self._descriptors = doors
         self._tell = tell
         self._exchange: ExchangeProcess | None = None
         self._pruning: Companion | None = None
@@ -62,10 +66,10 @@ class Logger(Closing):
         settings = {
             "config": self._config.model_dump_json(exclude_unset=True),
             "path": str(self._config.path),
-            "size": self._size,
+            "streams": described(self._streams),
             "spool": str(self._spool) if self._spool else "",
         }
-        holder = Holder(self._door(), settings, _start_worker, self._summary, self._tell)
+        holder = Holder(self._doors(), settings, _start_worker, self._summary, self._tell)
         try:
             if not self._spool and _exchanges(self._config):
                 self._exchange = ExchangeProcess(self._config, str(self._topology.logger.ip), settings)
@@ -133,16 +137,35 @@ class Logger(Closing):
         """What was received and stored so far."""
         return replace(self._summary)
 
-    def _door(self) -> Door:
+    def _doors(self) -> dict[str, Door]:
+        """One per stream. Raises NetworkError."""
         topology, const = self._topology, self._config.const_path
-        if not self._spool:
-            whose = f"the logger of {const}"
-            return Door((str(topology.logger.ip), topology.port), topology.tos, whose, lambda _: True)
-        sensors = Sensors(const)
-        whose = f"the hardworker of {const}"
-        return Door(
-            (str(topology.hardworker.ip), topology.port), topology.tos, whose, sensors.has, self._descriptor
-        )
+        whose = f"the {'hardworker' if self._spool else 'logger'} of {const}"
+        host = topology.hardworker if self._spool else topology.logger
+        admits = Sensors(const).has if self._spool else lambda _: True
+        given = {_port(descriptor): descriptor for descriptor in self._descriptors}
+        if foreign := given.keys() - topology.ports.keys():
+            raise NetworkError(
+                f"a listening socket at port {min(foreign)} was handed over, where {const} has no stream. "
+                "What to do: start it again, as const.toml has changed"
+            )
+        doors: dict[str, Door] = {}
+        try:
+            for port, stream in topology.ports.items():
+                doors[stream] = Door(
+                    (str(host.ip), port),
+                    topology.tos,
+                    whose,
+                    admits,
+                    given.get(port),
+                    stream=stream,
+                    doors=len(topology.ports),
+                )
+        except NetworkError:
+            for door in doors.values():
+                door.close()
+            raise
+        return doors
 
     def _hands_back(self, hand_back: Callable[[], bool]) -> bool:
         """Has it to? The spool is sent from then on: a sensor may take its time to end."""
@@ -158,6 +181,13 @@ class Logger(Closing):
         if self._backfill is not None:
             self._backfill.keep()
         return stop is not None and stop()
+
+
+def _port(descriptor: int) -> int:
+    """Of a socket of another owner's."""
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _exchanges(config: Config) -> bool:

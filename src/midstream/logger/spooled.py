@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Select, and_, column, delete, func, inspect, select, table, update
+from sqlalchemy import URL, Connection, Select, and_, delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from midstream.closing import Closing
 from midstream.page import Row
 from midstream.storage import opening, schema
-from midstream.storage.opening import failed, open_engine
+from midstream.storage.opening import failed, open_engine, stored_version
 from midstream.storage.run import Run
 from midstream.storage.sql_log import SqlLog
 from midstream.storage.store import FRAME
@@ -64,7 +64,7 @@ class Outgoing:
 
     def described(self) -> dict[str, Any]:
         """What a logger must know of it."""
-        known = ("token", "sensor", "port", "opened_ns", "first", "framing")
+        known = ("token", "sensor", "port", "opened_ns", "first", "framing", "stream")
         return {name: getattr(self.connection, name) for name in known}
 
 
@@ -77,7 +77,12 @@ class Spooled(Closing):
         try:
             self._engine, self._name = open_engine(url, read_only=False)
             with self._log.transaction() as database:
-                self._has_readings = inspect(database).has_table(schema.READINGS)
+                names_streams = stored_version(database, self._name) >= schema.NAMES_STREAMS
+                self._holes = [
+                    each
+                    for each in schema.forgotten.c
+                    if names_streams or each is not schema.forgotten.c.stream
+                ]
         except BaseException:
             self.close()
             raise
@@ -153,14 +158,15 @@ class Spooled(Closing):
     def holes(self) -> list[Forgotten]:
         """What was forgotten and is not handed over."""
         with self._log.transaction() as database:
-            return [Forgotten(*row) for row in database.execute(select(schema.forgotten))]
+            return [Forgotten(*row) for row in database.execute(select(*self._holes))]
 
     def remove_holes(self, holes: Sequence[Forgotten]) -> None:
         """The logger knows of them. One that has grown meanwhile stays."""
         known = schema.forgotten
         with self._writing() as database:
             for hole in holes:
-                same = (known.c[name] == value for name, value in hole._asdict().items())
+                said = hole._asdict()
+                same = (column == said[column.name] for column in self._holes)
                 database.execute(delete(known).where(*same))
 
     def state(self) -> SpoolState:
@@ -197,9 +203,8 @@ class Spooled(Closing):
         return select(known.c.id, known.c.framing, first.label("first"), last.label("last"))
 
     def _delete(self, database: Connection, key: int, below: int) -> None:
-        for name in (schema.messages.name, *([schema.READINGS] if self._has_readings else [])):
-            rows = table(name, column("connection_id"), column("sequence"))
-            database.execute(delete(rows).where(rows.c.connection_id == key, rows.c.sequence < below))
+        rows = schema.messages.c
+        database.execute(delete(schema.messages).where(rows.connection_id == key, rows.sequence < below))
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -1,29 +1,22 @@
 """Parts of a stream that go on where the logger's messages of it end, cut into messages as a worker does."""
 
 from bisect import bisect_left
-from collections.abc import Callable
 from itertools import accumulate
 
 from midstream.errors import FramingError
-from midstream.framing import Decoder
+from midstream.storage.formats import StreamFormat
 from midstream.storage.store import Batch, ConnectionRow, Piece, Position
 
 
 class Streamed:
-    """Of one connection. position: how far it is stored. size: bytes of each message, None if they differ.
+    """Of one connection. position: how far it is stored.
 
     The beginning of a message that is in the row of a connection which is closed becomes a fragment again.
     """
 
-    def __init__(
-        self,
-        row: ConnectionRow,
-        position: Position,
-        new_decoder: Callable[[], Decoder],
-        size: int | None,
-    ) -> None:
-        self._row, self._new_decoder, self._size = row, new_decoder, size
-        self._decoder = new_decoder()
+    def __init__(self, row: ConnectionRow, position: Position, stream: StreamFormat) -> None:
+        self._row, self._stream = row, stream
+        self._decoder = stream.decoder()
         self._skipped = False
         is_in_row = position.closed and bool(row.unfinished) and position.offset == row.size
         self._begun = len(position.head)  # bytes of a message in front of what comes
@@ -38,9 +31,9 @@ class Streamed:
         """The next part; what is stored already is left out. False if bytes are missing before it, and it
         cannot be told where the next message begins."""
         if offset > self._next:
-            if self._size is None:
+            if self._stream.fixed_size is None:
                 return False
-            self._skip_to(offset, self._size)
+            self._skip_to(offset, self._stream.fixed_size)
         new = data[max(0, self._next - offset) :]
         if new:
             self._next = offset + len(data)
@@ -48,9 +41,9 @@ class Streamed:
             self._feed(new)
         return True
 
-    def batch(self, frame: int) -> Batch:
-        """The messages that are whole now, in frames of so many bytes."""
-        batch = Batch()
+    def batch(self) -> Batch:
+        """The messages that are whole now."""
+        batch, frame = Batch(), self._stream.frame
         ends, times = [end for end, _ in self._ends], [then for _, then in self._ends]
         for sequence, offset, payloads in self._pieces:
             behind = accumulate((len(payload) + frame for payload in payloads), initial=offset)
@@ -86,4 +79,4 @@ class Streamed:
         self._skipped, self._begun, self._kept = True, 0, 0
         self._sequence = -(-offset // size)
         self._next = self._sequence * size
-        self._decoder = self._new_decoder()
+        self._decoder = self._stream.decoder()

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from midstream.errors import MidstreamError, StoreError
-from midstream.framing import Decoder
 from midstream.logger import channel
 from midstream.logger.forgetting import Forgetting
 from midstream.logger.peer import SensorPeer
 from midstream.logger.report import WorkerReport
 from midstream.logger.writer import Writer
+from midstream.storage.formats import Formats
 from midstream.storage.store import Batch, ConnectionRow, Position, Store, Unavailable
 
 MAX_BATCH_BYTES = 8 << 20  # payload in a batch: batch_size alone would let long messages fill the memory
@@ -41,7 +41,7 @@ _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 
 class Worker:
-    """Talks to the holder over `holder`. `frame`: bytes that a message has besides its payload.
+    """Talks to the holder over `holder`. streams: those whose messages come.
     spools: this is the hardworker's spool. forgets_after: seconds of failures after which a spool forgets
     what comes, so that the application goes on; None: it waits.
 
@@ -52,9 +52,8 @@ class Worker:
         self,
         holder: socket.socket,
         new_store: Callable[[], Store],
-        new_decoder: Callable[[], Decoder],
+        streams: Formats,
         *,
-        frame: int,
         batch_interval: float,
         batch_size: int,
         patient: bool,
@@ -64,8 +63,7 @@ class Worker:
         self._spools = spools
         self._report = WorkerReport(holder)
         self._new_store = new_store
-        self._new_decoder = new_decoder
-        self._frame = frame
+        self._streams = streams
         self._batch_interval = max(batch_interval, SPOOL_INTERVAL) if spools else batch_interval
         self._batch_size = batch_size
         self._patient = patient
@@ -297,13 +295,13 @@ class Worker:
             entry["opened_ns"],
             first=entry["first"],
             spooled=self._spools,
+            stream=entry["stream"],
         )
         peer = SensorPeer(
             entry["number"],
             row,
             sock,
-            self._new_decoder,
-            self._frame,
+            self._streams[row.stream],
             consumed=entry["consumed"],
             sequence=entry["sequence"],
             head_size=entry["head"],

@@ -10,6 +10,7 @@ from sqlalchemy import URL
 from midstream.config import Config
 from midstream.errors import StoreError
 from midstream.nats_url import is_nats
+from midstream.storage.formats import NO_STREAMS, Formats
 from midstream.storage.room import Room
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
@@ -17,57 +18,42 @@ from midstream.storage.store import Store
 from midstream.storage.stored import Log
 
 if TYPE_CHECKING:
-    from midstream.fields import Layout
+    pass
 
 
-def open_store(config: Config, size: int) -> Store:
-    """The store of `[logger] database` for fixed messages of `size` bytes.
+def open_store(config: Config, streams: Formats) -> Store:
+    """The store of `[logger] database` for these streams.
 
-    Raises ConfigError for a URL or fields that cannot be, and what opening a store raises.
+    Raises ConfigError for a URL that cannot be, and what opening a store raises.
     """
-    layout = None
-    if config.data.field:
-        from midstream import fields  # with NumPy, which takes longer to load than all the rest
-
-        layout = fields.layout(config, size)
-    if is_nats(config.database_url):
-        longest = size if config.data.framing == "fixed" else config.data.max_size
-        return _jetstream(config, layout, longest)
-    return SqlStore(
-        config.database_url,
-        batch_size=config.logger.batch_size,
-        framing=config.data.framing,
-        layout=layout,
-    )
+    url = config.database_url
+    if is_nats(url):
+        with _nats_package():
+            from midstream.storage.jetstream import JetStreamStore
+        return JetStreamStore(url, streams=streams)
+    return SqlStore(url, batch_size=config.logger.batch_size, streams=streams)
 
 
-def open_spool(config: Config, path: Path, framing: str = "") -> Store:
-    """The hardworker's spool: its messages as bytes, whatever fields they have. framing: store.STREAM, if it
-    is to be given parts of streams."""
+def open_spool(config: Config, path: Path, streams: Formats) -> Store:
+    """The hardworker's spool for these streams."""
     return SqlStore(
         URL.create("sqlite", database=str(path)),
         batch_size=config.logger.batch_size,
-        framing=framing or config.data.framing,
+        streams=streams,
         room=Room(config, path),
     )
 
 
-def open_log(url: str, *, framing: str = "fixed", layout: "Layout | None" = None) -> Log:
-    """What a logger has stored at a URL. `framing` and `layout` serve what was stored without.
+def open_log(url: str, streams: Formats = NO_STREAMS) -> Log:
+    """What a logger has stored at a URL. streams: what their messages are, where it was stored without.
 
     StoreError if there is nothing, or if it cannot be read.
     """
     if is_nats(url):
         with _nats_package():
             from midstream.storage.jetstream_log import JetStreamLog
-        return JetStreamLog(url, framing=framing, layout=layout)
-    return SqlLog(url, framing=framing, layout=layout)
-
-
-def _jetstream(config: Config, layout: "Layout | None", longest: int) -> Store:
-    with _nats_package():
-        from midstream.storage.jetstream import JetStreamStore
-    return JetStreamStore(config.database_url, framing=config.data.framing, layout=layout, longest=longest)
+        return JetStreamLog(url, streams)
+    return SqlLog(url, streams)
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """NATS JetStream as the logger's database: a replicated log for a fleet of loggers and its readers.
 
-For each connection there are three subjects below the stream's name; the last part is the connection's token:
+For each connection there are three subjects below the stream's name; NAME is that of its kind of messages (a
+stream of the sensors' in config.toml), the last part is the connection's token:
 
- STREAM.data.SENSOR.PORT.RUN.NUMBER         its messages
- STREAM.connections.SENSOR.PORT.RUN.NUMBER  JSON: what is known when it opens, and when it has ended
- STREAM.fragments.SENSOR.PORT.RUN.NUMBER    the beginning of a message that is not whole yet, or never will be
+ STREAM.data.NAME.SENSOR.PORT.RUN.NUMBER         its messages
+ STREAM.connections.NAME.SENSOR.PORT.RUN.NUMBER  JSON: what is known when it opens, and when it has ended
+ STREAM.fragments.NAME.SENSOR.PORT.RUN.NUMBER    the beginning of a message that is not whole (yet)
+
+A version that had one stream has published without NAME: that is read as of the stream called data. A
+connection of it that goes on (by a spool) does so in its own subjects.
 
 Messages are published in atomic batches (nats-server 2.12.1), the first of each subject with the number that
 the subject's last message must have in the stream. So a batch is stored as a whole and in its place, or not,
@@ -15,22 +19,27 @@ import json
 import time
 import uuid
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nats.js.api import RawStreamMsg, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.errors import StoreError
-from midstream.framing import Framing
 from midstream.nats_url import EXPECTED
+from midstream.storage.formats import ONE_STREAM, Formats
 from midstream.storage.nats_servers import ADVICE, API_TIMEOUT, VERSION, NatsServers, address
-from midstream.storage.published import BATCH_MESSAGES, HEADERS_SIZE, PLACE, Item, Published, batches
-from midstream.storage.store import FRAME, Batch, ConnectionRow, Position, Unavailable
+from midstream.storage.published import (
+    BATCH_MESSAGES,
+    HEADERS_SIZE,
+    PLACE,
+    Item,
+    Published,
+    batches,
+)
+from midstream.storage.store import Batch, ConnectionRow, Position, Unavailable
 from midstream.told import OPEN, ArrivalTimes, Forgotten, HeldStream, Pending
-
-if TYPE_CHECKING:
-    from midstream.fields import Layout
 
 ANSWER_TIMEOUT = 5.0  # seconds for a batch
 _NOT_CLUSTERED, _NO_PEERS = 10074, 10005  # err_code: one server and replicas > 1; servers are missing
@@ -41,15 +50,11 @@ DUPLICATE_WINDOW = 120.0  # seconds in which the server remembers message ids
 class JetStreamStore(Closing):
     """The stream that a nats:// URL names; it is made if it is missing."""
 
-    def __init__(
-        self, url: str, *, framing: Framing = "fixed", layout: "Layout | None" = None, longest: int = 1
-    ) -> None:
-        """`longest`: bytes that a message may have. StoreError if the servers do not take them."""
+    def __init__(self, url: str, *, streams: Formats = ONE_STREAM) -> None:
+        """streams: those that there may be messages of. StoreError if the servers do not take them."""
         self._address = address(url)
-        self._framing = framing
-        described = layout.describe() if layout is not None else None
-        self._published = Published(self._address.stream, framing, described)
-        self._longest = longest
+        self._streams = streams
+        self._published = Published(self._address.stream, streams)
         self._said: dict[str, float] = {}  # when that of an open connection was last published
         self._unsaid: dict[str, HeldStream] = {}
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
@@ -110,18 +115,18 @@ class JetStreamStore(Closing):
         limits = {"max_payload": self._servers.client.max_payload, "max_msg_size": config.max_msg_size or -1}
         name, most = min(limits.items(), key=lambda each: each[1] if each[1] > 0 else float("inf"))
         room = most - HEADERS_SIZE
-        what, needed = "a message ([data] size)", self._longest
-        advice = "choose shorter messages"
-        if self._framing != "fixed":
-            what, advice = "the longest message ([data] max_size)", f"set data.max_size = {room} on all hosts"
-        if self._published.opening_size > room:
-            what, needed = "the description of the fields (data.field)", self._published.opening_size
-            advice = "name fewer fields"
-        if needed > room:
-            raise StoreError(
-                f"{self._address.name}: {what} has {needed} bytes, and {name} of the server or stream leaves "
-                f"room for {room}. What to do: {advice}, or raise {name}"
-            )
+        for stream, known in self._streams.items():
+            what, needed, advice = "a message (size)", known.size, "choose shorter messages"
+            if known.fixed_size is None:
+                what, advice = "the longest message (max_size)", f"set max_size = {room}"
+            if self._published.opening_size(stream) > room:
+                what, needed = "the description of the fields (field)", self._published.opening_size(stream)
+                advice = "name fewer fields"
+            if needed > room:
+                raise StoreError(
+                    f"{self._address.name}: {what} of the stream {stream} has {needed} bytes, and {name} of "
+                    f"the server or stream leaves room for {room}. What to do: {advice}, or raise {name}"
+                )
         self._published.piece = room
 
     def _stream(self) -> StreamConfig:
@@ -147,18 +152,43 @@ class JetStreamStore(Closing):
         return positions
 
     async def _find(self, row: ConnectionRow) -> ConnectionRow | None:
-        """The events of all connections from this port of this sensor are looked at."""
-        own = await self._message(self._published.subject("connections", row))
-        if own is not None:
-            return _row(own)
+        """The events of all connections of this stream from this port of this sensor are looked at."""
+        forms = (False, True) if row.stream == DATA else (False,)
+        for nameless in forms:
+            own = await self._message(self._published.subject("connections", row, nameless=nameless))
+            if own is not None:
+                return self._row(own, nameless)
         found: dict[str, ConnectionRow] = {}
-        subject, number = self._published.subject("connections", row, "*.*"), 1
-        while row.first is not None and (event := await self._message(subject, number)) is not None:
-            known = _row(event)
-            if known.first == row.first:
-                found[known.token] = known
-            number = (event.seq or number) + 1
+        for nameless in forms:
+            subject = self._published.subject("connections", row, "*.*", nameless=nameless)
+            number = 1
+            while row.first is not None and (event := await self._message(subject, number)) is not None:
+                known = self._row(event, nameless)
+                if known.first == row.first:
+                    found[known.token] = known
+                number = (event.seq or number) + 1
         return min(found.values(), key=lambda known: abs(known.opened_ns - row.opened_ns), default=None)
+
+    def _row(self, message: RawStreamMsg, nameless: bool) -> ConnectionRow:
+        """What an event says of its connection."""
+        event = json.loads(message.data or b"{}")
+        if nameless:
+            self._published.nameless.add(event["token"])
+        return ConnectionRow(
+            token=event["token"],
+            sensor=event["sensor"],
+            port=event["port"],
+            opened_ns=event["opened_ns"],
+            first=event.get("first"),
+            spooled=bool(event.get("spooled")),
+            id=0,
+            closed_ns=event.get("closed_ns"),
+            size=event.get("bytes") or 0,
+            digest=event.get("digest"),
+            reset=bool(event.get("reset")),
+            reason=event.get("reason", ""),
+            stream=event.get("stream", DATA),
+        )
 
     async def _note_forgotten(self, holes: Collection[Forgotten]) -> None:
         for hole in holes:
@@ -203,7 +233,7 @@ class JetStreamStore(Closing):
         sequence = offset = 0
         if last is not None:
             before, start, _ = map(int, _header(last)[PLACE].split())
-            sequence, offset = before + 1, start + len(last.data or b"") + FRAME[self._framing]
+            sequence, offset = before + 1, start + len(last.data or b"") + self._streams[row.stream].frame
         fragments = self._published.subject("fragments", row)
         await self._last_message(fragments)
         head, number = b"", 1
@@ -275,25 +305,6 @@ class JetStreamStore(Closing):
             raise Unavailable(f"{self._address.name}: {reason}. What to do: {ADVICE}")
         for subject, index in seen.items():
             self._last[subject] = result["seq"] - (len(items) - 1 - index)
-
-
-def _row(message: RawStreamMsg) -> ConnectionRow:
-    """What an event says of its connection."""
-    event = json.loads(message.data or b"{}")
-    return ConnectionRow(
-        token=event["token"],
-        sensor=event["sensor"],
-        port=event["port"],
-        opened_ns=event["opened_ns"],
-        first=event.get("first"),
-        spooled=bool(event.get("spooled")),
-        id=0,
-        closed_ns=event.get("closed_ns"),
-        size=event.get("bytes") or 0,
-        digest=event.get("digest"),
-        reset=bool(event.get("reset")),
-        reason=event.get("reason", ""),
-    )
 
 
 def _header(message: RawStreamMsg) -> Mapping[str, str]:

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING
 
 from midstream.closing import Closing
 from midstream.errors import StoreError
+from midstream.storage.formats import NO_STREAMS, Formats, StreamFormat
 from midstream.storage.published import PLACE, arrivals_subject
 from midstream.storage.store import FRAME
-from midstream.storage.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
+from midstream.storage.stored import (
+    MAX_BYTES,
+    MAX_ROWS,
+    Extent,
+    StoredConnection,
+    StoredMessage,
+    told_open,
+)
 from midstream.storage.stream import Found, JetStreamStream
 from midstream.storage.stream_connections import Known, StreamConnections
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
@@ -26,14 +34,14 @@ TIME_MARGIN = 60 * 10**9
 
 
 class JetStreamLog(Closing):
-    """The stream at a nats:// URL, for reading. `framing` and `layout` are for connections whose opening is
-    no longer in the stream.
+    """The stream at a nats:// URL, for reading. streams: what the sensors' messages are, for
+    connections whose opening is no longer in it.
 
     StoreError if there is none, or if it cannot be read: the message says what to do.
     """
 
-    def __init__(self, url: str, *, framing: str = "fixed", layout: "Layout | None" = None) -> None:
-        self._framing, self._layout = framing, layout
+    def __init__(self, url: str, streams: Formats = NO_STREAMS) -> None:
+        self._streams = streams
         self._stream = JetStreamStream(url)
         self.name = self._stream.name
         self._all = StreamConnections(self._stream)
@@ -127,15 +135,14 @@ class JetStreamLog(Closing):
         return self._all.pruned(self._all.by_id[connection.id])
 
     def told(self) -> Knowledge:
-        held: dict[str, HeldStream] = {}
+        held: dict[tuple[object, ...], HeldStream] = {}
         for found in self._all_of("held"):
-            said, before = HeldStream.parse(json.loads(found.data)), held.get(found.subject)
-            held[found.subject] = (
-                said if before is None else replace(said, bytes=max(said.bytes, before.bytes))
-            )
-        forgotten = {
-            found.subject: Forgotten(**json.loads(found.data)) for found in self._all_of("forgotten")
-        }
+            said = HeldStream.parse(json.loads(found.data))
+            key = said.stream, said.sensor, said.port, said.first, said.opened_ns
+            before = held.get(key)
+            held[key] = said if before is None else replace(said, bytes=max(said.bytes, before.bytes))
+        holes = [Forgotten(**json.loads(found.data)) for found in self._all_of("forgotten")]
+        forgotten = {(hole.stream, hole.sensor, hole.first_ns): hole for hole in holes}
         waiting = self._stream.get({"last_by_subj": f"{self._stream.stream}.pending"})
         pending = [Pending.parse(each) for each in json.loads(waiting.data)] if waiting else []
         return Knowledge(list(held.values()), pending, list(forgotten.values()))
@@ -145,18 +152,20 @@ class JetStreamLog(Closing):
     ) -> list[ArrivalTimes]:
         assert connection.first is not None
         known = self._all.by_id[connection.id]
-        subject = arrivals_subject(self._stream.stream, connection.sensor, connection.port, connection.first)
         moment = self._moment(known, since_ns)
-        said = self._stream.get({"next_by_subj": subject, "start_time": moment.isoformat()})
         found: list[ArrivalTimes] = []
-        number, more = said.number if said else 0, said is not None
-        while more:
-            some, more = self._stream.read(subject, number, MAX_ROWS, MAX_BYTES)
-            told = [ArrivalTimes.parse((*json.loads(each.headers[PLACE]), each.data)) for each in some]
-            found += [each for each in told if each.start < end and each.end > start]
-            if not some or told[-1].start >= end:
-                break
-            number = some[-1].number + 1
+        for name in (connection.stream, "") if known.is_nameless else (connection.stream,):
+            place = connection.sensor, connection.port, connection.first
+            subject = arrivals_subject(self._stream.stream, name, *place)
+            said = self._stream.get({"next_by_subj": subject, "start_time": moment.isoformat()})
+            number, more = said.number if said else 0, said is not None
+            while more:
+                some, more = self._stream.read(subject, number, MAX_ROWS, MAX_BYTES)
+                told = [ArrivalTimes.parse((*json.loads(each.headers[PLACE]), each.data)) for each in some]
+                found += [each for each in told if each.start < end and each.end > start]
+                if not some or told[-1].start >= end:
+                    break
+                number = some[-1].number + 1
         return found
 
     def _all_of(self, kind: str) -> Iterator[Found]:
@@ -175,13 +184,23 @@ class JetStreamLog(Closing):
             faults += [f"JetStream: the opening of connection {name} is missing" for name in missing]
         return faults
 
-    def readings(self, *_: object) -> None:
+    def readings_table(self, _: StoredConnection, /) -> None:
         return None
+
+    def readings(self, *_: object) -> dict[int, tuple[object, ...]]:
+        return {}
+
+    def _framing(self, known: Known) -> str:
+        framing: str = known.event.get("framing") or self._stored_without(known).framing
+        return framing
+
+    def _stored_without(self, known: Known) -> StreamFormat:
+        return self._streams.get(known.sensor_stream, StreamFormat())
 
     def _connection(self, known: Known) -> StoredConnection:
         event, end = known.event, known.end or {}
-        framing = event.get("framing") or self._framing
-        layout = self._layout if framing == "fixed" else None
+        framing = self._framing(known)
+        layout = self._stored_without(known).layout if framing == "fixed" else None
         if event.get("layout"):
             layout = self._parsed(event["layout"], known)
         return StoredConnection(
@@ -201,6 +220,7 @@ class JetStreamLog(Closing):
             token=event.get("token", ""),
             first=event.get("first"),
             spooled=bool(event.get("spooled") or end.get("spooled")),
+            stream=known.sensor_stream,
         )
 
     def _parsed(self, text: str, known: Known) -> "Layout":
@@ -223,5 +243,4 @@ class JetStreamLog(Closing):
                 known.counted = known.messages
                 known.last, offset, known.last_ns, _ = self._all.place(found)
                 known.last_number = found.number
-                frame = FRAME[known.event.get("framing") or self._framing]
-                known.last_end = offset + len(found.data) + frame
+                known.last_end = offset + len(found.data) + FRAME[self._framing(known)]

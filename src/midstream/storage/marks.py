@@ -69,6 +69,7 @@ class Kept:
 
     id: int
     token: str | None
+    stream: str
     frame: int
     open: bool = True
     first: int = 0
@@ -91,11 +92,13 @@ class RetentionMarks:
         self._gone: list[tuple[int, int]] = []
         self._done: set[int] = set()  # connections that have ended, and of which nothing is left
         self._highest = 0
+        self._version = schema.VERSION
         self.passed = Passed.begin(clocks)
         self.kept: dict[int, Kept] = {}
 
-    def look(self, database: Connection) -> int:
-        """See what has come. Returns how much time is counted now."""
+    def look(self, database: Connection, version: int) -> int:
+        """See what has come. version: of the tables. Returns how much time is counted now."""
+        self._version = version
         self._load(database)
         now = self.passed.now()
         self._find_new(database)
@@ -184,11 +187,11 @@ class RetentionMarks:
 
     def _find_new(self, database: Connection) -> None:
         table = schema.connections
-        query = select(table.c.id, table.c.token, table.c.framing).where(table.c.id > self._highest - OVERLAP)
-        for row in database.execute(query).all():
+        known = table.c.id, table.c.token, table.c.framing, schema.stream_of(self._version)
+        for row in database.execute(select(*known).where(table.c.id > self._highest - OVERLAP)).all():
             self._highest = max(self._highest, row.id)
             if row.id not in self.kept and row.id not in self._done:
-                self.kept[row.id] = Kept(row.id, row.token, FRAME[row.framing or "fixed"])
+                self.kept[row.id] = Kept(row.id, row.token, row.stream, FRAME[row.framing or "fixed"])
         self._done = {key for key in self._done if key > self._highest - OVERLAP}
 
     def _still_open(self, database: Connection, keys: list[int]) -> set[int]:

@@ -65,7 +65,7 @@ class Pruner:
         with _opened(self._url, read_only=False) as eraser:
             eraser.weighs = False
             with eraser.engine.connect() as database:
-                now = self._marks.look(database)
+                now = self._marks.look(database, eraser.version)
             if told := self._marks.passed.told():
                 self._told(told)
             if time.monotonic() >= self._save_at:
@@ -108,7 +108,7 @@ def prune(
     with _opened(url, read_only=dry_run) as eraser:
         marks = RetentionMarks(KERNEL, (keep_bytes or 0) // PIECES, 0)
         with eraser.engine.connect() as database:
-            marks.look(database)
+            marks.look(database, eraser.version)
         if keep_ns is not None:
             now = time.time_ns() if now_ns is None else now_ns
             _refuse_future(marks, now, eraser.name)
@@ -166,14 +166,15 @@ class _Eraser:
         self._dry_run = dry_run
         self.weighs = True
         with engine.connect() as database:
-            if stored_version(database, name) < schema.NOTES_PRUNED:
+            self.version = stored_version(database, name)
+            if self.version < schema.NOTES_PRUNED:
                 raise StoreError(
                     f"{name}: its tables have version 1, which cannot note what was removed. "
                     "What to do: start the logger once, which brings them up to date"
                 )
-            self._has_readings = inspect(database).has_table(schema.READINGS)
-            # Made after the others that a hardworker's words are in, or with them.
-            self._was_told = inspect(database).has_table(schema.arrivals.name)
+            self._tables = set(inspect(database).get_table_names())
+            # Those for a hardworker's words name streams since there are any.
+            self._was_told = self.version >= schema.NAMES_STREAMS
         self._touched: set[int] = set()
 
     @contextmanager
@@ -275,8 +276,9 @@ class _Eraser:
                 f"{self.name}: connection {kept.id} is another one than a moment ago: was the database "
                 "replaced? Nothing of it is removed now"
             )
-        if self._has_readings:
-            readings = table(schema.READINGS, column("connection_id"), column("sequence"))
+        called = schema.readings_table(kept.stream, self.version)
+        if called in self._tables:
+            readings = table(called, column("connection_id"), column("sequence"))
             database.execute(
                 delete(readings).where(readings.c.connection_id == kept.id, readings.c.sequence < below)
             )

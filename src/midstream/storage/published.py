@@ -5,10 +5,10 @@ The docstring of `jetstream` names the subjects; `Nats-Msg-Id` is the token and 
 
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from midstream.framing import Framing
+from midstream.storage.formats import Formats
 from midstream.storage.store import Batch, ConnectionRow, Piece
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
 
@@ -33,17 +33,18 @@ class Item:
 
 @dataclass(slots=True)
 class Published:
-    """How a logger of this framing and layout publishes in a stream of this name."""
+    """How a logger publishes the messages of sensors' streams in a JetStream's stream of this name."""
 
     stream: str
-    framing: Framing
-    layout: str | None  # Layout.describe()
+    sensors_streams: Formats
     piece: int = BATCH_BYTES  # bytes that a message in the stream may have
+    nameless: set[str] = field(default_factory=set)
+    """Tokens of connections that a version before streams has opened: their subjects have no name."""
 
-    @property
-    def opening_size(self) -> int:
-        """Bytes of what is published when a connection opens, or closes with the longest of reasons."""
-        return len(self._event(ConnectionRow("", "", 0, 0), "", {}).payload) + _EVENT_SIZE
+    def opening_size(self, name: str) -> int:
+        """Bytes of what is published when a connection of a sensor's stream opens, or closes with the longest
+        of reasons."""
+        return len(self._event(ConnectionRow("", "", 0, 0, stream=name), "", {}).payload) + _EVENT_SIZE
 
     def items(self, batch: Batch) -> Iterator[Item]:
         """A batch of the logger's as messages, in the order in which they must be stored."""
@@ -79,8 +80,8 @@ class Published:
 
     def _event(self, row: ConnectionRow, state: str, more: dict[str, Any]) -> Item:
         known = {"state": state, "token": row.token, "sensor": row.sensor, "port": row.port}
-        known |= {"first": row.first, "spooled": row.spooled}
-        known |= {"opened_ns": row.opened_ns, "framing": self.framing, "layout": self.layout}
+        known |= {"first": row.first, "spooled": row.spooled, "opened_ns": row.opened_ns}
+        known |= {"stream": row.stream, **self.sensors_streams[row.stream].published}
         body = json.dumps(known | more).encode()
         return Item(
             self.subject("connections", row), body, {"Nats-Msg-Id": f"{row.token}:{state}:{row.size}"}
@@ -88,19 +89,19 @@ class Published:
 
     def hole(self, hole: Forgotten) -> Item:
         """What a spool has forgotten: the last one of a subject is right."""
-        subject = f"{self.stream}.forgotten.{hole.sensor.replace('.', '-')}.{hole.first_ns}"
+        subject = f"{self.stream}.forgotten.{hole.stream}.{hole.sensor.replace('.', '-')}.{hole.first_ns}"
         body = json.dumps(hole._asdict()).encode()
         return Item(subject, body, {"Nats-Msg-Id": f"{subject}:{hole.messages}"})
 
     def held(self, stream: HeldStream) -> Item:
         """How far a hardworker held a connection: of a subject the last one counts."""
         place = f"{stream.sensor.replace('.', '-')}.{stream.port}.{stream.first}.{stream.opened_ns}"
-        subject = f"{self.stream}.held.{place}"
+        subject = f"{self.stream}.held.{stream.stream}.{place}"
         return Item(subject, json.dumps(stream.values).encode(), {})
 
     def arrivals(self, told: ArrivalTimes) -> Item:
         """When bytes of a connection came to the hardworker: its steps, and what is said of them."""
-        subject = arrivals_subject(self.stream, told.sensor, told.port, told.first)
+        subject = arrivals_subject(self.stream, told.stream, told.sensor, told.port, told.first)
         return Item(subject, told.steps, {PLACE: json.dumps(told.said)})
 
     def waiting(self, waiting: Collection[Pending]) -> Item:
@@ -114,14 +115,19 @@ class Published:
                 break
         return Item(f"{self.stream}.pending", f"[{', '.join(body)}]".encode(), {})
 
-    def subject(self, kind: str, row: ConnectionRow, token: str = "") -> str:
-        """Of a connection; or, with the wildcard `token`, of all from its port."""
-        return f"{self.stream}.{kind}.{row.sensor.replace('.', '-')}.{row.port}.{token or row.token}"
+    def subject(self, kind: str, row: ConnectionRow, token: str = "", *, nameless: bool = False) -> str:
+        """Of a connection; or, with the wildcard `token`, of all of its stream from its port."""
+        place = f"{row.sensor.replace('.', '-')}.{row.port}.{token or row.token}"
+        if nameless or row.token in self.nameless:
+            return f"{self.stream}.{kind}.{place}"
+        return f"{self.stream}.{kind}.{row.stream}.{place}"
 
 
-def arrivals_subject(stream: str, sensor: str, port: int, first: int) -> str:
-    """Of a connection, as TCP numbers it."""
-    return f"{stream}.arrivals.{sensor.replace('.', '-')}.{port}.{first}"
+def arrivals_subject(stream: str, name: str, sensor: str, port: int, first: int) -> str:
+    """Of a connection, as TCP numbers it. name: of its kind of messages; "": as a version before streams has
+    published it."""
+    place = f"{sensor.replace('.', '-')}.{port}.{first}"
+    return f"{stream}.arrivals.{name}.{place}" if name else f"{stream}.arrivals.{place}"
 
 
 def batches(items: Iterator[Item]) -> Iterator[list[Item]]:

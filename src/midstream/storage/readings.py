@@ -28,15 +28,16 @@ _KINDS: dict[str, type[TypeEngine[Any]]] = {
 }
 
 
-def prepare(database: Connection, name: str, columns: Iterable[tuple[str, str]]) -> Table:
-    """The table, with (name, kind) for each of `columns`; those that are missing are added.
+def prepare(database: Connection, name: str, stream: str, columns: Iterable[tuple[str, str]]) -> Table:
+    """The table of a stream, with (name, kind) for each of `columns`; those that are missing are added.
 
     A column that is there stays, also when it is no longer configured. StoreError if it has another kind, or
     if the database cannot have it; `name` is what the message calls the database.
     """
     values = [Column(quoted_name(column_name, True), _KINDS[kind]()) for column_name, kind in columns]
-    wanted = Table(schema.READINGS, MetaData(), *_keys(), *values)
-    if schema.READINGS not in inspect(database).get_table_names():
+    called = schema.readings_table(stream)
+    wanted = Table(called, MetaData(), *_keys(), *values)
+    if called not in inspect(database).get_table_names():
         try:
             with database.begin_nested():
                 wanted.create(database)
@@ -44,20 +45,18 @@ def prepare(database: Connection, name: str, columns: Iterable[tuple[str, str]])
             if fault(error).passing:
                 raise
             # One of the columns cannot be: the first that cannot be added is told.
-            Table(schema.READINGS, MetaData(), *_keys()).create(database)
+            Table(called, MetaData(), *_keys()).create(database)
     # SQLite does not tell capitals apart, and keeps a name as it was written first.
     known = str.lower if database.dialect.name == "sqlite" else str
-    present = {
-        known(found["name"]): found["type"] for found in inspect(database).get_columns(schema.READINGS)
-    }
+    present = {known(found["name"]): found["type"] for found in inspect(database).get_columns(called)}
     for want in wanted.columns:
         found = present.get(known(want.name))
         if found is None:
             _add(database, wanted, want, name, len(present))
         elif found._type_affinity is not want.type._type_affinity:
             raise StoreError(
-                f"{name}: column {want.name} of its table {schema.READINGS} is {found}, and the field "
-                f"of this name needs {want.type}. Rename the field (data.field in config.toml), or name "
+                f"{name}: column {want.name} of its table {called} is {found}, and the field "
+                f"of this name needs {want.type}. Rename the field (in config.toml), or name "
                 "another database ([logger] database)"
             )
     return wanted
@@ -66,6 +65,7 @@ def prepare(database: Connection, name: str, columns: Iterable[tuple[str, str]])
 def refuse_too_long(
     database: Connection,
     name: str,
+    table: Table,
     columns: Sequence["Value"],
     insert: Insert,
     errors: tuple[type[Exception], ...],
@@ -104,9 +104,9 @@ def refuse_too_long(
             count, cause = middle, error
     field = columns[count - 1].field.name
     raise StoreError(
-        f"{name}: a row of its table {schema.READINGS} has no room for the field {field} "
+        f"{name}: a row of its table {table.name} has no room for the field {field} "
         f"(column {count} of {len(values)}): {fault(cause).cause}. What to do: name fewer or shorter fields "
-        "(data.field in config.toml), for the messages are stored whole all the same; or name a SQLite "
+        "(in config.toml), for the messages are stored whole all the same; or name a SQLite "
         "database ([logger] database), which takes them"
     )
 
@@ -127,8 +127,8 @@ def _add(database: Connection, table: Table, new: Column[Any], name: str, presen
         if found.passing:
             raise
         raise StoreError(
-            f"{name}: its table {schema.READINGS}, which has {present} columns, takes none for the field "
-            f"{new.name}: {found.cause}. What to do: rename the field (data.field in config.toml); or, if "
+            f"{name}: its table {table.name}, which has {present} columns, takes none for the field "
+            f"{new.name}: {found.cause}. What to do: rename the field (in config.toml); or, if "
             "columns of earlier fields fill it, name another database ([logger] database)"
         ) from error
 

@@ -1,6 +1,7 @@
 """The room that the spool may take: when it is used up the oldest messages go, or nothing more comes in.
 
-What goes is counted in the same transaction: `forgotten` has a row for each sensor, a hole with a name.
+What goes is counted in the same transaction: `forgotten` has a row for each stream of a sensor, a hole with
+a name.
 SQLite numbers the rows of `messages` in the order in which they were stored, so the oldest are the first.
 The file does not shrink: SQLite uses its free pages again.
 """
@@ -30,7 +31,7 @@ MARGIN = 16  # pages for what leads to the rows
 
 _OLDEST = text("SELECT rowid, connection_id, sequence, received_ns, length(payload) FROM messages ORDER BY 1")
 _OF = text(
-    "SELECT sensor, CASE WHEN closed_ns IS NULL THEN "
+    "SELECT sensor, coalesce(stream, 'data'), CASE WHEN closed_ns IS NULL THEN "
     "(SELECT max(sequence) FROM messages WHERE connection_id = :id) END FROM connections WHERE id = :id"
 )
 _FORGET_CONNECTIONS = text(
@@ -50,7 +51,7 @@ log = logging.getLogger("midstream.logger")
 
 @dataclass(slots=True)
 class _Hole:
-    """What one sensor loses."""
+    """What one stream of a sensor loses."""
 
     first_ns: int
     last_ns: int
@@ -149,22 +150,21 @@ class Room(Closing):
 
         Of an open connection the last message stays: there the logger goes on.
         """
-        sensors: dict[int, tuple[str, int | None]] = {}  # and the sequence that stays
+        known: dict[int, tuple[str, str, int | None]] = {}  # sensor, stream, and the sequence that stays
         pruned: dict[int, int] = {}
-        holes: dict[str, _Hole] = {}
+        holes: dict[tuple[str, str], _Hole] = {}
         kept: list[int] = []
         last = 0
         oldest = database.execution_options(stream_results=True, max_row_buffer=256).execute(_OLDEST)
         for last, key, sequence, received_ns, size in oldest:
-            if key not in sensors:
-                whose, stays = database.execute(_OF, {"id": key}).one()
-                sensors[key] = (whose, stays)
-            sensor, stays = sensors[key]
+            if key not in known:
+                known[key] = database.execute(_OF, {"id": key}).one()._tuple()
+            sensor, stream, stays = known[key]
             if sequence == stays:
                 kept.append(last)
                 continue
             pruned[key] = sequence + 1
-            holes.setdefault(sensor, _Hole(received_ns, received_ns)).add(received_ns, size)
+            holes.setdefault((sensor, stream), _Hole(received_ns, received_ns)).add(received_ns, size)
             lacking -= _stored(size, page)
             if lacking <= 0:
                 break
@@ -174,8 +174,8 @@ class Room(Closing):
             database.execute(update(connections).where(connections.c.id == key).values(pruned=below))
         if lacking > 0:
             database.execute(_FORGET_CONNECTIONS, {"count": 1 + lacking // CONNECTION})
-        for sensor, hole in holes.items():
-            _note(database, sensor, hole)
+        for (sensor, stream), hole in holes.items():
+            _note(database, sensor, stream, hole)
         if holes and not self._told:
             self._told = True
             log.warning(
@@ -190,13 +190,14 @@ def _allocate(file: int, size: int) -> bool:
     return bool(_fallocate(file, _KEEP_SIZE, 0, size) == 0)
 
 
-def _note(database: Connection, sensor: str, hole: _Hole) -> None:
-    """It follows what this sensor lost before, if that is still here."""
+def _note(database: Connection, sensor: str, stream: str, hole: _Hole) -> None:
+    """It follows what this stream of the sensor lost before, if that is still here."""
     table = forgotten.c
-    newest = select(func.max(table.first_ns)).where(table.sensor == sensor).scalar_subquery()
+    of_stream = table.sensor == sensor, table.stream == stream
+    newest = select(func.max(table.first_ns)).where(*of_stream).scalar_subquery()
     noted = database.execute(
         update(forgotten)
-        .where(table.sensor == sensor, table.first_ns == newest)
+        .where(*of_stream, table.first_ns == newest)
         .values(last_ns=hole.last_ns, messages=table.messages + hole.messages, bytes=table.bytes + hole.bytes)
     )
     if not noted.rowcount:
@@ -207,6 +208,7 @@ def _note(database: Connection, sensor: str, hole: _Hole) -> None:
                 last_ns=hole.last_ns,
                 messages=hole.messages,
                 bytes=hole.bytes,
+                stream=stream,
             )
         )
 

@@ -3,11 +3,11 @@
 connections     one row a connection; closed_ns is NULL while it is open
 messages        one row a message, complete in itself: where it lies in the stream, when it came, a checksum
 fragments       the beginning of a message that is not whole yet and too long to wait in the kernel
-readings        the fields of each message as typed columns, where config.toml names fields
+readings_NAME   the fields of each message of the stream NAME as typed columns, where it has fields
 held            how far the hardworker held each connection, as its daemon says
 arrivals        when the bytes of each connection came to the hardworker, as its daemon says
 pending         what is in the hardworker's spool, as its daemon says
-forgotten       holes: what a full spool has forgotten, of each sensor
+forgotten       holes: what a full spool has forgotten, of each stream of each sensor
 log             a view: who sent what, when
 schema_version  one row: VERSION
 """
@@ -19,6 +19,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     ForeignKey,
     Index,
@@ -28,18 +29,23 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    column,
+    func,
     insert,
     inspect,
+    literal,
     select,
     text,
     update,
 )
 from sqlalchemy.schema import CreateColumn
 
+from midstream.config import DATA
 from midstream.errors import StoreError
 
-VERSION = 3
+VERSION = 4
 NOTES_PRUNED = 2  # the first version that notes what was removed to make room
+NAMES_STREAMS = 4  # the first version that has streams; what an older one has stored is of `data`
 
 metadata = MetaData()
 key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only for INTEGER
@@ -63,6 +69,7 @@ connections = Table(
     Column("pruned", BigInteger),  # messages that were removed to make room: those with a lower sequence
     Column("first", BigInteger),  # TCP's sequence number of the stream's first byte; NULL: it is not known
     Column("spooled", Boolean),  # came by the hardworker's spool; NULL: stored by a version before 3
+    Column("stream", String(32)),  # its name; NULL: stored by a version before 4, which had one, `data`
 )
 
 Index("connections_first", connections.c.sensor, connections.c.port, connections.c.first)
@@ -96,6 +103,7 @@ held = Table(
     Column("held_bytes", BigInteger, nullable=False),  # of the stream
     Column("state", String(8), nullable=False),  # told.py has the words
     Column("destination_here", Boolean, nullable=False),  # it went to the spool
+    Column("stream", String(32), primary_key=True),
 )
 
 arrivals = Table(
@@ -111,6 +119,7 @@ arrivals = Table(
     Column("ahead_ns", BigInteger, nullable=False),  # the logger's clock, of the hardworker's
     Column("error_ns", BigInteger, nullable=False),  # of ahead_ns, at most
     Column("steps", LargeBinary, nullable=False),  # told.STEP
+    Column("stream", String(32), primary_key=True),
 )
 
 pending = Table(
@@ -124,6 +133,7 @@ pending = Table(
     Column("stream_end", BigInteger, nullable=False),
     Column("messages", BigInteger, nullable=False),
     Column("oldest_ns", BigInteger, nullable=False),
+    Column("stream", String(32), primary_key=True),
 )
 
 forgotten = Table(
@@ -134,16 +144,29 @@ forgotten = Table(
     Column("last_ns", BigInteger, nullable=False),
     Column("messages", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),  # of their payload
+    Column("stream", String(32), primary_key=True),
 )
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
-READINGS = "readings"  # connection_id, sequence, and a column for each of Layout.columns
+READINGS = "readings"
 
-_LOG_VIEW = """
-CREATE VIEW log AS
+
+def readings_table(stream: str, version: int = VERSION) -> str:
+    """The name of the table with connection_id, sequence, and a column for each of Layout.columns."""
+    return READINGS if version < NAMES_STREAMS else f"{READINGS}_{stream}"
+
+
+def stream_of(version: int = VERSION) -> ColumnElement[str]:
+    """The name of a connection's stream."""
+    if version < NAMES_STREAMS:
+        return literal(DATA).label("stream")
+    return func.coalesce(connections.c.stream, DATA).label("stream")
+
+
+_LOG_VIEW = """VIEW log AS
 SELECT connections.sensor, connections.port, messages.connection_id, messages.sequence,
-       messages.received_ns, messages.payload
+       messages.received_ns, messages.payload, coalesce(connections.stream, 'data') AS stream
 FROM messages JOIN connections ON connections.id = messages.connection_id
 """
 
@@ -181,11 +204,20 @@ def prepare(database: Connection, name: str) -> None:
     for version in range(found, VERSION) if found else ():
         _MIGRATIONS[version](database)
     _refuse_foreign(database, name, metadata.tables.values())
-    if "log" not in inspect(database).get_view_names():
-        database.execute(text(_LOG_VIEW))
+    if found < NAMES_STREAMS or "log" not in inspect(database).get_view_names():
+        _make_view(database)
     # Written each time: a database that can be read and not written is not open.
     written = update(schema_version) if found else insert(schema_version)
     database.execute(written.values(version=VERSION))
+
+
+def _make_view(database: Connection) -> None:
+    """Others may have made views of it: where that is possible it stays, and gets the columns that it lacks."""
+    if database.dialect.name == "sqlite":
+        database.execute(text("DROP VIEW IF EXISTS log"))
+        database.execute(text(f"CREATE {_LOG_VIEW}"))
+    else:
+        database.execute(text(f"CREATE OR REPLACE {_LOG_VIEW}"))
 
 
 def _version(database: Connection, name: str) -> int:
@@ -227,7 +259,32 @@ def _to_version_3(database: Connection) -> None:
     )
 
 
-_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3}
+def _to_version_4(database: Connection) -> None:
+    """Streams: all that there is belongs to the one called data."""
+    add_column(database, connections, connections.c.stream)
+    inspector = inspect(database)
+    present = set(inspector.get_table_names())
+    old, new = readings_table(DATA, NAMES_STREAMS - 1), readings_table(DATA)
+    if old in present and new not in present:
+        database.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+    for table in (held, arrivals, pending, forgotten):
+        if "stream" not in {found["name"] for found in inspector.get_columns(table.name)}:
+            _rebuild(database, table)
+
+
+def _rebuild(database: Connection, table: Table) -> None:
+    """With the stream in its key, which SQLite cannot change in place."""
+    before = f"{table.name}_before"
+    database.execute(text(f"ALTER TABLE {table.name} RENAME TO {before}"))
+    table.create(database)
+    names = [each.name for each in table.columns if each.name != "stream"]
+    old: list[ColumnElement[Any]] = [column(name) for name in names]
+    rows = select(*old, literal(DATA)).select_from(text(before))
+    database.execute(insert(table).from_select([*names, "stream"], rows))
+    database.execute(text(f"DROP TABLE {before}"))
+
+
+_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3, 3: _to_version_4}
 
 
 def add_column(database: Connection, table: Table, new: Column[Any]) -> None:

@@ -1,7 +1,8 @@
 """SQL databases through SQLAlchemy Core: SQLite, PostgreSQL, and what speaks its protocol."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -23,12 +24,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage import readings, schema, telling
-from midstream.storage.inserts import inserter
+from midstream.storage.formats import ONE_STREAM, Formats
+from midstream.storage.inserts import Insert, inserter
 from midstream.storage.opening import begin_writing, fault, open_with
 from midstream.storage.schema import connections, forgotten, fragments, messages
-from midstream.storage.store import FRAME, Batch, ConnectionRow, MessageRow, Position, Unavailable
+from midstream.storage.store import (
+    FRAME,
+    Batch,
+    ConnectionRow,
+    MessageRow,
+    Piece,
+    Position,
+    Unavailable,
+)
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
 
 if TYPE_CHECKING:
@@ -45,8 +56,7 @@ _OPENING = 0x6D696473747265  # a lock of PostgreSQL's: the number is free to cho
 class SqlStore(Closing):
     """The database at a SQLAlchemy URL; tables are made if they are missing, and brought up to date.
 
-    `batch_size` is the most messages in a transaction; `framing` may be store.STREAM. With a `layout` each
-    message's fields are columns too.
+    `batch_size` is the most messages in a transaction. streams: those that there may be messages of.
     `room` bounds a file of SQLite, and is closed with the store.
     """
 
@@ -55,14 +65,13 @@ class SqlStore(Closing):
         url: str | URL,
         *,
         batch_size: int,
-        framing: str = "fixed",
-        layout: "Layout | None" = None,
+        streams: Formats = ONE_STREAM,
         room: "Room | None" = None,
     ) -> None:
         self._batch_size = batch_size
         self._room = room
-        self._framing = framing
-        self._layout = layout
+        self._streams = streams
+        self._readings: dict[str, tuple[Layout, Insert]] = {}  # by stream
         self._engine, self._name = open_with(url, _engine)
         self._insert_rows = inserter(messages, self._engine.dialect)
         # The inserters use the driver itself, whose errors SQLAlchemy does not see.
@@ -72,8 +81,9 @@ class SqlStore(Closing):
                 if self._engine.dialect.name == "postgresql":  # another logger may make the tables just now
                     database.execute(select(func.pg_advisory_xact_lock(_OPENING)))
                 schema.prepare(database, self._name)
-                if layout is not None:
-                    self._prepare_readings(database, layout)
+                for name, known in streams.items():
+                    if known.layout is not None:
+                        self._prepare_readings(database, name, known.layout)
         except self._errors as error:
             self.close()
             raise self._failed(error) from error
@@ -103,6 +113,7 @@ class SqlStore(Closing):
                         connections.c.sensor == row.sensor,
                         connections.c.port == row.port,
                         connections.c.first == row.first,
+                        schema.stream_of() == row.stream,
                     )
                     nearest = func.abs(connections.c.opened_ns - row.opened_ns)
                     found = database.execute(same.order_by(nearest).limit(1)).first()
@@ -114,7 +125,11 @@ class SqlStore(Closing):
         try:
             with self._engine.begin() as database:
                 for hole in holes:
-                    same = and_(forgotten.c.sensor == hole.sensor, forgotten.c.first_ns == hole.first_ns)
+                    same = and_(
+                        forgotten.c.sensor == hole.sensor,
+                        forgotten.c.first_ns == hole.first_ns,
+                        forgotten.c.stream == hole.stream,
+                    )
                     known = database.execute(select(forgotten).where(same)).first()
                     if known is None:
                         database.execute(insert(forgotten).values(hole._asdict()))
@@ -150,7 +165,7 @@ class SqlStore(Closing):
                         sizes = [len(row.payload) for row in some] + [len(data) for *_, data in begun]
                         batch.forgotten += self._room.make(database, sizes)
                     if some:
-                        self._insert_messages(database, some)
+                        self._insert_messages(database, some, batch.pieces)
                     if start == starts[-1]:
                         _delete_fragments(database, batch.completed)
                         _insert_fragments(database, begun)
@@ -164,14 +179,14 @@ class SqlStore(Closing):
         if self._room is not None:
             self._room.close()
 
-    def _prepare_readings(self, database: Connection, layout: "Layout") -> None:
+    def _prepare_readings(self, database: Connection, stream: str, layout: "Layout") -> None:
         columns = [(column.name, column.kind) for column in layout.columns]
-        table = readings.prepare(database, self._name, columns)
-        self._insert_readings = inserter(table, self._engine.dialect)
-        readings.refuse_too_long(database, self._name, layout.columns, self._insert_readings, self._errors)
+        table = readings.prepare(database, self._name, stream, columns)
+        insert_rows = inserter(table, self._engine.dialect)
+        readings.refuse_too_long(database, self._name, table, layout.columns, insert_rows, self._errors)
+        self._readings[stream] = layout, insert_rows
 
     def _insert_opened(self, database: Connection, rows: Iterable[ConnectionRow]) -> None:
-        layout = self._layout.describe() if self._layout is not None else None
         for row in rows:
             result = database.execute(
                 insert(connections).values(
@@ -181,20 +196,27 @@ class SqlStore(Closing):
                     first=row.first,
                     spooled=row.spooled,
                     token=row.token,
-                    framing=self._framing,
-                    layout=layout,
+                    stream=row.stream,
+                    **self._streams[row.stream].published,
                 )
             )
             key = result.inserted_primary_key
             assert key is not None
             row.id = key[0]
 
-    def _insert_messages(self, database: Connection, rows: list[MessageRow]) -> None:
+    def _insert_messages(self, database: Connection, rows: list[MessageRow], pieces: Iterable[Piece]) -> None:
         self._insert_rows(database, rows)
-        if self._layout is not None:
-            values = self._layout.values(row.payload for row in rows)
-            keys = ((row.connection_id, row.sequence) for row in rows)
-            self._insert_readings(database, [key + value for key, value in zip(keys, values, strict=True)])
+        if not self._readings:
+            return
+        streams = {piece.row.id: piece.row.stream for piece in pieces}
+        of_streams: dict[str, list[MessageRow]] = {}
+        for key, some in groupby(rows, attrgetter("connection_id")):
+            of_streams.setdefault(streams[key], []).extend(some)
+        for stream, (layout, insert_rows) in self._readings.items():
+            if of_stream := of_streams.get(stream):
+                values = layout.values(row.payload for row in of_stream)
+                keys = ((row.connection_id, row.sequence) for row in of_stream)
+                insert_rows(database, [key + value for key, value in zip(keys, values, strict=True)])
 
     def _position(self, database: Connection, row: Row[Any]) -> Position:
         """Behind the last message and the fragments that follow it, or what is unfinished if it is closed."""
@@ -206,7 +228,7 @@ class SqlStore(Closing):
             .order_by(messages.c.sequence.desc())
             .limit(1)
         ).first()
-        offset = last.stream_offset + last.size + FRAME[self._framing] if last else 0
+        offset = last.stream_offset + last.size + FRAME[row.framing] if last else 0
         following = select(fragments.c.bytes).where(
             fragments.c.connection_id == row.id, fragments.c.stream_offset >= offset
         )
@@ -290,6 +312,7 @@ def _row(found: Row[Any]) -> ConnectionRow:
         reset=bool(found.reset),
         reason=found.reason or "",
         unfinished=found.unfinished or b"",
+        stream=found.stream or DATA,
     )
 
 

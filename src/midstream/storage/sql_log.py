@@ -7,7 +7,7 @@ being cleared away. Nothing here can write: SQLite opens the file read-only, Pos
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     URL,
@@ -30,39 +30,42 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql import quoted_name
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage import schema
+from midstream.storage.formats import NO_STREAMS, Formats, StreamFormat
 from midstream.storage.opening import failed, open_engine, stored_version
 from midstream.storage.store import FRAME
-from midstream.storage.stored import MAX_BYTES, MAX_ROWS, Extent, StoredConnection, StoredMessage, told_open
+from midstream.storage.stored import (
+    MAX_BYTES,
+    MAX_ROWS,
+    Extent,
+    StoredConnection,
+    StoredMessage,
+    told_open,
+)
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
-
-if TYPE_CHECKING:
-    from midstream.fields import Layout
 
 
 class SqlLog(Closing):
-    """The logger's database at a URL, for reading. `framing` and `layout` are for messages that were stored
-    without saying what they are.
+    """The logger's database at a URL, for reading. streams: what their messages are, where they were stored
+    without saying it.
 
     StoreError if there is none, or if it cannot be read: the message says what to do.
     """
 
-    def __init__(self, url: str | URL, *, framing: str = "fixed", layout: "Layout | None" = None) -> None:
-        self._framing, self._layout = framing, layout
+    def __init__(self, url: str | URL, streams: Formats = NO_STREAMS) -> None:
+        self._streams = streams
         self._engine, self.name = open_engine(url, read_only=True)
         try:
             with self.transaction() as database:
                 self.version = stored_version(database, self.name)
                 inspector = inspect(database)
+                self._tables = set(inspector.get_table_names())
                 self._present = {
-                    each.name: {found["name"] for found in inspector.get_columns(each.name)}
-                    for each in (schema.connections, schema.messages)
+                    name: {found["name"] for found in inspector.get_columns(name)}
+                    for name in self._tables & schema.metadata.tables.keys()
                 }
-                tables = set(inspector.get_table_names())
-                self._has_readings = schema.READINGS in tables
-                self._has_arrivals = schema.arrivals.name in tables
-                self._was_told = {schema.held.name, schema.pending.name, schema.forgotten.name} <= tables
         except BaseException:
             self.close()
             raise
@@ -101,6 +104,7 @@ class SqlLog(Closing):
             self._column(messages.c.stream_offset),
             func.length(messages.c.payload).label("size"),
             self._column(schema.connections.c.framing),
+            self._column(schema.connections.c.stream),
         )
         ends = ends.join(
             counted,
@@ -116,7 +120,7 @@ class SqlLog(Closing):
         extents = {}
         for key, found in rows.items():
             first, last = found[0], found[-1]
-            frame = FRAME[first.framing or self._framing]
+            frame = FRAME[first.framing or self._stored_without(first.stream).framing]
             end = None if last.stream_offset is None else last.stream_offset + last.size + frame
             extents[key] = Extent(
                 first.messages,
@@ -181,23 +185,31 @@ class SqlLog(Closing):
             return database.execute(query).scalar() or 0
 
     def told(self) -> Knowledge:
-        if not self._was_told:
+        tables = (schema.held, schema.pending, schema.forgotten)
+        if not {each.name for each in tables} <= self._tables:
             return Knowledge()
         with self.transaction() as database:
-            return Knowledge(
-                [HeldStream(*row) for row in database.execute(select(schema.held))],
-                [Pending(*row) for row in database.execute(select(schema.pending))],
-                [Forgotten(*row) for row in database.execute(select(schema.forgotten))],
-            )
+            held, pending, forgotten = (database.execute(self._all_told(each)).all() for each in tables)
+        return Knowledge(
+            [HeldStream(*row) for row in held],
+            [Pending(*row) for row in pending],
+            [Forgotten(*row) for row in forgotten],
+        )
+
+    def _all_told(self, told: Table) -> Select[Any]:
+        """All columns of a table, the stream's name too if this version has one."""
+        named = self.version >= schema.NAMES_STREAMS
+        return select(*(each for each in told.c if named or each is not told.c.stream))
 
     def arrivals(self, connection: StoredConnection, start: int, end: int, _: int, /) -> list[ArrivalTimes]:
-        if not self._has_arrivals:
+        if schema.arrivals.name not in self._tables:
             return []
         told = schema.arrivals
-        query = select(told).where(
+        query = self._all_told(told).where(
             told.c.sensor == connection.sensor,
             told.c.port == connection.port,
             told.c.first == connection.first,
+            *([told.c.stream == connection.stream] if self.version >= schema.NAMES_STREAMS else []),
             told.c.stream_start < end,
             told.c.stream_end > start,
         )
@@ -212,15 +224,19 @@ class SqlLog(Closing):
             found = database.execute(text("PRAGMA quick_check(10)")).scalars()
             return [f"SQLite: {each}" for each in found if each != "ok"]
 
-    def readings(
-        self, connection: StoredConnection, names: list[str], first: int, last: int
-    ) -> dict[int, tuple[Any, ...]] | None:
+    def readings_table(self, connection: StoredConnection, /) -> str | None:
         if self.version < 2:
             return None
-        if not self._has_readings:
+        return schema.readings_table(connection.stream, self.version)
+
+    def readings(
+        self, connection: StoredConnection, names: list[str], first: int, last: int, /
+    ) -> dict[int, tuple[Any, ...]]:
+        called = self.readings_table(connection)
+        if called not in self._tables:
             return {}
         stored = table(
-            schema.READINGS,
+            called,
             column("connection_id"),
             column("sequence"),
             *(column(quoted_name(name, True)) for name in names),
@@ -236,9 +252,13 @@ class SqlLog(Closing):
         assert isinstance(column.table, Table)
         return column if column.name in self._present[column.table.name] else null().label(column.name)
 
+    def _stored_without(self, stream: str | None) -> StreamFormat:
+        return self._streams.get(stream or DATA, StreamFormat())
+
     def _connection(self, row: Any) -> StoredConnection:
-        framing = row["framing"] or self._framing
-        layout = self._layout if framing == "fixed" else None
+        known = self._stored_without(row["stream"])
+        framing = row["framing"] or known.framing
+        layout = known.layout if framing == "fixed" else None
         if row["layout"] is not None:
             from midstream.fields import Layout  # with NumPy, which not every reader needs
 
@@ -266,6 +286,7 @@ class SqlLog(Closing):
             token=row["token"] or "",
             first=row["first"],
             spooled=bool(row["spooled"]),
+            stream=row["stream"] or DATA,
         )
 
 

@@ -8,13 +8,16 @@ import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.framing import PREFIX
 from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
 
-STREAM = "stream"  # in the place of a framing: the rows are parts of a stream, whatever messages are in it
+STREAM: Final = (
+    "stream"  # in the place of a framing: the rows are parts of a stream, whatever messages are in it
+)
 FRAME = {"fixed": 0, "length": PREFIX, "line": 1, STREAM: 0}  # bytes of a message's frame besides its payload
 
 
@@ -47,6 +50,7 @@ class ConnectionRow:
     reset: bool = False
     reason: str = ""
     unfinished: bytes = b""
+    stream: str = DATA  # the kind of its messages
 
 
 class MessageRow(NamedTuple):
@@ -124,7 +128,8 @@ class Store(Closing, Protocol):
     def find(self, row: ConnectionRow) -> ConnectionRow | None:
         """The store's own row of the connection that another logger's row is of; None if it knows none.
 
-        By its token, else by sensor, port and `first`: of several the one that opened at the nearest time.
+        By its token, else by stream, sensor, port and `first`: of several the one that opened at the nearest
+        time.
         Raises as `write`.
         """
 

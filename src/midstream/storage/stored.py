@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from midstream.closing import Closing
+from midstream.config import DATA
 from midstream.storage.run import Run
 from midstream.storage.store import FRAME
-from midstream.told import ArrivalTimes, Knowledge
+from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 MAX_ROWS = 4096  # messages in a piece
 MAX_BYTES = 8 << 20  # of their payload: a message is taken whole, so one that is longer exceeds it
 
+Source = tuple[str, str]
+"""Whose messages: the stream's name, and the sensor's address."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredConnection:
     """A sensor's connection. closed_ns is None while it is open, or if the logger never saw its end (then it
     is `lost`); so is `size`, the bytes of its stream. Messages with a sequence below `pruned` were removed on
     purpose. token: the logger's name for it. first: TCP's sequence number of the stream's first byte, if
-    it is known. spooled: it came by the hardworker's spool."""
+    it is known. spooled: it came by the hardworker's spool. stream: the kind of its messages."""
 
     id: int
     sensor: str
@@ -43,6 +47,7 @@ class StoredConnection:
     lost: bool = False
     first: int | None = None
     spooled: bool = False
+    stream: str = DATA
 
     @property
     def state(self) -> str:
@@ -52,20 +57,33 @@ class StoredConnection:
         return "reset" if self.reset else "closed"
 
 
+def source_of(what: "StoredConnection | HeldStream | Pending | Forgotten") -> Source:
+    """Whose messages something has, or tells of. Two streams of one sensor have nothing in common."""
+    return what.stream, what.sensor
+
+
+def named(source: Source) -> str:
+    """Whose messages, for a person: imu/10.83.0.11; of the stream `data`, which may be the only one there is,
+    the sensor alone."""
+    stream, sensor = source
+    return sensor if stream == DATA else f"{stream}/{sensor}"
+
+
 def told_open(connections: list[StoredConnection]) -> list[StoredConnection]:
     """The same, the oldest first, those marked as lost that have no end and are not open any more.
 
     Their logger is known to have ended, by its own machine or by a later boot of it; or the same port of the
-    same sensor has opened another connection since.
+    same sensor has opened another connection of the stream since.
     """
     ended: dict[str, bool] = {}  # by the name of the run
     boots: dict[str, str] = {}  # the newest of each machine
-    ports: set[tuple[str, int]] = set()
+    ports: set[tuple[Source, int]] = set()
     told = []
     for connection in reversed(connections):
         name, run = connection.token.partition(".")[0], Run.parse(connection.token)
-        lost = (connection.sensor, connection.port) in ports
-        ports.add((connection.sensor, connection.port))
+        place = source_of(connection), connection.port
+        lost = place in ports
+        ports.add(place)
         if run is not None:
             lost = lost or boots.setdefault(run.machine, run.boot) != run.boot
         if connection.closed_ns is None and not lost and run is not None:
@@ -165,7 +183,11 @@ class Log(Closing, Protocol):
     def faults(self) -> list[str]:
         """What is wrong with the database as a whole; nothing if it is sound."""
 
+    def readings_table(self, connection: StoredConnection, /) -> str | None:
+        """Which table has, or should have, the typed columns of a connection's messages. None: this database
+        has none."""
+
     def readings(
         self, connection: StoredConnection, names: list[str], first: int, last: int, /
-    ) -> dict[int, tuple[Any, ...]] | None:
-        """The typed columns of messages `first` to `last`, by sequence. None: this database has none."""
+    ) -> dict[int, tuple[Any, ...]]:
+        """The typed columns of messages `first` to `last`, by sequence."""

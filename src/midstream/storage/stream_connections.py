@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from midstream.config import DATA
 from midstream.errors import StoreError
 from midstream.storage.published import CHECKSUM, PLACE
 from midstream.storage.stored import MAX_BYTES, MAX_ROWS
@@ -22,7 +23,7 @@ class Known:
 
     id: int
     stream: str
-    name: str  # SENSOR.PORT.TOKEN, as in its subjects
+    name: str  # NAME.SENSOR.PORT.TOKEN, as in its subjects; an older logger has left out NAME
     event: dict[str, Any]  # of its opening, or what stands for it
     opening: int = 0
     clock_ns: int = 0  # by how much the servers' clock was ahead of the logger's, or less
@@ -39,6 +40,17 @@ class Known:
     following: tuple[int, int] = (0, 1)  # a sequence, and a number from which on it and all later ones are
 
     @property
+    def sensor_stream(self) -> str:
+        """The kind of its messages."""
+        name: str = self.event.get("stream", DATA)
+        return name
+
+    @property
+    def is_nameless(self) -> bool:
+        """Has a version before streams opened it? Its subjects begin with the sensor, not with a letter."""
+        return self.name[:1].isdigit()
+
+    @property
     def opened_ns(self) -> int:
         opened_ns: int = self.event["opened_ns"]
         return opened_ns
@@ -53,7 +65,7 @@ class Known:
 
 
 class StreamConnections:
-    """All connections of a stream, by SENSOR.PORT.TOKEN and by id; `refresh` sees what is new."""
+    """All connections of a stream, by what their subjects call them and by id; `refresh` sees what is new."""
 
     def __init__(self, stream: JetStreamStream) -> None:
         self._stream = stream
@@ -122,8 +134,9 @@ class StreamConnections:
     def _add_without_opening(self, name: str, count: int) -> None:
         first = self._stream.get({"seq": 1, "next_by_subj": f"{self._stream.stream}.data.{name}"})
         if first is not None:
-            sensor, port, _ = name.split(".", 2)
+            *named, sensor, port, _, _ = name.split(".")
             event = {
+                **({"stream": named[0]} if named else {}),
                 "sensor": sensor.replace("-", "."),
                 "port": int(port),
                 "opened_ns": self.place(first)[2],

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     Select,
@@ -25,7 +26,7 @@ from sqlalchemy import (
 )
 
 from midstream.storage.run import Run
-from midstream.storage.schema import arrivals, connections, forgotten, held, messages, pending
+from midstream.storage.schema import arrivals, connections, forgotten, held, messages, pending, stream_of
 from midstream.told import CLOSED, OPEN, UNTOLD, ArrivalTimes, HeldStream, Pending
 
 _ENDINGS = {
@@ -47,7 +48,7 @@ def note(
         for each in waiting:
             database.execute(insert(pending).values(dict(zip(pending.c.keys(), each.values, strict=True))))
     for some in told:
-        values = dict(zip(arrivals.c.keys(), (*some.said, some.steps), strict=True))
+        values = dict(zip(arrivals.c.keys(), some.values, strict=True))
         same = and_(*(column == values[column.name] for column in arrivals.primary_key))
         database.execute(delete(arrivals).where(same))  # an answer may have been lost
         database.execute(insert(arrivals).values(values))
@@ -66,14 +67,11 @@ def forget(database: Connection) -> None:
     is_left = or_(connections.c.closed_ns.is_(None), has_messages)
     oldest = database.execute(select(func.min(connections.c.opened_ns)).where(is_left)).scalar()
     before = (1 << 62) if oldest is None else oldest
-    same = and_(
-        connections.c.sensor == held.c.sensor,
-        connections.c.port == held.c.port,
-        connections.c.first == held.c.first,
-    )
+    same = _same(held.c)
     gone = held.c.state != OPEN, held.c.opened_ns < before, ~exists().where(same, is_left)
-    names = select(held.c.sensor, held.c.port, held.c.first, held.c.opened_ns).where(*gone)
-    name = tuple_(arrivals.c.sensor, arrivals.c.port, arrivals.c.first, arrivals.c.opened_ns)
+    key = [column.name for column in held.primary_key]
+    names = select(*(held.c[each] for each in key)).where(*gone)
+    name = tuple_(*(arrivals.c[each] for each in key))
     database.execute(delete(arrivals).where(name.in_(names)))
     database.execute(delete(held).where(*gone))
     _forget_arrivals(database)
@@ -85,14 +83,15 @@ def _forget_arrivals(database: Connection) -> None:
     first_left = and_(
         messages.c.connection_id == connections.c.id, messages.c.sequence == connections.c.pruned
     )
-    query = select(connections.c.sensor, connections.c.port, connections.c.first, messages.c.stream_offset)
-    rows = database.execute(query.where(first_left, connections.c.pruned > 0)).all()
-    for sensor, port, first, offset in rows:
+    known = connections.c.sensor, connections.c.port, connections.c.first, stream_of()
+    query = select(*known, messages.c.stream_offset).where(first_left, connections.c.pruned > 0)
+    for sensor, port, first, stream, offset in database.execute(query).all():
         database.execute(
             delete(arrivals).where(
                 arrivals.c.sensor == sensor,
                 arrivals.c.port == port,
                 arrivals.c.first == first,
+                arrivals.c.stream == stream,
                 arrivals.c.stream_end <= offset,
             )
         )
@@ -104,6 +103,7 @@ def _note_stream(database: Connection, stream: HeldStream) -> None:
         held.c.port == stream.port,
         held.c.first == stream.first,
         held.c.opened_ns == stream.opened_ns,
+        held.c.stream == stream.stream,
     )
     most = case((held.c.held_bytes < stream.bytes, stream.bytes), else_=held.c.held_bytes)
     changed = (
@@ -115,11 +115,7 @@ def _note_stream(database: Connection, stream: HeldStream) -> None:
 
 def _ended_here() -> Select[Any]:
     """What was held, and has ended, of connections that have no end here."""
-    same = and_(
-        connections.c.sensor == held.c.sensor,
-        connections.c.port == held.c.port,
-        connections.c.first == held.c.first,
-    )
+    same = _same(held.c)
     ended = held.c.state.not_in((OPEN, UNTOLD))
     return select(held).where(exists().where(same, connections.c.closed_ns.is_(None)), ended)
 
@@ -127,12 +123,7 @@ def _ended_here() -> Select[Any]:
 def _close_dead(database: Connection, stream: HeldStream) -> None:
     row = database.execute(
         select(connections)
-        .where(
-            connections.c.sensor == stream.sensor,
-            connections.c.port == stream.port,
-            connections.c.first == stream.first,
-            connections.c.closed_ns.is_(None),
-        )
+        .where(_same(stream), connections.c.closed_ns.is_(None))
         .order_by(func.abs(connections.c.opened_ns - stream.opened_ns))
         .limit(1)
     ).first()
@@ -157,6 +148,19 @@ def _is_dead(row: Row[Any]) -> bool:
 
 def _waits(database: Connection, stream: HeldStream) -> bool:
     there = select(pending.c.port).where(
-        pending.c.sensor == stream.sensor, pending.c.port == stream.port, pending.c.first == stream.first
+        pending.c.sensor == stream.sensor,
+        pending.c.port == stream.port,
+        pending.c.first == stream.first,
+        pending.c.stream == stream.stream,
     )
     return database.execute(there).first() is not None
+
+
+def _same(told: Any) -> ColumnElement[bool]:
+    """Is a connection the one that this was told of: a HeldStream, or columns of `held`?"""
+    return and_(
+        connections.c.sensor == told.sensor,
+        connections.c.port == told.port,
+        connections.c.first == told.first,
+        stream_of() == told.stream,
+    )

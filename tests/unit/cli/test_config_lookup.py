@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from midstream import cli
+from midstream import cli, config
 from midstream.cli import options
 
 
@@ -20,7 +20,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(
         f'timeout = 0.5\n[network]\npins = "/sys/fs/bpf/none"\n[daemon]\nsocket = "{tmp_path}/no"\n'
     )
-    monkeypatch.setattr(options, "SYSTEM_CONFIG", path)
+    monkeypatch.setattr(config, "SYSTEM_CONFIG", path)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return path
@@ -52,7 +52,7 @@ def test_the_one_that_is_named_and_no_other(system: Path) -> None:
 def test_with_neither_both_are_named(system: Path) -> None:
     system.unlink()
     _, error = asked("status")
-    assert "config.toml: no such file" in error and "/etc/midstream/config.toml" in error
+    assert "config.toml: no such file" in error and str(system) in error
 
 
 def commands() -> Iterator[tuple[str, object]]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.events import collected
 from tests.support.exchanges import KEY, write_key
 from tests.support.site import SIZE, Site, wait_until
-from tests.support.spools import Receiving, contents, drain, ended
+from tests.support.spools import Receiving, contents, drain, ended, streams
 from tests.unit.logger.test_backfill import FAST, query, sending
 
 from midstream import network
@@ -30,8 +30,9 @@ from midstream.logger.spooled import SpoolState, spool_state
 from midstream.lost import Lost, Part, dump
 from midstream.lost import load as load_lost
 from midstream.storage.databases import open_spool, open_store
+from midstream.storage.formats import AnyStream
 from midstream.storage.run import new_name
-from midstream.storage.store import FRAME, STREAM, Batch, ConnectionRow, Piece
+from midstream.storage.store import FRAME, Batch, ConnectionRow, Piece
 
 OPENED = 10**18
 FRAMINGS: tuple[Framing, ...] = ("fixed", "length", "line")
@@ -85,7 +86,7 @@ def stored(config: Config, row: ConnectionRow, some: list[bytes], whole: int, be
     """The logger has so many messages of them, and so many bytes of the next one; where that ends."""
     framing = config.data.framing
     offset = ([0, *ends(framing, some)])[whole]
-    with open_store(config, SIZE) as store:
+    with open_store(config, streams(config)) as store:
         times = [OPENED + number for number in range(whole)]
         piece = Piece(row, 0, 0, some[:whole], times, FRAME[framing])
         store.write(Batch(opened=[row], pieces=[piece] if whole else [], messages=whole))
@@ -105,7 +106,7 @@ def salvage(config: Config, *some: Lost) -> None:
     dump(some, file)
     file.seek(0)
     assert config.spool_path
-    with open_spool(config, config.spool_path, STREAM) as store:
+    with open_spool(config, config.spool_path, AnyStream()) as store:
         save(load_lost(file), store)
 
 
@@ -189,7 +190,7 @@ def test_a_logger_that_lives_stores_the_same(tmp_path: Path, framing: Framing) -
     salvage(config, lost(parts(data, committed, places), committed))
     said: list[str] = []
     stopped = threading.Event()
-    with Receiving(config), open_store(config, SIZE) as store:
+    with Receiving(config), open_store(config, streams(config)) as store:
         sender = sending(config, said.append, stopped)
         sender.start()
         wait_until(lambda: said != [])

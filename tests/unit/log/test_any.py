@@ -18,7 +18,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
-from tests.support import logs
 from tests.support.logs import SECOND, START, LogFile
 
 from midstream.cli import main
@@ -112,9 +111,7 @@ def stored(folder: Path, messages: list[bytes], readings: list[bytes]) -> Iterat
     """A log with these messages of any size, and these of LAYOUT."""
     for path in folder.iterdir():
         path.unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "LAYOUT", LAYOUT)  # whose columns the table of readings has
-        log = LogFile(folder / "log.db")
+    log = LogFile(folder / "log.db")
     try:
         log.add(messages, framing="length")
         log.add(readings, start_ns=START + SECOND // 2, layout=LAYOUT)

@@ -55,6 +55,7 @@ def test_csv(log: LogFile) -> None:
         "ff00",
     ]
     assert rows[2] == {
+        "stream": "data",
         "sensor": "10.83.0.11",
         "port": "40001",
         "connection": "1",
@@ -156,7 +157,7 @@ def test_mcap(log: LogFile) -> None:
         "armed": True,
         "tag": base64.b64encode(b"abc").decode(),
     }
-    assert channel.metadata == {"sensor": "10.83.0.11", "port": "40001", "connection": "1"}
+    assert channel.metadata == {"stream": "data", "sensor": "10.83.0.11", "port": "40001", "connection": "1"}
     assert message.sequence == 1
     others = [json.loads(message.data) for _, channel, message in found if channel.topic != "/10.83.0.11"]
     assert others == [{"speed": 1.5}, {"text": "$GPGGA,4807"}, {"text": "[1, 2]"}, {"payload": "/wA="}]

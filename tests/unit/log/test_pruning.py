@@ -33,7 +33,7 @@ def test_by_age(log: LogFile) -> None:
     assert removed == Removed(messages=25, bytes=20 * 16 + 5, connections=2, before_ns=START + 20 * SECOND)
     assert left(log) == {1: 20, 2: 5}
     with closing(sqlite3.connect(log.path)) as database:
-        assert database.execute("SELECT count(*) FROM readings").fetchone() == (10,)
+        assert database.execute("SELECT count(*) FROM readings_data").fetchone() == (10,)
         assert database.execute("SELECT pruned FROM connections").fetchall() == [(20,), (5,)]
     again = prune(log.url, keep_ns=10 * SECOND, keep_bytes=None, now_ns=START + 30 * SECOND)
     assert again.messages == 0

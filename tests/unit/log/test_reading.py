@@ -18,6 +18,7 @@ from midstream.log.conditions import condition
 from midstream.log.messages import LogReader
 from midstream.log.selection import Selection, moment
 from midstream.storage import sql_log
+from midstream.storage.formats import StreamFormat
 from midstream.storage.sql_log import SqlLog
 
 
@@ -232,7 +233,7 @@ def test_a_database_of_version_1(tmp_path: Path) -> None:
             "INSERT INTO connections VALUES (1, '10.83.0.11', 4000, 1, NULL, NULL, NULL, NULL, NULL, NULL);"
             "INSERT INTO messages VALUES (1, 0, 5, x'61'), (1, 1, 6, x'62');"
         )
-    with SqlLog(f"sqlite:///{path}", framing="line") as database:
+    with SqlLog(f"sqlite:///{path}", {"data": StreamFormat("line")}) as database:
         assert database.version == 1
         pieces = list(LogReader(database, Selection()).read())
         assert [message.payload for piece in pieces for message in piece] == [b"a", b"b"]

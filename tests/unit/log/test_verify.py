@@ -33,13 +33,13 @@ def test_what_is_right(log: LogFile, framing: Framing) -> None:
 def test_typed_columns_are_compared(log: LogFile) -> None:
     log.add([reading(0), reading(1, float("nan")), reading(2)], layout=LAYOUT)
     assert faults(log) == []
-    log.execute("UPDATE readings SET temperature = 1 WHERE sequence = 0")
-    log.execute("UPDATE readings SET temperature = 1 WHERE sequence = 1")
-    log.execute("DELETE FROM readings WHERE sequence = 2")
+    log.execute("UPDATE readings_data SET temperature = 1 WHERE sequence = 0")
+    log.execute("UPDATE readings_data SET temperature = 1 WHERE sequence = 1")
+    log.execute("DELETE FROM readings_data WHERE sequence = 2")
     assert faults(log) == [
-        "message 0: the table readings says something else",
-        "message 1: the table readings says something else",
-        "message 2: not in the table readings",
+        "message 0: the table readings_data says something else",
+        "message 1: the table readings_data says something else",
+        "message 2: not in the table readings_data",
     ]
 
 

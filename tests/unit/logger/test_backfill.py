@@ -25,6 +25,7 @@ from tests.support.spools import (
     opening,
     payloads,
     spool,
+    streams,
 )
 
 from midstream.config import Config, load
@@ -53,7 +54,7 @@ def config(tmp_path: Path) -> Config:
 
 def logged(config: Config) -> SqlStore:
     """The logger's own database."""
-    return SqlStore(config.database_url, batch_size=4096, framing=config.data.framing)
+    return SqlStore(config.database_url, batch_size=4096, streams=streams(config))
 
 
 def spooled(config: Config) -> str:
@@ -240,7 +241,7 @@ def test_what_was_forgotten_is_named_once(config: Config) -> None:
         drain(config)
         assert query(config, "SELECT * FROM forgotten") == []
     found = query(config, "SELECT * FROM forgotten ORDER BY sensor", logged=True)
-    assert found == [grown, ("10.83.0.12", 1, 1, 1, 10)]
+    assert found == [grown, Forgotten("10.83.0.12", 1, 1, 1, 10)]
 
 
 def test_a_connection_with_a_hole_comes_with_it(config: Config) -> None:
@@ -274,7 +275,7 @@ def test_a_damaged_row_arrives_as_damaged(config: Config) -> None:
     ("size", "framing", "why"),
     [
         (SIZE + 4, "fixed", f"another size than the logger's {SIZE} bytes"),
-        (SIZE, "line", 'its framing is "line", and the logger\'s "fixed"'),
+        (SIZE, "line", 'the framing of its stream data is "line", and the logger\'s "fixed"'),
     ],
 )
 def test_what_the_logger_cannot_have_stays(config: Config, size: int, framing: str, why: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 from tests.support.exchanges import asking, exchanging
 from tests.support.logs import SECOND, START, LogFile
-from tests.support.site import SIZE, Serving, Site
+from tests.support.site import Serving, Site
 
 from midstream.config import load
 from midstream.errors import NetworkError
@@ -19,6 +19,7 @@ from midstream.line import Line
 from midstream.log.verify import verify
 from midstream.logger.holding import MOST, Holding
 from midstream.storage import pruning, run, schema
+from midstream.storage.formats import ONE_STREAM
 from midstream.storage.run import new_name
 from midstream.storage.schema import connections
 from midstream.storage.sql import SqlStore
@@ -126,7 +127,8 @@ def test_what_is_removed_to_make_room_takes_what_was_told_with_it(log: LogFile, 
     streams = [held(port, 6400, CLOSED, opened_ns=START + port * 1000 * SECOND) for port in (1, 2, 3)]
     nothing = held(4, 10, CLOSED, opened_ns=START)  # of which the log has nothing
     store.note_held([*streams, nothing], [])
-    log.execute(f"INSERT INTO forgotten VALUES ('{SENSOR}', 1, 2, 3, 4), ('{SENSOR}', 5, {2 * START}, 3, 4)")
+    log.execute(f"INSERT INTO forgotten VALUES ('{SENSOR}', 1, 2, 3, 4, 'data')")
+    log.execute(f"INSERT INTO forgotten VALUES ('{SENSOR}', 5, {2 * START}, 3, 4, 'data')")
     pruning.prune(log.url, keep_ns=None, keep_bytes=6400)
     found = told(log)
     assert found.held == streams[2:] and [each.first_ns for each in found.forgotten] == [5]
@@ -184,7 +186,7 @@ class Mute:
     ],
 )
 def test_nonsense_ends_the_line(tmp_path: Path, said: dict[str, Any]) -> None:
-    holding = Holding(load(Site(tmp_path).config), SIZE)
+    holding = Holding(load(Site(tmp_path).config), ONE_STREAM)
     with pytest.raises(NetworkError):
         holding.answer(Mute(), said)  # type: ignore[arg-type]
     assert not (tmp_path / "midstream.db").exists()

@@ -278,7 +278,10 @@ def test_the_listener_bears_the_mark(site: Site, monkeypatch: pytest.MonkeyPatch
 def test_the_port_is_taken(site: Site) -> None:
     with (
         socket.create_server(("127.0.0.1", site.port)),
-        pytest.raises(NetworkError, match=rf"port {site.port}: Address already in use.*end the program"),
+        pytest.raises(
+            NetworkError,
+            match=rf"port {site.port} for the stream data: .*in use.*end the program",
+        ),
         Logger(site.config),
     ):
         pass

@@ -13,6 +13,7 @@ from tests.support.batches import batch_of, end
 from midstream.config import Config, HardworkerSection
 from midstream.storage import room
 from midstream.storage.databases import open_spool
+from midstream.storage.formats import ONE_STREAM
 from midstream.storage.store import Batch, ConnectionRow, Position, Store, Unavailable
 
 SIZE = 1000
@@ -27,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 def opened(path: Path, **settings: Any) -> Store:
     hardworker = HardworkerSection(spool_size=LIMIT, spool_free=0).model_copy(update=settings)
     config = Config(hardworker=hardworker)
-    return open_spool(config, path)
+    return open_spool(config, path, ONE_STREAM)
 
 
 def query(path: Path, statement: str) -> list[tuple[Any, ...]]:

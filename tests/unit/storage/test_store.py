@@ -151,7 +151,7 @@ def test_a_database_of_version_1_is_brought_up_to_date(path: Path) -> None:
         )
     for _ in range(2):
         SqlStore(f"sqlite:///{path}", batch_size=100).close()
-        assert query(path, "SELECT version FROM schema_version") == [(3,)]
+        assert query(path, "SELECT version FROM schema_version") == [(4,)]
     with SqlStore(f"sqlite:///{path}", batch_size=100) as store:
         store.write(batch_of(row(), [b"b"]))
     assert query(path, "SELECT connection_id, sequence, payload, stream_offset FROM messages") == [
@@ -166,10 +166,10 @@ def test_a_database_of_version_1_is_brought_up_to_date(path: Path) -> None:
 def test_a_newer_database_is_refused_and_left_alone(path: Path) -> None:
     SqlStore(f"sqlite:///{path}", batch_size=100).close()
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE schema_version SET version = 4")
-    with pytest.raises(StoreError, match=r"tables have version 4.*up to 3. Install the newer midstream"):
+        database.execute("UPDATE schema_version SET version = 5")
+    with pytest.raises(StoreError, match=r"tables have version 5.*up to 4. Install the newer midstream"):
         SqlStore(f"sqlite:///{path}", batch_size=100)
-    assert query(path, "SELECT version FROM schema_version") == [(4,)]
+    assert query(path, "SELECT version FROM schema_version") == [(5,)]
 
 
 def test_the_tables_of_another_program_stay_as_they_are(path: Path) -> None:
