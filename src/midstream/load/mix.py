@@ -194,7 +194,7 @@ def configured_sendings(
             there = ", ".join(known if mix and name not in known else streams)
             raise ConfigError(
                 f'{config.const_path}: there is no stream "{name}"; there are {there}. What to do: name it '
-                "in [[stream]] of the hardworker's config.toml (docs/commands.md has the tables of the mixes)"
+                "in [[stream]] of the hardworker's config.toml (docs/how-to/mix.md has the tables of the mix)"
             )
     found = []
     for number, name in enumerate(wanted):
