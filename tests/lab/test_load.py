@@ -9,7 +9,8 @@ import pytest
 from midstream.lab import Impairment, Lab, clear, impair
 from midstream.lab.cpu import prefer
 from midstream.lab.enter import NAMESPACES
-from midstream.load import Connection, Load, LoadSummary, Phase, Plan, Sink, SinkSummary
+from midstream.load import Connection, Incoming, Load, LoadSummary, Phase, Plan, Sink, SinkSummary
+from midstream.load.mix import ROBOT, connections, counted, joint_plan, mixed_sendings
 
 LAB = {"sensors": 4}
 PORT = 4711
@@ -24,7 +25,7 @@ def send(lab: Lab) -> Callable[[Plan], tuple[LoadSummary, SinkSummary]]:
             for number in range(plan.sensors)
         ]
         with (
-            Sink(address, PORT, plan.size, launch=partial(lab.popen, "logger")) as sink,
+            Sink(address, [Incoming(PORT, plan.size)], launch=partial(lab.popen, "logger")) as sink,
             Load(plan, connections, launch=partial(lab.popen, "sensor")) as load,
         ):
             if not plan.is_flood:
@@ -66,3 +67,34 @@ def test_a_bad_wire_delays_and_loses_nothing(
     finally:
         clear(lab)
     assert (summary.messages, arrived.messages, arrived.wrong) == (1000, 1000, 0)
+
+
+@pytest.mark.parametrize("lab", [{"sensors": ROBOT.sensors, "stream": ROBOT.tables}], indirect=True)
+def test_a_robot_straight_to_the_logger(lab: Lab) -> None:
+    """All its streams at once, out of the sensors' hosts, each message verified."""
+    sendings = mixed_sendings(ROBOT, 1.0)
+    namespaces = [f"{NAMESPACES}/{host.namespace}" for host in lab.sensors]
+    logger = str(lab.host("logger").ip)
+    with (
+        Sink(logger, ROBOT.incoming, launch=partial(lab.popen, "logger")) as sink,
+        Load(
+            joint_plan(sendings),
+            connections(sendings, logger, 0, namespaces),
+            launch=partial(lab.popen, "sensor"),
+        ) as load,
+    ):
+        load.start()
+        while load.running:
+            load.feed()
+            time.sleep(0.02)
+        summary = load.result()
+        deadline = time.monotonic() + 5
+        while sink.received < summary.messages and time.monotonic() < deadline:
+            time.sleep(0.02)
+        arrived = sink.result()
+    assert summary.clean and arrived.wrong == 0
+    sent = counted(sendings, summary.counts)
+    assert sent == {"imu": 1000, "joints": 500, "lidar": 10, "camera": 30, "gps": 10}
+    assert arrived.messages == 1550
+    assert len({connection["peer"] for connection in arrived.connections}) == ROBOT.sensors
+    assert summary.late_p50_us < 2_000

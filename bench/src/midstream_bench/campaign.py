@@ -148,6 +148,8 @@ def excluded(receiver: Receiver, scenario: Scenario) -> str:
     """Why a receiver is not measured in a scenario; empty: it is."""
     if missing := receiver.missing():
         return missing
+    if scenario.mix and receiver.one_stream:
+        return "not measured: it takes messages of one stream only"
     if scenario.loss and receiver.over_udp:
         return "not measured: the lab's bad wires hit TCP only, and this one uses UDP"
     if scenario.is_saturation and receiver.sender:

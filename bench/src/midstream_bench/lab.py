@@ -3,9 +3,10 @@
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from midstream import config as configuration
 from midstream import lab as midstream_lab
@@ -13,7 +14,8 @@ from midstream import network
 from midstream.errors import LabError, MidstreamError
 from midstream.lab import Impairment, Lab, Meter
 from midstream.lab.enter import NAMESPACES
-from midstream.load import Connection, Load, Plan, Sink
+from midstream.load import Load, Sink
+from midstream.load.mix import Sending, connections, joint_plan
 from midstream_bench import observe
 from midstream_bench.receiver import Receiver, Setting
 from midstream_bench.run import Observation, Run, judge
@@ -30,9 +32,14 @@ def build(scenario: Scenario, cpus: Collection[int]) -> Lab:
     This process then leaves the hardworker's core: it stays where all others are.
     """
     os.sched_setaffinity(0, cpus)  # the lab shares out the cores that it may use
-    built = midstream_lab.up(sensors=scenario.sensors, data={"size": scenario.size})
+    built = midstream_lab.up(sensors=scenario.hosts, **_streams(scenario))
     os.sched_setaffinity(0, built.host("logger").cpus)
     return built
+
+
+def _streams(scenario: Scenario) -> dict[str, Any]:
+    """What const.toml has to say of the messages."""
+    return dict(scenario.tables) if scenario.mix else {"data": {"size": scenario.size}}
 
 
 def measure(built: Lab, receiver: Receiver, scenario: Scenario, repetition: int, seconds: float) -> Run:
@@ -49,19 +56,20 @@ def measure(built: Lab, receiver: Receiver, scenario: Scenario, repetition: int,
 def _observe(
     built: Lab, receiver: Receiver, scenario: Scenario, repetition: int, seconds: float, stack: ExitStack
 ) -> Observation:
-    plan = scenario.plan(SETTLE + seconds + VERIFY)
     setting = _prepare(built, receiver, scenario, repetition, stack)
+    sendings = scenario.sendings(SETTLE + seconds + VERIFY, setting.incoming[0].port)
     # The receiver last: the others' start would be the disturbance of its beginning.
     if receiver.partner:
         partner = stack.enter_context(Program(built, "logger", receiver.partner(setting)))
         program = _program(built, receiver, setting, stack)
+        plan = joint_plan(sendings)
         traffic: Traffic = stack.enter_context(MiddlewareTraffic(built, receiver, setting, plan, partner))
     else:
         launch = partial(built.popen, "logger")
-        logger = Sink(setting.logger, setting.port, setting.size, joined=receiver.joined, launch=launch)
+        logger = Sink(setting.logger, setting.incoming, joined=receiver.joined, launch=launch)
         sink = stack.enter_context(logger)
         program = _program(built, receiver, setting, stack)
-        traffic = TcpTraffic(stack.enter_context(_load(built, setting, plan)), sink)
+        traffic = TcpTraffic(stack.enter_context(_load(built, setting, sendings)), sink)
     core = built.host("hardworker").cpus[0]
     pids = program.pids if program else []
     own = [built.hardworker_napi, *pids]
@@ -115,9 +123,7 @@ def _prepare(
     built: Lab, receiver: Receiver, scenario: Scenario, repetition: int, stack: ExitStack
 ) -> Setting:
     """The lab as this receiver needs it, until the stack ends."""
-    midstream_lab.configure(
-        built, {"data": {"size": scenario.size, "freq": scenario.rate}, **receiver.tables}
-    )
+    midstream_lab.configure(built, {**scenario.tables, **receiver.tables})
     topology = network.load(configuration.load(built.config).const_path)
     if receiver.attach:
         stack.callback(receiver.attach(built))
@@ -128,10 +134,8 @@ def _prepare(
         config=built.config,
         const=built.const,
         sensors=scenario.sensors,
-        rate=scenario.rate,
-        size=scenario.size,
+        incoming=scenario.incoming(topology.port),
         address=str(topology.hardworker.ip),
-        port=topology.port,
         logger=str(topology.logger.ip),
         sensor=str(topology.sensors[0].ip),
     )
@@ -143,14 +147,12 @@ def _program(built: Lab, receiver: Receiver, setting: Setting, stack: ExitStack)
     return stack.enter_context(Program(built, "hardworker", receiver.command(setting)))
 
 
-def _load(built: Lab, setting: Setting, plan: Plan) -> Load:
-    """From each sensor its own connection, out of its own namespace."""
+def _load(built: Lab, setting: Setting, sendings: Sequence[Sending]) -> Load:
+    """From each sensor its own connections, out of its own namespace."""
     topology = network.load(setting.const)
-    connections = [
-        Connection(setting.address, setting.port, topology.tos, f"{NAMESPACES}/{host.namespace}")
-        for host in built.sensors
-    ]
-    return Load(plan, connections, launch=partial(built.popen, "sensor"))
+    namespaces = [f"{NAMESPACES}/{host.namespace}" for host in built.sensors]
+    to_hardworker = connections(sendings, setting.address, topology.tos, namespaces)
+    return Load(joint_plan(sendings), to_hardworker, launch=partial(built.popen, "sensor"))
 
 
 def _wait(traffic: Traffic, until: int) -> None:

@@ -11,14 +11,14 @@ whose bytes were), and of the window window_messages, latency_ns (p50, p99, p999
 involuntary (context switches), wakeups (returns of the call that waits).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from midstream.lab import Lab
-from midstream.load import Plan
+from midstream.load import Incoming, JointPlan
 
 
 class Family(StrEnum):
@@ -41,20 +41,23 @@ class Job(StrEnum):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the program of a receiver has to know. address, port: where the hardworker listens; logger: its
-    address (the same port); sensor: that of the first sensor; slow: how many times slower than theirs the
-    hardworker's clock runs."""
+    """What the program of a receiver has to know. incoming: what comes to the ports where the hardworker
+    listens, at its address; logger: its address (the same ports); sensors: connections; sensor: the address
+    of the first sensor; slow: how many times slower than theirs the hardworker's clock runs."""
 
     config: Path
     const: Path
     sensors: int
-    rate: float
-    size: int
+    incoming: Sequence[Incoming]
     address: str
-    port: int
     logger: str
     sensor: str = ""
     slow: int = 1
+
+    @property
+    def ports(self) -> list[str]:
+        """Of a program's arguments those that say what comes: port, framing and size, for each port."""
+        return [word for one in self.incoming for word in (str(one.port), one.framing, str(one.size))]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Receiver:
     cannot run on this machine, and what to install; empty: it can. joined: it has one connection to the
     logger for all that it relays. sender, partner: what runs on the first sensor and on the logger in place
     of load and sink; they say ready and end as a receiver does. over_udp: the lab's bad wires do not hit it.
-    note: what a reader of the report has to know.
+    one_stream: it takes messages of one stream only. note: what a reader of the report has to know.
     """
 
     name: str
@@ -79,9 +82,10 @@ class Receiver:
     attach: Callable[[Lab], Callable[[], None]] | None = None
     missing: Callable[[], str] = lambda: ""
     joined: bool = False
-    sender: Callable[[Setting, Plan], list[str]] | None = None
+    sender: Callable[[Setting, JointPlan], list[str]] | None = None
     partner: Callable[[Setting], list[str]] | None = None
     over_udp: bool = False
+    one_stream: bool = False
     note: str = ""
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from midstream.closing import Closing
 from midstream.errors import LabError
 from midstream.lab.cpu import prefer
-from midstream.load import Load, Plan, Sink
+from midstream.load import JointPlan, Load, Sink
 from midstream.load.load import await_ready, end, finish
 from midstream_bench.receiver import Receiver, Setting
 
@@ -148,7 +148,7 @@ class MiddlewareTraffic(Closing):
     sent = -1
 
     def __init__(
-        self, built: Hosts, receiver: Receiver, setting: Setting, plan: Plan, partner: Program
+        self, built: Hosts, receiver: Receiver, setting: Setting, plan: JointPlan, partner: Program
     ) -> None:
         assert receiver.sender is not None
         self._program = Program(built, "sensor", receiver.sender(setting, plan))

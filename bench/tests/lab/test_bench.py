@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from midstream.lab import Lab
-from midstream.load import Sink
+from midstream.load import Incoming, Sink
 
 
 def bench(folder: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def test_turns_on_a_host(attached: Lab, tmp_path: Path) -> None:
     address, size = str(attached.host("logger").ip), 1024
     midstream = [sys.executable, "-P", "-m", "midstream"]
     load = [*midstream, "load", "--lab", "--config", str(attached.config), "--rate", "200", "--seconds", "60"]
-    with Sink(address, 12345, size, launch=partial(attached.popen, "logger")) as sink:
+    with Sink(address, [Incoming(12345, size)], launch=partial(attached.popen, "logger")) as sink:
         sensor = subprocess.Popen([*load, "--reconnect", "--json"], stdout=subprocess.PIPE)
         try:
             turns = [*midstream, "bench", "--host", "--turns", "2", "--seconds", "1", "--json"]

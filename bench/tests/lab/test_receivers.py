@@ -11,7 +11,7 @@ import pytest
 from tests.lab.triangle import HARDWORKER, LOGGER, PORT, TOS, variant, wait_until
 
 from midstream.lab import Lab
-from midstream.load import Connection, Load, Plan, Sink
+from midstream.load import Connection, Incoming, Load, Plan, Sink
 from midstream.load.load import await_ready, end, finish
 from midstream_bench.receiver import Receiver, Setting
 from midstream_bench.receivers import RECEIVERS
@@ -68,7 +68,7 @@ def run(lab: Lab, receiver: Receiver) -> tuple[dict[str, Any], Any, tuple[int, .
     variant(lab, "config.toml", **receiver.tables)
     undo = receiver.attach(lab) if receiver.attach else lambda: None
     process: subprocess.Popen[Any] | None = None
-    setting = Setting(lab.config, lab.const, SENSORS, RATE, SIZE, HARDWORKER, PORT, LOGGER)
+    setting = Setting(lab.config, lab.const, SENSORS, [Incoming(PORT, SIZE)], HARDWORKER, LOGGER)
     try:
         if receiver.command:
             process = lab.popen(
@@ -84,7 +84,7 @@ def run(lab: Lab, receiver: Receiver) -> tuple[dict[str, Any], Any, tuple[int, .
         ]
         plan = Plan(sensors=SENSORS, rate=RATE, size=SIZE, seconds=SECONDS)
         launch = partial(lab.popen, "logger")
-        logger = Sink(LOGGER, PORT, SIZE, joined=receiver.joined, launch=launch)
+        logger = Sink(LOGGER, [Incoming(PORT, SIZE)], joined=receiver.joined, launch=launch)
         with logger as sink, Load(plan, connections) as load:
             load.start()
             before, window = WINDOW

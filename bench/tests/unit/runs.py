@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from midstream.load import Plan
+from midstream.load import JointPlan
 from midstream_bench.receiver import Family, Job, Receiver, Setting
 from midstream_bench.run import Observation, Run
 from midstream_bench.scenario import Scenario
@@ -17,7 +17,7 @@ def command(_setting: Setting) -> list[str]:
     return ["program"]
 
 
-def sender(_setting: Setting, _plan: Plan) -> list[str]:
+def sender(_setting: Setting, _plan: JointPlan) -> list[str]:
     return ["sender"]
 
 

@@ -3,12 +3,15 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bench.tests.unit.runs import ABSENT, BUSY, FULL, HANDLER, LOSSY, OURS, QUEUE, run
 
 from midstream.errors import ConfigError
+from midstream.load import Incoming
+from midstream.load.mix import joint_plan
 from midstream_bench import campaign
 from midstream_bench.campaign import Settings, carry_out, excluded, read_runs
 from midstream_bench.receiver import Receiver
@@ -191,19 +194,43 @@ def test_runs_become_a_table(tmp_path: Path) -> None:
 
 
 def test_the_scenarios_are_those_that_were_asked_for() -> None:
-    assert [scenario.name for scenario in SCENARIOS[:6]] == [
+    assert [scenario.name for scenario in SCENARIOS[:7]] == [
         "16x100x1024",
         "1x1000x1024",
         "64x50x256",
         "1x100x64",
         "4x1000x1024",
         "4xmaxx1024",
+        "robot",
     ]
-    assert [scenario.name for scenario in SCENARIOS[6:]] == [f"{each.name}+loss" for each in SCENARIOS[:6]]
+    assert [scenario.name for scenario in SCENARIOS[7:]] == [f"{each.name}+loss" for each in SCENARIOS[:7]]
     assert set(QUICK) <= set(SCENARIOS)
     assert find(["1x100x64"])[0].title == "1 × 100 Hz × 64 B"
-    assert (
-        SCENARIOS[11].title == "4 × as fast as possible × 1 KiB, 0.1% loss" and SCENARIOS[5].plan(2).is_flood
-    )
+    assert SCENARIOS[12].title == "4 × as fast as possible × 1 KiB, 0.1% loss"
+    assert joint_plan(SCENARIOS[5].sendings(2, 12345)).is_flood
     with pytest.raises(ConfigError, match="no scenario 'x'; there are: 16x100x1024"):
         find(["x"])
+
+
+def test_a_scenario_of_streams() -> None:
+    """Its streams have ports, rates and sizes of their own; a receiver of one stream has no part in it."""
+    (robot,) = find(["robot"])
+    assert (robot.sensors, robot.hosts, robot.size) == (5, 3, 1 << 20)
+    assert robot.sensors * robot.rate == 1550 and not robot.is_saturation
+    assert [stream["name"] for stream in robot.tables["stream"]] == [
+        "imu",
+        "joints",
+        "lidar",
+        "camera",
+        "gps",
+    ]
+    assert not any("period" in stream for stream in robot.tables["stream"])
+    assert [each.port for each in robot.incoming(1)] == [12345, 12355, 12365, 12375, 12385]
+    sendings = robot.sendings(4, 1, slow=2)
+    assert [sending.plan.messages for sending in sendings] == [2000, 1000, 20, 60, 20]
+    assert campaign.excluded(replace(OURS, one_stream=True), robot)
+    assert not campaign.excluded(OURS, robot)
+    (single,) = find(["16x100x1024"])
+    assert single.incoming(7) == [Incoming(7, 1024)] and single.hosts == 16
+    (sending,) = single.sendings(2, 7, slow=4)
+    assert (sending.port, sending.plan.sensors, sending.plan.rate) == (7, 16, 25)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from midstream.load import Plan
+from midstream.load import Incoming, JointPlan, Plan
 from midstream.load import message as wire
 from midstream_bench.middlewares import MIDDLEWARES, programs
 from midstream_bench.middlewares.work import CONNECTION_SHIFT, Work
@@ -28,7 +28,9 @@ def setting() -> Setting:
     with socket.socket() as probe:
         probe.bind((HARDWORKER, 0))
         port = probe.getsockname()[1]
-    return Setting(Path("config.toml"), Path("const.toml"), 2, 200, 100, HARDWORKER, port, LOGGER, SENSOR)
+    return Setting(
+        Path("config.toml"), Path("const.toml"), 2, [Incoming(port, 100)], HARDWORKER, LOGGER, SENSOR
+    )
 
 
 def test_all_are_there_and_tell_their_job() -> None:
@@ -114,7 +116,7 @@ def test_every_message_arrives_with_the_others_too(name: str) -> None:
 
 def deliver(middleware: Receiver) -> None:
     """One second of load over loopback, with a window in the middle."""
-    where, plan = setting(), Plan(sensors=2, rate=200, size=100, seconds=1.0)
+    where, plan = setting(), JointPlan([Plan(sensors=2, rate=200, size=100, seconds=1.0)])
     assert middleware.partner and middleware.command and middleware.sender
     assert not middleware.missing(), "install it: make setup, apt-get install mosquitto"
     running: list[subprocess.Popen[bytes]] = []

@@ -4,16 +4,20 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.support.fake_ring import FakeRing, Segment, opens
 
+from midstream.framing import encode
 from midstream.hardworker import views
-from midstream.load.message import message
-from midstream_bench.receiver import Job
+from midstream.load import Incoming
+from midstream.load.message import message, payload
+from midstream.load.mix import ROBOT
+from midstream_bench.receiver import Job, Setting
 from midstream_bench.receivers import RECEIVERS, python
-from midstream_bench.receivers.application import Application, Stream, summarize
+from midstream_bench.receivers.application import Application, Stream, places, summarize
 
 SIZE = 64
 
@@ -22,13 +26,13 @@ SIZE = 64
 def application() -> Iterator[Application]:
     numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    yield Application(SIZE, lambda: None)
+    yield Application(lambda: None)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
 
 def test_a_stream_is_cut_wherever_its_bytes_come_apart(application: Application) -> None:
-    stream = Stream(application)
+    stream = Stream(application, Incoming(12345, SIZE))
     data = b"".join(message(3, n, 0, SIZE) for n in range(5))
     for start, end in itertools.pairwise([0, 1, 64, 200, 320]):
         stream.feed(data[start:end])
@@ -38,7 +42,7 @@ def test_a_stream_is_cut_wherever_its_bytes_come_apart(application: Application)
 
 @pytest.mark.parametrize("fault", ["lost", "repeated", "changed"])
 def test_a_fault_is_seen(application: Application, fault: str) -> None:
-    stream = Stream(application)
+    stream = Stream(application, Incoming(12345, SIZE))
     data = [message(0, n, 0, SIZE) for n in range(3)]
     if fault == "lost":
         del data[1]
@@ -51,7 +55,7 @@ def test_a_fault_is_seen(application: Application, fault: str) -> None:
 
 
 def test_only_the_window_has_latencies_and_nothing_is_verified_in_it(application: Application) -> None:
-    stream = Stream(application)
+    stream = Stream(application, Incoming(12345, SIZE))
     stream.feed(message(0, 0, 0, SIZE))
     os.kill(os.getpid(), signal.SIGUSR1)
     application.now = 1500
@@ -68,7 +72,7 @@ def test_a_batch_is_delivered_as_its_messages_would_be(application: Application)
     opens(ring, 1, 2)
     reader.look()
     assert not len(reader.rows())
-    callback = python.Columns(application)
+    callback = python.Columns(application, SIZE)
     view = views.Columns(SIZE, callback.payload, python.COLUMNS)
 
     def deliver(*rows: tuple[int, int], said: int | None = None) -> int:
@@ -111,3 +115,24 @@ def test_names_are_unique_and_every_form_does_the_whole_job() -> None:
     for name in ("c-epoll", "c-tuned", "c-tuned-20ms", "c-busy", "python", "asyncio", "uvloop"):
         jobs = {one.job for one in RECEIVERS if one.name.rpartition("-")[0] == name}
         assert jobs == {Job.RECEIVE, Job.RELAY}
+
+
+@pytest.mark.parametrize("incoming", ROBOT.incoming, ids=lambda incoming: str(incoming.port))
+def test_a_stream_of_any_framing(application: Application, incoming: Incoming) -> None:
+    stream = Stream(application, incoming)
+    size = 79 if incoming.framing == "line" else incoming.size
+    payloads = [payload(incoming.framing, 3, n, 0, size) for n in range(3)]
+    frames = [encode(incoming.framing, each, size=size, max_size=size) for each in payloads]
+    data = b"".join(frames)
+    for start in range(0, len(data), 50_001):
+        stream.feed(data[start : start + 50_001])
+    assert (application.messages, application.errors, application.verified) == (3, 0, 3)
+    stream.feed(frames[0])
+    assert application.errors == 1, "its number is not the next"
+
+
+def test_a_handler_is_told_what_comes_to_which_port() -> None:
+    setting = Setting(Path("c"), Path("d"), 5, ROBOT.incoming, "10.0.0.1", "10.0.0.2")
+    address, logger, tos, incoming = places(["10.0.0.1", "10.0.0.2", "104", *setting.ports])
+    assert (address, logger, tos, incoming) == ("10.0.0.1", "10.0.0.2", 104, ROBOT.incoming)
+    assert places(["10.0.0.1", "-", "0", *setting.ports])[1] == ""

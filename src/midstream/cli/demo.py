@@ -15,11 +15,14 @@ from midstream.cli.options import Json, until_signalled
 from midstream.demo.run import Audience
 from midstream.demo.view import Lines, Picture, Silent
 from midstream.demo.words import tell
+from midstream.errors import ConfigError
+from midstream.load.mix import MIXES, find_mix
 
 app = typer.Typer()
 
 MOST_DAEMONS = 8  # sensors: each daemon takes half a second of a core to start
 SECONDS = 5  # how long the sensors send unless told
+RATE, SIZE, SENSORS = 1000.0, 1024, 1  # unless told
 SMALLEST, LARGEST = 16, 2**20  # bytes: number and time of a message; config.MAX_MESSAGE
 
 
@@ -50,13 +53,29 @@ class _Request:
 def demo(
     messages: Annotated[
         int | None,
-        typer.Option(min=1, help="Messages a sensor.", show_default=f"those of {SECONDS} seconds"),
+        typer.Option(min=1, help="Messages a sensor.", show_default="those of --seconds"),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="How long the sensors send.", show_default=str(SECONDS))
     ] = None,
     rate: Annotated[
-        float, typer.Option(min=0, help="Messages a second, a sensor; 0: as fast as TCP takes them.")
-    ] = 1000.0,
-    size: Annotated[int, typer.Option(min=SMALLEST, max=LARGEST, help="Bytes a message.")] = 1024,
-    sensors: Annotated[int, typer.Option(min=1, help="How many sensors.")] = 1,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Messages a second, a sensor; 0: as fast as TCP takes them.",
+            show_default=f"{RATE:g}",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=SMALLEST, max=LARGEST, help="Bytes a message.", show_default=str(SIZE))
+    ] = None,
+    sensors: Annotated[
+        int | None, typer.Option(min=1, help="How many sensors.", show_default=str(SENSORS))
+    ] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Many streams at once, from several sensors: {', '.join(MIXES)}."),
+    ] = None,
     database: Annotated[
         str,
         typer.Option(
@@ -87,20 +106,31 @@ def demo(
     As root. Replaces a lab that is up and leaves nothing behind. Ctrl-C stops the sensors early. Leaves with
     1 unless every message arrived unchanged, once and in order, at the application and in the database.
     """
-    if messages is None:
-        messages = max(1, round(SECONDS * (rate or 1000)))
+    chosen = find_mix(mix) if mix else None
+    told = {"--messages": messages, "--rate": rate, "--size": size, "--sensors": sensors}
+    if chosen and (given := [name for name, value in told.items() if value is not None]):
+        raise ConfigError(
+            f"{given[0]}: the mix {mix} has its own; leave it out, and say how long by --seconds"
+        )
+    if messages is not None and seconds is not None:
+        raise ConfigError("--messages and --seconds: both say how long; leave one of them out")
+    rate = RATE if rate is None else rate
+    seconds = SECONDS if seconds is None else seconds
+    hosts = chosen.sensors if chosen else sensors or SENSORS
     if impair:
         lab.parse_impairment(impair)  # a mistake is told before anything is built
     settings = demonstration.Settings(
-        messages,
+        max(1, round(seconds * (rate or RATE))) if messages is None else messages,
         rate,
-        size,
-        sensors,
+        size or SIZE,
+        hosts,
         database,
         restore.value,
         receiver.value,
         impair,
-        daemon=sensors <= MOST_DAEMONS if daemon is None else daemon,
+        daemon=hosts <= MOST_DAEMONS if daemon is None else daemon,
+        mix=chosen,
+        seconds=seconds,
     )
     stop = _Request()
     with until_signalled(stop.make):

@@ -12,11 +12,12 @@ import typer
 from midstream import config as configuration
 from midstream import network
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
-from midstream.errors import NetworkError
+from midstream.errors import ConfigError, NetworkError
 from midstream.lab import find
 from midstream.lab.enter import NAMESPACES
-from midstream.load import Connection, Load, Phase, Plan, Timing, read_timing, write_timing
+from midstream.load import Load, Phase, Plan, Timing, read_timing, write_timing
 from midstream.load.load import Launch
+from midstream.load.mix import MIXES, configured_sendings, connections, counted, find_mix, joint_plan
 
 app = typer.Typer()
 
@@ -28,13 +29,26 @@ def load(
     path: Config = DEFAULT_CONFIG,
     sensors: Annotated[
         int | None,
-        typer.Option(min=1, help="Connections, each a sensor.", show_default="1; a recording's flows"),
+        typer.Option(
+            min=1, help="Connections of a stream, each a sensor.", show_default="1; a recording's flows"
+        ),
     ] = None,
     rate: Annotated[
-        float, typer.Option(min=0, help="Messages a second, a sensor; 0: as many as TCP takes.")
-    ] = 1000.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Messages a second, a sensor; 0: as many as TCP takes.",
+            show_default="the stream's freq",
+        ),
+    ] = None,
     size: Annotated[
         int | None, typer.Option(help="Bytes a message.", show_default="that of const.toml")
+    ] = None,
+    stream: Annotated[
+        list[str] | None, typer.Option(help="Only this stream; may be repeated.", show_default="all")
+    ] = None,
+    mix: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"The streams of a mix: {', '.join(MIXES)}.")
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="How long.", show_default="10; a recording once")
@@ -67,8 +81,9 @@ def load(
 ) -> None:
     """Send messages from many sensors at exact times. Rate and lateness are reported.
 
-    To whom: as `midstream sensor`. One C program with absolute deadlines sends for all sensors. Leaves with 5
-    if a peer did not take everything.
+    Of all streams that const.toml names, each at its rate and with its framing. To whom: as `midstream
+    sensor`. One C program with absolute deadlines sends for all sensors. Leaves with 5 if a peer did not take
+    everything.
     """
     timing = read_timing(replay, port) if replay else None
     sensors = sensors or (len(timing.flows) if timing else 1)
@@ -79,36 +94,38 @@ def load(
     lab = find() if from_lab else None
     if size is not None:  # a mistake is told before files are asked for
         Plan(size=size)
+    chosen = find_mix(mix) if mix else None
     config = configuration.load(lab.config if lab else path)
     topology = network.load(config.const_path)
-    plan = Plan(
+    given = {"rate": rate, "size": size, "timing": timing}
+    sendings = configured_sendings(
+        config,
+        topology,
+        mix=chosen,
+        names=stream or (),
         sensors=sensors,
-        rate=rate,
-        size=config.message_size(topology.size) if size is None else size,
         seconds=seconds,
         phase=phase,
         jitter=jitter,
         burst=burst,
-        timing=timing,
         seed=seed,
+        **{name: value for name, value in given.items() if value is not None},
     )
+    if len(sendings) > 1 and (timing or size is not None):
+        raise ConfigError(
+            f"{'--replay' if timing else '--size'}: {', '.join(s.name for s in sendings)} have times and "
+            "sizes of their own; name one with --stream"
+        )
+    plan = joint_plan(sendings)
     if record:
         write_timing(record, Timing.of(plan.events()))
     target = topology.logger if config.sensor.target == "logger" else topology.hardworker
-    hosts = [host.namespace for host in lab.sensors] if lab else [""]
-    connections = [
-        Connection(
-            str(target.ip),
-            topology.port,
-            topology.tos,
-            namespace=f"{NAMESPACES}/{hosts[number % len(hosts)]}" if lab else "",
-        )
-        for number in range(sensors)
-    ]
+    namespaces = [f"{NAMESPACES}/{host.namespace}" for host in lab.sensors] if lab else [""]
+    to_peer = connections(sendings, str(target.ip), topology.tos, namespaces)
     stop = Stop(config.timeout)
     launch: Launch = partial(lab.popen, "sensor") if lab else Popen
-    with until_signalled(stop.set), Load(plan, connections, reconnect=reconnect, launch=launch) as running:
-        say(f"load: {sensors} connected to {target.ip}")
+    with until_signalled(stop.set), Load(plan, to_peer, reconnect=reconnect, launch=launch) as running:
+        say(f"load: {len(to_peer)} connected to {target.ip}")
         running.start()
         while running.running:
             running.feed()
@@ -116,11 +133,13 @@ def load(
                 running.stop()
             time.sleep(_FED_EVERY)
         summary = running.result()
-    shown = summary.as_json()
+    shown = summary.as_json() | {"streams": counted(sendings, summary.counts)}
     if timing:
         shown["remarks"] = dict(timing.remarks)
     if not as_json:
-        shown["counts"] = " ".join(map(str, summary.counts))
+        for name in ("counts", "ports"):
+            shown[name] = " ".join(map(str, shown[name]))
+        shown["streams"] = " ".join(f"{name}:{count}" for name, count in shown["streams"].items())
         shown.pop("remarks", None)
     show(shown, as_json)
     if not summary.clean or (summary.unsent and not reconnect):

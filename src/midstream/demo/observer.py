@@ -6,6 +6,7 @@ What the hardworker's program has done is in its pinned maps, what a host's inte
 
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,9 @@ from midstream import network
 from midstream.ebpf import loader, pins
 from midstream.ebpf.progress import progress
 from midstream.ebpf.records import FORWARDED, OUTCOMES
-from midstream.hardworker.recording import recorded_dtype
 from midstream.lab import Lab
 from midstream.lab.hosts import INTERFACE
+from midstream.streams import resolved
 
 WINDOW = 1.0  # seconds over which a rate is taken
 
@@ -46,18 +47,28 @@ class View:
 
 
 class Observer:
-    """`hardworker` and `logger` are process ids on these hosts; `record` is the hardworker's record."""
+    """`hardworker` and `logger` are process ids on these hosts. frames: of each stream by name the bytes of a
+    message on the wire, about. records: the hardworker's records, and the bytes of a message in each."""
 
-    def __init__(self, lab: Lab, hardworker: int, logger: int, record: Path) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        hardworker: int,
+        logger: int,
+        frames: Mapping[str, float],
+        records: Sequence[tuple[Path, float]],
+    ) -> None:
         config = configuration.load(lab.config)
-        topology = network.load(lab.const)
+        streams = resolved(config, network.load(lab.const))
         self._hardworker = Path(f"/proc/{hardworker}/net")
         self._logger = Path(f"/proc/{logger}/net")
-        self._port = topology.port
-        self._size = topology.size
-        self._record = record
-        self._recorded = recorded_dtype(topology.size).itemsize
+        self._ports = {stream.topology.port for stream in streams.values()}
+        self._records = records
         self._folder = pins.default_folder("hardworker", config)
+        self._folders = [
+            (pins.stream_folder(self._folder, stream.config), frames[name])
+            for name, stream in streams.items()
+        ]
         self._ebpf = config.hardworker.receiver == "ebpf"
         self._history: deque[tuple[float, Counts]] = deque()
         self._sockets = 0
@@ -69,15 +80,17 @@ class Observer:
         sockets = self._port_sockets()
         self._sockets = max(self._sockets, len(sockets))
         if not self._ebpf:
-            connections, ring = sockets.count((self._port, _ESTABLISHED)), None
+            established = [port for port, state in sockets if state == _ESTABLISHED]
+            connections, ring = sum(port in self._ports for port in established), None
             received, sent = self._packets(self._hardworker)
-            messages = self._record.stat().st_size // self._recorded
+            messages = sum(int(path.stat().st_size / size) for path, size in self._records)
         else:
-            held = progress(self._folder)
-            connections, ring = held.connections, held.fill
+            held = [(progress(folder), frame) for folder, frame in self._folders]
+            connections = sum(each.connections for each, _ in held)
+            ring = max(each.fill for each, _ in held)
             counted = self.counters()
             received, sent = sum(counted.values()), sum(counted.get(outcome, 0) for outcome in FORWARDED)
-            messages = held.bytes // self._size
+            messages = sum(int(each.bytes / frame) for each, frame in held)
         if self._history:  # a connection that ended between two readings must not make it step back
             messages = max(messages, int(self._history[-1][1].messages))
         totals = Counts(messages, received, sent, self._packets(self._logger)[1])
@@ -121,13 +134,13 @@ class Observer:
         return int(values[names.index("InSegs")])
 
     def _port_sockets(self) -> list[tuple[int, int]]:
-        """Local port and state of the hardworker's sockets that have the port at either end."""
+        """Local port and state of the hardworker's sockets that have a stream's port at either end."""
         found = []
         for name in ("tcp", "tcp6"):
             for line in _lines(self._hardworker / name)[1:]:
                 _, local, remote, state, *_ = line.split()
                 ports = [int(address.rpartition(":")[2], 16) for address in (local, remote)]
-                if self._port in ports:
+                if not self._ports.isdisjoint(ports):
                     found.append((ports[0], int(state, 16)))
         return found
 

@@ -16,17 +16,20 @@ _READY = {"sensor": "sensor: connected", "hardworker": "hardworker: receiving", 
 
 
 class LabProgram:
-    """`midstream …` on a host of the lab. `name` is what messages about it call it.
+    """`midstream …` on a host of the lab, or another program of the package. `name` is what messages about it
+    call it; it begins with its role.
 
     It ends when this process does, however that happens (see Lab.popen), and it is no member of the
     terminal's process group: Ctrl-C reaches only the demonstration, which ends its programs in order.
     """
 
-    def __init__(self, lab: Lab, host: str, *arguments: str) -> None:
-        self.name = host
-        self._stdout = lab.run_dir / f"{host}.out"
-        self._stderr = lab.run_dir / f"{host}.err"
-        command = [sys.executable, "-P", "-m", "midstream", *arguments, "--config", str(lab.config), "--json"]
+    def __init__(
+        self, lab: Lab, host: str, *arguments: str, module: str = "midstream", name: str = ""
+    ) -> None:
+        self.name = name or host
+        self._stdout = lab.run_dir / f"{self.name}.out"
+        self._stderr = lab.run_dir / f"{self.name}.err"
+        command = [sys.executable, "-P", "-m", module, *arguments]
         with self._stdout.open("wb") as out, self._stderr.open("wb") as err:
             self._process = lab.popen(
                 host, command, stdin=subprocess.PIPE, stdout=out, stderr=err, process_group=0

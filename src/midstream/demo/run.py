@@ -3,25 +3,32 @@
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy.engine import make_url
 
 from midstream import config as configuration
-from midstream import lab
+from midstream import lab, network
+from midstream.config import DATA, MAX_MESSAGE
 from midstream.database_url import check
-from midstream.demo import records
+from midstream.demo import application, records
 from midstream.demo.observer import Observer, View
 from midstream.demo.programs import LabProgram
-from midstream.demo.verdict import DemoVerdict, judge
+from midstream.demo.senders import MixLoad, Senders, SensorPrograms, Sent
+from midstream.demo.verdict import DemoVerdict, judge, total
 from midstream.errors import ConfigError, LabError, MidstreamError
+from midstream.framing import PREFIX
+from midstream.hardworker.recording import recorded_dtype
 from midstream.lab import Lab, Meter, Usage, daemons, state
 from midstream.lab.programs import attach
+from midstream.load.mix import Mix, mixed_sendings
 from midstream.nats_url import is_nats
+from midstream.streams import resolved
 from midstream.toml import absolute, show
 
 FOLDER = Path("/var/tmp")  # for large files: the records of a million messages need gigabytes
@@ -31,11 +38,13 @@ READY_TIMEOUT_EACH = 5.0
 STALL_TIMEOUT = 30.0  # seconds without a new message
 DRAIN_TIMEOUT = 10.0
 STOP_TIMEOUT = 30.0
+FRAME = {"fixed": 0, "length": PREFIX, "line": 1}  # bytes beside the message
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`messages` and `rate` (a second; 0: as fast as TCP takes them) are those of each sensor.
+    """`messages` and `rate` (a second; 0: as fast as TCP takes them) are those of each sensor. With a `mix`
+    its streams are sent for `seconds` instead.
 
     database: a SQLAlchemy URL, a relative SQLite path being relative to the current folder; empty for one
     that is removed at the end. restore and receiver: as in config.toml. impair: as of
@@ -52,20 +61,36 @@ class Settings:
     receiver: str = "ebpf"
     impair: str = ""
     daemon: bool = False
+    mix: Mix | None = None
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Messages that are to be sent."""
+        if self.mix:
+            return sum(sending.plan.messages for sending in mixed_sendings(self.mix, self.seconds))
+        return self.messages * self.sensors
+
+    @property
+    def total_rate(self) -> float:
+        """Messages a second of all sensors; 0: as fast as TCP takes them."""
+        return self.total / self.seconds if self.mix else self.rate * self.sensors
 
 
 @dataclass(frozen=True)
 class DemoReport:
     """The verdict, and the facts beside it.
 
-    ready_seconds: from the start of the first daemon until all had found each other; 0 without daemons.
-    mode: how the hardworker's program hangs on its interface (native or generic), or socket. stopped: ended
-    early, on request. unclean: sensors that did not see in time that everything was stored. rate: messages a
-    second, of a sensor, as achieved. connections and reset: as the hardworker's application counted them.
-    cpu: of the hardworker, from when all was ready until the ring was empty.
+    streams: the verdict on each by itself, by name. ready_seconds: from the start of the first daemon until
+    all had found each other; 0 without daemons. mode: how the hardworker's program hangs on its interface
+    (native or generic), or socket. stopped: ended early, on request. unclean: sensors that did not see in
+    time that everything was stored. rate: messages a second as achieved, of a sensor; of a mix that of all.
+    connections and reset: as the hardworker's application counted them. cpu: of the hardworker, from when all
+    was ready until the ring was empty.
     """
 
     verdict: DemoVerdict
+    streams: dict[str, DemoVerdict]
     ready_seconds: float
     mode: str
     stopped: bool
@@ -85,9 +110,12 @@ class DemoReport:
 
     def as_json(self) -> dict[str, Any]:
         """One object, the verdict first."""
-        facts = {name: value for name, value in vars(self).items() if name not in ("verdict", "cpu")}
+        facts = {
+            name: value for name, value in vars(self).items() if name not in ("verdict", "cpu", "streams")
+        }
+        streams = {name: asdict(verdict) for name, verdict in self.streams.items()}
         cpu = {"hardworker_cpu_us_per_message": self.cpu_us_per_message}
-        return {"good": self.verdict.good} | asdict(self.verdict) | cpu | facts
+        return {"good": self.verdict.good} | asdict(self.verdict) | cpu | facts | {"streams": streams}
 
 
 class Audience(Protocol):
@@ -132,8 +160,8 @@ class _Triangle:
     ready_seconds: float
     since_ns: int
     logger: LabProgram
-    hardworker: LabProgram
-    sensors: tuple[LabProgram, ...]
+    applications: tuple[LabProgram, ...]
+    senders: Senders
 
     @property
     def record(self) -> Path:
@@ -144,8 +172,8 @@ class _Triangle:
 class _Outcome:
     """What the programs said last, and what was measured."""
 
-    sensors: list[dict[str, Any]]
-    hardworker: dict[str, Any]
+    sent: Sent
+    applications: list[dict[str, Any]]
     cpu: Usage
     counters: dict[str, int]
     stack: dict[str, int]
@@ -179,75 +207,111 @@ def _start(
         os.sched_setaffinity(0, built.host("logger").cpus)  # the hardworker has its core for itself
 
         def start(host: str, *arguments: str) -> LabProgram:
-            program = LabProgram(built, host, *arguments)
+            program = LabProgram(built, host, *arguments, "--config", str(built.config), "--json")
             stack.callback(program.end)
             return program
 
         audience.stage("starting logger and hardworker")
         since_ns = time.time_ns()
         logger = start("logger", "logger")
-        hardworker = start("hardworker", "hardworker", "--record", str(_record(built, "hardworker")))
-        _await_ready([logger, hardworker], stop)
+        if settings.mix:
+            applications = tuple(_applications(built, stack))
+        else:
+            record = str(_record(built, "hardworker"))
+            applications = (start("hardworker", "hardworker", "--record", record),)
+        _await_ready(lambda: [each.name for each in (logger, *applications) if not each.is_ready()], stop)
         if settings.daemon:
             _await_destination(built, stop)
         audience.stage("connecting the sensors")
-        plan = ["--messages", str(settings.messages), "--rate", str(settings.rate), "--wait"]
-        sensors = tuple(
-            start(host.name, "sensor", *plan, "--record", str(_record(built, host.name)))
-            for host in built.sensors
-        )
-        _await_ready([logger, hardworker, *sensors], stop)
+        senders: Senders
+        if settings.mix:
+            record_of_all = _record(built, "sensors")
+            senders = stack.enter_context(MixLoad(built, settings.mix, settings.seconds, record_of_all))
+        else:
+            senders = SensorPrograms(built, start, settings.messages, settings.rate, partial(_record, built))
+        _await_ready(lambda: senders.waiting, stop, len(built.sensors))
     except MidstreamError:
         if stop():  # Ctrl-C may also have reached the compiler: no error of its own
             raise LabError("stopped before the sensors started; everything was removed again") from None
         raise
-    return _Triangle(built, mode, ready_seconds, since_ns, logger, hardworker, sensors)
+    return _Triangle(built, mode, ready_seconds, since_ns, logger, applications, senders)
 
 
 def _work(triangle: _Triangle, settings: Settings, audience: Audience, stop: Callable[[], bool]) -> _Outcome:
     """Let the sensors send until they are done, then end everything in the order of the data."""
-    hardworker, logger = triangle.hardworker, triangle.logger
-    observer = Observer(triangle.lab, hardworker.pid, logger.pid, triangle.record)
-    with Meter(triangle.lab, [hardworker.pid]) as meter:
-        for sensor in triangle.sensors:
-            sensor.go()
+    applications, logger = triangle.applications, triangle.logger
+    frames, recorded = _observed(triangle, settings)
+    observer = Observer(triangle.lab, applications[0].pid, logger.pid, frames, recorded)
+    with Meter(triangle.lab, [each.pid for each in applications]) as meter:
+        triangle.senders.go()
         _watch(triangle, observer, settings, audience, stop)
-        sent = [sensor.result(STOP_TIMEOUT) for sensor in triangle.sensors]
+        sent = triangle.senders.result(STOP_TIMEOUT)
         _await_drained(observer)
-    for program in (hardworker, logger):
+    for program in (*applications, logger):
         program.check()
     counters, stack = observer.counters(), observer.stack()
-    hardworker.stop()
-    received = hardworker.result(STOP_TIMEOUT)
+    for each in applications:
+        each.stop()
+    received = [each.result(STOP_TIMEOUT) for each in applications]
     logger.stop()
     logger.result(STOP_TIMEOUT)
     return _Outcome(sent, received, meter.usage(), counters, stack)
 
 
+def _applications(built: Lab, stack: ExitStack) -> Iterator[LabProgram]:
+    """One on the hardworker for each stream."""
+    for name in resolved(configuration.load(built.config), network.load(built.const)):
+        own = f"hardworker-{name}"
+        arguments = (name, str(_record(built, own)), str(built.config))
+        program = LabProgram(built, "hardworker", *arguments, module=application.__name__, name=own)
+        stack.callback(program.end)
+        yield program
+
+
+def _observed(triangle: _Triangle, settings: Settings) -> tuple[dict[str, float], list[tuple[Path, float]]]:
+    """What the observer has to know of messages: their bytes on the wire, and in the records."""
+    if not settings.mix:
+        recorded = recorded_dtype(settings.size).itemsize
+        return {DATA: float(settings.size)}, [(triangle.record, recorded)]
+    sizes = {stream.section.name: stream.size for stream in settings.mix.streams}
+    frames = {s.section.name: float(s.size + FRAME[s.section.framing]) for s in settings.mix.streams}
+    return frames, [
+        (_record(triangle.lab, f"hardworker-{name}"), size + application.HEAD.size)
+        for name, size in sizes.items()
+    ]
+
+
 def _report(triangle: _Triangle, outcome: _Outcome, settings: Settings) -> DemoReport:
-    summaries = outcome.sensors
-    sent = {
-        (summary["sensor"], summary["port"]): records.sent(_record(triangle.lab, sensor.name))
-        for sensor, summary in zip(triangle.sensors, summaries, strict=True)
-    }
+    sent, received = outcome.sent, outcome.applications
     addresses = [str(host.ip) for host in triangle.lab.sensors]
     database = configuration.load(triangle.lab.config).database_url
     relay = str(triangle.lab.host("hardworker").ip) if settings.receiver == "socket" else ""
-    verdict = judge(
-        sent,
-        records.delivered(triangle.record, settings.size, addresses),
-        records.logged(database, sent, triangle.since_ns, settings.size, relay=relay),
+    sections = (
+        {stream.section.name: stream.section for stream in settings.mix.streams} if settings.mix else {}
     )
+    verdicts = {}
+    for name, rows in sent.streams.items():
+        if name in sections:
+            size, framing = MAX_MESSAGE, sections[name].framing
+            record = _record(triangle.lab, f"hardworker-{name}")
+            delivered = records.delivered_to_application(record, rows, framing)
+        else:
+            size, framing = settings.size, "fixed"
+            delivered = records.delivered(triangle.record, size, addresses)
+        logged = records.logged(database, name, rows, triangle.since_ns, size, relay=relay, framing=framing)
+        verdicts[name] = judge(rows, delivered, logged, framing)
+    verdict = total(list(verdicts.values()))
     return DemoReport(
         verdict=verdict,
+        streams=verdicts,
         ready_seconds=round(triangle.ready_seconds, 3),
         mode=triangle.mode,
-        stopped=verdict.sent < settings.messages * settings.sensors,
-        unclean=sum(not summary["clean"] for summary in summaries),
-        rate=round(sum(summary["rate"] for summary in summaries) / len(summaries), 3),
-        seconds=round(max(summary["seconds"] for summary in summaries), 6),
-        connections=outcome.hardworker["opened"],
-        reset=outcome.hardworker["reset"],
+        stopped=verdict.sent < settings.total,
+        unclean=sent.unclean,
+        rate=round(sent.rate, 3),
+        seconds=round(sent.seconds, 6),
+        connections=sum(each["opened"] for each in received),
+        reset=sum(each["reset"] for each in received),
         cpu=outcome.cpu,
         counters=outcome.counters,
         hardworker_stack=outcome.stack,
@@ -265,12 +329,12 @@ def _watch(
     patience = max(STALL_TIMEOUT, 3 / settings.rate if settings.rate else 0)
     newest, moved = -1.0, time.monotonic()
     stopping = False
-    while running := [sensor for sensor in triangle.sensors if sensor.running]:
+    while triangle.senders.running:
         if stop() and not stopping:
             stopping = True
             audience.stage("stopping the sensors")
-            for sensor in running:
-                sensor.stop()
+            triangle.senders.stop()
+        triangle.senders.feed()
         _check(triangle)
         view = observer.look()
         audience.watch(view)
@@ -288,18 +352,18 @@ def _watch(
 def _check(triangle: _Triangle) -> None:
     """Raise LabError if a program has failed."""
     try:
-        for sensor in triangle.sensors:
-            sensor.check()
+        triangle.senders.check()
     finally:
         # A sensor fails when another has gone: what went first is what is raised.
-        triangle.hardworker.check()
+        for one in triangle.applications:
+            one.check()
         triangle.logger.check()
 
 
-def _await_ready(programs: Sequence[LabProgram], stop: Callable[[], bool]) -> None:
-    patience = READY_TIMEOUT + READY_TIMEOUT_EACH * len(programs)
+def _await_ready(unready: Callable[[], list[str]], stop: Callable[[], bool], programs: int = 0) -> None:
+    patience = READY_TIMEOUT + READY_TIMEOUT_EACH * programs
     deadline = time.monotonic() + patience
-    while waiting := [program.name for program in programs if not program.is_ready()]:
+    while waiting := unready():
         _refuse_if(stop)
         if time.monotonic() > deadline:
             raise LabError(f"{', '.join(waiting)}: not ready within {patience:g} s")
@@ -333,8 +397,11 @@ def _refuse_if(stop: Callable[[], bool]) -> None:
 
 
 def _lab_settings(settings: Settings) -> dict[str, Any]:
-    return {
-        "data": {"size": settings.size, "freq": settings.rate},
+    if settings.mix:
+        messages: dict[str, Any] = {"stream": settings.mix.tables}
+    else:
+        messages = {"data": {"size": settings.size, "freq": settings.rate}}
+    return messages | {
         "network": {"restore": settings.restore},
         "hardworker": {"receiver": settings.receiver},
         "logger": {"database": _absolute(settings.database)} if settings.database else {},

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from midstream.framing import Framing
+from midstream.load.message import carried
+
 Stream = tuple[str, int]
 """A sensor's connection: its IP address and port."""
 
@@ -42,7 +45,7 @@ class DemoVerdict:
     missing: of which nothing arrived. duplicates: arrived again. corrupt: arrived, but are not what their
     sensor sent, at the application or in the database (the latter also in logged_corrupt). in_order: each
     stream arrived in the order of its numbers, and with the right positions. latency_us: from the time
-    stamp in the message to its delivery at the application; None without any.
+    stamp in the message to its delivery at the application (p50, p99, max); None without any.
     """
 
     sent: int
@@ -73,13 +76,17 @@ class DemoVerdict:
 
 
 def judge(
-    sent: Mapping[Stream, np.ndarray], delivered: Iterable[Arrivals], logged: Iterable[Arrivals]
+    sent: Mapping[Stream, np.ndarray],
+    delivered: Iterable[Arrivals],
+    logged: Iterable[Arrivals],
+    framing: Framing = "fixed",
 ) -> DemoVerdict:
-    """Compare. `sent` holds an array of sensor.SENT_DTYPE a stream, in the order of its numbers.
+    """Compare. `sent` holds an array of sensor.SENT_DTYPE a stream, in the order of its numbers. framing:
+    where in a message its number is (load/message.py).
 
     Arrivals are taken one at a time: memory holds a few bytes a message, and the largest of them.
     """
-    application, database = _Arrival(sent), _Arrival(sent)
+    application, database = _Arrival(sent, framing), _Arrival(sent, framing)
     for arrivals in delivered:
         application.add(arrivals)
     for arrivals in logged:
@@ -100,9 +107,29 @@ def judge(
     )
 
 
-def owner(sent: Mapping[Stream, np.ndarray], payloads: Sequence[bytes]) -> Stream | None:
+def total(verdicts: Sequence[DemoVerdict]) -> DemoVerdict:
+    """What became of the messages of all streams. Their latencies are not mixed: None unless there is one."""
+    return DemoVerdict(
+        sent=sum(each.sent for each in verdicts),
+        delivered=sum(each.delivered for each in verdicts),
+        missing=sum(each.missing for each in verdicts),
+        duplicates=sum(each.duplicates for each in verdicts),
+        in_order=all(each.in_order for each in verdicts),
+        corrupt=sum(each.corrupt for each in verdicts),
+        logged=sum(each.logged for each in verdicts),
+        logged_missing=sum(each.logged_missing for each in verdicts),
+        logged_duplicates=sum(each.logged_duplicates for each in verdicts),
+        logged_corrupt=sum(each.logged_corrupt for each in verdicts),
+        logged_in_order=all(each.logged_in_order for each in verdicts),
+        latency_us=verdicts[0].latency_us if len(verdicts) == 1 else None,
+    )
+
+
+def owner(
+    sent: Mapping[Stream, np.ndarray], payloads: Sequence[bytes], framing: Framing = "fixed"
+) -> Stream | None:
     """The stream in which one of these messages was sent; None if none of them was."""
-    numbers, _ = _headers(payloads)
+    numbers, _ = _headers(payloads, framing)
     for number, digest in zip(numbers, _digests(payloads), strict=True):
         for stream, rows in sent.items():
             if number < len(rows) and rows["digest"][number].tobytes() == digest.tobytes():
@@ -127,7 +154,8 @@ class _Seen:
 class _Arrival:
     """Where messages arrive: the application, or the database."""
 
-    def __init__(self, sent: Mapping[Stream, np.ndarray]) -> None:
+    def __init__(self, sent: Mapping[Stream, np.ndarray], framing: Framing) -> None:
+        self._framing = framing
         self._seen = {stream: _Seen(rows) for stream, rows in sent.items()}
         self._latencies: list[np.ndarray] = []
         self.arrived = 0
@@ -141,7 +169,7 @@ class _Arrival:
         if seen is None:  # of nobody who sent
             self.corrupt += count
             return
-        numbers, times = _headers(arrivals.payloads)
+        numbers, times = _headers(arrivals.payloads, self._framing)
         known = numbers < len(seen.sent)
         digests = _digests(arrivals.payloads)
         intact = np.zeros(count, np.bool_)
@@ -175,12 +203,14 @@ class _Arrival:
         latencies = np.concatenate(self._latencies) if self._latencies else np.empty(0)
         if not len(latencies):
             return None
-        p50, p99 = np.percentile(latencies, (50, 99)) / 1000
-        return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
+        found = np.percentile(latencies, (50, 99, 100)) / 1000
+        return {name: round(float(at), 1) for name, at in zip(("p50", "p99", "max"), found, strict=True)}
 
 
-def _headers(payloads: Sequence[bytes] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _headers(payloads: Sequence[bytes] | np.ndarray, framing: Framing) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and times; a message too short to have them has the highest number there is."""
+    if framing == "line":
+        payloads = [carried(framing, bytes(payload)) for payload in payloads]
     heads = b"".join(bytes(memoryview(payload)[:_HEADER]).ljust(_HEADER, b"\xff") for payload in payloads)
     table = np.frombuffer(heads, "<u8").reshape(-1, 2)
     return table[:, 0], table[:, 1]

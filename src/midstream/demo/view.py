@@ -35,7 +35,7 @@ class Lines:
     """A line on standard error now and then."""
 
     def __init__(self, settings: Settings) -> None:
-        self._total = settings.messages * settings.sensors
+        self._total = settings.total
         self._next = time.monotonic() + LINE_EVERY
 
     def note(self, text: str) -> None:
@@ -58,7 +58,7 @@ class Picture(Closing):
 
     def __init__(self, console: Console, settings: Settings) -> None:
         self._settings = settings
-        self._total = settings.messages * settings.sensors
+        self._total = settings.total
         self._stage = ""
         self._view: View | None = None
         self._next = 0.0
@@ -104,7 +104,7 @@ class Picture(Closing):
             return Text.assemble("    ", (f"{self._stage} …", QUIET))
         done = self._view.totals.messages
         # The plan, where there is one, makes a calmer clock than the measured rate.
-        rate = self._settings.rate * self._settings.sensors or self._view.rates.messages
+        rate = self._settings.total_rate or self._view.rates.messages
         left = (self._total - done) / rate if rate else 0.0
         foot = Table.grid(padding=(0, 1))
         foot.add_row(
@@ -117,10 +117,15 @@ class Picture(Closing):
 
 def _title(settings: Settings) -> Text:
     rate = f"{settings.rate:g} messages/s" if settings.rate else "as fast as TCP takes them"
+    each = (
+        f"{count(len(settings.mix.streams))} streams ({settings.mix.name})"
+        if settings.mix
+        else (f"{rate} × {count(settings.size)} bytes")
+    )
     return Text.assemble(
         "    ",
         ("midstream demo", "bold"),
-        (f"   {plural(settings.sensors, 'sensor')} × {rate} × {count(settings.size)} bytes", QUIET),
+        (f"   {plural(settings.sensors, 'sensor')}{', ' if settings.mix else ' × '}{each}", QUIET),
     )
 
 

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from midstream.demo.run import DemoReport, Settings
+from midstream.demo.verdict import DemoVerdict
 
 
 def count(number: float) -> str:
@@ -27,9 +28,9 @@ def tell(report: DemoReport, settings: Settings, console: Console) -> None:
             "at the hardworker's application and in the logger's database."
         )
     else:
-        console.print(f"[bold red]Not as it should be:[/] {', '.join(_faults(report))}.")
+        console.print(f"[bold red]Not as it should be:[/] {', '.join(_faults(verdict))}.")
     if report.stopped:
-        planned = count(settings.messages * settings.sensors)
+        planned = count(settings.total)
         console.print(f"[yellow]Stopped early:[/] {count(verdict.sent)} of {planned} messages were sent.")
     if report.unclean:
         console.print(
@@ -43,11 +44,27 @@ def tell(report: DemoReport, settings: Settings, console: Console) -> None:
     for row in _rows(report, settings):
         table.add_row(*row)
     console.print(table)
+    if settings.mix:
+        console.print()
+        console.print(_streams(report))
     console.print()
 
 
-def _faults(report: DemoReport) -> list[str]:
-    verdict = report.verdict
+def _streams(report: DemoReport) -> Table:
+    """What became of each stream by itself."""
+    table = Table("stream", box=None, padding=(0, 2, 0, 0), header_style="bright_black")
+    for heading in ("sent", "delivered", "logged", "median µs", "99 % µs", "slowest µs"):
+        table.add_column(heading, justify="right", style="bold cyan")
+    table.add_column("")
+    for name, verdict in report.streams.items():
+        latency = [f"{value:,.0f}" for value in (verdict.latency_us or {}).values()] or ["", "", ""]
+        counts = map(count, (verdict.sent, verdict.delivered, verdict.logged))
+        fate = "once, in order, unchanged" if verdict.good else ", ".join(_faults(verdict))
+        table.add_row(name, *counts, *latency, Text(fate, "green" if verdict.good else "bold red"))
+    return table
+
+
+def _faults(verdict: DemoVerdict) -> list[str]:
     faults = {
         "missing at the application": verdict.missing,
         "delivered again": verdict.duplicates,
@@ -70,7 +87,7 @@ def _rows(report: DemoReport, settings: Settings) -> list[tuple[str, str, Text]]
     verdict = report.verdict
     latency, cpu = verdict.latency_us, report.cpu
     sensors = plural(settings.sensors, "sensor")
-    each = " each" if settings.sensors > 1 else ""
+    each = " each" if settings.sensors > 1 and not settings.mix else ""
     rows = []
     if report.ready_seconds:
         what = "from hosts with nothing but addresses until their daemons had found each other and attached"

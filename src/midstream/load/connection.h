@@ -21,6 +21,7 @@
 #define RETRY (SECOND / 10)    /* between two attempts to make a lost connection again */
 #define UNSENT (16 * 1024)     /* bytes that a flood queues in the kernel: times stay those of the wire */
 #define TURN 16		       /* messages that a flooding connection sends before the others may */
+#define PORTION (64 * 1024)    /* bytes of a message that TCP gets at once: others are due meanwhile */
 
 #ifndef TCP_RTO_MAX_MS
 #define TCP_RTO_MAX_MS 44
@@ -36,6 +37,14 @@ struct event {
 	uint32_t size;	     /* bytes a message */
 };
 
+/* A message that TCP has taken, in the record. */
+struct sent {
+	uint64_t sequence;
+	uint64_t time; /* as in the message */
+	uint32_t connection;
+	uint32_t size;
+};
+
 enum state { CLOSED, CONNECTING, OPEN, CLOSING, DONE };
 
 struct due {
@@ -48,6 +57,8 @@ struct connection {
 	enum state state;
 	struct sockaddr_in source, peer;
 	int tos;
+	enum framing framing;
+	int port; /* its own */
 	uint32_t watched; /* the events that epoll reports */
 	uint64_t sequence; /* of the next message on this connection */
 	uint64_t retry;	   /* when to connect again */
@@ -57,8 +68,9 @@ struct connection {
 	uint64_t flood_until;
 	uint32_t flood_size;
 	/* A message of which TCP has taken a part. */
-	uint8_t *message;
+	uint8_t *message; /* in its frame */
 	uint32_t length, taken;
+	struct sent now;
 	/* For the summary. */
 	uint64_t messages, bytes, unsent, lost, unacknowledged;
 	int clean;
@@ -68,6 +80,7 @@ static struct connection *all;
 static unsigned int count;
 static int events, rto_max, rto_min, again;
 static uint64_t *counts;
+static FILE *record;
 static uint64_t start;
 static uint64_t first_sent, last_sent;
 static volatile sig_atomic_t stopped;
@@ -97,6 +110,15 @@ static void watch(struct connection *c, uint32_t what)
 		return;
 	c->watched = what;
 	epoll_ctl(events, EPOLL_CTL_MOD, c->socket, &event);
+}
+
+static void remember_port(struct connection *c)
+{
+	struct sockaddr_in own = {};
+	socklen_t length = sizeof(own);
+
+	getsockname(c->socket, (struct sockaddr *)&own, &length);
+	c->port = ntohs(own.sin_port);
 }
 
 static void begin(struct connection *c)
@@ -169,8 +191,10 @@ static void lose(struct connection *c, const char *why)
 static int push(struct connection *c)
 {
 	while (c->taken < c->length) {
+		uint32_t left = c->length - c->taken, part = left < PORTION ? left : PORTION;
 		/* End of record: TCP joins no two messages in one segment, as it would not at a slower rate. */
-		ssize_t sent = send(c->socket, c->message + c->taken, c->length - c->taken, MSG_NOSIGNAL | MSG_EOR);
+		int form = part == left ? MSG_EOR : MSG_MORE;
+		ssize_t sent = send(c->socket, c->message + c->taken, part, MSG_NOSIGNAL | form);
 
 		if (sent < 0 && errno == EAGAIN)
 			return 0;
@@ -182,8 +206,12 @@ static int push(struct connection *c)
 		}
 		c->taken += sent;
 		c->bytes += sent;
+		if (c->taken < c->length && part == PORTION)
+			return 0; /* the others' turn; it goes on when epoll says that TCP takes more, which may be now */
 	}
 	if (c->length) {
+		if (record && fwrite(&c->now, sizeof(c->now), 1, record) != 1)
+			fail("record", strerror(errno));
 		counts[c - all] = ++c->messages;
 		c->length = c->taken = 0;
 	}
@@ -192,11 +220,8 @@ static int push(struct connection *c)
 
 static void prepare(struct connection *c, uint32_t size)
 {
-	uint64_t time = now(CLOCK_REALTIME);
-
-	fill(c->message, size, c - all, c->sequence++);
-	memcpy(c->message + 8, &time, 8);
-	c->length = size;
+	c->now = (struct sent){ c->sequence++, now(CLOCK_REALTIME), c - all, size };
+	c->length = compose(c->message, c->framing, size, c->now.connection, c->now.sequence, c->now.time);
 	last_sent = now(CLOCK_MONOTONIC);
 	if (!first_sent)
 		first_sent = last_sent;
@@ -280,6 +305,7 @@ static void ready(struct connection *c, uint32_t what)
 			return;
 		}
 		c->state = OPEN;
+		remember_port(c);
 		watch(c, 0);
 	} else if (c->state == OPEN) {
 		if (what & (EPOLLERR | EPOLLHUP))

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 /* The sensors of a benchmark: many connections, one thread, each message at its time.
  *
- *   load CONNECTIONS COUNTS RTO_MAX_MS RTO_MIN_US FLAGS < events > summary.json
+ *   load CONNECTIONS COUNTS RTO_MAX_MS RTO_MIN_US FLAGS [RECORD] < events > summary.json
  *
- * CONNECTIONS: a text file, a line each: NAMESPACE SOURCE DESTINATION PORT TOS ("-": this namespace, any source).
+ * CONNECTIONS: a text file, a line each: NAMESPACE SOURCE DESTINATION PORT TOS FRAMING ("-": this namespace, any
+ * source).
  * COUNTS: a file of a u64 for each connection, mapped: messages sent so far, for whoever watches.
  * FLAGS: 'r': a connection that is lost is made again, until the events end; otherwise that is an error.
+ * RECORD: a file that gets a struct sent for each message that TCP has taken.
  *
  * It connects, says "ready" on standard error and reads events (struct event). The first one's `at` is the
  * start, absolute; the others follow in the order of their times, relative to it. Every deadline is absolute,
@@ -69,13 +71,13 @@ static void await(uint64_t deadline)
 
 static void read_connections(const char *path)
 {
-	char namespace[256], source[64], peer[64];
+	char namespace[256], source[64], peer[64], framing[16];
 	int port, tos;
 	FILE *file = fopen(path, "re");
 
 	if (!file)
 		fail(path, strerror(errno));
-	while (fscanf(file, "%255s %63s %63s %d %d", namespace, source, peer, &port, &tos) == 5) {
+	while (fscanf(file, "%255s %63s %63s %d %d %15s", namespace, source, peer, &port, &tos, framing) == 6) {
 		struct connection *c;
 
 		all = realloc(all, (count + 1) * sizeof(*all));
@@ -92,7 +94,10 @@ static void read_connections(const char *path)
 		if ((strcmp(source, "-") && inet_pton(AF_INET, source, &c->source.sin_addr) != 1) ||
 		    inet_pton(AF_INET, peer, &c->peer.sin_addr) != 1)
 			fail(path, "not an IPv4 address");
-		c->message = malloc(LARGEST);
+		if (framing_of(framing) < 0)
+			fail(path, "not a framing");
+		c->framing = framing_of(framing);
+		c->message = malloc(LONGEST_FRAME);
 		if (!c->message)
 			fail("memory", "none left for messages");
 	}
@@ -122,8 +127,8 @@ static void summarize(void)
 	       quantile(.5) / 1e3, quantile(.99) / 1e3, quantile(.999) / 1e3, latest / 1e3);
 	printf("\"connections\": [");
 	for (unsigned int i = 0; i < count; i++)
-		printf("%s{\"messages\": %llu, \"bytes\": %llu, \"clean\": %s}", i ? ", " : "",
-		       (unsigned long long)all[i].messages, (unsigned long long)all[i].bytes,
+		printf("%s{\"port\": %d, \"messages\": %llu, \"bytes\": %llu, \"clean\": %s}", i ? ", " : "",
+		       all[i].port, (unsigned long long)all[i].messages, (unsigned long long)all[i].bytes,
 		       all[i].clean ? "true" : "false");
 	printf("]}\n");
 }
@@ -136,8 +141,8 @@ int main(int argc, char **argv)
 	size_t held = 0;
 	int file, closing;
 
-	if (argc != 6)
-		fail("usage", "load CONNECTIONS COUNTS RTO_MAX_MS RTO_MIN_US FLAGS");
+	if (argc != 6 && argc != 7)
+		fail("usage", "load CONNECTIONS COUNTS RTO_MAX_MS RTO_MIN_US FLAGS [RECORD]");
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 	prctl(PR_SET_TIMERSLACK, 1);
@@ -145,6 +150,8 @@ int main(int argc, char **argv)
 	rto_min = atoi(argv[4]);
 	events = epoll_create1(EPOLL_CLOEXEC);
 	read_connections(argv[1]);
+	if (argc == 7 && !(record = fopen(argv[6], "wbe")))
+		fail(argv[6], strerror(errno));
 	file = open(argv[2], O_RDWR | O_CLOEXEC);
 	counts = count ? mmap(NULL, 8 * count, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
 	if (counts == MAP_FAILED)
@@ -179,7 +186,7 @@ int main(int argc, char **argv)
 				await(start);
 				continue;
 			}
-			if (event->connection >= count || event->size < HEADER || event->size > LARGEST)
+			if (event->connection >= count || !possible(all[event->connection].framing, event->size))
 				fail("event", "no such connection or size");
 			await(start + event->at);
 			add(&all[event->connection], event);
@@ -213,6 +220,8 @@ int main(int argc, char **argv)
 		if (closing)
 			wait_until(now(CLOCK_MONOTONIC) + RETRY);
 	}
+	if (record && fclose(record))
+		fail(argv[6], strerror(errno));
 	summarize();
 	return 0;
 }

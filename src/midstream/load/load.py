@@ -20,7 +20,7 @@ import numpy as np
 from midstream.closing import Closing
 from midstream.ebpf import compiler
 from midstream.errors import LabError, NetworkError
-from midstream.load.schedule import EVENT, Plan
+from midstream.load.schedule import EVENT, Schedule
 from midstream.sensor import tcp
 
 SOURCE = Path(__file__).with_name("load.c")
@@ -33,6 +33,10 @@ _PIPE = 1 << 20  # bytes of events ahead: tens of thousands of messages
 
 Launch = Callable[..., subprocess.Popen[Any]]
 """subprocess.Popen, or something like it that starts the program on another host."""
+
+
+SENT = np.dtype([("sequence", "<u8"), ("time", "<u8"), ("connection", "<u4"), ("size", "<u4")])
+"""struct sent of load.c, a message in the load's record: number, time (ns since 1970), connection, bytes."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,11 @@ class Connection:
 class LoadSummary:
     """What was sent. late: how long after its time a message was handed to TCP, microseconds (3 % exact).
 
-    planned: messages that were due, 0 for a flood. messages: those that TCP has taken. unsent: due while
-    their connection was lost, or not taken by the end because the peer took nothing. unacknowledged: bytes
-    that TCP had taken and the peer did not acknowledge. lost: how often a connection was. clean: each peer
-    acknowledged everything and closed its side. counts: messages of each connection. rate: messages a second,
-    of all connections, from the first to the last.
+    planned: messages that were due, without those of a flood. messages: those that TCP has taken. unsent:
+    due while their connection was lost, or not taken by the end because the peer took nothing.
+    unacknowledged: bytes that TCP had taken and the peer did not acknowledge. lost: how often a connection
+    was. clean: each peer acknowledged everything and closed its side. counts: messages of each connection;
+    ports: its own port. rate: messages a second, of all connections, from the first to the last.
     """
 
     planned: int
@@ -71,6 +75,7 @@ class LoadSummary:
     late_p999_us: float
     late_max_us: float
     counts: tuple[int, ...]
+    ports: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The fields by name, as `midstream load --json` prints them."""
@@ -88,25 +93,28 @@ class Load(Closing):
             summary = load.result()
 
     `reconnect`: a connection that is lost is made again; otherwise it ends the load with an error. `slow`:
-    TCP's timeouts are so many times longer, for a peer in slow motion. `launch` starts the program:
+    TCP's timeouts are so many times longer, for a peer in slow motion. `record`: a file that gets a row of
+    SENT for each message that TCP has taken. `launch` starts the program:
     `functools.partial(lab.popen, "sensor")` in a lab.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Schedule,
         connections: Sequence[Connection],
         *,
         reconnect: bool = False,
         slow: int = 1,
+        record: Path | None = None,
         launch: Launch = subprocess.Popen,
     ) -> None:
-        if len(connections) != plan.sensors:
-            raise ValueError(f"{plan.sensors} sensors, but {len(connections)} connections")
+        if len(connections) != len(plan.framings):
+            raise ValueError(f"{len(plan.framings)} sensors, but {len(connections)} connections")
         self.plan = plan
         self._connections = connections
         self._flags = "r" if reconnect else "-"
         self._slow = slow
+        self._record = record
         self._launch = launch
         self._process: subprocess.Popen[Any] | None = None
         self._events: Iterator[np.ndarray] = iter(())
@@ -118,8 +126,8 @@ class Load(Closing):
         self._folder = tempfile.TemporaryDirectory(prefix="midstream-load-")
         try:
             lines = [
-                f"{c.namespace or '-'} {c.source or '-'} {c.peer} {c.port} {c.tos}\n"
-                for c in self._connections
+                f"{c.namespace or '-'} {c.source or '-'} {c.peer} {c.port} {c.tos} {framing}\n"
+                for c, framing in zip(self._connections, self.plan.framings, strict=True)
             ]
             listed, counts = Path(self._folder.name, "connections"), Path(self._folder.name, "counts")
             listed.write_text("".join(lines))
@@ -133,6 +141,7 @@ class Load(Closing):
                 str(tcp.RTO_MAX * self._slow),
                 str(tcp.RTO_MIN * self._slow),
                 self._flags,
+                *([os.fspath(self._record)] if self._record else []),
             ]
             self._process = self._launch(
                 arguments,
@@ -185,7 +194,7 @@ class Load(Closing):
                 if piece is None:
                     self._stdin.close()  # all is planned: it ends when all is sent
                     return
-                self._planned += 0 if self.plan.is_flood else len(piece)
+                self._planned += int(np.count_nonzero(piece["until"] == 0))
                 self._rest = piece.tobytes()
                 continue
             try:
@@ -205,9 +214,11 @@ class Load(Closing):
         """Wait for its end. Raises NetworkError if a connection was lost, LabError if it does not end."""
         assert self._process is not None
         told = finish(self._process, "load", CLOSE_TIMEOUT)
-        counts = tuple(connection["messages"] for connection in told.pop("connections"))
+        connections = told.pop("connections")
+        counts = tuple(connection["messages"] for connection in connections)
+        ports = tuple(connection["port"] for connection in connections)
         rate = (told["messages"] - 1) / told["seconds"] if told["seconds"] else 0.0
-        return LoadSummary(planned=self._planned, rate=rate, counts=counts, **told)
+        return LoadSummary(planned=self._planned, rate=rate, counts=counts, ports=ports, **told)
 
     def close(self) -> None:
         """See that it is gone."""

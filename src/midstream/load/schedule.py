@@ -4,14 +4,17 @@ A plan becomes a stream of events, sorted by time, made a second at a time: a pl
 memory than a short one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
+from typing import Protocol
 
 import numpy as np
 
 from midstream.errors import ConfigError
-from midstream.load.message import CONNECTIONS, HEADER, LARGEST
+from midstream.framing import Framing
+from midstream.load.message import CONNECTIONS, sizes
 from midstream.load.timing import Timing
 
 EVENT = np.dtype([("at", "<u8"), ("until", "<u8"), ("connection", "<u4"), ("size", "<u4")])
@@ -28,13 +31,30 @@ class Phase(StrEnum):
     ALIGNED = "aligned"  # all at once, as with a common trigger
 
 
+class Schedule(Protocol):
+    """When each message of some connections is due: a `Plan`, or several."""
+
+    @property
+    def framings(self) -> Sequence[Framing]:
+        """Of each connection."""
+
+    @property
+    def is_flood(self) -> bool:
+        """Whether the receiver's TCP sets the rate of a connection."""
+
+    def events(self) -> Iterator[np.ndarray]:
+        """All events (EVENT) in the order of their times, in pieces of about a second."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """`sensors` connections, each with `rate` messages a second of `size` bytes, for `seconds`.
 
     rate 0: as many as TCP takes. jitter: each message comes up to so many seconds after its time. burst: so
     many messages at once, in as many periods. timing: the times of a recording instead of a rate; a sensor
-    has those of one of its flows, and they begin anew when they end. seed: of the jitter. Raises ConfigError.
+    has those of one of its flows, and they begin anew when they end. seed: of jitter and sizes. size: without
+    the bytes of the frame. varies: in length framing, sizes differ from `size` by up to this part of it.
+    Raises ConfigError.
     """
 
     sensors: int = 1
@@ -46,13 +66,28 @@ class Plan:
     burst: int = 1
     timing: Timing | None = None
     seed: int = 0
+    framing: Framing = "fixed"
+    varies: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sensors <= CONNECTIONS:
             raise ConfigError(f"sensors = {self.sensors}: expected 1 to {CONNECTIONS}")
-        if not HEADER <= self.size <= LARGEST:
+        possible = sizes(self.framing)
+        if self.size not in possible:
+            odd = f" in steps of {possible.step}" if possible.step > 1 else ""
             raise ConfigError(
-                f"size = {self.size}: expected {HEADER} (sequence and time) to {LARGEST} bytes a message"
+                f"size = {self.size}: expected {possible[0]} (sequence and time) to {possible[-1]} bytes a "
+                f"message{odd}, with {self.framing} framing"
+            )
+        if self.varies and not (
+            self.framing == "length"
+            and 0 < self.varies < 1
+            and self._sizes[0] in possible
+            and self._sizes[1] in possible
+        ):
+            raise ConfigError(
+                f"varies = {self.varies}: expected a part below 1 with length framing, which leaves sizes "
+                f"from {possible[0]} to {possible[-1]} bytes"
             )
         if not 0 <= self.rate <= 1e6:
             raise ConfigError(f"rate = {self.rate}: expected messages a second up to 1e6, or 0 for no pause")
@@ -72,8 +107,11 @@ class Plan:
             )
 
     @property
+    def framings(self) -> Sequence[Framing]:
+        return [self.framing] * self.sensors
+
+    @property
     def is_flood(self) -> bool:
-        """Whether the receiver's TCP sets the rate."""
         return self.timing is None and self.rate == 0
 
     @property
@@ -82,7 +120,6 @@ class Plan:
         return 0 if self.is_flood else sum(len(chunk) for chunk in self.events())
 
     def events(self) -> Iterator[np.ndarray]:
-        """All events (EVENT) in the order of their times, in pieces of about a second."""
         if self.is_flood:
             yield self._flood()
             return
@@ -112,6 +149,10 @@ class Plan:
             times = self._times(connection, begin, end)
             piece = np.zeros(len(times), EVENT)
             piece["at"], piece["connection"], piece["size"] = times, connection, self.size
+            if self.varies:
+                random = np.random.default_rng((self.seed, connection, begin))
+                smallest, largest = self._sizes
+                piece["size"] = random.integers(smallest, largest + 1, len(times))
             pieces.append(piece)
         events = np.concatenate(pieces)
         return events[np.argsort(events["at"], kind="stable")]
@@ -128,8 +169,49 @@ class Plan:
         times = times[(times >= begin) & (times < end)]
         return np.repeat(times, self.burst)
 
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """The smallest and the largest message."""
+        difference = int(self.size * self.varies)
+        return self.size - difference, self.size + difference
+
     def _flood(self) -> np.ndarray:
         events = np.zeros(self.sensors, EVENT)
         events["until"] = round(self.seconds * _SECOND)
         events["connection"], events["size"] = np.arange(self.sensors), self.size
         return events
+
+
+@dataclass(frozen=True)
+class JointPlan:
+    """Plans at once, of the same length: the connections of the first, then those of the next."""
+
+    plans: Sequence[Plan]
+
+    def __post_init__(self) -> None:
+        if len({plan.seconds for plan in self.plans}) != 1:
+            raise ConfigError("plans at once: all have to last the same number of seconds")
+
+    @property
+    def sensors(self) -> int:
+        """Connections."""
+        return sum(plan.sensors for plan in self.plans)
+
+    @property
+    def framings(self) -> Sequence[Framing]:
+        return [framing for plan in self.plans for framing in plan.framings]
+
+    @property
+    def is_flood(self) -> bool:
+        return any(plan.is_flood for plan in self.plans)
+
+    def events(self) -> Iterator[np.ndarray]:
+        first = np.cumsum([0, *(plan.sensors for plan in self.plans)])
+        nothing = np.empty(0, EVENT)
+        # The pieces of all are of the same seconds.
+        for pieces in zip_longest(*(plan.events() for plan in self.plans), fillvalue=nothing):
+            moved = [piece.copy() for piece in pieces]
+            for piece, offset in zip(moved, first, strict=False):
+                piece["connection"] += np.uint32(offset)
+            every = np.concatenate(moved)
+            yield every[np.argsort(every["at"], kind="stable")]

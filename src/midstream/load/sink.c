@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 /* The logger of a benchmark: takes every connection and verifies every byte of it.
  *
- *   sink ADDRESS PORT SIZE COUNT [joined] > summary.json
+ *   sink ADDRESS COUNT FORM PORT FRAMING SIZE [PORT FRAMING SIZE …] > summary.json
  *
- * COUNT: a file of one u64, mapped: messages received so far. SIZE: bytes a message. Says "ready" on standard
- * error; ends on SIGTERM. `wrong`: messages that were not what message.h says comes next on their connection.
- * joined: every connection carries many streams, as joined.h says, and it is of these that the summary tells.
+ * COUNT: a file of one u64, mapped: messages received so far. SIZE: bytes a message, or of the longest. Says "ready" on
+ * standard error; ends on SIGTERM. `wrong`: messages that were not what message.h says comes next on their connection.
+ * FORM: separate; or joined: every connection carries many, as joined.h says, and it is of these that the summary tells.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -19,19 +19,27 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "frames.h"
 #include "joined.h"
-#include "message.h"
 
 #define CHUNK (1 << 18)
+#define MOST 32 /* ports */
+
+/* What comes to a port. */
+struct kind {
+	int listener, port;
+	enum framing framing;
+	uint32_t size;
+};
 
 struct connection {
 	struct connection *next;
 	int socket, clean;
 	int64_t number; /* -1: not known yet, or of no connection of the load */
+	const struct kind *kind;
 	struct sockaddr_in peer;
 	uint64_t messages, bytes, wrong;
-	uint8_t *message; /* as much of it as has come */
-	uint32_t length;
+	struct frames frames;
 	/* Where it carries many: */
 	struct connection **streams;
 	struct piece piece;   /* that comes now, */
@@ -39,8 +47,8 @@ struct connection {
 };
 
 static struct connection *all;
-static uint32_t size;
-static int joined;
+static struct kind kinds[MOST];
+static int count, joined;
 static uint64_t *received;
 static volatile sig_atomic_t stopped;
 
@@ -56,13 +64,16 @@ static void fail(const char *what)
 	exit(5);
 }
 
-static void take(struct connection *c, const uint8_t *message)
+static void take(struct connection *c, const uint8_t *payload, uint32_t size)
 {
-	if (c->number < 0 && !c->messages)
+	static uint8_t room[LARGEST];
+	const uint8_t *message = carried(c->kind->framing, payload, &size, room);
+
+	if (message && c->number < 0 && !c->messages)
 		for (uint32_t number = 0; number < CONNECTIONS && c->number < 0; number++)
 			if (fits(message, size < HEADER + 8 ? size : HEADER + 8, number, 0))
 				c->number = number;
-	if (c->number < 0 || !fits(message, size, c->number, c->messages))
+	if (!message || c->number < 0 || !fits(message, size, c->number, c->messages))
 		c->wrong++;
 	c->messages++;
 	++*received;
@@ -70,34 +81,25 @@ static void take(struct connection *c, const uint8_t *message)
 
 static void feed(struct connection *c, const uint8_t *data, size_t length)
 {
-	c->bytes += length;
-	while (length) {
-		uint32_t wanted = size - c->length;
-		uint32_t part = length < wanted ? length : wanted;
+	const uint8_t *message;
+	uint32_t size;
 
-		if (part == size) {
-			take(c, data); /* whole, where it lies */
-		} else {
-			memcpy(c->message + c->length, data, part);
-			c->length += part;
-			if (c->length == size) {
-				take(c, c->message);
-				c->length = 0;
-			}
-		}
-		data += part;
-		length -= part;
-	}
+	c->bytes += length;
+	while ((message = next_message(&c->frames, &data, &length, &size)))
+		take(c, message, size);
+	if (length && c->frames.broken)
+		c->wrong++;
 }
 
-static struct connection *new_connection(struct sockaddr_in peer)
+static struct connection *new_connection(const struct kind *kind, struct sockaddr_in peer)
 {
 	struct connection *c = calloc(1, sizeof(*c));
 
-	if (!c || !(c->message = malloc(size)))
+	if (!c || !open_frames(&c->frames, kind->framing, kind->size))
 		fail("memory");
 	c->number = -1;
 	c->socket = -1;
+	c->kind = kind;
 	c->peer = peer;
 	return c;
 }
@@ -108,16 +110,18 @@ static void tell_of(struct connection *c)
 	all = c;
 }
 
-static struct connection *stream_of(struct connection *c, uint32_t number)
+static struct connection *stream_of(struct connection *c, struct piece piece)
 {
-	if (number >= CONNECTIONS) {
+	uint32_t number = piece.stream;
+
+	if (piece.kind >= count) {
 		errno = EBADMSG;
 		fail("joined");
 	}
 	if (!c->streams && !(c->streams = calloc(CONNECTIONS, sizeof(*c->streams))))
 		fail("memory");
 	if (!c->streams[number]) {
-		c->streams[number] = new_connection(c->peer);
+		c->streams[number] = new_connection(&kinds[piece.kind], c->peer);
 		tell_of(c->streams[number]);
 	}
 	return c->streams[number];
@@ -136,15 +140,15 @@ static void divide(struct connection *c, const uint8_t *data, size_t length)
 			memcpy((uint8_t *)&c->piece + c->have, data, part);
 			c->have += part;
 		} else {
-			feed(stream_of(c, c->piece.stream), data, part);
+			feed(stream_of(c, c->piece), data, part);
 			c->taken += part;
 		}
 		data += part;
 		length -= part;
 		if (c->have < sizeof(c->piece) || c->taken < c->piece.length)
 			continue;
-		stream = stream_of(c, c->piece.stream);
-		stream->clean = !c->piece.length && !stream->length;
+		stream = stream_of(c, c->piece);
+		stream->clean = !c->piece.length && !stream->frames.have;
 		c->have = c->taken = 0;
 	}
 }
@@ -160,23 +164,23 @@ static void receive(struct connection *c)
 		else
 			feed(c, data, got);
 	} else if (!got || (errno != EAGAIN && errno != EINTR)) {
-		c->clean = !got && !c->length;
+		c->clean = !got && !c->frames.have;
 		close(c->socket);
 		c->socket = -1;
 	}
 }
 
-static void accept_one(int listener, int events)
+static void accept_one(const struct kind *kind, int events)
 {
 	struct sockaddr_in peer = {};
 	socklen_t length = sizeof(peer);
-	int socket = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_CLOEXEC);
+	int socket = accept4(kind->listener, (struct sockaddr *)&peer, &length, SOCK_CLOEXEC);
 	struct epoll_event event = { .events = EPOLLIN };
 	struct connection *c;
 
 	if (socket < 0)
 		return;
-	c = event.data.ptr = new_connection(peer);
+	c = event.data.ptr = new_connection(kind, peer);
 	c->socket = socket;
 	if (!joined)
 		tell_of(c);
@@ -191,9 +195,9 @@ static void summarize(void)
 	printf("{\"connections\": [");
 	for (struct connection *c = all; c; c = c->next) {
 		inet_ntop(AF_INET, &c->peer.sin_addr, address, sizeof(address));
-		printf("%s{\"peer\": \"%s\", \"port\": %d, \"connection\": %lld, \"messages\": %llu, \"bytes\": %llu, "
+		printf("%s{\"peer\": \"%s\", \"port\": %d, \"to\": %d, \"connection\": %lld, \"messages\": %llu, \"bytes\": %llu, "
 		       "\"wrong\": %llu, \"clean\": %s}", c == all ? "" : ", ", address, ntohs(c->peer.sin_port),
-		       (long long)c->number, (unsigned long long)c->messages, (unsigned long long)c->bytes,
+		       c->kind->port, (long long)c->number, (unsigned long long)c->messages, (unsigned long long)c->bytes,
 		       (unsigned long long)c->wrong, c->clean ? "true" : "false");
 		messages += c->messages;
 		wrong += c->wrong;
@@ -202,39 +206,60 @@ static void summarize(void)
 	       (unsigned long long)wrong);
 }
 
+static void listen_at(const char *ip, struct kind *kind, int events)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(kind->port) };
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = kind };
+	int one = 1;
+
+	kind->listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	inet_pton(AF_INET, ip, &address.sin_addr);
+	setsockopt(kind->listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (bind(kind->listener, (struct sockaddr *)&address, sizeof(address)) || listen(kind->listener, 1024))
+		fail(ip);
+	epoll_ctl(events, EPOLL_CTL_ADD, kind->listener, &event);
+}
+
+static int is_kind(const void *found)
+{
+	return found >= (const void *)kinds && found < (const void *)(kinds + MOST);
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_handler = stop };
-	struct sockaddr_in address = { .sin_family = AF_INET };
-	struct epoll_event found[64], event = { .events = EPOLLIN };
-	int events = epoll_create1(EPOLL_CLOEXEC), one = 1;
-	int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	struct epoll_event found[64];
+	int events = epoll_create1(EPOLL_CLOEXEC), wrong = argc < 7 || argc % 3 != 1 || (argc - 4) / 3 > MOST;
 
-	joined = argc == 6 && !strcmp(argv[5], "joined");
-	if (argc != 5 + joined || (size = atoi(argv[3])) < HEADER || size > LARGEST) {
-		errno = EINVAL;
-		fail("usage: sink ADDRESS PORT SIZE COUNT [joined]");
+	for (int i = 4; !wrong && i < argc; i += 3) {
+		struct kind kind = { .port = atoi(argv[i]), .size = atoi(argv[i + 2]) };
+
+		wrong = framing_of(argv[i + 1]) < 0;
+		kind.framing = framing_of(argv[i + 1]);
+		wrong |= kind.size < HEADER || kind.size > LARGEST;
+		kinds[count++] = kind;
 	}
+	if (wrong) {
+		errno = EINVAL;
+		fail("usage: sink ADDRESS COUNT FORM PORT FRAMING SIZE [PORT FRAMING SIZE …]");
+	}
+	joined = !strcmp(argv[3], "joined");
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
-	received = mmap(NULL, 8, PROT_READ | PROT_WRITE, MAP_SHARED, open(argv[4], O_RDWR | O_CLOEXEC), 0);
+	received = mmap(NULL, 8, PROT_READ | PROT_WRITE, MAP_SHARED, open(argv[2], O_RDWR | O_CLOEXEC), 0);
 	if (received == MAP_FAILED)
-		fail(argv[4]);
-	inet_pton(AF_INET, argv[1], &address.sin_addr);
-	address.sin_port = htons(atoi(argv[2]));
-	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 1024))
-		fail(argv[1]);
-	epoll_ctl(events, EPOLL_CTL_ADD, listener, &event);
+		fail(argv[2]);
+	for (int i = 0; i < count; i++)
+		listen_at(argv[1], &kinds[i], events);
 	fprintf(stderr, "ready\n");
 	while (!stopped) {
 		int n = epoll_wait(events, found, 64, -1);
 
 		for (int i = 0; i < n; i++)
-			if (found[i].data.ptr)
-				receive(found[i].data.ptr);
+			if (is_kind(found[i].data.ptr))
+				accept_one(found[i].data.ptr, events);
 			else
-				accept_one(listener, events);
+				receive(found[i].data.ptr);
 	}
 	summarize();
 	return 0;

@@ -55,6 +55,34 @@ def test_everything_arrives_once_in_order_and_unchanged() -> None:
     assert found["seconds"] == pytest.approx(399 / 400, rel=0.2)
 
 
+def test_a_robot_with_five_streams(tmp_path: Path) -> None:
+    """Every message of each stream once and in order, at its application and in its own table."""
+    arguments = ("--mix", "robot", "--seconds", "3", "--daemon", "--database", "sqlite:///robot.db")
+    found = demo(*arguments, cwd=tmp_path)
+    due = {"imu": 3000, "joints": 1500, "lidar": 30, "camera": 90, "gps": 30}
+    assert list(found["streams"]) == list(due)
+    for name, stream in found["streams"].items():
+        assert stream["sent"] == stream["delivered"] == stream["logged"] == due[name], name
+        faults = ("missing", "duplicates", "corrupt", "logged_missing", "logged_duplicates", "logged_corrupt")
+        assert [stream[fault] for fault in faults] == [0] * 6, name
+        assert stream["in_order"] is stream["logged_in_order"] is True, name
+        assert 0 < stream["latency_us"]["p50"] <= stream["latency_us"]["p99"] <= stream["latency_us"]["max"]
+    assert (found["sent"], found["connections"], found["reset"]) == (4650, 5, 0)
+    assert found["hardworker_stack"]["sockets"] == 0
+    engine = create_engine(f"sqlite:///{tmp_path / 'robot.db'}")
+    with engine.connect() as database:
+        for name in ("imu", "joints", "lidar"):
+            numbers = database.execute(text(f"SELECT number FROM readings_{name} ORDER BY number")).scalars()
+            assert list(numbers) == list(range(due[name])), name
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_a_robot_with_ordinary_sockets() -> None:
+    found = demo("--mix", "robot", "--seconds", "2", "--no-daemon", "--receiver", "socket")
+    assert found["sent"] == found["delivered"] == found["logged"] == 3100
+
+
 def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     """It has no compiler: the wheel brings the objects. A robot has room for it."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midstream.demo.verdict import NOWHERE, Arrivals, DemoVerdict, Stream, judge, owner
+from midstream.demo.verdict import NOWHERE, Arrivals, DemoVerdict, Stream, judge, owner, total
 from midstream.sensor import SENT_DTYPE
 
 A: Stream = ("10.83.0.11", 40000)
@@ -69,7 +69,7 @@ GOOD = DemoVerdict(
     logged_duplicates=0,
     logged_corrupt=0,
     logged_in_order=True,
-    latency_us={"p50": 1.5, "p99": 1.5},
+    latency_us={"p50": 1.5, "p99": 1.5, "max": 1.5},
 )
 
 
@@ -201,7 +201,7 @@ def test_latency_is_of_intact_messages_and_may_be_negative() -> None:
     assert piece.times is not None
     early = piece._replace(times=piece.times - np.uint64(2 * LATENCY))
     found = judge({A: record(A, 10)}, [early], [])
-    assert found.latency_us == {"p50": -1.5, "p99": -1.5}
+    assert found.latency_us == {"p50": -1.5, "p99": -1.5, "max": -1.5}
 
 
 @given(
@@ -219,3 +219,21 @@ def test_any_selection(kept: list[int], cuts: list[int]) -> None:
     assert found.duplicates == len(kept) - len(set(kept))
     assert found.in_order == (kept == sorted(kept))
     assert found.corrupt == 0
+
+
+def test_the_verdict_on_all_streams() -> None:
+    """A fault of one is a fault of all; latencies of several are not mixed."""
+    assert total([GOOD]) == GOOD
+    bad = replace(GOOD, delivered=19, missing=1, logged_duplicates=2, in_order=False)
+    found = total([GOOD, bad])
+    assert found == replace(
+        GOOD,
+        sent=40,
+        delivered=39,
+        logged=40,
+        missing=1,
+        logged_duplicates=2,
+        in_order=False,
+        latency_us=None,
+    )
+    assert not found.good and total([GOOD, GOOD]).good

@@ -11,11 +11,15 @@ import pytest
 from tests.support.captures import ETHERNET, START, Frame, framed, pcap, tcp
 from typer.testing import CliRunner, Result
 
+from midstream import config as configuration
 from midstream import network
 from midstream.cli.load import app
-from midstream.errors import NetworkError
-from midstream.load import Connection, LoadSummary, Plan
+from midstream.errors import ConfigError, NetworkError
+from midstream.lab import state
+from midstream.load import Connection, JointPlan, LoadSummary
+from midstream.load.mix import ROBOT
 from midstream.network import Host, Topology
+from midstream.streams import decide
 
 TOPOLOGY = Topology(
     sensors=(Host(IPv4Address("10.83.0.11"), "02:00:00:00:00:11"),),
@@ -33,10 +37,10 @@ class FakeLoad:
     """Takes a plan, and ends at once with a summary."""
 
     running = False
-    plan: Plan
+    plan: JointPlan
     summary: LoadSummary
 
-    def __init__(self, plan: Plan, connections: Sequence[Connection], **_: Any) -> None:
+    def __init__(self, plan: JointPlan, connections: Sequence[Connection], **_: Any) -> None:
         FakeLoad.plan = plan
         assert len(connections) == plan.sensors
 
@@ -80,7 +84,7 @@ def capture(tmp_path: Path) -> Path:
 def test_once_and_whole(run: Any, capture: Path) -> None:
     result = run("--replay", capture, "--json")
     assert result.exit_code == 0, result.output
-    assert FakeLoad.plan.messages == 7
+    assert FakeLoad.plan.plans[0].messages == 7
     assert FakeLoad.plan.sensors == 2
     assert json.loads(result.stdout)["remarks"] == {"segments that were there before": 1}
     assert "7 messages of 2 flows, which last 16 s" in result.stderr
@@ -114,4 +118,22 @@ def test_what_did_not_arrive_is_an_error(run: Any, summary: LoadSummary) -> None
 
 def test_without_a_recording(run: Any) -> None:
     assert run().exit_code == 0
-    assert (FakeLoad.plan.sensors, FakeLoad.plan.seconds) == (1, 10.0)
+    (plan,) = FakeLoad.plan.plans
+    assert (plan.sensors, plan.rate, plan.size, plan.seconds) == (1, 1000.0, 1024, 10.0)
+
+
+def test_a_mix_and_its_streams(run: Any, tmp_path: Path) -> None:
+    decided = decide(configuration.parse(state.toml({"stream": ROBOT.tables}), tmp_path / "config.toml"), ())
+    network.write(
+        tmp_path / "const.toml", replace(TOPOLOGY, size=64, streams=decided), written_by="the tests"
+    )
+    FakeLoad.summary = replace(ALL, counts=(1, 2, 3, 4, 5))
+    result = run("--mix", "robot", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)["streams"]
+    assert told == {"imu": 1, "joints": 2, "lidar": 3, "camera": 4, "gps": 5}
+    FakeLoad.summary = replace(ALL, counts=(1, 2))
+    assert run("--mix", "robot", "--stream", "gps", "--stream", "imu").exit_code == 0
+    assert [plan.rate for plan in FakeLoad.plan.plans] == [10, 1000]
+    assert isinstance(run("--size", 100).exception, ConfigError)
+    assert "there is no such mix" in str(run("--mix", "car").exception)

@@ -4,14 +4,17 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from midstream.errors import LabError, NetworkError
-from midstream.load import Connection, Load, LoadSummary, Plan, Sink
+from midstream.framing import Framing, decoder, encode
+from midstream.load import SENT, Connection, Incoming, JointPlan, Load, LoadSummary, Plan, Sink
 from midstream.load import load as helper
 from midstream.load import message as wire
 from midstream_bench.machine import guest
@@ -38,7 +41,7 @@ def run(load: Load) -> LoadSummary:
 @pytest.mark.parametrize("size", [16, 20, 24, 100, 1024, 5000])
 def test_every_byte_arrives_and_is_verified(port: int, size: int) -> None:
     plan = Plan(sensors=4, rate=500, size=size, seconds=0.2)
-    with Sink(HOST, port, size) as sink, Load(plan, [Connection(HOST, port)] * 4) as load:
+    with Sink(HOST, [Incoming(port, size)]) as sink, Load(plan, [Connection(HOST, port)] * 4) as load:
         summary = run(load)
         assert sink.received == load.sent == 400
         arrived = sink.result()
@@ -53,7 +56,7 @@ def test_every_byte_arrives_and_is_verified(port: int, size: int) -> None:
 
 def test_a_flood_sends_as_much_as_is_taken(port: int) -> None:
     plan = Plan(sensors=2, rate=0, seconds=0.3)
-    with Sink(HOST, port, 1024) as sink, Load(plan, [Connection(HOST, port)] * 2) as load:
+    with Sink(HOST, [Incoming(port, 1024)]) as sink, Load(plan, [Connection(HOST, port)] * 2) as load:
         summary = run(load)
         arrived = sink.result()
     assert summary.messages == arrived.messages > 1000
@@ -96,7 +99,7 @@ def test_the_sink_sees_what_is_wrong(port: int) -> None:
     messages = [wire.message(7, n, 0, 64) for n in range(4)]
     damaged = bytearray(messages[2])
     damaged[63] ^= 1
-    with Sink(HOST, port, 64) as sink, socket.create_connection((HOST, port)) as sensor:
+    with Sink(HOST, [Incoming(port, 64)]) as sink, socket.create_connection((HOST, port)) as sensor:
         sensor.sendall(b"".join([messages[0], messages[1], bytes(damaged), messages[1], messages[3]])[:-3])
         deadline = time.monotonic() + 5
         while sink.received < 4 and time.monotonic() < deadline:
@@ -117,7 +120,10 @@ def test_the_sink_takes_joined_streams_apart(port: int) -> None:
     first, second = messages(3), bytearray(messages(9))
     second[130] ^= 1  # in its third message
     sent = piece(0, first[:70]) + piece(1, second) + piece(0, first[70:]) + piece(0, b"")
-    with Sink(HOST, port, 64, joined=True) as sink, socket.create_connection((HOST, port)) as relay:
+    with (
+        Sink(HOST, [Incoming(port, 64)], joined=True) as sink,
+        socket.create_connection((HOST, port)) as relay,
+    ):
         relay.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for at in range(0, len(sent), 11):  # heads and bodies come in parts
             relay.sendall(sent[at : at + 11])
@@ -180,7 +186,7 @@ def test_a_peer_that_takes_nothing(port: int, peer: socket.socket) -> None:
 
 
 def test_it_ends_when_it_is_asked(port: int) -> None:
-    with Sink(HOST, port, 1024), Load(Plan(seconds=1e6), [Connection(HOST, port)]) as load:
+    with Sink(HOST, [Incoming(port, 1024)]), Load(Plan(seconds=1e6), [Connection(HOST, port)]) as load:
         load.start()
         time.sleep(0.2)
         load.stop()
@@ -191,7 +197,7 @@ def test_it_ends_when_it_is_asked(port: int) -> None:
 def test_the_sink_needs_its_port(port: int, peer: socket.socket) -> None:
     with (
         pytest.raises(NetworkError, match=r"sink: 127\.0\.0\.1: Address (already )?in use"),
-        Sink(HOST, port, 64),
+        Sink(HOST, [Incoming(port, 64)]),
     ):
         pass
 
@@ -204,7 +210,7 @@ def test_another_launcher_is_used(port: int) -> None:
         return subprocess.Popen(arguments, **options)
 
     with (
-        Sink(HOST, port, 1024, launch=launch),
+        Sink(HOST, [Incoming(port, 1024)], launch=launch),
         Load(Plan(seconds=0.01), [Connection(HOST, port)], launch=launch) as load,
     ):
         run(load)
@@ -277,3 +283,103 @@ class TestHelpers:
         with pytest.raises(NetworkError, match="warning"):
             guest.start(["/bin/sh", "-c", "echo warning >&2; sleep 60 & wait"])
         assert time.monotonic() - before < 10
+
+
+MIXED = [
+    Plan(rate=500, size=64, seconds=0.5),
+    Plan(rate=30, size=102400, seconds=0.5, framing="length", varies=0.2),
+    Plan(sensors=2, rate=10, size=79, seconds=0.5, framing="line"),
+    Plan(rate=10, size=1 << 20, seconds=0.5),
+]
+
+
+def test_all_framings_at_once(tmp_path: Path) -> None:
+    """Every byte of each is verified; the record tells what each message was."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server((HOST, 0))) for _ in MIXED]
+        ports = [probe.getsockname()[1] for probe in probes]
+    plan, record = JointPlan(MIXED), tmp_path / "sent"
+    most = [64, 122880, 79, 1 << 20]
+    incoming = [
+        Incoming(port, size, plan.framing) for port, size, plan in zip(ports, most, MIXED, strict=True)
+    ]
+    to = [ports[0], ports[1], ports[2], ports[2], ports[3]]
+    with Sink(HOST, incoming) as sink:
+        with Load(plan, [Connection(HOST, port) for port in to], record=record) as load:
+            summary = run(load)
+        wait(lambda: sink.received == summary.messages)
+        arrived = sink.result()
+    assert summary.planned == summary.messages == 280 and summary.clean
+    assert summary.counts == (250, 15, 5, 5, 5)
+    assert (arrived.messages, arrived.wrong) == (280, 0)
+    found = {c["connection"]: (c["to"], c["port"]) for c in arrived.connections}
+    assert found == {number: (to[number], port) for number, port in enumerate(summary.ports)}
+    rows = np.fromfile(record, SENT)
+    assert np.bincount(rows["connection"]).tolist() == list(summary.counts)
+    assert all(
+        rows["sequence"][rows["connection"] == number].tolist() == list(range(count))
+        for number, count in enumerate(summary.counts)
+    )
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("framing", ["length", "line"])
+def test_python_and_c_frame_alike(port: int, peer: socket.socket, framing: Framing) -> None:
+    size, received = 131, b""
+    plan = Plan(rate=1000, size=size, seconds=0.01, framing=framing)
+    with Load(plan, [Connection(HOST, port)]) as load:
+        connection = peer.accept()[0]
+        load.start()
+        wait(lambda: load.sent == 10)
+        messages = decoder(framing, size=size, max_size=size)
+        while len(received) < 10 * size:
+            received += connection.recv(1 << 16)
+        connection.close()
+    found = messages.feed(received)
+    assert len(found) == 10 and not messages.pending
+    for number, payload in enumerate(found):
+        content = wire.carried(framing, payload)
+        assert payload == wire.payload(framing, 0, number, int.from_bytes(content[8:16], "little"), size)
+        assert int.from_bytes(content[:8], "little") == number
+
+
+@pytest.mark.parametrize("framing", ["length", "line"])
+@pytest.mark.parametrize("piece", [1, 7, 100, 5000])
+def test_frames_come_in_any_pieces(port: int, framing: Framing, piece: int) -> None:
+    payloads = [wire.payload(framing, 3, n, n, 57 + 2 * n) for n in range(20)]
+    data = b"".join(encode(framing, payload, size=1, max_size=200) for payload in payloads)
+    with Sink(HOST, [Incoming(port, 200, framing)]) as sink, socket.create_connection((HOST, port)) as sensor:
+        sensor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(data), piece):
+            sensor.sendall(data[start : start + piece])
+            time.sleep(0.0005)
+        wait(lambda: sink.received == 20)
+        arrived = sink.result()
+    assert (arrived.messages, arrived.wrong) == (20, 0)
+    assert arrived.connections[0]["connection"] == 3
+
+
+@pytest.mark.parametrize("framing", ["length", "line"])
+def test_the_sink_sees_what_breaks_the_framing(port: int, framing: Framing) -> None:
+    good = encode(framing, wire.payload(framing, 0, 0, 0, 41), size=1, max_size=200)
+    with Sink(HOST, [Incoming(port, 200, framing)]) as sink, socket.create_connection((HOST, port)) as sensor:
+        sensor.sendall(good + b"x" * 1000)
+        wait(lambda: sink.received == 1)
+        time.sleep(0.05)
+        arrived = sink.result()
+    assert arrived.messages == 1 and arrived.wrong >= 1
+
+
+def test_a_damaged_line_carries_nothing() -> None:
+    line = wire.payload("line", 0, 5, 6, 79)
+    assert b"\n" not in line and line.startswith(b"$PMID,")
+    assert wire.carried("line", line)[:16] == (5).to_bytes(8, "little") + (6).to_bytes(8, "little")
+    for at in range(len(line)):
+        damaged = line[:at] + bytes([line[at] ^ 1]) + line[at + 1 :]
+        assert wire.carried("line", damaged) == b""
+    assert wire.carried("line", line[:-1]) == wire.carried("line", b"") == b""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from midstream.errors import ConfigError
-from midstream.load import Phase, Plan, Timing
+from midstream.load import JointPlan, Phase, Plan, Timing
 from midstream.load.schedule import EVENT
 
 MS = 1_000_000
@@ -110,4 +110,53 @@ def test_a_long_plan_is_made_a_second_at_a_time() -> None:
 )
 def test_mistakes_are_told(wrong: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
+        Plan(**wrong)  # type: ignore[arg-type]  # that is the mistake
+
+
+def test_plans_at_once() -> None:
+    """Each connection has the times of its own plan, and all come in order."""
+    plans = [Plan(rate=1000, seconds=2.5), Plan(sensors=2, rate=3, size=64, seconds=2.5)]
+    joint = JointPlan(plans)
+    every = np.concatenate(list(joint.events()))
+    assert (np.diff(every["at"].astype(np.int64)) >= 0).all()
+    assert joint.sensors == 3 and not joint.is_flood
+    for connection, plan, own in ((0, plans[0], 0), (1, plans[1], 0), (2, plans[1], 1)):
+        alone = np.concatenate(list(plan.events()))
+        alone = alone[alone["connection"] == own]
+        found = every[every["connection"] == connection]
+        assert found["at"].tolist() == alone["at"].tolist()
+        assert set(found["size"].tolist()) == {plan.size}
+
+
+def test_a_flood_beside_a_plan() -> None:
+    joint = JointPlan([Plan(rate=0, seconds=2), Plan(rate=10, seconds=2)])
+    every = np.concatenate(list(joint.events()))
+    assert joint.is_flood
+    assert np.count_nonzero(every["until"]) == 1 and len(every) == 21
+
+
+def test_plans_at_once_last_as_long() -> None:
+    with pytest.raises(ConfigError, match="same number of seconds"):
+        JointPlan([Plan(seconds=1), Plan(seconds=2)])
+
+
+def test_sizes_that_vary() -> None:
+    plan = Plan(sensors=2, rate=500, size=1000, seconds=2, framing="length", varies=0.2, seed=1)
+    sizes = np.concatenate(list(plan.events()))["size"]
+    assert sizes.min() >= 800 and sizes.max() <= 1200 and len(set(sizes.tolist())) > 100
+    assert sizes.tolist() == np.concatenate(list(plan.events()))["size"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"framing": "line", "size": 80}, "41 .* in steps of 2, with line framing"),
+        ({"framing": "line", "size": 39}, "size = 39"),
+        ({"varies": 0.1}, "varies = 0.1"),
+        ({"framing": "length", "size": 1 << 20, "varies": 0.1}, "varies = 0.1"),
+        ({"framing": "length", "size": 20, "varies": 0.5}, "varies = 0.5"),
+    ],
+)
+def test_sizes_that_a_framing_cannot_have(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
         Plan(**wrong)  # type: ignore[arg-type]  # that is the mistake

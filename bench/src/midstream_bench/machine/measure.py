@@ -16,12 +16,14 @@ from types import MappingProxyType
 
 from midstream import config as configuration
 from midstream import network
+from midstream.config import Config
 from midstream.ebpf import compiler, loader
-from midstream.ebpf.pins import ensure_bpffs
+from midstream.ebpf.pins import STREAMS, ensure_bpffs
 from midstream.errors import MidstreamError
 from midstream.lab import hosts, namespaces
 from midstream.lab.hosts import INTERFACE
 from midstream.network import Topology
+from midstream.streams import decide, resolved
 from midstream_bench.ebpf import PROGRAMS, compile_program
 from midstream_bench.machine import wires
 from midstream_bench.machine.counted import Counted
@@ -30,7 +32,7 @@ from midstream_bench.machine.scene import PINS, Scene
 from midstream_bench.middlewares import MIDDLEWARES
 from midstream_bench.receiver import Family, Receiver
 from midstream_bench.receivers import RECEIVERS
-from midstream_bench.scenario import QUICK, Scenario, find
+from midstream_bench.scenario import QUICK, SCENARIOS, Scenario, find
 
 PORT, TOS, MTU = 12345, 104, 1500
 SECONDS = 1.0
@@ -72,10 +74,16 @@ def scene_of(
     with ExitStack() as undo:
         folder = Path(undo.enter_context(TemporaryDirectory(prefix="midstream-vm-")))
         ensure_bpffs(Path(PINS))  # here, where it outlives the children that pin
-        built = undo.enter_context(wires.wired(scenario.sensors, MTU))
-        topology = hosts.topology(built, tos=TOS, port=PORT, mtu=MTU, size=scenario.size)
+        built = undo.enter_context(wires.wired(scenario.hosts, MTU))
+        config = Config.model_validate(scenario.tables)
+        streams = decide(config, ())
+        size = streams[0].size if streams else scenario.size
+        topology = hosts.topology(built, tos=TOS, port=PORT, mtu=MTU, size=size, streams=streams)
         network.write(folder / "const.toml", topology, "midstream bench")
-        for name in ("hardworker", "logger", "selftest"):  # here, where it is quick; the guest finds them
+        # Here, where it is quick; the guest finds them.
+        for one in resolved(config, topology).values():
+            compiler.compile_program("hardworker", one.topology)
+        for name in ("logger", "selftest", *([STREAMS] if streams else [])):
             compiler.compile_program(name, topology)
         for name in PROGRAMS:
             compile_program(name, topology)
@@ -113,7 +121,7 @@ def main(words: Sequence[str]) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was built is taken down
     options = dict(word.split("=") for word in words if "=" in word)
-    scenarios = [word for word in words if word[:1].isdigit()]
+    scenarios = [word for word in words if word in {scenario.name for scenario in SCENARIOS}]
     parts = [word for word in words if "=" not in word and word not in scenarios]
     everyone = (*RECEIVERS, *MIDDLEWARES)
     chosen = [one for one in everyone if not parts or any(part in one.name for part in parts)]

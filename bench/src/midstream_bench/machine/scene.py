@@ -19,6 +19,7 @@ from midstream.lab import enter
 from midstream.lab.hosts import LabHost
 from midstream.lab.impairment import Impairment
 from midstream.load import Connection, Load, Sink
+from midstream.load.mix import Sending, connections, joint_plan
 from midstream.network import Topology
 from midstream_bench.machine import wires
 from midstream_bench.machine.counted import BUSY, KEPT_UP, Counted
@@ -105,9 +106,9 @@ class Scene:
         scenario, seconds = self._scenario, self._seconds
         config = self._configure(receiver)
         setting = Setting(
-            config, config.with_name("const.toml"), scenario.sensors, scenario.rate, scenario.size,
-            str(self._topology.hardworker.ip), self._topology.port, str(self._topology.logger.ip),
-            str(self._topology.sensors[0].ip), slow,
+            config, config.with_name("const.toml"), scenario.sensors,
+            scenario.incoming(self._topology.port), str(self._topology.hardworker.ip),
+            str(self._topology.logger.ip), str(self._topology.sensors[0].ip), slow,
         )  # fmt: skip
         wires.slow_down(self._hosts, slow)
         with ExitStack() as undo:
@@ -133,7 +134,8 @@ class Scene:
     def _start(self, receiver: Receiver, setting: Setting, slow: int, undo: ExitStack) -> Traffic:
         """Logger, receiver and sensors, in this order; sends from now on."""
         seconds = (_VERIFY + _SETTLE + self._seconds + _VERIFY) * slow + _CALLS
-        plan = replace(self._scenario.plan(seconds), rate=self._scenario.rate / slow)
+        sendings = self._scenario.sendings(seconds, self._topology.port, slow=slow)
+        plan = joint_plan(sendings)
         traffic: Traffic
         if receiver.partner:
             partner = undo.enter_context(Program(_Beside(), "logger", receiver.partner(setting)))
@@ -142,10 +144,10 @@ class Scene:
             time.sleep(_MEET + _MEET_EACH * setting.sensors)
         else:
             launch = partial(_Beside().popen, "logger")
-            logger = Sink(setting.logger, setting.port, setting.size, joined=receiver.joined, launch=launch)
+            logger = Sink(setting.logger, setting.incoming, joined=receiver.joined, launch=launch)
             sink = undo.enter_context(logger)
             self._receive(receiver, setting, undo)
-            load = undo.enter_context(Load(plan, self._connections(setting), slow=slow))
+            load = undo.enter_context(Load(plan, self._connections(setting, sendings), slow=slow))
             traffic = TcpTraffic(load, sink)
         traffic.start()
         return traffic
@@ -200,14 +202,10 @@ class Scene:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def _connections(self, setting: Setting) -> list[Connection]:
+    def _connections(self, setting: Setting, sendings: Sequence[Sending]) -> list[Connection]:
         sensors = [host for host in self._hosts if host.name.startswith("sensor")]
-        return [
-            Connection(
-                setting.address, setting.port, self._topology.tos, f"{enter.NAMESPACES}/{host.namespace}"
-            )
-            for host in sensors
-        ]
+        namespaces = [f"{enter.NAMESPACES}/{host.namespace}" for host in sensors]
+        return connections(sendings, setting.address, self._topology.tos, namespaces)
 
     def _wait(self, seconds: float, traffic: Traffic | None) -> None:
         """So many seconds of this machine's, in which the load is fed. Raises LabError if it ends."""

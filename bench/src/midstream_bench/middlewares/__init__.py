@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 
-from midstream.load import Plan
+from midstream.load import JointPlan
 from midstream_bench.middlewares import programs
 from midstream_bench.middlewares.middleware import Ends, Middleware
 from midstream_bench.receiver import Family, Job, Receiver, Setting
@@ -55,9 +55,10 @@ def _receiver(
         language="Python",
         command=_side(name, "receive"),
         missing=lambda: _missing(needs),
-        sender=lambda setting, plan: [*_side(name, "send")(setting), json.dumps(_plan(plan))],
+        sender=lambda setting, plan: [*_side(name, "send")(setting), json.dumps(_plans(plan))],
         partner=_side(name, "log"),
         over_udp=over_udp,
+        one_stream=over_udp,
         note=note,
     )
 
@@ -66,15 +67,22 @@ def _side(name: str, side: str) -> Callable[[Setting], list[str]]:
     def command(setting: Setting) -> list[str]:
         slow = 1 if side == "receive" else setting.slow
         ends = Ends(
-            setting.sensor, setting.address, setting.logger, setting.port, setting.sensors, setting.size, slow
+            setting.sensor,
+            setting.address,
+            setting.logger,
+            setting.incoming[0].port,
+            setting.sensors,
+            max(each.size for each in setting.incoming),
+            slow,
         )
         return [sys.executable, "-P", "-m", __name__, name, side, json.dumps(asdict(ends))]
 
     return command
 
 
-def _plan(plan: Plan) -> dict[str, object]:
-    return {name: value for name, value in asdict(plan).items() if name != "timing"}
+def _plans(joint: JointPlan) -> list[dict[str, object]]:
+    every = [asdict(plan) for plan in joint.plans]
+    return [{name: value for name, value in plan.items() if name != "timing"} for plan in every]
 
 
 def _missing(needs: tuple[str, ...]) -> str:

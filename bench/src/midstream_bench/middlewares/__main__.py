@@ -1,8 +1,8 @@
-"""One side of a middleware: `python -m midstream_bench.middlewares NAME SIDE ENDS [PLAN]`.
+"""One side of a middleware: `python -m midstream_bench.middlewares NAME SIDE ENDS [PLANS]`.
 
-SIDE is receive, log or send. ENDS and, for send, PLAN are JSON objects: the fields of middleware.Ends and of
-load.Plan. A sender connects, says ready, and begins at the time (time.monotonic_ns) that it reads from
-standard input.
+SIDE is receive, log or send. ENDS is a JSON object, the fields of middleware.Ends; for send PLANS is a list
+of objects, each the fields of a load.Plan. Each connection of the plans has a topic of its own. A sender
+connects, says ready, and begins at the time (time.monotonic_ns) that it reads from standard input.
 """
 
 import json
@@ -12,30 +12,35 @@ from typing import Any
 
 import numpy as np
 
-from midstream.load import Plan
+from midstream.load import JointPlan, Plan
 from midstream.load import message as wire
 from midstream_bench.middlewares import Ends, Middleware
 from midstream_bench.middlewares import load as load_middleware
 from midstream_bench.middlewares.work import CONNECTION_SHIFT, Work
 
 
-def main(name: str, side: str, ends: str, plan: str = "{}") -> None:
+def main(name: str, side: str, ends: str, plans: str = "[]") -> None:
     """Run one side."""
     middleware = load_middleware(name)
     work = Work()
     work.listen()
     if side == "send":
-        send(middleware, Ends(**json.loads(ends)), Plan(**json.loads(plan)), work)
+        send(
+            middleware,
+            Ends(**json.loads(ends)),
+            JointPlan([Plan(**each) for each in json.loads(plans)]),
+            work,
+        )
         return
     run = middleware.receive if side == "receive" else middleware.log
     run(Ends(**json.loads(ends)), work.take, work.ready, lambda: work.stopped)
     work.report()
 
 
-def send(middleware: Middleware, ends: Ends, plan: Plan, work: Work) -> None:
+def send(middleware: Middleware, ends: Ends, plan: JointPlan, work: Work) -> None:
     """Send a plan's messages at their times, then print what `Load` says at its end."""
     events = np.concatenate(list(plan.events()))
-    fillers = _fillers(events, plan.size)
+    fillers = _fillers(events)
     connections, times = events["connection"].tolist(), events["at"].tolist()
     counts = [0] * plan.sensors
     late = np.zeros(len(times), np.int64)
@@ -59,14 +64,17 @@ def send(middleware: Middleware, ends: Ends, plan: Plan, work: Work) -> None:
     print(json.dumps(_summary(counts, late, (last - first) / 1e9)), flush=True)
 
 
-def _fillers(events: np.ndarray, size: int) -> list[bytes]:
+def _fillers(events: np.ndarray) -> list[bytes]:
     """What follows the head of each message: made before anything is sent."""
     found = [b""] * len(events)
     for connection in np.unique(events["connection"]).tolist():
         (places,) = np.nonzero(events["connection"] == connection)
-        every = wire.filler(connection, np.arange(len(places)), size)
-        for place, filler in zip(places.tolist(), every, strict=True):
-            found[place] = filler.tobytes()
+        sizes = events["size"][places]
+        for size in np.unique(sizes).tolist():
+            (numbers,) = np.nonzero(sizes == size)
+            every = wire.filler(connection, numbers, size)
+            for place, filler in zip(places[numbers].tolist(), every, strict=True):
+                found[place] = filler.tobytes()
     return found
 
 

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
-#include "message.h"
+#include "frames.h"
 
 #define LATENCIES (1u << 22) /* a longer window keeps its last ones */
 #define BUCKETS (64 * 8)
@@ -19,12 +19,10 @@
 struct stream {
 	uint64_t next;	/* sequence number */
 	int64_t number; /* the load's; -1: not known yet */
-	uint8_t *partial;
-	uint32_t have; /* bytes of the message that is not whole yet */
+	struct frames frames;
 };
 
 static struct {
-	uint32_t size;
 	uint64_t now; /* CLOCK_REALTIME when the application got what it is handed */
 	uint64_t connections, messages, bytes, errors, verified, window, wakeups, window_wakeups;
 	volatile sig_atomic_t measuring, stopped;
@@ -54,15 +52,10 @@ static void on_signal(int number)
 	}
 }
 
-static void start_application(uint32_t size)
+static void start_application(void)
 {
 	struct sigaction action = { .sa_handler = on_signal };
 
-	if (size < HEADER || size > LARGEST) {
-		errno = EINVAL;
-		fail("bytes a message");
-	}
-	application.size = size;
 	application.latencies = malloc(LATENCIES * sizeof(uint32_t));
 	if (!application.latencies)
 		fail("memory");
@@ -73,20 +66,36 @@ static void start_application(uint32_t size)
 	signal(SIGPIPE, SIG_IGN);
 }
 
-static void open_stream(struct stream *stream)
+/* What comes, of the words that say it: its framing, and the bytes of a message, or of the longest. */
+struct kind {
+	enum framing framing;
+	uint32_t size;
+};
+
+static struct kind kind_of(const char *framing, const char *size)
 {
-	stream->next = stream->have = 0;
+	struct kind kind = { .size = atoi(size) };
+
+	if (framing_of(framing) < 0 || kind.size < HEADER || kind.size > LARGEST) {
+		errno = EINVAL;
+		fail("framing and bytes a message");
+	}
+	kind.framing = framing_of(framing);
+	return kind;
+}
+
+static void open_stream(struct stream *stream, struct kind kind)
+{
+	stream->next = 0;
 	stream->number = -1;
-	stream->partial = malloc(application.size);
-	if (!stream->partial)
+	if (!open_frames(&stream->frames, kind.framing, kind.size))
 		fail("memory");
+	memset(stream->frames.partial, 1, kind.size); /* no page is first touched in the window */
 	application.connections++;
 }
 
-static int verify(struct stream *stream, const uint8_t *message)
+static int verify(struct stream *stream, const uint8_t *message, uint32_t size)
 {
-	uint32_t size = application.size;
-
 	for (uint32_t n = 0; n < CONNECTIONS && stream->number < 0; n++)
 		if (fits(message, size < HEADER + 8 ? size : HEADER + 8, n, stream->next))
 			stream->number = n;
@@ -94,15 +103,21 @@ static int verify(struct stream *stream, const uint8_t *message)
 	return stream->number >= 0 && fits(message, size, stream->number, stream->next);
 }
 
-static inline void deliver(struct stream *stream, const uint8_t *message)
+static inline void deliver(struct stream *stream, const uint8_t *payload, uint32_t size)
 {
+	static uint8_t room[LARGEST / 2];
+	const uint8_t *message = carried(stream->frames.framing, payload, &size, room);
 	uint64_t sequence, sent;
 
+	if (!message) {
+		application.errors++;
+		return;
+	}
 	memcpy(&sequence, message, 8);
 	memcpy(&sent, message + 8, 8);
 	if (sequence != stream->next)
 		application.errors++;
-	else if (!application.measuring && !verify(stream, message))
+	else if (!application.measuring && !verify(stream, message, size))
 		application.errors++;
 	stream->next = sequence + 1;
 	application.messages++;
@@ -114,23 +129,13 @@ static inline void deliver(struct stream *stream, const uint8_t *message)
 /* Bytes of a stream, next in order: cut them into messages. */
 static inline void feed(struct stream *stream, const uint8_t *data, size_t length)
 {
-	application.bytes += length;
-	if (stream->have) {
-		uint32_t wanted = application.size - stream->have, part = length < wanted ? length : wanted;
+	const uint8_t *message;
+	uint32_t size;
 
-		memcpy(stream->partial + stream->have, data, part);
-		stream->have += part;
-		data += part;
-		length -= part;
-		if (stream->have < application.size)
-			return;
-		deliver(stream, stream->partial);
-		stream->have = 0;
-	}
-	for (; length >= application.size; data += application.size, length -= application.size)
-		deliver(stream, data);
-	memcpy(stream->partial, data, length);
-	stream->have = length;
+	application.bytes += length;
+	while ((message = next_message(&stream->frames, &data, &length, &size)))
+		deliver(stream, message, size);
+	application.errors += stream->frames.broken;
 }
 
 /* Until the next multiple of the period, counted from `begun`, by CLOCK_MONOTONIC. */

@@ -11,12 +11,14 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
-from midstream.load.message import HEADER, filler, find_connection
+from midstream.framing import Framing, decoder
+from midstream.load import Incoming
+from midstream.load.message import HEADER, carried, filler, find_connection
 
 LATENCIES = 1 << 22  # a longer window keeps its last ones
 _FIRST = (
@@ -28,8 +30,7 @@ _HEAD = struct.Struct("<QQ")  # sequence, time
 class Application:
     """Counts and verifies. `stop` is called upon SIGTERM; `finish` prints what was seen."""
 
-    def __init__(self, size: int, stop: Callable[[], object]) -> None:
-        self.size = size
+    def __init__(self, stop: Callable[[], object]) -> None:
         self.measuring = self.measured = False
         self.now = 0
         self.wakeups = 0
@@ -87,12 +88,14 @@ class Application:
 
 
 class Stream:
-    """One connection, whose bytes come in order."""
+    """One connection, whose bytes come in order; incoming: what they are."""
 
-    __slots__ = ("_app", "_next", "_number", "_partial")
+    __slots__ = ("_app", "_decoder", "_framing", "_next", "_number", "_partial", "_size")
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, incoming: Incoming) -> None:
         self._app = application
+        self._framing, self._size = incoming.framing, incoming.size
+        self._decoder = decoder(self._framing, size=self._size, max_size=self._size)
         self._next = 0
         self._number = -1  # the load's
         self._partial = b""
@@ -100,18 +103,29 @@ class Stream:
 
     def feed(self, data: bytes) -> None:
         """Cut the next bytes into messages and deliver each."""
-        app = self._app
-        app.bytes += len(data)
+        self._app.bytes += len(data)
+        if self._framing != "fixed":
+            for message in self._decoder.feed(data):
+                self.deliver(message)
+            return
         if self._partial:
             data = self._partial + data
-        size, end = app.size, len(data)
+        size, end = self._size, len(data)
         position = 0
         while position + size <= end:
-            self.deliver(data, position)
+            self._deliver(data, position, size)
             position += size
         self._partial = data[position:]
 
-    def deliver(self, data: bytes | memoryview, position: int = 0) -> None:
+    def deliver(self, payload: bytes) -> None:
+        """One message, whole."""
+        message = carried(self._framing, payload)
+        if message:
+            self._deliver(message, 0, len(message))
+        else:
+            self._app.errors += 1
+
+    def _deliver(self, data: bytes, position: int, size: int) -> None:
         """One message, whole, at a position of data."""
         app = self._app
         sequence, sent = _HEAD.unpack_from(data, position)
@@ -122,7 +136,7 @@ class Stream:
         if app.measuring:
             app.latencies[app.window % LATENCIES] = app.now - sent
             app.window += 1
-        elif app.is_verifying(sequence) and not self._is_right(bytes(data[position : position + app.size])):
+        elif app.is_verifying(sequence) and not self._is_right(data[position : position + size]):
             app.errors += 1
 
     def _is_right(self, message: bytes) -> bool:
@@ -146,3 +160,14 @@ def summarize(latencies: np.ndarray) -> dict[str, Any]:
     buckets, counts = np.unique(found >> exponent << exponent, return_counts=True)
     histogram = [[int(lower), int(count)] for lower, count in zip(buckets, counts, strict=True)]
     return {"p50": middle, "p99": p99, "p999": p999, "max": int(found.max()), "histogram": histogram}
+
+
+def places(words: Sequence[str]) -> tuple[str, str, int, list[Incoming]]:
+    """Of the arguments ADDRESS LOGGER TOS PORT FRAMING SIZE [PORT FRAMING SIZE …]: the address, that of the
+    logger (empty for -: nothing is sent on), the TOS byte for it, and what comes to which port."""
+    address, logger, tos, *ports = words
+    incoming = [
+        Incoming(int(port), int(size), cast(Framing, framing))
+        for port, framing, size in zip(ports[::3], ports[1::3], ports[2::3], strict=True)
+    ]
+    return address, logger.removeprefix("-"), int(tos), incoming

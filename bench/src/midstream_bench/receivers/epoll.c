@@ -1,39 +1,43 @@
 // SPDX-License-Identifier: MIT
 /* The handler that anybody would write in C: wait for sockets that are readable, receive, deliver, send on.
  *
- *   epoll ADDRESS PORT SIZE [LOGGER TOS]
+ *   epoll ADDRESS LOGGER TOS PORT FRAMING SIZE [PORT FRAMING SIZE …]
+ *
+ * LOGGER: "-": nothing is sent on.
  */
 #define _GNU_SOURCE
 #include <sys/epoll.h>
 
 #include "relay.h"
 
-static void watch(int events, int operation, int socket, uint32_t what, struct relay *relay)
+static void watch(int events, int operation, int socket, uint32_t what, void *whose)
 {
-	struct epoll_event event = { .events = what, .data.ptr = relay };
+	struct epoll_event event = { .events = what, .data.ptr = whose };
 
 	if (epoll_ctl(events, operation, socket, &event))
 		fail("epoll");
+}
+
+static int is_listener(const void *whose)
+{
+	return whose >= (const void *)listeners && whose < (const void *)(listeners + PORTS);
 }
 
 int main(int argc, char **argv)
 {
 	static struct relay relays[MOST];
 	struct epoll_event found[64];
-	struct sockaddr_in logger;
-	int events = epoll_create1(EPOLL_CLOEXEC), tos = 0, count = 0, listener;
+	int events = epoll_create1(EPOLL_CLOEXEC), tos, count = 0;
 
-	if (argc != 4 && argc != 6) {
+	if (argc < 7) {
 		errno = EINVAL;
-		fail("usage: epoll ADDRESS PORT SIZE [LOGGER TOS]");
+		fail("usage: epoll ADDRESS LOGGER TOS PORT FRAMING SIZE [PORT FRAMING SIZE …]");
 	}
-	if (argc == 6) {
-		logger = address_of(argv[4], argv[2]);
-		tos = atoi(argv[5]);
-	}
-	start_application(atoi(argv[3]));
-	listener = listen_at(argv[1], argv[2]);
-	watch(events, EPOLL_CTL_ADD, listener, EPOLLIN, NULL);
+	tos = atoi(argv[3]);
+	start_application();
+	listen_to_all(argv[1], argv[2], argv + 4, argc - 4);
+	for (int i = 0; i < listening; i++)
+		watch(events, EPOLL_CTL_ADD, listeners[i].socket, EPOLLIN, &listeners[i]);
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
 		int n = epoll_wait(events, found, 64, -1);
@@ -42,8 +46,8 @@ int main(int argc, char **argv)
 		for (int i = 0; i < n; i++) {
 			struct relay *relay = found[i].data.ptr;
 
-			if (!relay) {
-				if (count < MOST && accept_relay(listener, argc == 6 ? &logger : NULL, tos, &relays[count])) {
+			if (is_listener(relay)) {
+				if (count < MOST && accept_relay(found[i].data.ptr, tos, &relays[count])) {
 					watch(events, EPOLL_CTL_ADD, relays[count].inner, EPOLLIN, &relays[count]);
 					if (relays[count].outer.socket >= 0)
 						watch(events, EPOLL_CTL_ADD, relays[count].outer.socket, 0, &relays[count]);

@@ -2,7 +2,9 @@
 /* The tuned handler of polling.c with one connection to the logger for all sensors: a single send a period. The logger
  * has to take the streams apart again (joined.h).
  *
- *   joined ADDRESS PORT SIZE PERIOD_US LOGGER TOS
+ *   joined ADDRESS LOGGER TOS PERIOD_US PORT FRAMING SIZE [PORT FRAMING SIZE …]
+ *
+ * The logger's port is the first of them.
  */
 #define _GNU_SOURCE
 #include "joined.h"
@@ -13,9 +15,8 @@
 static struct outgoing logger; /* what its TCP does not take now waits for the next period */
 
 /* Receive once, to where it is sent from, and deliver. Returns 1 if there may be more. */
-static int take(struct relay *relay, uint32_t stream)
+static int take(struct relay *relay, struct piece piece)
 {
-	struct piece piece = { .stream = stream };
 	uint8_t *head = logger.waiting + logger.length, *data = head + sizeof(piece);
 	ssize_t got;
 
@@ -39,30 +40,35 @@ static int take(struct relay *relay, uint32_t stream)
 int main(int argc, char **argv)
 {
 	static struct relay relays[MOST];
+	static struct piece heads[MOST];
 	struct sockaddr_in address;
-	int count = 0, listener;
+	int count = 0;
 	uint64_t period;
 
-	if (argc != 7) {
+	if (argc < 8) {
 		errno = EINVAL;
-		fail("usage: joined ADDRESS PORT SIZE PERIOD_US LOGGER TOS");
+		fail("usage: joined ADDRESS LOGGER TOS PERIOD_US PORT FRAMING SIZE [PORT FRAMING SIZE …]");
 	}
-	address = address_of(argv[5], argv[2]);
+	address = address_of(argv[2], argv[5]);
 	period = strtoull(argv[4], NULL, 10) * 1000;
-	start_application(atoi(argv[3]));
-	listener = listen_at(argv[1], argv[2]);
+	start_application();
+	listen_to_all(argv[1], "-", argv + 5, argc - 5);
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
 		sleep_to_period(period, 0);
 		application.wakeups++;
-		while (!application.measuring && count < MOST && accept_relay(listener, NULL, 0, &relays[count]))
-			if (!count++) {
-				logger = connect_logger(&address, atoi(argv[6]), ROOM);
-				memset(logger.waiting, 1, ROOM); /* no page is first touched in the window */
+		for (int i = 0; i < listening && !application.measuring; i++)
+			while (count < MOST && accept_relay(&listeners[i], 0, &relays[count])) {
+				if (!count) {
+					logger = connect_logger(&address, atoi(argv[3]), ROOM);
+					memset(logger.waiting, 1, ROOM); /* no page is first touched in the window */
+				}
+				heads[count] = (struct piece){ .stream = count, .kind = i };
+				count++;
 			}
 		application.now = now(CLOCK_REALTIME);
 		for (int i = 0; i < count; i++)
-			while (relays[i].inner >= 0 && take(&relays[i], i))
+			while (relays[i].inner >= 0 && take(&relays[i], heads[i]))
 				;
 		send_waiting(&logger);
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* The handler as well as it can be tuned: nothing wakes it; once a period it takes what every socket has.
  *
- *   polling ADDRESS PORT SIZE PERIOD_US BUSY_POLL_US [LOGGER TOS]
+ *   polling ADDRESS LOGGER TOS PERIOD_US BUSY_POLL_US PORT FRAMING SIZE [PORT FRAMING SIZE …]
  *
  * BUSY_POLL_US: not 0: receiving from the first socket polls the network card itself (SO_BUSY_POLL,
  * SO_PREFER_BUSY_POLL, Documentation/networking/napi.rst), so that neither interrupt nor softirq is needed for it.
@@ -29,31 +29,27 @@ static void poll_the_card(int connection, int microseconds)
 int main(int argc, char **argv)
 {
 	static struct relay relays[MOST];
-	struct sockaddr_in logger;
-	int tos = 0, count = 0, listener, busy;
+	int tos, count = 0, busy;
 	uint64_t period;
 	ssize_t got;
 
-	if (argc != 6 && argc != 8) {
+	if (argc < 9) {
 		errno = EINVAL;
-		fail("usage: polling ADDRESS PORT SIZE PERIOD_US BUSY_POLL_US [LOGGER TOS]");
+		fail("usage: polling ADDRESS LOGGER TOS PERIOD_US BUSY_POLL_US PORT FRAMING SIZE [PORT FRAMING SIZE …]");
 	}
-	if (argc == 8) {
-		logger = address_of(argv[6], argv[2]);
-		tos = atoi(argv[7]);
-	}
+	tos = atoi(argv[3]);
 	period = strtoull(argv[4], NULL, 10) * 1000;
 	busy = atoi(argv[5]);
-	start_application(atoi(argv[3]));
-	listener = listen_at(argv[1], argv[2]);
+	start_application();
+	listen_to_all(argv[1], argv[2], argv + 6, argc - 6);
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
 		sleep_to_period(period, 0);
 		application.wakeups++;
-		while (!application.measuring && count < MOST &&
-		       accept_relay(listener, argc == 8 ? &logger : NULL, tos, &relays[count]))
-			if (!count++ && busy)
-				poll_the_card(relays[0].inner, busy);
+		for (int i = 0; i < listening && !application.measuring; i++)
+			while (count < MOST && accept_relay(&listeners[i], tos, &relays[count]))
+				if (!count++ && busy)
+					poll_the_card(relays[0].inner, busy);
 		application.now = now(CLOCK_REALTIME);
 		for (int i = 0; i < count; i++) {
 			if (relays[i].inner < 0 || (relays[i].outer.length && !send_waiting(&relays[i].outer)))

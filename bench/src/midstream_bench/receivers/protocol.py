@@ -1,15 +1,18 @@
 """uvloop with a Protocol, the fastest way that asyncio has: callbacks, and no coroutine.
 
-python -m midstream_bench.receivers.protocol ADDRESS PORT SIZE [LOGGER TOS]
+python -m midstream_bench.receivers.protocol ADDRESS LOGGER TOS PORT FRAMING SIZE [PORT FRAMING SIZE …]
 """
 
 import asyncio
 import socket
 import sys
+from contextlib import AsyncExitStack
+from functools import partial
 
 import uvloop
 
-from midstream_bench.receivers.application import Application, Stream
+from midstream.load import Incoming
+from midstream_bench.receivers.application import Application, Stream, places
 
 
 class Outer(asyncio.Protocol):
@@ -19,10 +22,10 @@ class Outer(asyncio.Protocol):
 class Inner(asyncio.Protocol):
     """A sensor's connection; `outer` continues it to the logger, if there is one."""
 
-    def __init__(self, application: Application, logger: str, port: int, tos: int) -> None:
+    def __init__(self, application: Application, logger: str, tos: int, kind: Incoming) -> None:
         self._application = application
-        self._target = (logger, port, tos)
-        self._stream = Stream(application)
+        self._target = (logger, kind.port, tos)
+        self._stream = Stream(application, kind)
         self._outer: asyncio.WriteTransport | None = None
         self._early: list[bytes] | None = [] if logger else None
         self._connecting: asyncio.Task[None] | None = None
@@ -53,15 +56,17 @@ class Inner(asyncio.Protocol):
         self._outer, self._early = outer, None
 
 
-async def serve(address: str, port: str, size: str, logger: str = "", tos: str = "0") -> Application:
+async def serve(*words: str) -> Application:
     """Serve until SIGTERM."""
+    address, logger, tos, incoming = places(words)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    application = Application(int(size), lambda: loop.call_soon_threadsafe(stopped.set))
-    server = await loop.create_server(
-        lambda: Inner(application, logger, int(port), int(tos)), address, int(port), backlog=1024
-    )
-    async with server:
+    application = Application(lambda: loop.call_soon_threadsafe(stopped.set))
+    async with AsyncExitStack() as servers:
+        for kind in incoming:
+            made = partial(Inner, application, logger, tos, kind)
+            server = await loop.create_server(made, address, kind.port, backlog=1024)
+            await servers.enter_async_context(server)
         application.ready()
         await stopped.wait()
     return application

@@ -10,7 +10,9 @@ import numpy as np
 
 from midstream import Hardworker
 from midstream.hardworker.views import USUAL
+from midstream.load import Incoming
 from midstream.load.message import HEADER, find_connection
+from midstream.streams import resolved
 from midstream_bench.receivers.application import LATENCIES, Application, Stream, is_right
 
 COLUMNS = "sequence", "number", "sent"
@@ -35,11 +37,10 @@ class _Room:
 class Columns:
     """The callback for all messages of a turn."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, size: int) -> None:
         self._app = application
-        self.payload = np.dtype(
-            [("number", "<u8"), ("sent", "<i8"), ("filler", "V", application.size - HEADER)]
-        )
+        self._size = size
+        self.payload = np.dtype([("number", "<u8"), ("sent", "<i8"), ("filler", "V", size - HEADER)])
         self._now = np.array(0)  # NumPy calculates with an array at once; a Python number it has to look at
         self._now_view = self._now.data
         self._rooms: dict[int, _Room] = {}
@@ -70,7 +71,7 @@ class Columns:
     def verify(self, batch: np.ndarray) -> None:
         """The same messages whole, outside the window."""
         app = self._app
-        verifying = (row for row in batch if app.is_verifying(int(row["offset"]) // app.size))
+        verifying = (row for row in batch if app.is_verifying(int(row["offset"]) // self._size))
         app.errors += sum(not self._is_right(row) for row in verifying)
 
     def _is_right(self, row: np.void) -> bool:
@@ -83,7 +84,7 @@ class Columns:
 
 def columns(hardworker: Hardworker, application: Application) -> None:
     """Once a turn, all that has arrived."""
-    callback = Columns(application)
+    callback = Columns(application, hardworker.message_size)
     deliver = callback.deliver
     for values in hardworker.columns(*COLUMNS, payload=callback.payload):
         application.wakeups += 1
@@ -92,17 +93,22 @@ def columns(hardworker: Hardworker, application: Application) -> None:
             deliver(count, values)
             if not application.measuring:
                 callback.verify(hardworker.batch)
-    application.bytes = application.messages * application.size  # they are all whole
+    application.bytes = application.messages * hardworker.message_size  # they are all whole
 
 
 def messages(hardworker: Hardworker, application: Application) -> None:
     """As a simple application is written."""
-    streams: dict[int, Stream] = {}
+    incoming = {
+        name: Incoming(topology.port, topology.size, config.data.framing)
+        for name, (config, topology) in resolved(hardworker.config, hardworker.topology).items()
+    }
+    streams: dict[tuple[str, int], Stream] = {}
     for message in hardworker:
         application.woken()
-        stream = streams.get(message.connection)
+        of = message.stream, message.connection
+        stream = streams.get(of)
         if stream is None:
-            stream = streams[message.connection] = Stream(application)
+            stream = streams[of] = Stream(application, incoming[message.stream])
         application.bytes += len(message.payload)
         stream.deliver(message.payload)
 
@@ -110,7 +116,7 @@ def messages(hardworker: Hardworker, application: Application) -> None:
 def main(config: str, form: str) -> None:
     """Until SIGTERM."""
     with Hardworker(config) as hardworker:
-        application = Application(hardworker.message_size, hardworker.stop)
+        application = Application(hardworker.stop)
         application.ready()
         {"messages": messages, "columns": columns}[form](hardworker, application)
         application.connections = hardworker.totals.opened

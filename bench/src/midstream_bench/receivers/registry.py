@@ -6,8 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from midstream import config as configuration
-from midstream.ebpf import compiler, irq_mitigation
+from midstream import network
+from midstream.ebpf import compiler, irq_mitigation, pins
 from midstream.load import load
+from midstream.streams import resolved
 from midstream_bench.receiver import Family, Job, Receiver, Setting
 from midstream_bench.receivers.arrangement import Arrangement
 
@@ -35,22 +37,22 @@ def _executable(name: str) -> str:
     return str(compiler.compile_executable(HERE / f"{name}.c", headers=load.SOURCE.parent))
 
 
-def _onwards(job: Job, setting: Setting) -> list[str]:
-    return [setting.logger, _TOS] if job == Job.RELAY else []
+def _places(job: Job, setting: Setting) -> list[str]:
+    """The words that all handlers begin with: where they listen, and where they send on to."""
+    return [setting.address, setting.logger if job == Job.RELAY else "-", _TOS]
 
 
 def _in_c(name: str, job: Job, *more: str) -> Callable[[Setting], list[str]]:
     def command(setting: Setting) -> list[str]:
-        where = [setting.address, str(setting.port), str(setting.size)]
-        return [_executable(name), *where, *more, *_onwards(job, setting)]
+        return [_executable(name), *_places(job, setting), *more, *setting.ports]
 
     return command
 
 
 def _in_python(name: str, job: Job) -> Callable[[Setting], list[str]]:
     def command(setting: Setting) -> list[str]:
-        where = [setting.address, str(setting.port), str(setting.size)]
-        return [sys.executable, "-m", f"midstream_bench.receivers.{name}", *where, *_onwards(job, setting)]
+        module = f"midstream_bench.receivers.{name}"
+        return [sys.executable, "-m", module, *_places(job, setting), *setting.ports]
 
     return command
 
@@ -65,12 +67,16 @@ def _application(form: str) -> Callable[[Setting], list[str]]:
 def _consumer(setting: Setting) -> list[str]:
     config = configuration.load(setting.config)
     settings = config.hardworker
-    pins = Path(config.network.pins, "hardworker")
     period, follow = (
         str(round(settings.period * 1e6)),
         str(int(settings.irq_mitigation and settings.period > 0)),
     )
-    return [_executable("ring"), str(pins), str(setting.size), period, follow]
+    rings = []
+    for stream in resolved(config, network.load(setting.const)).values():
+        own, topology = stream
+        folder = pins.stream_folder(pins.default_folder("hardworker", config), own)
+        rings += [str(folder), own.data.framing, str(topology.size)]
+    return [_executable("ring"), period, follow, *rings]
 
 
 def _spooled(command: Callable[[Setting], list[str]]) -> Callable[[Setting], list[str]]:
@@ -147,6 +153,7 @@ def _midstream() -> Iterator[Receiver]:
                 command,
                 tables={"hardworker": settings},
                 attach=Arrangement("midstream"),
+                one_stream=name == "numpy",
             )
 
 
@@ -162,6 +169,7 @@ def _spool() -> Iterator[Receiver]:
             _spooled(command),
             tables={"hardworker": {"period": PERIOD, "irq_mitigation": True}},
             attach=Arrangement("midstream"),
+            one_stream=name == "numpy",
             note="the logger is away: the hardworker's own TCP receives, and its spool stores",
         )
 
@@ -172,7 +180,14 @@ def _floors() -> Iterator[Receiver]:
         ("floor-deferred", "XDP_TX and nothing else, interrupts deferred", irq_mitigation.matched(PERIOD)),
     ):
         yield Receiver(
-            name, title, Family.FLOOR, Job.FORWARD, "eBPF", None, attach=Arrangement("floor", wanted)
+            name,
+            title,
+            Family.FLOOR,
+            Job.FORWARD,
+            "eBPF",
+            None,
+            attach=Arrangement("floor", wanted),
+            one_stream=True,
         )
 
 

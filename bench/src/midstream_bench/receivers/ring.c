@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-/* A consumer of midstream's ring in C, as small as it can be: bytes in order, no journal.
+/* A consumer of midstream's rings in C, as small as it can be: bytes in order, no journal.
  *
- *   ring PINS SIZE PERIOD_US FOLLOW
+ *   ring PERIOD_US FOLLOW PINS FRAMING SIZE [PINS FRAMING SIZE …]
  *
- * PINS: the folder of the hardworker's pins. PERIOD_US 0: woken by epoll; else it looks once a period. FOLLOW 1: the
+ * PINS: the folder of a stream's pins. PERIOD_US 0: woken by epoll; else it looks once a period. FOLLOW 1: the
  * interface's interrupts are deferred, and it looks shortly after they come (see Hardworker.wait).
  */
 #define _GNU_SOURCE
@@ -19,6 +19,7 @@
 #define BUSY (1u << 31)
 #define DISCARDED (1u << 30)
 #define MOST 4096
+#define RINGS 32
 #define RECORD_OPEN 1 /* ebpf/record.h */
 
 struct record {
@@ -37,18 +38,26 @@ struct early {
 	uint8_t data[];
 };
 
-static struct connection {
+struct connection {
 	struct stream stream;
 	uint64_t offset; /* of the next byte */
 	struct early *early; /* sorted */
-} connections[MOST];
+};
 
-static uint64_t *consumer;
-static const uint64_t *producer;
-static const uint8_t *data;
-static uint64_t mask, newest;
+/* Of a stream. */
+static struct ring {
+	int map;
+	struct kind kind;
+	uint64_t *consumer;
+	const uint64_t *producer;
+	const uint8_t *data;
+	uint64_t mask;
+	struct connection connections[MOST];
+} rings[RINGS];
 
-static int open_ring(const char *pins)
+static uint64_t newest;
+
+static void open_ring(struct ring *opened, const char *pins)
 {
 	char path[4096];
 	union bpf_attr attr = { .pathname = (uint64_t)path };
@@ -63,20 +72,20 @@ static int open_ring(const char *pins)
 	ask.info.bpf_fd = ring;
 	if (ring < 0 || syscall(SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &ask, sizeof(ask)))
 		fail(path);
-	consumer = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0);
+	opened->consumer = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0);
 	pages = mmap(NULL, page + 2ul * info.max_entries, PROT_READ, MAP_SHARED, ring, page);
-	if (consumer == MAP_FAILED || pages == MAP_FAILED)
+	if (opened->consumer == MAP_FAILED || pages == MAP_FAILED)
 		fail("mmap");
-	producer = pages;
-	data = (const uint8_t *)pages + page;
-	mask = info.max_entries - 1;
-	return ring;
+	opened->producer = pages;
+	opened->data = (const uint8_t *)pages + page;
+	opened->mask = info.max_entries - 1;
+	opened->map = ring;
 }
 
-static void open_connection(struct connection *c)
+static void open_connection(struct connection *c, struct kind kind)
 {
 	*c = (struct connection){};
-	open_stream(&c->stream);
+	open_stream(&c->stream, kind);
 }
 
 /* The part of these bytes that is new, if they are next. */
@@ -111,15 +120,15 @@ static void store(struct connection *c, uint64_t offset, const uint8_t *bytes, u
 	}
 }
 
-static void consume(void)
+static void consume(struct ring *ring)
 {
-	uint64_t position = *consumer, end = __atomic_load_n(producer, __ATOMIC_ACQUIRE);
+	uint64_t position = *ring->consumer, end = __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
 
 	if (position == end)
 		return;
 	application.now = now(CLOCK_REALTIME);
 	while (position < end) {
-		const struct record *record = (const void *)(data + (position & mask));
+		const struct record *record = (const void *)(ring->data + (position & ring->mask));
 		uint32_t header = __atomic_load_n(&record->header, __ATOMIC_ACQUIRE);
 
 		if (header & BUSY)
@@ -129,37 +138,43 @@ static void consume(void)
 			continue;
 		newest = record->time;
 		if (record->flags & RECORD_OPEN)
-			open_connection(&connections[record->connection % MOST]);
+			open_connection(&ring->connections[record->connection % MOST], ring->kind);
 		else if (record->length)
-			store(&connections[record->connection % MOST], record->offset, record->payload,
+			store(&ring->connections[record->connection % MOST], record->offset, record->payload,
 			      record->length);
 	}
-	__atomic_store_n(consumer, position, __ATOMIC_RELEASE);
+	__atomic_store_n(ring->consumer, position, __ATOMIC_RELEASE);
 }
 
 int main(int argc, char **argv)
 {
 	struct epoll_event event = { .events = EPOLLIN };
-	int events = epoll_create1(EPOLL_CLOEXEC), ring;
+	int events = epoll_create1(EPOLL_CLOEXEC), count = (argc - 3) / 3;
 	uint64_t period;
 
-	if (argc != 5) {
+	if (argc < 6 || argc % 3 || count > RINGS) {
 		errno = EINVAL;
-		fail("usage: ring PINS SIZE PERIOD_US FOLLOW");
+		fail("usage: ring PERIOD_US FOLLOW PINS FRAMING SIZE [PINS FRAMING SIZE …]");
 	}
-	start_application(atoi(argv[2]));
-	ring = open_ring(argv[1]);
-	period = strtoull(argv[3], NULL, 10) * 1000;
-	if (epoll_ctl(events, EPOLL_CTL_ADD, ring, &event))
-		fail("epoll");
+	start_application();
+	period = strtoull(argv[1], NULL, 10) * 1000;
+	for (int i = 0; i < count; i++) {
+		char **words = argv + 3 + 3 * i;
+
+		rings[i].kind = kind_of(words[1], words[2]);
+		open_ring(&rings[i], words[0]);
+		if (epoll_ctl(events, EPOLL_CTL_ADD, rings[i].map, &event))
+			fail("epoll");
+	}
 	fprintf(stderr, "ready\n");
 	while (!application.stopped) {
 		if (period)
-			sleep_to_period(period, atoi(argv[4]) && newest ? newest - period / 32 : 0);
+			sleep_to_period(period, atoi(argv[2]) && newest ? newest - period / 32 : 0);
 		else
 			epoll_wait(events, &event, 1, -1);
 		application.wakeups++;
-		consume();
+		for (int i = 0; i < count; i++)
+			consume(&rings[i]);
 	}
 	finish_application();
 }

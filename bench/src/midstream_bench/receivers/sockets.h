@@ -11,6 +11,17 @@
 
 #define MOST 4096	/* connections */
 #define CHUNK (1 << 18) /* bytes read at once */
+#define PORTS 32
+
+/* A port of the sensors. */
+struct listener {
+	int socket;
+	struct kind kind;
+	struct sockaddr_in logger; /* where its connections are continued */
+};
+
+static struct listener listeners[PORTS];
+static int listening;
 
 /* A connection to the logger, and what its TCP has not taken yet. */
 struct outgoing {
@@ -48,6 +59,23 @@ static int listen_at(const char *ip, const char *port)
 	return listener;
 }
 
+/* Of the words PORT FRAMING SIZE, again and again. logger: "-": none. */
+static void listen_to_all(const char *ip, const char *logger, char **words, int count)
+{
+	if (count < 3 || count % 3 || count / 3 > PORTS) {
+		errno = EINVAL;
+		fail("ports");
+	}
+	for (int i = 0; i < count; i += 3) {
+		struct listener *listener = &listeners[listening++];
+
+		listener->kind = kind_of(words[i + 1], words[i + 2]);
+		listener->socket = listen_at(ip, words[i]);
+		if (strcmp(logger, "-"))
+			listener->logger = address_of(logger, words[i]);
+	}
+}
+
 /* With room for so many bytes to wait. */
 static struct outgoing connect_logger(const struct sockaddr_in *logger, int tos, size_t room)
 {
@@ -79,15 +107,15 @@ static int send_waiting(struct outgoing *out)
 }
 
 /* Accept one connection; where there is a logger, continue it there. Returns 0 if there is none to accept. */
-static int accept_relay(int listener, const struct sockaddr_in *logger, int tos, struct relay *relay)
+static int accept_relay(const struct listener *listener, int tos, struct relay *relay)
 {
-	int inner = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	int inner = accept4(listener->socket, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 	if (inner < 0)
 		return 0;
 	*relay = (struct relay){ .inner = inner, .outer.socket = -1 };
-	open_stream(&relay->stream);
-	if (logger)
-		relay->outer = connect_logger(logger, tos, CHUNK);
+	open_stream(&relay->stream, listener->kind);
+	if (listener->logger.sin_port)
+		relay->outer = connect_logger(&listener->logger, tos, CHUNK);
 	return 1;
 }

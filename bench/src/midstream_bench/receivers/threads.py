@@ -1,6 +1,6 @@
 """Blocking sockets, as most programs in Python begin: a thread for each connection.
 
-python -m midstream_bench.receivers.threads ADDRESS PORT SIZE [LOGGER TOS]
+python -m midstream_bench.receivers.threads ADDRESS LOGGER TOS PORT FRAMING SIZE [PORT FRAMING SIZE …]
 """
 
 import os
@@ -9,30 +9,31 @@ import sys
 import threading
 import time
 
-from midstream_bench.receivers.application import Application, Stream
+from midstream.load import Incoming
+from midstream_bench.receivers.application import Application, Stream, places
 
 CHUNK = 1 << 18
 
 
-def main(address: str, port: str, size: str, logger: str = "", tos: str = "0") -> None:
+def main(*words: str) -> None:
     """Serve until SIGTERM."""
+    address, logger, tos, incoming = places(words)
     waker, stopped = socket.socketpair()
-    application = Application(int(size), lambda: stopped.send(b"x"))
-    listener = socket.create_server((address, int(port)), backlog=1024)
+    application = Application(lambda: stopped.send(b"x"))
 
-    def accept() -> None:
+    def accept(listener: socket.socket, kind: Incoming) -> None:
         while True:
             inner, _ = listener.accept()
-            threading.Thread(target=serve, args=(inner,), daemon=True).start()
+            threading.Thread(target=serve, args=(inner, kind), daemon=True).start()
 
-    def serve(inner: socket.socket) -> None:
+    def serve(inner: socket.socket, kind: Incoming) -> None:
         outer = None
         if logger:
             outer = socket.socket()
-            outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, int(tos))
+            outer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
             outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            outer.connect((logger, int(port)))
-        stream = Stream(application)
+            outer.connect((logger, kind.port))
+        stream = Stream(application, kind)
         while data := inner.recv(CHUNK):
             application.now = time.time_ns()
             application.wakeups += 1
@@ -43,7 +44,9 @@ def main(address: str, port: str, size: str, logger: str = "", tos: str = "0") -
         if outer:
             outer.close()
 
-    threading.Thread(target=accept, daemon=True).start()
+    for kind in incoming:
+        listener = socket.create_server((address, kind.port), backlog=1024)
+        threading.Thread(target=accept, args=(listener, kind), daemon=True).start()
     application.ready()
     while waker.recv(1) != b"x":
         pass
