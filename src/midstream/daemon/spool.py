@@ -7,8 +7,8 @@ it gives up its privileges: so the daemon may die at any moment, and no number i
 
 Python takes a second to start, which the sensors need not wait for: the daemon binds the doors, one for each
 marked port, gives them to the process, and listens. What comes meanwhile waits in the kernel, as it does at a
-logger before it is stored, and does not depend on the daemon. With `spool_full = "wait"` nobody is let in before it can be
-stored: there the process listens once its database is open.
+logger before it is stored, and does not depend on the daemon. With `spool_full = "wait"` nobody is let in
+before it can be stored: there the process listens once its database is open.
 """
 
 import fcntl
