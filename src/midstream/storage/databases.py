@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sqlalchemy import URL
 
@@ -16,9 +15,6 @@ from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
 from midstream.storage.store import Store
 from midstream.storage.stored import Log
-
-if TYPE_CHECKING:
-    pass
 
 
 def open_store(config: Config, streams: Formats) -> Store:

@@ -40,7 +40,7 @@ def field(name: str, kind: str) -> FieldSection:
 ROBOT = (
     SensorStream("imu", 0, "fixed", 12, 1000.0, (field("number", "u32"), field("gyro", "f64"))),
     SensorStream("joints", 0, "fixed", 4, 500.0, (field("number", "u32"),)),
-    SensorStream("camera", 0, "length", 1 << 20),
+    SensorStream("camera", 0, "length", 1 << 19),
     SensorStream("gps", 0, "line", 80),
 )
 
