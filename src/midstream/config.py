@@ -199,7 +199,7 @@ class MessageSection(Section):
     )
     field: Annotated[tuple[FieldSection, ...], Field(strict=False)] = Field(
         default=(),
-        description=f"tables for fixed framing, with at most {MAX_COLUMNS} values in all",
+        description=f"tables (name, type, …) for fixed framing, with at most {MAX_COLUMNS} values in all",
     )
 
     @property
@@ -401,6 +401,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _separate_streams(self) -> Self:
         faults = claimed_twice(self.stream)
+        ports = {"network": self.network.port} | {
+            f"stream[{index}]": stream.port for index, stream in enumerate(self.stream)
+        }
+        faults += [
+            (("logger", "replay_port"), f"that of {owner}.port already")
+            for owner, port in ports.items()
+            if port and port == self.logger.replay_port
+        ]
         if self.stream:
             why = "each [[stream]] says it for itself"
             faults += [(("data", key), why) for key in sorted(self.data.model_fields_set)]
@@ -460,6 +468,11 @@ class Config(Section):
         return url.render_as_string(hide_password=False)
 
     @property
+    def named_stream(self) -> str:
+        """The name of the only stream, "" if it was given none."""
+        return self._only
+
+    @property
     def stream_name(self) -> str:
         """Of the only stream."""
         return self._only or DATA
@@ -467,6 +480,11 @@ class Config(Section):
     def named(self, key: str) -> str:
         """What a message about the only stream calls a key of it, as in `data.framing`."""
         return f'stream "{self._only}": {key}' if self._only else f"data.{key}"
+
+    @property
+    def ring_key(self) -> str:
+        """What a message about the only stream calls the size of its ring."""
+        return self.named("ring_size") if self._only else "hardworker.ring_size"
 
     def only(self, name: str, data: DataSection, port: int) -> "Config":
         """As if the stream of that name, with these messages at this port, were the only one: what a file

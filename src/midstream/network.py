@@ -365,7 +365,7 @@ class _File(Section):
     def _in_one_form(self) -> Self:
         faults = claimed_twice(self.stream)
         if not self.stream and self.data.size is None:
-            faults.append((("data", "size"), "there is no [[stream]] that says it"))
+            faults.append((("data", "size"), "no [[stream]] says it"))
         for table, key, section in (("mark", "port", self.mark), ("data", "size", self.data)):
             if self.stream and key in section.model_fields_set:
                 faults.append(((table, key), "each [[stream]] says it for itself"))

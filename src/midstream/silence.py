@@ -11,12 +11,19 @@ _NANOSECONDS = 10**9
 
 class Silence:
     """deadline: seconds within which data of each sensor is expected; 0: whenever. sensors(): how many there
-    are. clock(): CLOCK_MONOTONIC, nanoseconds."""
+    are. clock(): CLOCK_MONOTONIC, nanoseconds. all_send: does each of them? Else only one that has sent
+    something is missed: a stream with a name is not every sensor's."""
 
     def __init__(
-        self, deadline: float, sensors: Callable[[], int], clock: Callable[[], int] = time.monotonic_ns
+        self,
+        deadline: float,
+        sensors: Callable[[], int],
+        clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        all_send: bool = True,
     ) -> None:
         self.deadline, self._sensors, self._clock = deadline, sensors, clock
+        self._all_send = all_send
         self.begin()
 
     def begin(self) -> None:
@@ -26,8 +33,11 @@ class Silence:
 
     def left(self, heard: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
         """Seconds that each sensor has left. heard: when its last data came, 0: none has."""
-        last = np.maximum(heard[: self._sensors()].astype(np.int64), self._since)
+        known = heard[: self._sensors()]
+        last = np.maximum(known.astype(np.int64), self._since)
         left: npt.NDArray[np.float64] = self.deadline - (self._clock() - last) / _NANOSECONDS
+        if not self._all_send:
+            left[known == 0] = np.inf
         return left
 
     def silent(self, left: npt.NDArray[np.float64]) -> frozenset[int]:

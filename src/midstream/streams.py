@@ -57,7 +57,7 @@ def decide(config: Config, previous: tuple[SensorStream, ...]) -> tuple[SensorSt
     """What the hardworker decides for all: config.toml, else const.toml as it was, else the default. None
     where no [[stream]] is named."""
     before = {stream.name: stream for stream in previous}
-    taken = {section.port for section in config.stream}
+    taken = {section.port for section in config.stream} | {config.logger.replay_port}
     taken |= {before[s.name].port for s in config.stream if s.port is None and s.name in before}
     free = (port for port in count(FIRST_PORT) if port not in taken)
     return tuple(_decided(section, before.get(section.name), free) for section in config.stream)

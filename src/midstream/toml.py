@@ -117,6 +117,8 @@ def _fault(
         return f"{f'[{name}]' if _table(field) else name}: missing; {allowed}; add it"
     if _table(field):
         return f"{name}{value}: {allowed}; write [{name}] and its keys below"
+    if value == f" = {show(None)}":  # TOML has no null: the key is not there, and something else needs it
+        return f"{name}: missing; {reason}; {allowed}; add it"
     default = "" if field.is_required() else ", or leave it out"
     if field.get_default() is not None and default:
         default += f" (default {show(field.get_default())})"

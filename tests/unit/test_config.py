@@ -38,6 +38,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert config.model_dump() == {
         "role": None,
         "timeout": 0.0,
+        "stream": (),
         "const": "const.toml",
         "network": {
             "interface": "",
@@ -261,7 +262,7 @@ def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowe
         ),
         (
             'name = "x"\ntype = "bytes"',
-            'data.field[0].size = null: its type is "bytes"; must be the number of bytes',
+            'data.field[0].size: missing; its type is "bytes"; must be the number of bytes',
         ),
         (
             'name = "x"\ntype = "i8"\nsize = 4',
@@ -275,15 +276,15 @@ def test_values_refused(tmp_path: Path, table: str, key: str, value: str, allowe
         ),
         (
             'name = "x"\ntype = "i32"\n[[data.field]]\nname = "X"\ntype = "i16"',
-            'data.field[1].name = "X": data.field[0] is called X too; must be a name',
+            'data.field[1].name = "X": field[0] is called X too; must be a name',
         ),
         (
             'name = "x"\ntype = "i8"\ncount = 2\n[[data.field]]\nname = "x_1"\ntype = "i8"',
-            'data.field[1].name = "x_1": data.field[0] is called x_1 too',
+            'data.field[1].name = "x_1": field[0] is called x_1 too',
         ),
         (
             'name = "x"\ntype = "i8"\n[[data.field]]\nname = "x"\ntype = "i8"\ncount = 2',
-            'data.field[1].name = "x": data.field[0] is called x too',
+            'data.field[1].name = "x": field[0] is called x too',
         ),
         (
             'name = "x"\ntype = "i32"\ncount = 600\n[[data.field]]\nname = "y"\ntype = "i8"\ncount = 500',
@@ -300,10 +301,10 @@ def test_fields_refused(tmp_path: Path, tables: str, expected: str) -> None:
 def test_fields_that_fit_neither_framing_nor_size(tmp_path: Path) -> None:
     tables = '[[data.field]]\nname = "x"\ntype = "f64"'
     assert "its bytes 0 to 7 reach beyond the message's 4" in refusal(tmp_path, f"[data]\nsize = 4\n{tables}")
-    assert 'framing is "line"; must be tables [[data.field]] for fixed framing' in refusal(
+    assert 'framing is "line"; must be tables (name, type, …) for fixed framing' in refusal(
         tmp_path, f'[data]\nframing = "line"\n{tables}'
     )
-    assert refusal(tmp_path, "[data]\nfield = 3").startswith("data.field = 3: must be tables [[data.field]]")
+    assert refusal(tmp_path, "[data]\nfield = 3").startswith("data.field = 3: must be tables (name, type, …)")
 
 
 @pytest.mark.parametrize("path", ["", "/ring", "/run/midstream/ring.sock", f"/{'x' * 106}"])

@@ -254,11 +254,16 @@ def test_missing_tables(tmp_path: Path, table: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["mac.sensor", "mac.hardworker", "ip.sensor", "ip.logger", "data.mtu", "data.size"]
+    "key", ["mac.sensor", "mac.hardworker", "ip.sensor", "ip.logger", "data.mtu"]
 )
 def test_missing_keys(tmp_path: Path, key: str) -> None:
     text = "\n".join(line for line in changed(key, "GONE").splitlines() if "GONE" not in line)
     assert refusal(tmp_path, text).startswith(f"{key}: missing; must be ")
+
+
+def test_the_size_is_missing(tmp_path: Path) -> None:
+    text = GOOD.replace("size = 1024\n", "")
+    assert refusal(tmp_path, text).startswith("data.size: missing; no [[stream]] says it; must be an integer")
 
 
 def test_unknown_keys_suggest_the_nearest(tmp_path: Path) -> None:

@@ -33,9 +33,15 @@ def compile_(
     """Compile a host's eBPF program from const.toml. That needs no root, and no Linux."""
     role, topology = find_role(role), network.load(const)
     to_folder = output.suffix != ".o"
-    names = compiler.programs(role) if to_folder else (role,)
+    needed = compiler.programs(role, topology)
+    if not to_folder:
+        needed = [each for each in needed if each[0] == role]
+        if len(needed) > 1:
+            raise ConfigError(
+                f"{output}: each of {len(needed)} streams has an object; name a folder for them"
+            )
     written: list[dict[str, Any]] = []
-    made = [compiler.compile_program(name, topology) for name in names]
+    made = [compiler.compile_program(*each) for each in needed]
     for each in made:
         target = output / each.name if to_folder else output
         try:

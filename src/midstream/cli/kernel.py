@@ -10,10 +10,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+import numpy as np
 import typer
 
 from midstream import config as configuration
-from midstream import network
+from midstream import network, streams
 from midstream.cli.options import (
     DEFAULT_CONFIG,
     Config,
@@ -28,7 +29,7 @@ from midstream.config import Role
 from midstream.daemon import status as daemon_status
 from midstream.ebpf import attachment, irq_mitigation, loader, ring_server
 from midstream.ebpf.attachment import Attachment
-from midstream.ebpf.pins import default_folder, layout
+from midstream.ebpf.pins import default_folder, layout, stream_folder
 from midstream.ebpf.records import OUTCOMES
 from midstream.errors import ConfigError, KernelError, NetworkError, StoreError
 
@@ -83,12 +84,18 @@ def attach(
         return
     with until_signalled(stop.set):
         config, topology, attached = patiently(opened, stop.is_set, then="serving the ring")
+        each = streams.resolved(config, topology).values()
         settings = config.hardworker
         show({**asdict(attached), "pins": str(attached.pins)}, as_json)
         say(f"serving the ring at {settings.socket}")
         ring_server.serve(
-            attached.pins,
-            layout("hardworker", config, topology),
+            {
+                one.config.named_stream: (
+                    stream_folder(attached.pins, one.config),
+                    layout("hardworker", *one),
+                )
+                for one in each
+            },
             Path(settings.socket),
             mode=int(settings.socket_mode, 8),
             group=settings.socket_group,
@@ -166,8 +173,10 @@ def status(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         console.print(f"{role}: {where}, pinned in {facts['pins']}")
         if timer := facts.get("look_every_ns"):
             console.print(f"interrupt mitigation: {facts['interface']} looks every {timer / 1e6:g} ms")
-        if "counters" in facts:
-            console.print(_counters_table(facts["counters"]))
+        for stream, counted in facts.get("streams", {}).items():
+            if len(facts["streams"]) > 1:
+                console.print(f"{stream}:")
+            console.print(_counters_table(counted))
 
 
 def _programs(config: configuration.Config) -> dict[str, dict[str, Any]]:
@@ -187,14 +196,18 @@ def _programs(config: configuration.Config) -> dict[str, dict[str, Any]]:
         }
     sensors = [str(host.ip) for host in topology.sensors] + ["others"]
     if "hardworker" in result:
-        counted = loader.counters(default_folder("hardworker", config)).tolist()
-        rows = {
-            name: dict(zip(OUTCOMES, row, strict=True)) for name, row in zip(sensors, counted, strict=True)
-        }
-        result["hardworker"]["counters"] = rows
+        each = loader.stream_counters(default_folder("hardworker", config))
+        result["hardworker"]["counters"] = _counted(sensors, sum(each.values(), np.zeros((), "<u8")))
+        result["hardworker"]["streams"] = {name: _counted(sensors, counted) for name, counted in each.items()}
         if interface := result["hardworker"]["interface"]:
             result["hardworker"]["look_every_ns"] = irq_mitigation.read(interface).timeout
     return result
+
+
+def _counted(sensors: list[str], counted: np.ndarray) -> dict[str, dict[str, int]]:
+    """By sensor and outcome."""
+    rows = zip(sensors, counted.tolist(), strict=True)
+    return {name: dict(zip(OUTCOMES, row, strict=True)) for name, row in rows}
 
 
 def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
@@ -210,8 +223,8 @@ def _daemon_lines(told: dict[str, Any]) -> Iterator[str]:
         if told["spool"] not in (None, "off"):
             fault = f", and stores nothing: {told['spool_fault']}" if told.get("spool_fault") else ""
             yield f"the spool's process is {told['spool']}{fault}"
-    if told.get("silent"):
-        yield f"silent, no data within data.deadline: {', '.join(told['silent'])}"
+    for stream, sensors in (told.get("silent") or {}).items():
+        yield f"silent, no {stream} within its deadline: {', '.join(sensors)}"
     yield from retained_lines(told)
     yield from _held_lines(told["held"] or {})
     for peer in told["peers"]:

@@ -5,17 +5,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
 
 from midstream import config as configuration
-from midstream import network
-from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, show, until_signalled
+from midstream import network, streams
+from midstream.cli.options import DEFAULT_CONFIG, Config, Json, Stop, say, until_signalled
+from midstream.cli.together import beside, show_streams, together
 from midstream.cli.waiting import patiently
 from midstream.errors import ConfigError
-from midstream.sensor import Sensor, file_messages, numbered_messages
+from midstream.sensor import Sensor, SensorSummary, file_messages, numbered_lines, numbered_messages
+from midstream.streams import ResolvedStream
 
 app = typer.Typer()
 
@@ -23,6 +26,10 @@ app = typer.Typer()
 @app.command()
 def sensor(
     path: Config = DEFAULT_CONFIG,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--stream", metavar="NAME", help="Send this stream; repeatable, or all."),
+    ] = None,
     input_path: Annotated[
         Path | None, typer.Option("--input", metavar="FILE", help="Send this file's messages; - for stdin.")
     ] = None,
@@ -30,36 +37,75 @@ def sensor(
     rate: Annotated[
         float | None, typer.Option(min=0, help="Messages a second, instead of data.freq.")
     ] = None,
-    record: Annotated[Path | None, typer.Option(help="Write down what was sent (sensor.SENT_DTYPE).")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Write down what was sent (sensor.SENT_DTYPE); several streams: FILE.NAME."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Connect, then wait for a line on standard input before sending.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send numbered messages, or a file's, at a fixed rate."""
+    """Send numbered messages, or a file's, at a fixed rate.
+
+    Each stream has a connection of its own. Of line framing numbered messages are texts.
+    """
     if wait and input_path == Path("-"):
         raise ConfigError("--wait and --input -: both read standard input, use one of them")
     stop = Stop(0)
-    with until_signalled(stop.set), _opened(input_path) as stream, ExitStack() as opened:
-        messages: Iterable[bytes]
+    with until_signalled(stop.set), _opened(input_path) as source, ExitStack() as opened:
         config = patiently(lambda: configuration.load(path), stop, then="starting")
-        data = config.data
         stop.limit(config.timeout)
-        size = patiently(
-            lambda: config.message_size(network.load(config.const_path).size), stop, then="starting"
-        )
-        if stream is None:
-            messages = numbered_messages(size, count)
-        else:
-            messages = _first(count, file_messages(stream, data.framing, size, max_size=data.max_size))
-        then = f"connected to the {config.sensor.target}"
-        connection = patiently(lambda: Sensor(config, record=record).__enter__(), stop, then=then)
-        opened.push(connection)
+        served = patiently(lambda: _served(config, names or [""]), stop, then="starting")
+        if source and len(served) > 1:
+            raise ConfigError(f"--input: its messages are of one stream; name one of {', '.join(served)}")
+        then, runs = f"connected to the {config.sensor.target}", {}
+        for name, stream in served.items():
+            file = beside(record, name, len(served)) if record else None
+            connection = patiently(partial(_connected, config, name, file), stop, then=then)
+            opened.push(connection)
+            freq = stream.config.data.freq if rate is None else rate
+            runs[name] = partial(connection.run, _messages(stream, source, count), rate=freq, stop=stop)
         say(f"sensor: {then}")
         if wait:
             _wait_for_line(stop)
-        summary = connection.run(messages, rate=data.freq if rate is None else rate, stop=stop)
-    show(asdict(summary), as_json)
+        sent = together(runs, stop.set)
+    each = {name: asdict(summary) for name, summary in sent.items()}
+    show_streams(_whole(list(sent.values())), each, as_json)
+
+
+def _served(config: configuration.Config, names: list[str]) -> dict[str, ResolvedStream]:
+    """The streams of these names; "": the only one; all: each that there is."""
+    topology = network.load(config.const_path)
+    if names == ["all"]:
+        return streams.resolved(config, topology)
+    found = [streams.only(config, topology, name) for name in names]
+    return {stream.name: stream for stream in found}
+
+
+def _connected(config: configuration.Config, stream: str, record: Path | None) -> Sensor:
+    return Sensor(config, stream=stream, record=record).__enter__()
+
+
+def _messages(stream: ResolvedStream, source: BinaryIO | None, count: int | None) -> Iterable[bytes]:
+    data = stream.config.data
+    size = stream.config.message_size(stream.topology.size)
+    if source is not None:
+        return _first(count, file_messages(source, data.framing, size, max_size=data.max_size))
+    return numbered_lines(count) if data.framing == "line" else numbered_messages(size, count)
+
+
+def _whole(sent: list[SensorSummary]) -> dict[str, object]:
+    """A summary of all; of one, that one."""
+    if len(sent) == 1:
+        return asdict(sent[0])
+    return {
+        "sensor": sent[0].sensor,
+        "messages": sum(each.messages for each in sent),
+        "bytes": sum(each.bytes for each in sent),
+        "seconds": max(each.seconds for each in sent),
+        "clean": all(each.clean for each in sent),
+    }
 
 
 def _wait_for_line(stop: Stop) -> None:

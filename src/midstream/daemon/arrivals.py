@@ -6,7 +6,7 @@ log: nothing here is kept on disk.
 """
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 
@@ -30,18 +30,18 @@ Known = tuple[HeldStream, int]
 
 
 class ArrivalBook:
-    """`read` gives the heads of the records that are new in the ring (ebpf/heads.py). heard: when the last
-    data of each sensor came, as of looked_ns: both CLOCK_MONOTONIC, nanoseconds."""
+    """`read` gives the heads of the records that are new in each stream's ring (ebpf/heads.py). heard: when
+    the last data of each sensor came, per stream, as of looked_ns: both CLOCK_MONOTONIC, nanoseconds."""
 
     def __init__(
         self,
-        read: Callable[[], npt.NDArray[np.void]],
+        read: Callable[[], Mapping[str, npt.NDArray[np.void]]],
         *,
         most: int = MOST,
         clocks: Callable[[], tuple[int, int]] = lambda: (time.time_ns(), time.monotonic_ns()),
     ) -> None:
         self._read, self._most, self._clocks = read, most, clocks
-        self.heard = np.zeros(MAX_SENSORS, np.uint64)
+        self.heard = defaultdict[str, npt.NDArray[np.uint64]](lambda: np.zeros(MAX_SENSORS, np.uint64))
         self.looked_ns = self._clocks()[1]
         self._known: dict[int, Known] = {}
         self._strange = np.empty(0, RECORD)  # of connections of which the program has not been asked since
@@ -56,12 +56,13 @@ class ArrivalBook:
 
     def collect(self) -> None:
         """What has come since. Raises KernelError."""
-        now, heads = self._clocks()[1], self._read()
-        data = heads[heads["length"] > 0]
-        self.heard[data["sensor"]] = data["time"]  # of several the last one stays
+        now, rings = self._clocks()[1], self._read()
+        for stream, heads in rings.items():
+            data = heads[heads["length"] > 0]
+            self.heard[stream][data["sensor"]] = data["time"]  # of several the last one stays
+            strange = self._note(data)
+            self._strange = np.concatenate([self._strange, strange])[-self._most :]
         self.looked_ns = now
-        strange = self._note(data)
-        self._strange = np.concatenate([self._strange, strange])[-self._most :]
 
     def untold(self, concerns: Callable[[int], bool]) -> list[ArrivalTimes]:
         """What no logger has heard of connections whose destination is of concern: what a message holds."""

@@ -5,7 +5,7 @@ shrinks is one of a database that takes nothing, or of processes that are stoppe
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,14 +20,17 @@ _SMALL = 4096  # bytes in a queue that need not be a whole message
 
 
 class Backlog:
-    """Of the connections of a port."""
+    """Of the connections of some ports."""
 
     def __init__(
-        self, port: int, small: int, table: Path = _TABLE, clock: Callable[[], float] = time.monotonic
+        self,
+        ports: Mapping[int, int],
+        table: Path = _TABLE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """small: bytes of a message: what is less waits for the rest of it."""
-        self.port = port
-        self._small, self._table, self._clock = max(small, _SMALL), table, clock
+        """ports: with the bytes of a message there: what is less waits for the rest of it."""
+        self._small = {port: max(size, _SMALL) for port, size in ports.items()}
+        self._table, self._clock = table, clock
         self._queues: dict[str, int] = {}
         self._looked = float("-inf")
         self._taken = 0.0
@@ -36,7 +39,7 @@ class Backlog:
         """Seconds for which nothing was taken although there was something."""
         now = self._clock()
         if now - self._looked >= _LOOK:
-            queues = {peer: size for peer, size in self._read() if size > self._small}
+            queues = dict(self._read())
             shrunk = any(queues.get(peer, 0) < size for peer, size in self._queues.items())
             if shrunk or not queues or not self._queues:
                 self._taken = now
@@ -44,13 +47,16 @@ class Backlog:
         return now - self._taken if self._queues else 0.0
 
     def _read(self) -> Iterator[tuple[str, int]]:
-        """The peer of each connection, and the bytes in its queue."""
+        """Of each connection that has more than a message in its queue: its two ends, and the bytes."""
         with suppress(OSError), self._table.open() as lines:
             next(lines, None)
             for line in lines:
                 _, local, peer, state, queues, _ = line.split(maxsplit=5)
-                if state in _ESTABLISHED and int(local.rpartition(":")[2], 16) == self.port:
-                    yield peer, int(queues.rpartition(":")[2], 16)
+                small = self._small.get(int(local.rpartition(":")[2], 16))
+                if state in _ESTABLISHED and small is not None:
+                    size = int(queues.rpartition(":")[2], 16)
+                    if size > small:
+                        yield local + peer, size
 
 
 class LoggerState:
@@ -58,13 +64,15 @@ class LoggerState:
 
     def __init__(self, topology: Callable[[], Topology | None]) -> None:
         self._topology = topology
+        self._ports: dict[int, int] = {}
         self._looks: tuple[Backlog, Sockets] | None = None
 
     def tell(self) -> Told:
         if (topology := self._topology()) is None:
             return Told()
-        if self._looks is None or self._looks[0].port != topology.port:
-            self._looks = Backlog(topology.port, topology.size), Sockets(topology.port)
+        ports = {each.port: each.size for each in topology.streams} or {topology.port: topology.size}
+        if self._looks is None or self._ports != ports:
+            self._ports, self._looks = ports, (Backlog(ports), Sockets(ports))
         backlog, sockets = self._looks
         word = sockets.look()
         return Told(is_listening(topology.port), max(backlog.waits(), sockets.deaf), word)

@@ -44,7 +44,11 @@ class Destinations:
         tells = self._is_hardworker and config.hardworker.receiver == "ebpf"
         tells = tells and bool(config.logger.replay_port and host.identity.key)
         retains = tells and spool is not None and config.hardworker.retain
-        self.retention = Retention(host, config.logger.batch_interval, ask=self._ask) if retains else None
+        self.retention = (
+            Retention(host, config.logger.batch_interval, ask=self._ask, streams=host.ports)
+            if retains
+            else None
+        )
         limits = Limits(config.daemon.silence, config.daemon.stall)
         self.way = Way(host, spool, limits, now, worker, self.retention)
         self.teller = (

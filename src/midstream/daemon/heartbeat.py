@@ -47,13 +47,16 @@ class Told:
             "run": word.run,
             "connections": word.count,
             "committed": base64.b64encode(word.packed()).decode(),
+            "ports": base64.b64encode(word.marked).decode(),
         }
 
     @classmethod
     def parse(cls, answer: dict[str, Any]) -> Self:
         """Raises ValueError, KeyError, TypeError."""
         committed = base64.b64decode(str(answer.get("committed", "")))
-        word = LoggerWord.unpack(str(answer.get("run", "")), int(answer.get("connections", 0)), committed)
+        ports = base64.b64decode(str(answer.get("ports", "")))
+        run, count = str(answer.get("run", "")), int(answer.get("connections", 0))
+        word = LoggerWord.unpack(run, count, committed, ports)
         return cls(bool(answer["serving"]), float(answer.get("waits", 0)), word)
 
 

@@ -116,7 +116,10 @@ class ThisHost:
 
     @property
     def _is_whole(self) -> bool:
-        return pins.is_whole(self._role, self.folder)
+        if not pins.is_whole(self._role, self.folder):
+            return False
+        topology = self.known() if self._role == "hardworker" else None
+        return topology is None or len(pins.stream_folders(self.folder)) == len(topology.ports)
 
     @property
     def is_unlinked(self) -> bool:
@@ -181,26 +184,33 @@ class ThisHost:
         while control.break_off(self.folder, opened) and time.monotonic() < deadline:
             time.sleep(0.01)  # the ring is full; the reader makes room
         if self.in_force:
-            send_resets(opened, self.in_force.hardworker.ip, self.in_force.port)
+            send_resets(opened, self.in_force.hardworker.ip, self.in_force.ports)
         return len(opened)
 
     # what retention.py asks of the ring
+
+    def ports(self) -> Mapping[int, str]:
+        """The stream of each marked port."""
+        return self.in_force.ports if self.in_force else {}
 
     def connections(self) -> list[Open]:
         """Those that are open."""
         return control.connections(self.folder)
 
-    def tell(self, committed: Mapping[int, int], known: int) -> None:
-        """What the logger has committed."""
-        Committed.open(self.folder).tell(committed, known)
+    def tell(self, committed: Mapping[str, Mapping[int, int]], known: Mapping[str, int]) -> None:
+        """What the logger has committed, per stream."""
+        for stream, ring in self._rings.items():
+            ring.tell(committed.get(stream, {}), known.get(stream, 0))
 
     def renew(self) -> None:
         """That holds for another 15 seconds."""
-        Committed.open(self.folder).renew()
+        for ring in self._rings.values():
+            ring.renew()
 
     def withdraw(self) -> None:
         """Nothing is to be retained."""
-        Committed.open(self.folder).withdraw()
+        for ring in self._rings.values():
+            ring.withdraw()
 
     def retained(self) -> dict[int, Retained]:
         """What the ring has."""
@@ -208,4 +218,9 @@ class ThisHost:
 
     def forfeited(self) -> int:
         """Bytes that were to be retained and were not."""
-        return Committed.open(self.folder).forfeited
+        return sum(ring.forfeited for ring in self._rings.values())
+
+    @property
+    def _rings(self) -> dict[str, Committed]:
+        """What the reader of each stream's ring is told."""
+        return {name: Committed.open(place) for name, place in pins.stream_folders(self.folder).items()}

@@ -6,6 +6,7 @@ SYN (RFC 9293, section 3.10.7.3).
 """
 
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -14,13 +15,15 @@ from midstream.ebpf.control import Open
 from midstream.packet.headers import PROTOCOL_TCP, Flags, IPv4, Tcp
 
 
-def send_resets(opened: list[Open], hardworker: IPv4Address, port: int) -> None:
-    """Reset these connections, as the hardworker."""
+def send_resets(opened: list[Open], hardworker: IPv4Address, ports: Mapping[int, str]) -> None:
+    """Reset these connections, as the hardworker. ports: each with the name of its stream."""
+    marked = {stream: port for port, stream in ports.items()}
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, PROTOCOL_TCP) as sender:
         sender.bind((str(hardworker), 0))
         for one in opened:
-            with suppress(OSError):  # the sensor's link may be down
-                sender.sendto(segment(one, hardworker, port), (str(one.ip), 0))
+            if port := marked.get(one.stream):
+                with suppress(OSError):  # the sensor's link may be down
+                    sender.sendto(segment(one, hardworker, port), (str(one.ip), 0))
 
 
 def segment(one: Open, hardworker: IPv4Address, port: int) -> bytes:

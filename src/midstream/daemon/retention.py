@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from midstream.config import DATA
 from midstream.daemon.heartbeat import INTERVAL
 from midstream.daemon.sockets import MOST, LoggerWord
 from midstream.ebpf.control import Ended, Open
@@ -29,7 +30,7 @@ class RetainedRing(Protocol):
     """The hardworker's, as it is pinned now (host.py). Everything raises KernelError."""
 
     def connections(self) -> list[Open]: ...
-    def tell(self, committed: Mapping[int, int], known: int) -> None: ...
+    def tell(self, committed: Mapping[str, Mapping[int, int]], known: Mapping[str, int]) -> None: ...
     def renew(self) -> None: ...
     def withdraw(self) -> None: ...
     def retained(self) -> dict[int, Retained]: ...
@@ -41,6 +42,7 @@ class _Connection:
     mentioned: the count of words when it was mentioned last, or seen first. ended: is its end noted, so that
     `held` grows no more?"""
 
+    stream: str
     ip: IPv4Address
     port: int
     first: int
@@ -55,7 +57,7 @@ class _Connection:
 
 class Retention:
     """batch_interval: the logger's, in seconds. clocks: the time since 1970 and the kernel's, nanoseconds.
-    ask(): have `note_ends` called with all that has ended until now.
+    ask(): have `note_ends` called with all that has ended until now. streams(): the stream of each port.
 
     `note_ends` may be called by another thread than the rest. All else raises KernelError.
     """
@@ -66,11 +68,12 @@ class Retention:
         batch_interval: float,
         clocks: Callable[[], tuple[int, int]] = lambda: (time.time_ns(), time.monotonic_ns()),
         ask: Callable[[], None] = lambda: None,
+        streams: Callable[[], Mapping[int, str]] = dict,
     ) -> None:
-        self._ring, self._clocks, self._ask = ring, clocks, ask
+        self._ring, self._clocks, self._ask, self._streams = ring, clocks, ask, streams
         self._linger = round((LINGER + batch_interval) / INTERVAL)
         self._ends: deque[tuple[list[Open], list[Ended]]] = deque(maxlen=UNHEARD)
-        self._known = 0  # of connections up to this number all is known
+        self._known: dict[str, int] = {}  # of a stream's connections up to this number all is known
         self._connections: dict[int, _Connection] = {}
         self._destination, self._run, self._words = 0, "", 0
         self._retains = False
@@ -145,11 +148,12 @@ class Retention:
     def _take_ends(self) -> None:
         while self._ends:
             opened, ended = self._ends.popleft()
+            every: list[Open | Ended] = [*opened, *ended]
+            for each in every:
+                self._known[each.stream] = max(self._known.get(each.stream, 0), each.number)
             for there in opened:
-                self._known = max(self._known, there.number)
                 self._see(there, there.next)
             for one in ended:
-                self._known = max(self._known, one.number)
                 if known := self._see(one, one.held):
                     known.open, known.ended = False, True
 
@@ -161,7 +165,7 @@ class Retention:
             return None
         known = self._connections.get(one.number)
         if known is None:
-            known = _Connection(one.ip, one.port, one.first, one.opened_ns, held, self._words)
+            known = _Connection(one.stream, one.ip, one.port, one.first, one.opened_ns, held, self._words)
             self._connections[one.number] = known
         known.first, known.opened_ns = one.first, one.opened_ns
         known.held = max(known.held, held)
@@ -170,21 +174,24 @@ class Retention:
     def _take(self, word: LoggerWord) -> None:
         """A socket that is new is of the latest connection from there: its SYN came by here."""
         by_socket = {one.socket: one for one in self._connections.values() if one.socket}
-        latest = {(one.ip, one.port): one for _, one in sorted(self._connections.items())}
-        for ip, port, key, committed in word.sockets:
-            if one := by_socket.get(key) or latest.get((ip, port)):
+        latest = {(one.stream, one.ip, one.port): one for _, one in sorted(self._connections.items())}
+        streams = self._streams()
+        for ip, port, key, committed, marked in word.sockets:
+            if one := by_socket.get(key) or latest.get((streams.get(marked, DATA), ip, port)):
                 one.socket, one.mentioned = key, self._words
                 one.committed = max(one.committed, min(committed, one.held))
 
     def _tell(self, opened: Iterable[Open], *, rounds: int) -> None:
         """rounds: so many words have all that the logger has."""
-        committed = {one.number: ALL for one in opened}
+        committed: dict[str, dict[int, int]] = {}
+        for there in opened:
+            committed.setdefault(there.stream, {})[there.number] = ALL
         for number, one in list(self._connections.items()):
             is_there = self._words - one.mentioned <= self._linger + rounds
             if is_there and (not one.ended or one.committed < one.held):
-                committed[number] = one.committed
-            elif one.open or number > self._known:
-                committed[number] = ALL
+                committed.setdefault(one.stream, {})[number] = one.committed
+            elif one.open or number > self._known.get(one.stream, 0):
+                committed.setdefault(one.stream, {})[number] = ALL
             else:
                 del self._connections[number]
         self._ring.tell(committed, self._known)

@@ -37,7 +37,7 @@ class DaemonSnapshot:
             self._destinations.teller,
         )
         sensors = [str(host.ip) for host in topology.sensors] if topology else []
-        silent = teller.silent if teller else ()
+        silent = teller.silent if teller else {}
         return {
             "role": self._host.identity.role,
             "name": self._host.identity.name,
@@ -65,7 +65,10 @@ class DaemonSnapshot:
             "forfeited": self._forfeited() if retention else None,
             "unsaved": way.spool.unsaved if way.spool else 0,
             "held": teller.state() if teller else None,
-            "silent": [ip for number, ip in enumerate(sensors) if number in silent],
+            "silent": {
+                stream: [ip for number, ip in enumerate(sensors) if number in found]
+                for stream, found in silent.items()
+            },
             "repaired": found.repaired,
             "repairs": list(found.repairs),
             "rejected": dict(self._hearing.rejected),

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple, Self
 
-MOST = 48  # connections in a word: it has to fit into one packet
+MOST = 44  # connections in a word: it has to fit into one packet
 FIND = 0.5  # seconds from one search for new ones to the next: the kernel's table has many empty places
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
@@ -37,20 +37,23 @@ _HEADER = struct.Struct("=IHHII")
 _ASKED = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
 _OPERATION = struct.Struct("=BBH")
 _FOUND = struct.Struct("=xBxx48s4xII8x")  # struct inet_diag_msg
-_NAME = struct.Struct("!2xH16x4s12x4x4s4x")  # struct inet_diag_sockid: peer, half of the cookie
+_NAME = struct.Struct("!HH16x4s12x4x4s4x")  # struct inet_diag_sockid: ports, peer, half of the cookie
 _ATTRIBUTE = struct.Struct("=HH")
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # in struct tcp_info; a FIN counts one, here and in the queue
 _SOCKET = struct.Struct("!4sHIQ")  # in a word
+_PORT = struct.Struct("!H")
 _ASK_AT_ONCE = 64
 
 
 class Socket(NamedTuple):
-    """A connection. key: no other one that is there has it. committed: bytes of its stream."""
+    """A connection. port: its sensor's. key: no other one that is there has it. committed: bytes of its
+    stream. marked: the logger's port, which tells the stream; 0: a logger's daemon that knows one only."""
 
     ip: IPv4Address
     port: int
     key: int
     committed: int
+    marked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,23 @@ class LoggerWord:
             _SOCKET.pack(each.ip.packed, each.port, each.key, each.committed) for each in self.sockets
         )
 
+    @property
+    def marked(self) -> bytes:
+        """The connections' ports of the logger, packed likewise."""
+        return b"".join(_PORT.pack(each.marked) for each in self.sockets)
+
     @classmethod
-    def unpack(cls, run: str, count: int, data: bytes) -> Self:
+    def unpack(cls, run: str, count: int, data: bytes, marked: bytes = b"") -> Self:
         """Raises ValueError."""
-        if len(data) % _SOCKET.size:
+        number, rest = divmod(len(data), _SOCKET.size)
+        marked = marked or bytes(number * _PORT.size)
+        if rest or len(marked) != number * _PORT.size:
             raise ValueError("no whole number of connections")
-        found = (Socket(IPv4Address(ip), *rest) for ip, *rest in _SOCKET.iter_unpack(data))
+        ports = (port for (port,) in _PORT.iter_unpack(marked))
+        each = zip(_SOCKET.iter_unpack(data), ports, strict=True)
+        found = (
+            Socket(IPv4Address(ip), peer, key, committed, port) for (ip, peer, key, committed), port in each
+        )
         return cls(run, count, tuple(found))
 
 
@@ -93,16 +107,17 @@ class Seen(NamedTuple):
 class SocketDiag:
     """What sock_diag(7) says. Everything raises OSError."""
 
-    def find(self, port: int) -> list[Seen]:
-        """The sockets of a TCP port that listen, or hold a stream."""
-        code = _condition(_GREATER, port, 20) + _condition(_LESS, port, 12)
+    def find(self, ports: Collection[int]) -> list[Seen]:
+        """The sockets of these TCP ports that listen, or hold a stream."""
+        code = _condition(_GREATER, min(ports), 20) + _condition(_LESS, max(ports), 12)
         asked = _asked(bytes(48)) + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _BYTECODE) + code
         with _link() as link:
             link.send(_message(asked, _REQUEST | _DUMP))
             found: list[Seen] = []
             while (some := _answers(link))[-1] is not None:
                 found += filter(None, some)
-            return [*found, *filter(None, some)]
+            found += filter(None, some)
+        return [each for each in found if _NAME.unpack(each.name)[0] in ports]
 
     def look(self, names: Collection[bytes]) -> list[Seen]:
         """Of these the ones that are still there."""
@@ -120,12 +135,15 @@ class SocketDiag:
 
 
 class Sockets:
-    """Those of a port. deaf: for so many seconds the one that listens has let nobody in."""
+    """Those of some ports. deaf: for so many seconds those that listen have let nobody in."""
 
     def __init__(
-        self, port: int, kernel: SocketDiag | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        ports: Collection[int],
+        kernel: SocketDiag | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.port = port
+        self._ports = ports
         self._kernel, self._clock = kernel or SocketDiag(), clock
         self._known: dict[bytes, Seen] = {}
         self._found, self._next = float("-inf"), 0
@@ -136,7 +154,7 @@ class Sockets:
         try:
             now = self._clock()
             if now - self._found >= FIND:
-                self._known, self._found = _by_name(self._kernel.find(self.port)), now
+                self._known, self._found = _by_name(self._kernel.find(self._ports)), now
             else:
                 self._known = _by_name(self._kernel.look(self._known))
             later = self._kernel.look(self._known)
@@ -155,9 +173,9 @@ class Sockets:
         return LoggerWord(f"{_boot()}.{min(runs):x}", len(found), tuple(found[begin : self._next]))
 
     def _committed(self, later: Seen) -> Socket:
-        port, ip, _ = _NAME.unpack(later.name)
+        marked, port, ip, _ = _NAME.unpack(later.name)
         committed = self._known[later.name].received - later.queued
-        return Socket(IPv4Address(ip), port, _key(later.name), max(0, committed))
+        return Socket(IPv4Address(ip), port, _key(later.name), max(0, committed), marked)
 
 
 def _key(name: bytes) -> int:

@@ -5,8 +5,8 @@ The next daemon finds it by a file beside its own socket. The process has the fi
 descriptor that it was given, so the lock tells whether it lives. It writes its number there itself, before
 it gives up its privileges: so the daemon may die at any moment, and no number is trusted without the lock.
 
-Python takes a second to start, which the sensors need not wait for: the daemon binds the door, gives it to
-the process, and listens. What comes meanwhile waits in the kernel, as it does at a logger before it is
+Python takes a second to start, which the sensors need not wait for: the daemon binds the doors, one for each
+marked port, gives them to the process, and listens. What comes meanwhile waits in the kernel, as it does at a logger before it is
 stored, and does not depend on the daemon. With `spool_full = "wait"` nobody is let in before it can be
 stored: there the process listens once its database is open.
 """
@@ -68,7 +68,7 @@ class Spool:
         self._config, self._now = config, now
         self._place = _place(config)
         self._said = self._place.with_name("spool.state")
-        self._door: Door | None = None
+        self._doors: list[Door] = []
         self._opened_ns = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._handle: int | None = None  # of the process: pidfd_open(2)
@@ -96,13 +96,17 @@ class Spool:
 
     def open(self, topology: Topology) -> None:
         """Have connections taken from now on. Raises NetworkError."""
-        if self._door or self.state == "running":
+        if self._doors or self.state == "running":
             return
         if self.state == "handing back":
             self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
-        address = str(topology.hardworker.ip), topology.port
-        whose = f"the hardworker of {self._config.const_path}"
-        self._door = Door(address, topology.tos, whose, lambda _: True, buffer=_BUFFER)
+        whose, ip = f"the hardworker of {self._config.const_path}", str(topology.hardworker.ip)
+        try:
+            for port in topology.ports:
+                self._doors.append(Door((ip, port), topology.tos, whose, lambda _: True, buffer=_BUFFER))
+        except NetworkError:
+            self._shut()
+            raise
         self._opened_ns = time.monotonic_ns()
         if self._config.hardworker.spool_full == "wait":
             return
@@ -110,7 +114,8 @@ class Spool:
             if self._may_start:
                 self._start()
         try:
-            self._door.open()
+            for door in self._doors:
+                door.open()
         except NetworkError:
             self._shut()
             raise
@@ -123,7 +128,7 @@ class Spool:
         self._keep_saving()
         if here:
             self.open(topology)
-        if self._may_start and self._door:  # also if somebody waits behind it whom nobody has let in
+        if self._may_start and self._doors:  # also if somebody waits behind it whom nobody has let in
             self._start()
         elif self.state == "running" and not here and self._hears():
             self._shut()
@@ -145,9 +150,9 @@ class Spool:
             self._handle = None
 
     def _shut(self) -> None:
-        if self._door:
-            self._door.close()
-            self._door = None
+        for door in self._doors:
+            door.close()
+        self._doors = []
 
     def _hears(self) -> bool:
         """Is it there already, to take the signal? It would end by it."""
@@ -161,7 +166,7 @@ class Spool:
         """Has it ended? See keep."""
         if self._handle is None or not select.select([self._handle], [], [], 0)[0]:
             return 0
-        before = self._opened_ns if self.state == "handing back" and self._door else time.monotonic_ns()
+        before = self._opened_ns if self.state == "handing back" and self._doors else time.monotonic_ns()
         code = self._child.wait() if self._child else None
         os.close(self._handle)
         # One that was adopted does not tell whether it gave away everything; another look is cheap. So it is
@@ -184,9 +189,10 @@ class Spool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with self._place.open("wb") as number, self._said.open("wb") as said:
                 given = [lock.fileno(), said.fileno()]  # it has the lock as long as it lives
-                if self._door and not options:
-                    given.append(self._door.fileno())
-                    options = ("--door", str(self._door.fileno()))
+                if not options:
+                    doors = [door.fileno() for door in self._doors]
+                    given += doors
+                    options = tuple(word for door in doors for word in ("--door", str(door)))
                 options = (*options, "--state", str(said.fileno()))
                 command = "midstream", "logger", "--spool", *options, "--config", str(self._config.path)
                 self._child = self._launch(*command, given=given, stdout=number.fileno())
@@ -241,7 +247,7 @@ class Spool:
         its time to start."""
         if not self._saves or self._now() < self._save_at:
             return
-        if (self._door or self.state == "running") and not (self.pid and self._hears()):
+        if (self._doors or self.state == "running") and not (self.pid and self._hears()):
             return
         save = self._saves[0]
         if save.child is None:

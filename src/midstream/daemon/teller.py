@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from midstream import key
-from midstream.config import Config
+from midstream.config import DATA, Config
 from midstream.daemon.arrivals import ArrivalBook
 from midstream.daemon.held import Book, Collector, Entry
 from midstream.daemon.pending import SpoolFile
 from midstream.ebpf.control import Ended, Open
-from midstream.ebpf.heads import RingHeads
+from midstream.ebpf.heads import StreamHeads
 from midstream.ebpf.records import HERE
 from midstream.errors import MidstreamError, NetworkError
 from midstream.line import Head, Line, call
@@ -140,8 +140,18 @@ class Teller:
         self._dial = dial or (lambda address: call(address, secret, port))
         self._loggers, self._now, self._saving = loggers, now, saving
         self._book = Book(config.const_path.with_name("held.jsonl"))
-        self._arrivals = ArrivalBook(RingHeads(folder).read)
-        self._silence = Silence(config.data.deadline, lambda: MAX_SENSORS, lambda: self._arrivals.looked_ns)
+        self._arrivals = ArrivalBook(StreamHeads(folder).read)
+        deadlines = {stream.name: stream.deadline for stream in config.stream} or {DATA: config.data.deadline}
+        self._silences = {
+            stream: Silence(
+                deadline,
+                lambda: MAX_SENSORS,
+                lambda: self._arrivals.looked_ns,
+                all_send=not config.stream,
+            )
+            for stream, deadline in deadlines.items()
+            if deadline
+        }
         self._collector = Collector(self._book, self._arrivals, folder, now, seen)
         self._spool = SpoolFile(config.spool_path) if config.spool_path else None
         self._ears: dict[str, ToldLogger] = {}
@@ -179,9 +189,14 @@ class Teller:
         }
 
     @property
-    def silent(self) -> frozenset[int]:
-        """The positions of the sensors that had missed their deadline when the ring was last looked at."""
-        return self._silence.silent(self._silence.left(self._arrivals.heard))
+    def silent(self) -> dict[str, frozenset[int]]:
+        """The positions of the sensors that had missed a stream's deadline when its ring was last looked at,
+        by the name of the stream."""
+        return {
+            stream: found
+            for stream, silence in self._silences.items()
+            if (found := silence.silent(silence.left(self._arrivals.heard[stream])))
+        }
 
     def ask(self) -> None:
         """Ask the program now what has ended, and tell `seen`; any thread may. Raises KernelError."""

@@ -13,6 +13,7 @@ from midstream.ebpf import attachment, irq_mitigation, loader, pins, quickack
 from midstream.ebpf.records import OUTCOMES
 from midstream.ebpf.sizing import ring_rate, ring_size
 from midstream.errors import CompileError, KernelError
+from midstream.streams import ResolvedStream, resolved
 from midstream.values import MAX_RING
 
 PAUSE = 1.0  # seconds for which an application may pause, at the rate of config.toml
@@ -80,7 +81,8 @@ def read(subject: Subject) -> ProgramState:
 def check(program: ProgramState, interface: InterfaceState | None, subject: Subject) -> Iterator[Finding]:
     yield _check_attached(program, interface, subject)
     if subject.role == "hardworker" and subject.has_program:
-        yield from _check_ring(subject)
+        for stream in resolved(subject.config, subject.topology).values():
+            yield from _check_ring(stream, subject)
     for what in program.untuned:
         yield warning(
             "settings", what, "as `midstream attach` sets it", subject.command("attach", subject.role)
@@ -93,15 +95,16 @@ def check(program: ProgramState, interface: InterfaceState | None, subject: Subj
         yield ok("counters", ", ".join(f"{name} {count:,}" for name, count in seen.items()))
 
 
-def _check_ring(subject: Subject) -> Iterator[Finding]:
+def _check_ring(stream: ResolvedStream, subject: Subject) -> Iterator[Finding]:
     """Nothing is said of a rate that config.toml leaves out, nor of messages of any length."""
-    data, topology = subject.config.data, subject.topology
-    size, sensors = ring_size(subject.config, topology), len(topology.sensors)
-    second = ring_rate(subject.config, topology) * sensors
+    config, topology = stream
+    data, size, sensors = config.data, ring_size(config, topology), len(topology.sensors)
+    second = ring_rate(config, topology) * sensors
+    whose = f"{config.named_stream}: " if config.named_stream else ""
     if data.framing != "fixed" or not second:
         return
     rate = f"{sensors} × {data.freq:g} Hz × {topology.size} bytes"
-    found = f"{size >> 10} KiB hold {size / second:.2g} s of {rate}"
+    found = f"{whose}{size >> 10} KiB hold {size / second:.2g} s of {rate}"
     if size >= second * PAUSE:
         yield ok("ring", found)
         return
@@ -110,15 +113,15 @@ def _check_ring(subject: Subject) -> Iterator[Finding]:
         "ring",
         found,
         f"{PAUSE:g} s, so that an application may pause",
-        f"a larger ring in config.toml, hardworker.ring_size = {enough}; then {subject.attach_anew}",
+        f"a larger ring in config.toml, {config.ring_key} = {enough}; then {subject.attach_anew}",
     )
 
 
 def _untuned(subject: Subject, interface: str) -> Iterator[str]:
-    settings = subject.config.hardworker
-    if subject.role == "hardworker" and settings.period and settings.irq_mitigation:
-        if irq_mitigation.read(interface) != irq_mitigation.matched(settings.period):
-            yield f"interrupts of {interface} are not deferred to match hardworker.period"
+    is_hardworker = subject.role == "hardworker"
+    if is_hardworker and (period := loader.irq_period(subject.config, subject.topology)):
+        if irq_mitigation.read(interface) != irq_mitigation.matched(period):
+            yield f"interrupts of {interface} are not deferred to match the period of {period:g} s"
     elif subject.role == "logger" and (
         missing := quickack.missing(host.ip for host in subject.topology.sensors)
     ):

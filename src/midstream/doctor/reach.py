@@ -75,7 +75,7 @@ def probe(subject: Subject) -> Probes:
         peers = list(subject.peers.values())
         owners = _ask_arp(listener, subject.host, [subject.host.ip, *(host.ip for host in peers)])
         # A port that is none of midstream's: TCP of the peer itself answers, past every program.
-        other = random.choice([port for port in (9, 19, 79) if port != subject.topology.port])
+        other = random.choice([port for port in (9, 19, 79) if port not in subject.topology.ports])
         hardworker, logger, port = subject.topology.hardworker, subject.topology.logger, subject.topology.port
         if subject.role == "sensor":
             marked, to_logger, stack = _ask_tcp(

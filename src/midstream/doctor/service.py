@@ -16,6 +16,7 @@ from midstream.doctor.finding import Finding, fault, ok, warning
 from midstream.doctor.subject import Subject
 from midstream.errors import ConfigError
 from midstream.nats_url import NatsUrl, is_nats
+from midstream.streams import resolved
 
 _LISTEN = "0A"  # in /proc/net/tcp
 _LITTLE_ROOM = 1 << 30  # bytes, where the rate says nothing
@@ -72,19 +73,22 @@ def check(service: ServiceState, subject: Subject) -> Iterator[Finding]:
 
 
 def _check_listening(service: ServiceState, subject: Subject) -> Finding:
-    address, port = subject.topology.logger.ip, subject.topology.port
-    if {(address, port), (IPv4Address(0), port)} & service.listening:
-        return ok("logger", f"listens on {address} port {port}")
+    address, ports = subject.topology.logger.ip, list(subject.topology.ports)
+    deaf = [port for port in ports if not {(address, port), (IPv4Address(0), port)} & service.listening]
+    if not deaf:
+        return ok("logger", f"listens on {address} port {', '.join(map(str, ports))}")
     return fault(
         "logger",
-        f"nothing listens on {address} port {port}",
+        f"nothing listens on {address} port {', '.join(map(str, deaf))}",
         "`midstream logger`",
         subject.command("logger"),
     )
 
 
 def _check_room(free: int, subject: Subject) -> Finding:
-    rate = subject.config.data.freq * subject.topology.size * len(subject.topology.sensors)
+    streams = resolved(subject.config, subject.topology).values()
+    each = sum(one.config.data.freq * one.topology.size for one in streams)
+    rate = each * len(subject.topology.sensors)
     room = f"{free / 1e9:.1f} GB free"
     fix = "make room on its disk, or name another in config.toml: logger.database"
     if not rate:

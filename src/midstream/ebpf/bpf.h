@@ -32,6 +32,7 @@ static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)B
 static long (*const bpf_map_push_elem)(void *map, const void *value, __u64 flags) = (void *)BPF_FUNC_map_push_elem;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *context,
 					   __u64 flags) = (void *)BPF_FUNC_for_each_map_elem;
+static long (*const bpf_tail_call)(void *ctx, void *programs, __u32 index) = (void *)BPF_FUNC_tail_call;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)BPF_FUNC_ktime_get_ns;
 static void *(*const bpf_ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)BPF_FUNC_ringbuf_reserve;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)BPF_FUNC_ringbuf_submit;

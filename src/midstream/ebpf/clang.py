@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-PROGRAMS = ("sensor", "hardworker", "logger", "selftest", "pass")
+PROGRAMS = ("sensor", "hardworker", "streams", "logger", "selftest", "pass")
 """What hosts, and the lab's switch, attach."""
 
 FLAGS = (

@@ -62,9 +62,14 @@ def compile_program(name: str, topology: Topology, folder: Path | None = None) -
     return target
 
 
-def programs(role: str) -> tuple[str, ...]:
-    """The names of the programs that a host of this role needs."""
-    return (role, "selftest") if role == "hardworker" else (role,)
+def programs(role: str, topology: Topology) -> list[tuple[str, Topology]]:
+    """The programs that a host of this role needs, each with the topology that it is compiled for: the
+    hardworker has one for each stream and, if there are several, one before them."""
+    if role != "hardworker":
+        return [(role, topology)]
+    streams = [topology.only(stream) for stream in topology.streams] or [topology]
+    before = [("streams", topology)] if len(streams) > 1 else []
+    return [*((role, stream) for stream in streams), *before, ("selftest", topology)]
 
 
 def installed() -> str:
@@ -132,9 +137,11 @@ def const_header(topology: Topology) -> str:
         f"#define MARK_TOS {topology.tos}\n"
         f"#define MARK_PORT {topology.port}\n"
         f"#define MTU {topology.mtu}\n"
+        f"#define PORT_COUNT {len(topology.ports)}\n"
         f"#define DATA_SIZE {topology.size}\n"
         f"#define LOGGER_COUNT {len(topology.loggers)}\n"
         f"#define SENSOR_COUNT {len(topology.sensors)}\n"
+        f"static const __u16 PORTS[PORT_COUNT] = {{ {', '.join(map(str, topology.ports))} }};\n"
         f"static const __u8 HARDWORKER_MAC[ETH_ALEN] = {_mac(topology.hardworker)};\n"
         f"static const struct logger LOGGERS[LOGGER_COUNT] = {{ {loggers} }};\n"
         f"static const volatile struct sensor SENSORS[SENSOR_COUNT] = {{ {table} }};\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from midstream.config import DATA
 from midstream.ebpf import libbpf, pins, records
 
 _KEY_SIZE = 8  # struct connection_key: address, port, both in network byte order, and 2 unused bytes
@@ -22,7 +23,7 @@ class Open:
     """An open connection. first: the sequence number of its first byte. acknowledged: what the sensor expects
     next of its peer, None before it has said so. next: so many bytes are held. sensor: its position in
     const.toml. destination: a logger's, or records.HERE. opened_ns, seen_ns: when its SYN came and when the
-    sensor last sent something that fits, by CLOCK_MONOTONIC."""
+    sensor last sent something that fits, by CLOCK_MONOTONIC. stream: the name of its stream."""
 
     ip: IPv4Address
     port: int
@@ -34,6 +35,7 @@ class Open:
     destination: int
     opened_ns: int
     seen_ns: int
+    stream: str = DATA
 
     @property
     def key(self) -> bytes:
@@ -54,6 +56,7 @@ class Ended:
     destination: int
     opened_ns: int
     reset: bool
+    stream: str = DATA
 
 
 def read_destination(folder: Path) -> int:
@@ -73,7 +76,32 @@ def tell_unlinked(folder: Path, unlinked: bool) -> None:
 
 
 def connections(folder: Path) -> list[Open]:
-    """The connections that are open now. Raises KernelError."""
+    """The connections of all streams that are open now. Raises KernelError."""
+    return [one for name, place in pins.stream_folders(folder).items() for one in _connections(place, name)]
+
+
+def ended(folder: Path) -> list[Ended]:
+    """The connections of all streams that have ended since this was asked last, of each stream the oldest
+    first; of more than 4096 the latest. Raises KernelError."""
+    return [one for name, place in pins.stream_folders(folder).items() for one in _ended(place, name)]
+
+
+def break_off(folder: Path, opened: list[Open]) -> int:
+    """End these connections for the reader. Returns how many could not be ended, because the ring had no room
+    to say so. Raises KernelError."""
+    places = pins.stream_folders(folder)
+    refused = 0
+    for stream in {one.stream for one in opened} & places.keys():
+        fd = libbpf.get(places[stream] / "midstream_break_off")
+        try:
+            frames = [(_HEADER + one.key).ljust(_SHORTEST, b"\0") for one in opened if one.stream == stream]
+            refused += sum(libbpf.prog_test_run(fd, frame)[0] != _PASS for frame in frames)
+        finally:
+            os.close(fd)
+    return refused
+
+
+def _connections(folder: Path, stream: str) -> list[Open]:
     fd = pins.open_map(folder, "connections", value_size=records.CONNECTION.itemsize)
     try:
         found = {
@@ -101,7 +129,7 @@ def connections(folder: Path) -> list[Open]:
             int.from_bytes(key[4:6]),
             first,
             acknowledged if established else None,
-            *state,
+            *(*state, stream),
         )
         for key, *state, first, acknowledged, established in zip(
             found, *(states[name].tolist() for name in names), strict=True
@@ -109,9 +137,7 @@ def connections(folder: Path) -> list[Open]:
     ]
 
 
-def ended(folder: Path) -> list[Ended]:
-    """The connections that have ended since this was asked last, oldest first; of more than 4096 the latest.
-    Raises KernelError."""
+def _ended(folder: Path, stream: str) -> list[Ended]:
     fd = pins.open_map(folder, "ended", value_size=records.ENDED.itemsize)
     try:
         most = libbpf.map_info(fd).max_entries
@@ -129,20 +155,10 @@ def ended(folder: Path) -> list[Ended]:
             destination=int(one["destination"]),
             opened_ns=int(one["opened"]),
             reset=int(one["how"]) == records.RESET,
+            stream=stream,
         )
         for one in np.frombuffer(b"".join(values), records.ENDED)
     ]
-
-
-def break_off(folder: Path, opened: list[Open]) -> int:
-    """End these connections for the reader. Returns how many could not be ended, because the ring had no room
-    to say so. Raises KernelError."""
-    fd = libbpf.get(folder / "midstream_break_off")
-    try:
-        frames = [(_HEADER + one.key).ljust(_SHORTEST, b"\0") for one in opened]
-        return sum(libbpf.prog_test_run(fd, frame)[0] != _PASS for frame in frames)
-    finally:
-        os.close(fd)
 
 
 def _control(folder: Path) -> np.ndarray:

@@ -10,8 +10,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from midstream.ebpf import records
+from midstream.ebpf import pins, records
 from midstream.ebpf.ring_pages import HEAD, mapped, runs
+
+
+class StreamHeads:
+    """The heads of the records in the rings of a hardworker's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._rings: dict[str, RingHeads] = {}
+
+    def read(self) -> dict[str, npt.NDArray[np.void]]:
+        """As RingHeads, per stream. Raises KernelError."""
+        places = pins.stream_folders(self._folder)
+        self._rings = {name: self._rings.get(name) or RingHeads(place) for name, place in places.items()}
+        return {name: ring.read() for name, ring in self._rings.items()}
 
 
 class RingHeads:

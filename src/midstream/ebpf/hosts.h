@@ -12,6 +12,7 @@
 /* const.toml names at most so many. */
 #define MAX_SENSORS 4096
 #define MAX_LOGGERS 16
+#define MAX_STREAMS 32
 
 /* The loggers are in const.toml's order. On a logger the first is itself. */
 struct logger {

@@ -11,14 +11,16 @@ import os
 import shutil
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pyroute2 import IPRoute  # type: ignore[import-untyped]  # pyroute2 ships no types
 
-from midstream import modes, network
+from midstream import modes, network, streams
 from midstream.config import Config, Role
 from midstream.ebpf import (
     attachment,
@@ -43,6 +45,14 @@ _SENSORS = 64  # the maps have room for so many, or a multiple
 _NUMBERS = 1 << 32
 
 
+class _Part(NamedTuple):
+    """A program that does a host's work, alone or as that of one stream; and where its pins are."""
+
+    folder: Path
+    config: Config
+    topology: Topology
+
+
 def attach(
     role: Role,
     config: Config,
@@ -53,28 +63,30 @@ def attach(
     self_test: bool = True,
     replace: bool = False,
 ) -> Attachment:
-    """Compile, load, pin and attach the program of this host's role.
+    """Compile, load, pin and attach the program of this host's role; on the hardworker that of each stream.
 
     folder: where to pin (default: the role's folder below config.toml's network.pins). interface: default
     from config.toml, else that of the route to the peer. Attaching what is attached already, from the same
     files, only sets right what `tune` does. With replace, a program for other addresses or marks takes the
     place of one that is attached, in one step and on the same maps: connections go on, and so does the reader
-    of the ring.
+    of the ring. A stream that is new gets maps, and those of one that is gone are removed.
     Raises KernelError if the kernel refuses, the self-test fails, or pins made from other files are in the
     way; NetworkError if no interface is found; CompileError.
     """
     folder = folder or pins.default_folder(role, config)
     interface = interface or config.network.interface or network.find_interface(_peer(role, topology))
     expected = pins.stamp(role, config, topology)
+    parts = _parts(role, config, topology, folder)
     pins.ensure_bpffs(folder)
     if folder.exists() and any(folder.iterdir()):
         if replace:
-            pins.verify(folder, layout=pins.layout(role, config, topology))
+            _verify_layouts(role, parts, folder, expected)
         else:
             pins.verify(folder, stamp=expected)
         attached, marks = attachment.find(role, folder), pins.read_marks(folder)
         whole = pins.is_whole(role, folder)
-        if attached and marks and marks.stamp == expected and whole:
+        complete = whole and all(part.folder.exists() for part in parts)
+        if attached and marks and marks.stamp == expected and complete:
             tune(role, attached.interface, config, topology, folder)
             return attached
         if not attached and attachment.is_elsewhere(folder):
@@ -84,9 +96,8 @@ def attach(
             )
         if replace and whole and (attached or attachment.link_info(folder)):
             _check_interface(role, interface, topology)
-            with open_object(role, topology) as program:
-                _prepare(role, program, config, topology)
-                mode = _replace(role, interface, program, folder, topology)
+            with _loaded(role, parts, folder, topology, expected) as programs:
+                mode = _replace(role, interface, programs, parts, folder)
             tune(role, interface, config, topology, folder)
             return Attachment(role, interface, mode, folder)
         detach(role, folder)  # an attach that was killed half-way
@@ -94,14 +105,29 @@ def attach(
 
     try:
         modes.make_folder(folder)  # empty, if an attach was killed at once
-        with open_object(role, topology) as program:
-            _prepare(role, program, config, topology)
-            mode = _load_and_attach(role, interface, program, folder, topology, self_test)
+        with _loaded(role, parts, folder, topology, expected) as programs:
+            mode = _load_and_attach(role, interface, programs, parts, folder, topology, self_test)
         tune(role, interface, config, topology, folder)
     except BaseException:
         detach(role, folder)
         raise
     return Attachment(role, interface, mode, folder)
+
+
+def _parts(role: Role, config: Config, topology: Topology, folder: Path) -> list[_Part]:
+    if role != "hardworker":
+        return [_Part(folder, config, topology)]
+    each = streams.resolved(config, topology).values()
+    return [_Part(pins.stream_folder(folder, one.config), one.config, one.topology) for one in each]
+
+
+def _verify_layouts(role: Role, parts: list[_Part], folder: Path, expected: bytes) -> None:
+    """Raise KernelError unless the maps that are pinned can serve these programs."""
+    if (folder / pins.STREAMS).exists() != (parts[0].folder != folder):
+        pins.verify(folder, stamp=expected)  # which cannot be: streams got names, or lost them
+    for part in parts:
+        if part.folder.exists():
+            pins.verify(part.folder, layout=pins.layout(role, part.config, part.topology))
 
 
 def tune(role: Role, interface: str, config: Config, topology: Topology, folder: Path) -> list[str]:
@@ -110,10 +136,18 @@ def tune(role: Role, interface: str, config: Config, topology: Topology, folder:
     if role == "logger":
         missing = quickack.ensure(interface, (host.ip for host in topology.sensors))
         return [f"route {ip} with quickack: missing, set again" for ip in missing]
-    defers = role == "hardworker" and config.hardworker.irq_mitigation and config.hardworker.period > 0
-    if defers and irq_mitigation.apply(interface, config.hardworker.period, folder):
+    period = irq_period(config, topology) if role == "hardworker" else 0.0
+    if period and irq_mitigation.apply(interface, period, folder):
         return [f"interrupt mitigation of {interface}: gone, set again"]
     return []
+
+
+def irq_period(config: Config, topology: Topology) -> float:
+    """The period, in seconds, that the hardworker's interface is to follow: that of the fastest stream; 0 if
+    it is to follow none, since one waits for data."""
+    if not config.hardworker.irq_mitigation:
+        return 0.0
+    return min(one.config.hardworker.period for one in streams.resolved(config, topology).values())
 
 
 def detach(role: Role, folder: Path) -> bool:
@@ -149,11 +183,21 @@ def attach_pass(interface: str, topology: Topology) -> None:
 
 
 def counters(folder: Path) -> np.ndarray:
-    """The hardworker's counters, summed over the CPUs.
+    """The hardworker's counters, summed over the CPUs and the streams.
 
     A row for each sensor, in const.toml's order, and one for what came from none; the columns are
     records.OUTCOMES.
     """
+    total: np.ndarray = sum(stream_counters(folder).values(), np.zeros((), "<u8"))
+    return total
+
+
+def stream_counters(folder: Path) -> dict[str, np.ndarray]:
+    """The same per stream."""
+    return {name: _counters(place) for name, place in pins.stream_folders(folder).items()}
+
+
+def _counters(folder: Path) -> np.ndarray:
     width = 8 * len(records.OUTCOMES)
     fd = pins.open_map(folder, "counters", value_size=width)
     try:
@@ -193,27 +237,93 @@ def _prepare(role: Role, program: libbpf.Object, config: Config, topology: Topol
         program.set_max_entries("counters", capacity + 1)
 
 
+@contextmanager
+def _loaded(
+    role: Role, parts: list[_Part], folder: Path, topology: Topology, stamp: bytes
+) -> Iterator[list[libbpf.Object]]:
+    """The programs of the parts, loaded, on the maps that are pinned and else on new ones. If there are
+    several, one more that comes before them."""
+    with ExitStack() as opened:
+
+        def reuse(program: libbpf.Object, name: str, fd: int) -> None:
+            opened.callback(os.close, fd)
+            program.reuse_map(name, fd)
+
+        programs: list[libbpf.Object] = []
+        for part in parts:
+            program = opened.enter_context(open_object(role, part.topology))
+            _prepare(role, program, part.config, part.topology)
+            for name in program.map_names():
+                if "." in name:
+                    continue
+                if (part.folder / name).exists():
+                    reuse(program, name, pins.open_map(part.folder, name))
+                elif name in pins.SHARED and (folder / name).exists():
+                    reuse(program, name, pins.open_map(folder, name))
+                elif name in pins.SHARED and programs:
+                    program.reuse_map(name, programs[0].map_fd(name))
+            program.load()
+            programs.append(program)
+        if len(parts) > 1:
+            before = opened.enter_context(open_object(pins.STREAMS, topology))
+            before.set_initial_value(
+                ".rodata.settings",
+                records.settings(stamp, wakeup=False, check=False, ring_quota=0, open_quota=0),
+            )
+            before.load()
+            for part, program in zip(parts, programs, strict=True):
+                port, fd = part.topology.port, program.program_fd(f"midstream_{role}")
+                libbpf.update(before.map_fd("ports"), port.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+            programs.append(before)
+        yield programs
+
+
+def _entry(role: Role, programs: list[libbpf.Object]) -> int:
+    """The program that the interface gets."""
+    name = pins.STREAMS if len(programs) > 1 else role
+    return programs[-1].program_fd(f"midstream_{name}")
+
+
+def _pin(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Pin what is not pinned yet; programs and, at last, settings take the place of those before."""
+    for part, program in zip(parts, programs, strict=False):
+        modes.make_folder(part.folder)
+        for name in program.map_names():
+            places = {part.folder, *([folder] if name in pins.SHARED else [])}
+            for place in places if "." not in name else ():
+                if not (place / name).exists():
+                    libbpf.pin(program.map_fd(name), place / name)
+        for name in program.program_names():
+            libbpf.pin(program.program_fd(name), part.folder / name, replace=True)
+        if part.folder != folder:
+            libbpf.pin(program.map_fd(".rodata.settings"), part.folder / "settings", replace=True)
+    if parts[0].folder != folder:
+        libbpf.pin(_entry(role, programs), folder / f"midstream_{role}", replace=True)
+    if len(programs) > len(parts):
+        libbpf.pin(programs[-1].map_fd("ports"), folder / "ports", replace=True)
+    libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings", replace=True)
+
+
 def _load_and_attach(
-    role: Role, interface: str, program: libbpf.Object, folder: Path, topology: Topology, self_test: bool
+    role: Role,
+    interface: str,
+    programs: list[libbpf.Object],
+    parts: list[_Part],
+    folder: Path,
+    topology: Topology,
+    self_test: bool,
 ) -> Mode:
-    program.load()
     if role == "hardworker":
         first = time.monotonic_ns() // 10**6 % _NUMBERS
-        libbpf.update(program.map_fd("last_number"), bytes(4), first.to_bytes(4, "little"))
-
+        libbpf.update(programs[0].map_fd("last_number"), bytes(4), first.to_bytes(4, "little"))
     # The stamp first: whatever happens next, the folder is known to be ours.
-    libbpf.pin(program.map_fd(".rodata.settings"), folder / "settings")
-    for name in program.map_names():
-        if "." not in name:
-            libbpf.pin(program.map_fd(name), folder / name)
-    for name in program.program_names():
-        libbpf.pin(program.program_fd(name), folder / name)
-
+    libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings")
+    _pin(role, programs, parts, folder)
     ifindex = socket.if_nametoindex(interface)
     if role == "logger":
         for name, point in attachment.TC_POINTS.items():
             # One of ours may be there, of an attachment whose pins are gone.
-            fd = program.program_fd(name)
+            fd = programs[0].program_fd(name)
             libbpf.tc_attach(ifindex, point, fd, attachment.TC_HANDLE, attachment.TC_PRIORITY, replace=True)
         return "tc"
     if role == "hardworker" and self_test:
@@ -222,12 +332,12 @@ def _load_and_attach(
             link, mode = _link(ifindex, test.program_fd("midstream_selftest"))
             try:
                 selftest.run(interface, topology.logger.ip, identifier)
-                libbpf.link_update(link, program.program_fd(f"midstream_{role}"))
+                libbpf.link_update(link, _entry(role, programs))
                 libbpf.pin(link, folder / "link")
             finally:
                 os.close(link)
         return mode
-    link, mode = _link(ifindex, program.program_fd(f"midstream_{role}"))
+    link, mode = _link(ifindex, _entry(role, programs))
     try:
         libbpf.pin(link, folder / "link")
     finally:
@@ -235,32 +345,29 @@ def _load_and_attach(
     return mode
 
 
-def _replace(role: Role, interface: str, program: libbpf.Object, folder: Path, topology: Topology) -> Mode:
-    """Let the program take the place of the one that is attached, on the maps that are pinned."""
-    with ExitStack() as undo:
-        for name in program.map_names():
-            if "." not in name:
-                fd = pins.open_map(folder, name)
-                undo.callback(os.close, fd)
-                program.reuse_map(name, fd)
-        program.load()
-        ifindex = socket.if_nametoindex(interface)
-        mode: Mode = "tc"
-        if role == "hardworker":
-            _move_strangers(program, folder, topology)
-            control.tell_unlinked(folder, False)
-        if role == "logger":
-            for name, point in attachment.TC_POINTS.items():
-                fd = program.program_fd(name)
-                libbpf.tc_attach(
-                    ifindex, point, fd, attachment.TC_HANDLE, attachment.TC_PRIORITY, replace=True
-                )
-        else:
-            mode = _update_link(ifindex, program.program_fd(f"midstream_{role}"), folder)
-        for name in program.program_names():
-            libbpf.pin(program.program_fd(name), folder / name, replace=True)
-        libbpf.pin(program.map_fd(".rodata.settings"), folder / "settings", replace=True)
-        return mode
+def _replace(
+    role: Role, interface: str, programs: list[libbpf.Object], parts: list[_Part], folder: Path
+) -> Mode:
+    """Let the programs take the place of those that are attached, on the maps that are pinned."""
+    ifindex = socket.if_nametoindex(interface)
+    mode: Mode = "tc"
+    if role == "hardworker":
+        for part, program in zip(parts, programs, strict=False):
+            if part.folder.exists():
+                _move_strangers(program, part.folder, part.topology)
+        control.tell_unlinked(folder, False)
+    if role == "logger":
+        for name, point in attachment.TC_POINTS.items():
+            fd = programs[0].program_fd(name)
+            libbpf.tc_attach(ifindex, point, fd, attachment.TC_HANDLE, attachment.TC_PRIORITY, replace=True)
+    else:
+        mode = _update_link(ifindex, _entry(role, programs), folder)
+    _pin(role, programs, parts, folder)
+    if role == "hardworker":
+        for place in pins.stream_folders(folder).values():
+            if place not in {part.folder for part in parts}:
+                shutil.rmtree(place)
+    return mode
 
 
 def _update_link(ifindex: int, program_fd: int, folder: Path) -> Mode:

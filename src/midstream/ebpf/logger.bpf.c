@@ -11,13 +11,14 @@
 #include "bpf.h"
 #include "const.h"
 #include "packet.h"
+#include "ports.h"
 #include "sensors.h"
 #include "settings.h"
 
 struct peer {
 	__be32 ip;
 	__be16 port;
-	__u16 zero;
+	__be16 marked; /* the port that it has connected to */
 };
 
 /* Bounded by number: the least recently used connection makes room, and is learned anew from its
@@ -38,11 +39,12 @@ SEC("tc") int midstream_logger_ingress(struct __sk_buff *skb)
 
 	if (skb->protocol != bswap16(ETH_P_IP) || bpf_skb_load_bytes(skb, 0, &h, sizeof(h)) ||
 	    IP_VERSION_LENGTH(&h.ip) != IP_VERSION_4_NO_OPTIONS || h.ip.daddr != bswap32(LOGGERS[0].ip) ||
-	    h.ip.protocol != IPPROTO_TCP || h.ip.frag_off & IP_FRAGMENT_OFFSET || h.tcp.dest != bswap16(MARK_PORT))
+	    h.ip.protocol != IPPROTO_TCP || h.ip.frag_off & IP_FRAGMENT_OFFSET || !is_marked_port(h.tcp.dest))
 		return TC_ACT_UNSPEC;
 
 	peer.ip = h.ip.saddr;
 	peer.port = h.tcp.source;
+	peer.marked = h.tcp.dest;
 	if (!same_mac(h.eth.h_source, HARDWORKER_MAC)) {
 		/* The port once used through the hardworker now connects directly. */
 		if (TCP_FLAGS(&h.tcp) & TCP_SYN)
@@ -63,11 +65,12 @@ SEC("tc") int midstream_logger_egress(struct __sk_buff *skb)
 
 	if (skb->protocol != bswap16(ETH_P_IP) || bpf_skb_load_bytes(skb, 0, &h, sizeof(h)) ||
 	    IP_VERSION_LENGTH(&h.ip) != IP_VERSION_4_NO_OPTIONS || h.ip.saddr != from || h.ip.protocol != IPPROTO_TCP ||
-	    h.ip.frag_off & IP_FRAGMENT_OFFSET || h.tcp.source != bswap16(MARK_PORT))
+	    h.ip.frag_off & IP_FRAGMENT_OFFSET || !is_marked_port(h.tcp.source))
 		return TC_ACT_UNSPEC;
 
 	peer.ip = h.ip.daddr;
 	peer.port = h.tcp.dest;
+	peer.marked = h.tcp.source;
 	if (!bpf_map_lookup_elem(&through_hardworker, &peer))
 		return TC_ACT_UNSPEC;
 

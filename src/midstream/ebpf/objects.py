@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from midstream.config import MAX_STREAMS
 from midstream.ebpf import clang, compiler, libbpf
 from midstream.network import MAX_LOGGERS, MAX_SENSORS, Host, Topology
 
@@ -27,6 +28,8 @@ CONSTANTS = np.dtype(
         ("size", "<u4"),
         ("logger_count", "<u4"),
         ("sensor_count", "<u4"),
+        ("port_count", "<u4"),
+        ("ports", "<u2", MAX_STREAMS),
         ("loggers", _LOGGER, MAX_LOGGERS),
         ("sensors", _SENSOR, MAX_SENSORS),
     ]
@@ -66,6 +69,8 @@ def constants(topology: Topology) -> bytes:
     values["hardworker_ip"], values["hardworker_mac"] = _addresses(topology.hardworker)
     for name in ("port", "tos", "mtu", "size"):
         values[name] = getattr(topology, name)
+    values["port_count"] = len(topology.ports)
+    values["ports"][: len(topology.ports)] = list(topology.ports)
     values["logger_count"], values["sensor_count"] = len(topology.loggers), len(topology.sensors)
     for row, host in zip(values["loggers"], topology.loggers, strict=False):
         row["ip"], row["mac"] = _addresses(host)

@@ -1,11 +1,15 @@
 """What the loader leaves in a bpffs, and how others find and trust it.
 
 A host's folder holds, for the hardworker, the maps, the program and the link that ties it to its
-interface; for the logger the map and two programs; for the sensor program and link. `settings` is among
-the maps: constant since the program was loaded, it bears the stamp, a hash of everything that makes the
-program and its maps what they are, and a second one, the layout, of what makes the maps alone. Who attaches
-compares the stamp with that of his own configuration, who reads the maps compares the layout: so neither a
-stale nor a foreign pin is ever used, and a reader goes on when the program is replaced for other addresses.
+interface; for the logger the map and two programs; for the sensor program and link. Streams that have names
+have folders of their names in `streams` below it, each with the maps and the program of the one stream; the
+maps that they share are in all of them, and in the host's folder (`SHARED`).
+
+`settings` is among the maps: constant since the program was loaded, it bears the stamp, a hash of everything
+that makes the program and its maps what they are, and a second one, the layout, of what makes the maps alone.
+Who attaches compares the stamp with that of his own configuration, who reads the maps compares the layout: so
+neither a stale nor a foreign pin is ever used, and a reader goes on when the program is replaced for other
+addresses.
 """
 
 import ctypes
@@ -18,24 +22,40 @@ from pathlib import Path
 
 import numpy as np
 
-from midstream.config import Config, Role
+from midstream.config import DATA, Config, Role
 from midstream.ebpf import compiler, libbpf, records
 from midstream.ebpf.sizing import ring_size
 from midstream.errors import KernelError
 from midstream.network import Topology
+from midstream.streams import resolved
 
 _BPF_FS_MAGIC = 0xCAFE4A11
+
+
+STREAMS = "streams"
+SHARED = ("control", "last_number", "irq_mitigation")
+"""Maps of which the hardworker's streams have one."""
 
 
 def stamp(role: Role, config: Config, topology: Topology) -> bytes:
     """The hash of what the host's program and maps are made from: sources, const.toml, and of config.toml
     what the loader sets."""
+    if role != "hardworker":
+        return _stamp(role, config, topology)
+    each = [_stamp(role, *stream) for stream in resolved(config, topology).values()]
+    if len(each) == 1:
+        return each[0]
+    return hashlib.sha256(b"".join(each) + compiler.key(STREAMS, topology).encode()).digest()
+
+
+def _stamp(role: Role, config: Config, topology: Topology) -> bytes:
     return hashlib.sha256(layout(role, config, topology) + compiler.key(role, topology).encode()).digest()
 
 
 def layout(role: Role, config: Config, topology: Topology) -> bytes:
     """The hash of what the maps, and the records in them, are made from: the ABI, the size of a message, and
-    of config.toml what the loader sets. Addresses, marks and sources are not among it."""
+    of config.toml what the loader sets. Addresses, marks and sources are not among it. Of the hardworker's
+    maps those of its only stream."""
     made_from = f"{role} {records.ABI}"
     if role == "hardworker":
         settings = config.hardworker
@@ -48,6 +68,24 @@ def layout(role: Role, config: Config, topology: Topology) -> bytes:
 def default_folder(role: Role, config: Config) -> Path:
     """Where a role's program is pinned unless another place is named."""
     return Path(config.network.pins, role)
+
+
+def stream_folder(folder: Path, config: Config) -> Path:
+    """Where in a hardworker's folder the pins of the only stream of `config` are."""
+    return folder / STREAMS / config.named_stream if config.named_stream else folder
+
+
+def stream_folders(folder: Path) -> dict[str, Path]:
+    """Where in a hardworker's folder the pins of each stream are, by its name."""
+    try:
+        return {path.name: path for path in sorted((folder / STREAMS).iterdir())}
+    except OSError:  # there are no names, or this process may not look, which whoever opens a pin is told
+        return {DATA: folder}
+
+
+def host_folder(folder: Path) -> Path:
+    """The hardworker's folder of that of a stream."""
+    return folder.parent.parent if folder.parent.name == STREAMS else folder
 
 
 def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
@@ -67,12 +105,14 @@ def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
     return fd
 
 
+OF_STREAM = frozenset(
+    {"settings", "ring", "journal", "unfinished", "committed", "connections", "ended", "counters", "shares"}
+    | {"beginnings", "midstream_hardworker", "midstream_break_off", *SHARED}
+)
+"""What is opened by its pin of each stream."""
+
 NEEDED: dict[Role, frozenset[str]] = {
-    "hardworker": frozenset(
-        {"settings", "ring", "journal", "unfinished", "committed", "control", "connections", "ended"}
-        | {"counters", "shares", "beginnings", "irq_mitigation", "link"}
-        | {"midstream_hardworker", "midstream_break_off"}
-    ),
+    "hardworker": frozenset({"settings", "link", "midstream_hardworker", *SHARED}),
     "logger": frozenset({"settings", "midstream_logger_ingress", "midstream_logger_egress"}),
     "sensor": frozenset({"settings", "link", "midstream_sensor"}),
 }
@@ -81,7 +121,15 @@ NEEDED: dict[Role, frozenset[str]] = {
 
 def missing(role: Role, folder: Path) -> list[str]:
     """What somebody has removed of a folder's pins."""
-    return sorted(NEEDED[role] - {path.name for path in folder.iterdir()})
+    wanted = {folder: NEEDED[role]}
+    if role == "hardworker":
+        for of_stream in stream_folders(folder).values():
+            wanted[of_stream] = wanted.get(of_stream, frozenset()) | OF_STREAM
+    return sorted(
+        str((place / name).relative_to(folder))
+        for place, names in wanted.items()
+        for name in names - {path.name for path in place.iterdir()}
+    )
 
 
 def is_whole(role: Role, folder: Path) -> bool:
@@ -142,7 +190,7 @@ def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = N
 
 
 def is_linked(folder: Path, role: Role) -> bool | None:
-    """Does the link pinned in folder tie an interface to the program pinned beside it?
+    """Does the link pinned in a host's folder tie an interface to the program pinned beside it?
 
     None if this process may not look. For roles with an XDP program.
     """

@@ -17,8 +17,8 @@ _FINISHED = np.dtype({"names": ["length"], "formats": ["<u8"], "offsets": [0], "
 
 @dataclass(frozen=True)
 class Progress:
-    """connections: open now. bytes: held in order, of these and of the last 4096 that ended. fill: the part
-    of the ring that the reader has not given back."""
+    """connections: open now. bytes: held in order, of these and, of each stream, of the last 4096 that ended.
+    fill: the part of the ring that the reader has not given back; of several rings of the fullest."""
 
     connections: int
     bytes: int
@@ -26,10 +26,17 @@ class Progress:
 
 
 def progress(folder: Path) -> Progress:
-    """Read the maps pinned in `folder`. Raises KernelError if they are missing or of another layout.
+    """Read the maps of all streams in a hardworker's folder. Raises KernelError if they are missing or of
+    another layout.
 
     The program does not wait meanwhile: a connection that ends in this moment may count twice or not at all.
     """
+    each = [_progress(place) for place in pins.stream_folders(folder).values()]
+    fill = max((one.fill for one in each), default=0.0)
+    return Progress(sum(one.connections for one in each), sum(one.bytes for one in each), fill)
+
+
+def _progress(folder: Path) -> Progress:
     open_ = _values(folder, "connections", CONNECTION)
     finished = _values(folder, "finished", _FINISHED)
     return Progress(len(open_), int(open_["next"].sum() + finished["length"].sum()), _fill(folder))

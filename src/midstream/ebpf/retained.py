@@ -45,8 +45,15 @@ class Retained:
 
 
 def retained(folder: Path) -> dict[int, Retained]:
-    """All that is in the ring pinned in folder, by the connections' numbers: what the reader has not given
-    back, and what it has not read yet. Nothing is taken out of it. Raises KernelError."""
+    """All that is in the rings of a hardworker's folder, by the connections' numbers: what the readers have
+    not given back, and what they have not read yet. Nothing is taken out. Raises KernelError."""
+    found: dict[int, Retained] = {}
+    for place in pins.stream_folders(folder).values():
+        found |= _retained(place)
+    return found
+
+
+def _retained(folder: Path) -> dict[int, Retained]:
     with mapped(folder) as (consumer, pages, _):
         return collect(lambda: consumer[:8], pages)
 

@@ -16,7 +16,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,8 @@ from midstream.ebpf import control, libbpf, pins, records
 from midstream.errors import ConfigError, KernelError
 
 _POLL = 0.1  # seconds between two looks at `stop`
-_PATIENCE = 5.0  # seconds that an application waits for the server's answer
+_PATIENCE = 5.0  # seconds that an application waits for the server's answer,
+_QUESTION = 0.5  # and the server for its question
 _ANSWER = 1 << 16  # bytes, more than any answer has
 _MAPS = ("ring", "journal", "unfinished", "committed", "control", "beginnings")  # of a RingDescriptors
 _DESCRIPTORS = len(_MAPS) + 1
@@ -40,7 +41,7 @@ _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start 
 class RingDescriptors:
     """Descriptors of the ring, of what its reader remembers (hardworker/ring.h and spill.py), of what it
     is told (retained.py, control.py, beginning.h), and of the lock that keeps others away; the ring's bytes,
-    how many sensors there is room for, and its place."""
+    how many sensors there is room for, and its place. host: the hardworker's folder, from the lock's."""
 
     ring: int
     journal: int
@@ -52,6 +53,7 @@ class RingDescriptors:
     size: int
     sensors: int
     place: Path
+    host: str = "."
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -69,7 +71,7 @@ class RingDescriptors:
     def is_linked(self) -> bool:
         """Is the ring's program on its interface? Where this user may not look, the process that serves the
         ring has told. Raises KernelError if what it told cannot be read."""
-        found = pins.is_linked(Path(f"/proc/self/fd/{self.lock}"), "hardworker")
+        found = pins.is_linked(Path(f"/proc/self/fd/{self.lock}", self.host), "hardworker")
         return not self._is_told_unlinked() if found is None else found
 
     def _is_told_unlinked(self) -> bool:
@@ -103,9 +105,10 @@ def open_pinned(folder: Path, layout: bytes) -> RingDescriptors:
                 undo.callback(os.close, maps[-1])
             ring, journal, unfinished, committed, control, beginnings = maps
             size, sensors = (libbpf.map_info(fd).max_entries for fd in (ring, beginnings))
+            host = os.path.relpath(pins.host_folder(folder), folder)
             undo.pop_all()
             return RingDescriptors(
-                ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, folder
+                ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, folder, host
             )
     except BlockingIOError as error:
         raise KernelError(
@@ -122,8 +125,8 @@ def open_pinned(folder: Path, layout: bytes) -> RingDescriptors:
         raise
 
 
-def request(path: Path, layout: bytes) -> RingDescriptors:
-    """The ring from the process that serves it at path.
+def request(path: Path, layout: bytes, stream: str = "") -> RingDescriptors:
+    """The ring of a stream, "" for one without a name, from the process that serves it at path.
 
     Raises KernelError: nobody serves (ENOENT, as if nothing is attached), no permission, other pins than
     expected, another reader.
@@ -132,7 +135,10 @@ def request(path: Path, layout: bytes) -> RingDescriptors:
         connection.settimeout(_PATIENCE)
         try:
             connection.connect(os.fspath(path))
+            connection.send(json.dumps({"stream": stream}).encode())
             message, descriptors, flags, _ = socket.recv_fds(connection, _ANSWER, _DESCRIPTORS)
+        except ConnectionResetError:
+            message, descriptors, flags = b"", [], 0
         except OSError as error:
             advice = {
                 PermissionError: "its owner and mode decide who may have the ring: hardworker.socket_group "
@@ -162,24 +168,25 @@ def request(path: Path, layout: bytes) -> RingDescriptors:
             os.close(descriptor)
         raise KernelError(f"{path}: {fault}", errno=answer.get("errno", 0))
     ring, journal, unfinished, committed, control, beginnings, lock = descriptors
-    size, sensors = answer["size"], answer["sensors"]
+    size, sensors, host = answer["size"], answer["sensors"], answer["host"]
     return RingDescriptors(
-        ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, path
+        ring, journal, unfinished, committed, control, beginnings, lock, size, sensors, path, host
     )
 
 
 def serve(
-    folder: Path, layout: bytes, path: Path, *, mode: int, group: str, stop: Callable[[], bool]
+    rings: Mapping[str, tuple[Path, bytes]], path: Path, *, mode: int, group: str, stop: Callable[[], bool]
 ) -> None:
-    """Hand the ring pinned in folder to one application at a time, until `stop()`; and tell it when the
-    program is no longer on its interface.
+    """Hand each ring to one application at a time, until `stop()`; and tell it when the program is no longer
+    on its interface. rings: the folder and the layout of each stream's pins, by its name.
 
     Raises ConfigError (no such group, the socket cannot be made) and KernelError (not our pins).
     """
-    pins.verify(folder, layout=layout)
+    for folder, layout in rings.values():
+        pins.verify(folder, layout=layout)
     while True:
         with _listening(path, mode, group) as listener:
-            _serve(listener, folder, layout, lambda: stop() or not path.exists())
+            _serve(listener, rings, lambda: stop() or not path.exists())
         if stop():
             return
 
@@ -194,7 +201,10 @@ def _advice(code: int | None) -> str:
     )
 
 
-def _serve(listener: socket.socket, folder: Path, layout: bytes, stop: Callable[[], bool]) -> None:
+def _serve(
+    listener: socket.socket, rings: Mapping[str, tuple[Path, bytes]], stop: Callable[[], bool]
+) -> None:
+    host = pins.host_folder(next(iter(rings.values()))[0])
     while not stop():
         if select.select([listener], [], [], _POLL)[0]:
             try:
@@ -202,22 +212,28 @@ def _serve(listener: socket.socket, folder: Path, layout: bytes, stop: Callable[
             except OSError:  # it is gone already, or no descriptor is left: then it waits for its turn
                 time.sleep(_POLL)
                 continue
-            with connection, suppress(OSError):  # it may be gone already
-                _answer(connection, folder, layout)
+            with connection, suppress(OSError, ValueError):  # it may be gone, or says something else
+                _answer(connection, rings)
         with suppress(KernelError):  # all is gone, which the application sees by itself
-            control.tell_unlinked(folder, pins.is_linked(folder, "hardworker") is False)
+            control.tell_unlinked(host, pins.is_linked(host, "hardworker") is False)
 
 
-def _answer(connection: socket.socket, folder: Path, layout: bytes) -> None:
-    """Give the application the ring, or say why not."""
+def _answer(connection: socket.socket, rings: Mapping[str, tuple[Path, bytes]]) -> None:
+    """Give the application the ring of the stream that it names, or say why not."""
+    connection.settimeout(_QUESTION)
+    asked = json.loads(connection.recv(_ANSWER))
+    stream = str(asked.get("stream", "")) if isinstance(asked, dict) else ""
     try:
+        if stream not in rings:
+            raise KernelError(f'no stream "{stream}" is served here; there are {", ".join(rings)}')
+        folder, layout = rings[stream]
         ring = open_pinned(folder, layout)
     except KernelError as error:
         connection.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
         return
     try:
-        answer = json.dumps({"layout": layout.hex(), "size": ring.size, "sensors": ring.sensors}).encode()
-        socket.send_fds(connection, [answer], ring.descriptors)
+        facts = {"layout": layout.hex(), "size": ring.size, "sensors": ring.sensors, "host": ring.host}
+        socket.send_fds(connection, [json.dumps(facts).encode()], ring.descriptors)
     finally:
         ring.close()  # the application, or the message on its way to it, has its own
 

@@ -9,6 +9,7 @@
 #include "bpf.h"
 #include "const.h"
 #include "packet.h"
+#include "ports.h"
 #include "settings.h"
 
 /* The state of this host's socket towards a peer; 0 if there is none, or one that only listens. */
@@ -49,7 +50,7 @@ SEC("xdp") int midstream_sensor(struct xdp_md *ctx)
 
 	if ((void *)(h + 1) > end || ETHER_TYPE(&h->eth) != bswap16(ETH_P_IP) ||
 	    IP_VERSION_LENGTH(ip) != IP_VERSION_4_NO_OPTIONS || !is_logger(ip->saddr) ||
-	    ip->protocol != IPPROTO_TCP || ip->frag_off & IP_FRAGMENT_OFFSET || tcp->source != bswap16(MARK_PORT))
+	    ip->protocol != IPPROTO_TCP || ip->frag_off & IP_FRAGMENT_OFFSET || !is_marked_port(tcp->source))
 		return XDP_PASS;
 	from = ip->saddr;
 	through = socket_state(ctx, h, to);

@@ -41,6 +41,7 @@ class RingReader:
         size: int,
         message: type[tuple[Any, ...]],
         addresses: Mapping[int, str],
+        stream: str,
         stop: int,
         event: int,
         period: int,

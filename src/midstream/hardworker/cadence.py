@@ -1,6 +1,7 @@
 """When an application looks for messages: once a period, or whenever something arrives."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,10 +18,12 @@ class Cadence:
     follow: float = 0.0
 
     @classmethod
-    def of(cls, settings: HardworkerSection) -> Self:
-        """As config.toml says."""
-        follows = settings.period and settings.irq_mitigation and settings.receiver == "ebpf"
-        return cls(settings.period, irq_mitigation.follow(settings.period) if follows else 0.0)
+    def of(cls, read: Iterable[HardworkerSection], every: Iterable[HardworkerSection]) -> Self:
+        """As config.toml says. read: of the streams that are read, as often as the fastest of them wants.
+        every: of all streams; the interface looks for packets as often as the fastest of these wants."""
+        period = min((each.period for each in read if each.period), default=0.0)
+        looks = min(each.period if each.irq_mitigation and each.receiver == "ebpf" else 0.0 for each in every)
+        return cls(period, irq_mitigation.follow(looks) if period and looks else 0.0)
 
     def left(self, newest: int) -> float:
         """Seconds until the next look. newest: when the newest segment arrived, CLOCK_MONOTONIC nanoseconds;

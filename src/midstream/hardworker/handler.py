@@ -12,8 +12,10 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 
@@ -68,9 +70,11 @@ class SocketHandler:
 
     Raises NetworkError if it cannot listen. Where the logger cannot be reached, or no descriptor is left,
     the sensor's connection is reset, so that it tries again. A stranger's connection is reset at once.
+    numbers: of the connections; by default from 1 on.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, numbers: Iterator[int] | None = None) -> None:
+        self._numbers = count(1) if numbers is None else numbers
         self._sensors = {str(host.ip): number for number, host in enumerate(topology.sensors)}
         self._logger = (str(topology.logger.ip), topology.port)
         self._tos = topology.tos
@@ -127,7 +131,8 @@ class SocketHandler:
                 return None
         relay, sequence, moment, payload = self._messages.popleft()
         self._count(1, len(payload))
-        return Message(self._form.addresses[relay.sensor], relay.number, sequence, moment, payload)
+        form = self._form
+        return Message(form.addresses[relay.sensor], relay.number, sequence, moment, payload, form.stream)
 
     def _count(self, messages: int, size: int) -> None:
         self._totals.messages += messages
@@ -308,7 +313,7 @@ class SocketHandler:
         self._totals.opened += 1
         form, ends = self._form, (_End(inner, connected=True), _End(outer, connected=False))
         frames = decoder(form.framing, size=form.size, max_size=form.size)
-        return _Relay(self._totals.opened, sensor, port, *ends, frames)
+        return _Relay(next(self._numbers), sensor, port, *ends, frames)
 
     def _take(self, relay: _Relay, data: bytes) -> None:
         """Bytes of a sensor: to messages."""

@@ -1,25 +1,21 @@
 """Hardworker: the application's view of what the sensors send."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from midstream import config as configuration
-from midstream import fields, network
 from midstream.config import Config
 from midstream.errors import ConfigError
-from midstream.hardworker.handler import SocketHandler
 from midstream.hardworker.messages import Message, Totals
-from midstream.hardworker.pinned import open_ring, reopen
 from midstream.hardworker.reader import Reader
 from midstream.hardworker.source import Source
-from midstream.hardworker.views import Rows, named, need_fixed, seen
-from midstream.hardworker.watch import DetachedError
+from midstream.hardworker.sources import Sources
+from midstream.hardworker.views import Arrays
 from midstream.network import Topology
 
 
@@ -32,6 +28,9 @@ class Hardworker:
 
     Iterating waits until there are messages or, with `hardworker.period`, until the period is over. `async
     for` does so in an event loop. `batches` and `columns` give arrays, `latest` the newest message.
+
+    Where config.toml names several streams, `stream` gives a Hardworker of one. This one itself reads all,
+    whose messages take turns; arrays are of one. A ring is opened when it is needed. stream: read this alone.
 
     A message is delivered when it has been handed out, and done when that is committed: by default when the
     next batch is asked for. An application that is killed gets its last batch again, with the same connection
@@ -49,41 +48,54 @@ class Hardworker:
         self,
         config: str | Path | Config,
         *,
+        stream: str = "",
         source: Source | None = None,
         autocommit: bool = True,
         follow: bool = False,
     ) -> None:
-        self.config = config if isinstance(config, Config) else configuration.load(config)
-        self.topology = network.load(self.config.const_path)
-        self.message_size = self.config.message_size(self.topology.size)
-        """Bytes of a message, for fixed framing."""
-        self.layout = fields.layout(self.config, self.message_size)
-        self._source, self._autocommit = source, autocommit
-        self._follow, self._reload = follow, not isinstance(config, Config)
-        self._reader = Reader(self.config, self.message_size, self._reopen, autocommit=autocommit)
+        self._sources = sources = Sources(config, stream, source, follow=follow)
+        self._arrays = arrays = Arrays(*sources.files, sources.names)
+        self.message_size, self.layout = arrays.size, arrays.layout
+        """Bytes of a message, for fixed framing, and what fields name of them; 0 with several streams."""
+        self._reader = Reader(sources, autocommit=autocommit)
+        self._parts = _Parts(self, partial(Hardworker, config, autocommit=autocommit, follow=follow))
+
+    @property
+    def config(self) -> Config:
+        """What config.toml says of the only stream, or of all; `topology` is const.toml."""
+        return self._sources.files[0]
+
+    @property
+    def topology(self) -> Topology:
+        return self._sources.files[1]
 
     def __enter__(self) -> Self:
-        source, self._source = self._source or _opened(self.config, self.topology), None
-        self._reader.open(source)
+        self._reader.begin()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None and self._autocommit and self._reader.waiting.is_open:
-            self.commit()
+    def stream(self, name: str) -> "Hardworker":
+        """The messages of this stream alone: a Hardworker with commits of its own.
+
+        It is opened at once, and closed with this one; asked for again, it is the same. The only stream's is
+        this one itself. Raises ConfigError if there is no such stream, or all are being read here.
+        """
+        return self if self._sources.names == (name,) else self._parts.get(name)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._parts.end()
+            self._reader.end()
         self.close()
 
     def close(self) -> None:
         """Let go of the source. What was not committed is delivered again to the next reader."""
-        if self._source:  # this was never entered
-            self._source.close()
-            self._source = None
+        self._parts.close()
         self._reader.close()
 
     def stop(self) -> None:
         """Let iterations end, also from a signal handler or another thread."""
         self._reader.waiting.stop()
+        self._parts.stop()
 
     def commit(self) -> bool:
         """All messages delivered so far have been acted upon: never deliver them again, give their room back.
@@ -102,7 +114,7 @@ class Hardworker:
         nothing is copied, and it is valid until the next `commit`, which gives its room back to the program.
         Where segments and messages do not coincide, the messages are copied together.
         """
-        need_fixed(self.config, "read")
+        self._arrays.need_fixed("read")
         return self._reader.read()
 
     def batches(self, payload: npt.DTypeLike | None = None) -> Iterator[np.ndarray]:
@@ -112,8 +124,7 @@ class Hardworker:
         is asked for. payload: as what its field `payload` is seen, a dtype of `message_size` bytes, for
         example `layout.dtype`, config.toml's fields.
         """
-        dtype = seen(self.config, self.message_size, payload, "batches")
-        return self._reader.cycles(Rows(self.message_size, dtype))
+        return self._reader.cycles(self._arrays.rows(payload))
 
     def columns(self, *names: str, payload: npt.DTypeLike | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """In each cycle an array for each name, with a value of each message, until `stop`; maybe empty ones.
@@ -125,10 +136,7 @@ class Hardworker:
         Message; and other fields of `batch_dtype`. The values are the application's until the next cycle.
         `batch` has the messages whole.
         """
-        if payload is None and self.layout is not None:
-            payload = self.layout.dtype
-        dtype = seen(self.config, self.message_size, payload, "columns")
-        return self._reader.cycles(named(self.config, self.message_size, dtype, names))
+        return self._reader.cycles(self._arrays.columns(names, payload))
 
     @property
     def batch(self) -> np.ndarray:
@@ -136,15 +144,12 @@ class Hardworker:
 
         Empty if they were committed, and in an iteration over messages.
         """
+        self._arrays.need_one("batch")
         return self._reader.batch
 
     def fields(self, batch: np.ndarray) -> np.ndarray:
         """A batch of `read` seen as rows with config.toml's [[data.field]] by name; values as sent."""
-        if self.layout is None:
-            raise ConfigError(
-                f"{self.config.path}: data.field = []: no fields are described; add [[data.field]] tables"
-            )
-        return self.layout.view(batch)
+        return self._arrays.fields(batch)
 
     def messages(self) -> Iterator[Message]:
         """The messages that have arrived since the last call, one by one; it does not wait for more.
@@ -160,9 +165,7 @@ class Hardworker:
         connections before the ring's first. They have negative numbers, and the logger's time in nanoseconds
         since 1970. Ask before reading anything else. Raises ConfigError and NetworkError, see `history`.
         """
-        from midstream.hardworker.history import history  # here: it loads slowly, and few need it
-
-        yield from history(self.config, self.topology, since, self._reader.source.beginnings)
+        yield from self._sources.history(since, self._reader.source.beginnings)
         yield from self
 
     def latest(self, sensor: str | None = None) -> Message | None:
@@ -195,7 +198,8 @@ class Hardworker:
     @property
     def silent(self) -> tuple[str, ...]:
         """The IP addresses of the sensors of which no data has come for `data.deadline` seconds; read or not,
-        where it comes by the ring. Empty without a deadline."""
+        where it comes by the ring. Empty without a deadline. With several streams those of which this is true
+        of a stream that they have sent, or of all that have a deadline."""
         return self._reader.silent
 
     @property
@@ -213,18 +217,40 @@ class Hardworker:
         """How many connections are open."""
         return self._reader.source.standing.connections
 
-    def _reopen(self, error: DetachedError) -> Source | None:
-        """The ring of the program that was attached after this one's was detached, if there is one."""
-        if not self._follow:
-            raise error
-        # A program that is not gone may be attached again, with this ring.
-        if error.gone and (opened := reopen(self.config, self.message_size, reload=self._reload)):
-            self.config, self.topology, ring = opened
-            return ring
-        return None
 
+class _Parts:
+    """Hardworkers of single streams, as far as `whole` was asked for them. make(stream): one."""
 
-def _opened(config: Config, topology: Topology) -> Source:
-    if config.hardworker.receiver == "ebpf":
-        return open_ring(config, topology)
-    return SocketHandler(topology)
+    def __init__(self, whole: Hardworker, make: Callable[..., Hardworker]) -> None:
+        self._whole, self._make = whole, make
+        self._made: dict[str, Hardworker] = {}
+
+    def get(self, name: str) -> Hardworker:
+        """The open one of this stream."""
+        reader = self._whole._reader
+        reader.need_open()
+        part = self._made.get(name)
+        if part is None or not part._reader.waiting.is_open:
+            part = self._make(stream=name)
+            if reader.is_reading and name in self._whole._sources.names:
+                raise ConfigError(
+                    f"{part.config.path}: this Hardworker reads all streams already, and so {name}, too; "
+                    "ask it for single streams only, or for none"
+                )
+            self._made[name] = part.__enter__()
+            if reader.waiting.stopped:
+                part.stop()
+        return part
+
+    def stop(self) -> None:
+        for part in tuple(self._made.values()):
+            part.stop()
+
+    def end(self) -> None:
+        """Commit what each of them commits at its end."""
+        for part in self._made.values():
+            part._reader.end()
+
+    def close(self) -> None:
+        for part in self._made.values():
+            part.close()

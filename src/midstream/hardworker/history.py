@@ -18,13 +18,15 @@ def history(
     topology: Topology,
     since: datetime | None,
     beginnings: Callable[[], Sequence[Beginning]],
+    numbers: Iterator[int],
 ) -> Iterator[Message]:
-    """The stored messages of all connections of the sensors that were not in the ring.
+    """The stored messages of a stream, of all connections of the sensors that were not in its ring.
 
     In the order in which the connections opened, each whole, as far as received at or after `since`.
-    beginnings: of a Source. Raises ConfigError, or NetworkError if the logger does not answer or has another
-    key.
+    beginnings: of a Source; those of other streams do not count. numbers: of connections.
+    Raises ConfigError, or NetworkError if the logger does not answer or has another key.
     """
+    stream = config.stream_name
     sensors = [str(host.ip) for host in topology.sensors]
     port = config.logger.replay_port
     if not port:
@@ -36,22 +38,27 @@ def history(
     def named() -> Mapping[str, list[tuple[int, int, int]]]:
         found: dict[str, list[tuple[int, int, int]]] = {sensor: [] for sensor in sensors}
         for begun in beginnings():
-            found[sensors[begun.sensor]].append((begun.port, begun.first, begun.opened_ns))
+            if begun.stream == stream:
+                found[sensors[begun.sensor]].append((begun.port, begun.first, begun.opened_ns))
         return found
 
     with call(str(topology.logger.ip), key.read(config.key_path), port) as line:
         start = 0 if since is None else int(since.timestamp() * 1e9)
-        line.send({"kind": "replay", "since": start, "beginnings": named()})
+        line.send({"kind": "replay", "since": start, "stream": stream, "beginnings": named()})
         _told(line.receive()[0])
         line.send({"beginnings": named()})
-        numbers: dict[int, int] = {}
+        connections: dict[int, int] = {}  # the logger's numbers, and ours
         while True:
             head, data = line.receive()
             if "end" in _told(head):
                 return
-            number = numbers.setdefault(head["connection"], -len(numbers) - 1)
+            theirs = head["connection"]
+            if theirs not in connections:
+                connections[theirs] = next(numbers)
             for row in unpack(head["messages"], data):
-                yield Message(head["sensor"], number, row.sequence, row.received_ns, row.payload)
+                yield Message(
+                    head["sensor"], connections[theirs], row.sequence, row.received_ns, row.payload, stream
+                )
 
 
 def _told(head: Head) -> Head:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from midstream.config import DATA
 from midstream.ebpf.records import RECORD
 from midstream.framing import Framing
 from midstream.network import Topology
@@ -17,7 +18,7 @@ class Message(NamedTuple):
 
     sensor: its IP address. connection: its number, which no other connection has had since the host was
     started. sequence: the message's index in its connection, from 0. time: when its last byte arrived,
-    CLOCK_MONOTONIC nanoseconds.
+    CLOCK_MONOTONIC nanoseconds. stream: the name of its stream; "data" where config.toml names none.
     """
 
     sensor: str
@@ -25,6 +26,7 @@ class Message(NamedTuple):
     sequence: int
     time: int
     payload: bytes
+    stream: str = DATA
 
 
 @cache
@@ -83,8 +85,9 @@ class SensorAddresses(dict[int, str]):
 
 
 class Format(NamedTuple):
-    """Of messages. size: bytes; for another framing than fixed of the longest."""
+    """Of a stream's messages. size: bytes; for another framing than fixed of the longest."""
 
     framing: Framing
     size: int
     addresses: SensorAddresses
+    stream: str = DATA

@@ -22,6 +22,7 @@ struct ring_reader {
 	PyObject *addresses; /* of the sensors, by number, */
 	PyObject *address;   /* and this one's: */
 	uint16_t sensor;
+	PyObject *stream; /* the name of the stream that all its messages are of */
 	PyObject *values; /* what a cycle gives: a slice of this view of the ring, or of a list the item at the number found */
 	PyObject *kept;	  /* what else has to stay: the memory of columns */
 };
@@ -95,6 +96,7 @@ static void dealloc(PyObject *object)
 	Py_DecRef(self->message);
 	Py_DecRef(self->addresses);
 	Py_DecRef(self->address);
+	Py_DecRef(self->stream);
 	Py_DecRef(self->values);
 	Py_DecRef(self->kept);
 	((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
@@ -179,7 +181,7 @@ static PyObject *make_message(struct ring_reader *self, const struct message *fo
 	if (self->reader.framing == FIXED)
 		sequence = found->open->next / self->reader.size;
 	Py_IncRef(address);
-	values = PyTuple_New(5);
+	values = PyTuple_New(6);
 	arguments = PyTuple_New(1);
 	if (!values || !arguments) {
 		Py_DecRef(values);
@@ -193,6 +195,8 @@ static PyObject *make_message(struct ring_reader *self, const struct message *fo
 	PyTuple_SetItem(values, 2, PyLong_FromUnsignedLongLong(sequence));
 	PyTuple_SetItem(values, 3, PyLong_FromUnsignedLongLong(found->record->time));
 	PyTuple_SetItem(values, 4, payload);
+	Py_IncRef(self->stream);
+	PyTuple_SetItem(values, 5, self->stream);
 	PyTuple_SetItem(arguments, 0, values);
 	made = PyErr_Occurred() ? NULL : self->make((PyTypeObject *)self->message, arguments, NULL);
 	if (made)
@@ -375,13 +379,13 @@ static void keep(PyObject **place, PyObject *object)
 
 static PyObject *begin(PyObject *object, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = { "framing", "size", "message", "addresses", "stop", "event", "period", "follow", NULL };
+	static char *names[] = { "framing", "size", "message", "addresses", "stream", "stop", "event", "period", "follow", NULL };
 	struct ring_reader *self = (struct ring_reader *)object;
 	struct reader *reader = &self->reader;
-	PyObject *message, *addresses;
+	PyObject *message, *addresses, *stream;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "KKOOKKKK:begin", names, &reader->framing, &reader->size, &message,
-					 &addresses, &reader->stop, &reader->event, &reader->period, &reader->follow))
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "KKOOUKKKK:begin", names, &reader->framing, &reader->size, &message,
+					 &addresses, &stream, &reader->stop, &reader->event, &reader->period, &reader->follow))
 		return NULL;
 	if (reader->framing > LINE || (reader->framing == FIXED && !reader->size) || !PyType_Check(message) ||
 	    !PyType_IsSubtype((PyTypeObject *)message, &PyTuple_Type)) {
@@ -390,6 +394,7 @@ static PyObject *begin(PyObject *object, PyObject *arguments, PyObject *keywords
 	}
 	keep(&self->message, message);
 	keep(&self->addresses, addresses);
+	keep(&self->stream, stream);
 	self->make = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
 	Py_DecRef(self->address);
 	self->address = NULL;

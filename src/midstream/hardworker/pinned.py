@@ -4,7 +4,7 @@ import errno
 from pathlib import Path
 
 from midstream import config as configuration
-from midstream import network
+from midstream import network, streams
 from midstream.config import Config
 from midstream.ebpf import pins, ring_server
 from midstream.ebpf.records import LARGEST_RECORD
@@ -12,6 +12,7 @@ from midstream.ebpf.sizing import ring_size
 from midstream.errors import ConfigError, KernelError
 from midstream.hardworker.ring import Ring
 from midstream.network import Topology
+from midstream.streams import ResolvedStream
 
 
 def open_ring(config: Config, topology: Topology) -> Ring:
@@ -21,10 +22,11 @@ def open_ring(config: Config, topology: Topology) -> Ring:
     reads already, or this one may not.
     """
     layout = pins.layout("hardworker", config, topology)
+    folder = pins.stream_folder(pins.default_folder("hardworker", config), config)
     if path := config.hardworker.socket:
-        held = ring_server.request(Path(path), layout)
+        held = ring_server.request(Path(path), layout, config.named_stream)
     else:
-        held = ring_server.open_pinned(pins.default_folder("hardworker", config), layout)
+        held = ring_server.open_pinned(folder, layout)
     try:
         if not held.is_linked:
             raise KernelError(
@@ -35,7 +37,6 @@ def open_ring(config: Config, topology: Topology) -> Ring:
         if (
             not path
         ):  # records name a sensor by its place in const.toml: it must be the program's when we start
-            folder = pins.default_folder("hardworker", config)
             pins.verify(folder, stamp=pins.stamp("hardworker", config, topology))
         settings = config.hardworker
         # What is retained takes nothing from the sensors: at most half of the ring, and none of a quota.
@@ -46,17 +47,19 @@ def open_ring(config: Config, topology: Topology) -> Ring:
         raise
 
 
-def reopen(config: Config, size: int, *, reload: bool) -> tuple[Config, Topology, Ring] | None:
+def reopen(whole: Config, read: ResolvedStream, *, reload: bool) -> tuple[ResolvedStream, Ring] | None:
     """The ring of the program that is attached now, in the place of one that is gone; None: there is none.
 
-    reload: read config.toml anew, which may say another size of the ring, for example. size: bytes a message.
+    whole: config.toml. read: what it said of the stream that is read. reload: read the file anew, which may
+    say another size of the ring, for example.
     Raises KernelError or ConfigError if the application cannot go on with what is attached.
     """
-    found = configuration.load(config.path) if reload else config
-    topology = network.load(found.const_path)
+    whole = configuration.load(whole.path) if reload else whole
+    stream = streams.only(whole, network.load(whole.const_path), read.name)
+    config, found = read.config, stream.config
     for name, before, now in (
         ("data", config.data, found.data),
-        ("data.size", size, topology.size),
+        ("data.size", read.topology.size, stream.topology.size),
         ("hardworker.receiver", config.hardworker.receiver, found.hardworker.receiver),
         ("hardworker.period", config.hardworker.period, found.hardworker.period),
         ("hardworker.irq_mitigation", config.hardworker.irq_mitigation, found.hardworker.irq_mitigation),
@@ -67,7 +70,7 @@ def reopen(config: Config, size: int, *, reload: bool) -> tuple[Config, Topology
                 "follow; start it again"
             )
     try:
-        return found, topology, open_ring(found, topology)
+        return stream, open_ring(*stream)
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return None

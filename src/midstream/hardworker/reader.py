@@ -1,18 +1,16 @@
 """What is read from a source, and how far the application is done with it."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from enum import Enum, auto
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from midstream import network
-from midstream.config import Config
 from midstream.errors import ConfigError, MidstreamError
-from midstream.hardworker.cadence import Cadence
-from midstream.hardworker.messages import Format, Message, SensorAddresses, Totals, batch_dtype, joined
+from midstream.hardworker.messages import Message, Totals, batch_dtype, joined
 from midstream.hardworker.source import Cycle, Source, Status
+from midstream.hardworker.sources import Sources
 from midstream.hardworker.views import View
 from midstream.hardworker.waiting import Waiting
 from midstream.hardworker.watch import INTERVAL, DetachedError
@@ -35,29 +33,15 @@ class State(Enum):
 
 
 class Reader:
-    """Reads one source, for one application. size: bytes of a message, for fixed framing.
+    """Reads one source, for one application."""
 
-    reopen(): another source, if the one that was read is gone; None: there is none yet. It raises what it was
-    given if there never will be one.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        size: int,
-        reopen: Callable[[DetachedError], Source | None],
-        *,
-        autocommit: bool,
-    ) -> None:
+    def __init__(self, sources: Sources, *, autocommit: bool) -> None:
         self.waiting = Waiting()
-        data = config.data
-        fixed = data.framing == "fixed"
-        addresses = SensorAddresses(lambda: network.load(config.const_path))
-        self._form = Format(data.framing, size if fixed else data.max_size, addresses)
-        self._silence = Silence(data.deadline, lambda: len(addresses))
-        self._cadence = Cadence.of(config.hardworker)
-        self._reopen, self._autocommit = reopen, autocommit
-        self._nothing = np.empty(0, batch_dtype(size if fixed else 1))
+        self._sources, self._autocommit = sources, autocommit
+        form = self._form = sources.form
+        self._cadence = sources.cadence
+        self._silence = Silence(sources.deadline, lambda: len(form.addresses))
+        self._nothing = np.empty(0, batch_dtype(form.size if form.framing == "fixed" else 1))
         self._latest: dict[str, Message] = {}
         self._source: Source | None = None
         self._before = Totals()  # of sources that were read before
@@ -66,14 +50,20 @@ class Reader:
         self._view: View | None = None  # as cycles give messages, once they are prepared
         self._cycle = self._messages_cycle = _DECLINED
 
-    def open(self, source: Source) -> None:
-        """Read from this source from now on, where an earlier reader of it stopped."""
-        if not self.waiting.is_open:
+    def begin(self) -> None:
+        """Open the source, if it is not; that of several streams only when it is needed."""
+        if self.waiting.is_open:
+            return
+        self.waiting.open()
+        if len(self._sources.names) == 1:
             try:
-                self.waiting.open()
+                self._open(self._sources.open())
             except BaseException:
-                source.close()
+                self.close()
                 raise
+
+    def _open(self, source: Source) -> None:
+        """Read from this source from now on, where an earlier reader of it stopped."""
         old, self._source = self._source, source
         self._silence.begin()
         self.waiting.see_to(source.standing.timer, instead_of=old.standing.timer if old else -1)
@@ -85,15 +75,21 @@ class Reader:
             self._before += old.standing.totals
             self._form.addresses.renew()  # sensors may have other numbers
 
+    def end(self) -> None:
+        """The application is done with all that it was given, if it says so by coming to its end."""
+        if self._autocommit and self.is_reading:
+            self.commit()
+
     def close(self) -> None:
         """Let go of the source. What was not committed is delivered again to the next reader."""
         self._unprepare()
         self._messages_cycle = _DECLINED
+        self._sources.close()
+        self.waiting.close()
         if self._source:
             self._before += self._source.standing.totals
             self._source.close()
             self._source = None
-        self.waiting.close()
 
     def _unprepare(self) -> None:
         self._view, self._cycle, self._batch = None, _DECLINED, None
@@ -105,10 +101,21 @@ class Reader:
 
     @property
     def source(self) -> Source:
-        """The one that is read. Raises ConfigError if none is open."""
-        if self._source is None or not self.waiting.is_open:
+        """The one that is read. Raises ConfigError if this is closed."""
+        self.need_open()
+        if self._source is None:
+            self._open(self._sources.open())
+        return cast(Source, self._source)
+
+    @property
+    def is_reading(self) -> bool:
+        """Is its source open?"""
+        return self._source is not None and self.waiting.is_open
+
+    def need_open(self) -> None:
+        """Raises ConfigError if this is closed."""
+        if not self.waiting.is_open:
             raise ConfigError("this Hardworker is closed; use it inside its `with` block")
-        return self._source
 
     # the commit point
 
@@ -237,8 +244,10 @@ class Reader:
 
     def latest(self, sensor: str | None) -> Message | None:
         """The newest message of a sensor, or of any; None before the first."""
+        latest, in_order = self._latest, len(self._sources.names) == 1
         for message in self.messages():
-            self._latest[message.sensor] = message
+            if in_order or message.time >= latest.get(message.sensor, message).time:
+                latest[message.sensor] = message
         if sensor is not None:
             return self._latest.get(sensor)
         return max(self._latest.values(), key=lambda message: message.time, default=None)
@@ -304,8 +313,8 @@ class Reader:
         try:
             return self.source.look()
         except DetachedError as error:
-            if raises and (opened := self._reopen(error)):
-                self.open(opened)
+            if raises and (opened := self._sources.reopen(error)):
+                self._open(opened)
             return False
 
     async def arrivals(self) -> AsyncIterator[Message]:

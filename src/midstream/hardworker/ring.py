@@ -8,6 +8,7 @@ from typing import Self, get_args
 
 import numpy as np
 
+from midstream.config import DATA
 from midstream.ebpf import records, ring_server
 from midstream.ebpf.hashmap import HashMap
 from midstream.ebpf.records import RECORD
@@ -67,6 +68,7 @@ class Ring:
         page = mmap.PAGESIZE
         self.size = (len(pages) - page) // 2
         self._pages = pages
+        self._stream = DATA
         self._rows: np.dtype | None = None  # if cycles give these,
         self._views: dict[int, np.ndarray] = {}  # of which
         self._connections, self._spill = connections, spill
@@ -140,7 +142,7 @@ class Ring:
 
     def begin(self, form: Format, cadence: Cadence, attention: int) -> None:
         """Say what messages are and when to look; see Source."""
-        event = 0
+        event, self._stream = 0, form.stream
         if not cadence.period:
             self._cycle_events = self._epoll()
             self._cycle_events.register(attention, select.EPOLLIN)
@@ -150,6 +152,7 @@ class Ring:
             size=form.size,
             message=Message,
             addresses=form.addresses,
+            stream=form.stream,
             stop=attention,
             event=event,
             period=round(cadence.period * 1e9),
@@ -306,7 +309,7 @@ class Ring:
         """What the program has noted until now."""
         since = time.time_ns() - time.monotonic_ns()
         return [
-            Beginning(sensor, int(one["port"]), int(one["first"]), int(one["opened"]) + since)
+            Beginning(sensor, int(one["port"]), int(one["first"]), int(one["opened"]) + since, self._stream)
             for sensor, noted in enumerate(self._beginnings)
             for one in noted["of"]
             if one["opened"]

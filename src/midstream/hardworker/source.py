@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from midstream.config import DATA
 from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.messages import Format, Message, Totals
 from midstream.hardworker.views import View
@@ -15,13 +16,14 @@ class Beginning(NamedTuple):
     """A connection by what its two ends say of it, so that the logger knows it, too.
 
     sensor: position in const.toml's list. first: TCP's sequence number of its first byte. opened_ns: since
-    1970, by this host's clock.
+    1970, by this host's clock. stream: the name of its stream.
     """
 
     sensor: int
     port: int
     first: int
     opened_ns: int
+    stream: str = DATA
 
 
 class Status(IntEnum):

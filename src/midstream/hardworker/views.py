@@ -6,10 +6,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from midstream import fields
 from midstream.config import Config
 from midstream.ebpf.records import LARGEST_RECORD, RECORD
 from midstream.errors import ConfigError
+from midstream.fields import Layout
 from midstream.hardworker.messages import batch_dtype
+from midstream.network import Topology
 
 USUAL = 256
 """ring.c gathers the columns of a cycle with fewer messages."""
@@ -71,45 +74,87 @@ class Columns:
 View = Rows | Columns
 
 
-def need_fixed(config: Config, method: str) -> None:
-    """Raises ConfigError if messages are not of one size, so that there are no arrays of them."""
-    if config.data.framing != "fixed":
-        raise ConfigError(
-            f'{config.path}: data.framing = "{config.data.framing}": {method}() gives arrays, '
-            "which need fixed framing; iterate over the messages instead"
-        )
+class Arrays:
+    """What arrays of messages there are. streams: the names of those that are read.
 
+    size: bytes of a message, for fixed framing; layout: its fields, if they are described. Of several
+    streams: 0, and none. Raises ConfigError if config.toml and const.toml do not fit.
+    """
 
-def seen(
-    config: Config, size: int, payload: npt.DTypeLike | None, method: str
-) -> np.dtype[np.generic] | None:
-    """The dtype as which payloads of `size` bytes are to be seen, if one is asked for. Raises ConfigError if
-    they cannot be, or are not of one size."""
-    need_fixed(config, method)
-    if payload is None:
-        return None
-    dtype = np.dtype(payload)
-    if dtype.itemsize != size:
-        raise ConfigError(
-            f"{config.path}: a message has {size} bytes, and the dtype given to {method}() "
-            f"{dtype.itemsize}; give one of {size} bytes"
-        )
-    if dtype.hasobject:
-        raise ConfigError(f"the dtype given to {method}() has Python objects, which no message holds")
-    return dtype
+    def __init__(self, config: Config, topology: Topology, streams: Sequence[str]) -> None:
+        self._config, self._streams = config, streams
+        self.size = 0
+        self.layout: Layout | None = None
+        if len(streams) == 1:
+            self.size = config.message_size(topology.size)
+            self.layout = fields.layout(config, self.size)
 
+    def need_one(self, method: str) -> None:
+        """Raises ConfigError for several streams: rows of one array are messages of one."""
+        if len(self._streams) > 1:
+            raise ConfigError(
+                f"{self._config.path}: {method} is of one stream, and there are {', '.join(self._streams)}: "
+                f'ask hardworker.stream("{self._streams[0]}"), for example'
+            )
 
-def named(config: Config, size: int, payload: np.dtype | None, names: Sequence[str]) -> Columns:
-    """The columns of these names. Raises ConfigError for none, and for a name that there is not."""
-    if not names:
-        raise ConfigError("columns() was asked for nothing; name at least one field of a message")
-    try:
-        return Columns(size, payload, names)
-    except KeyError as error:
-        raise ConfigError(
-            f"{config.path}: columns() was asked for {error}, which no message has; "
-            "describe it by a [[data.field]] table, or give a dtype for the payload that has it"
-        ) from None
+    def need_fixed(self, method: str) -> None:
+        """Raises ConfigError if messages are not of one size, too, so that there are no arrays of them."""
+        self.need_one(method)
+        framing = self._config.data.framing
+        if framing != "fixed":
+            raise ConfigError(
+                f'{self._config.path}: {self._config.named("framing")} = "{framing}": {method}() gives '
+                "arrays, which need fixed framing; iterate over the messages instead"
+            )
+
+    def rows(self, payload: npt.DTypeLike | None) -> Rows:
+        """As `Hardworker.batches` gives them. Raises ConfigError for a payload that messages do not have."""
+        return Rows(self.size, self._seen(payload, "batches"))
+
+    def columns(self, names: Sequence[str], payload: npt.DTypeLike | None) -> Columns:
+        """As `Hardworker.columns` gives them. Raises ConfigError also for no names, and for one that there is
+        not."""
+        if payload is None and self.layout is not None:
+            payload = self.layout.dtype
+        dtype = self._seen(payload, "columns")
+        if not names:
+            raise ConfigError("columns() was asked for nothing; name at least one field of a message")
+        try:
+            return Columns(self.size, dtype, names)
+        except KeyError as error:
+            raise ConfigError(
+                f"{self._config.path}: columns() was asked for {error}, which no message has; describe it "
+                f"by a [[{self._table}]] table, or give a dtype for the payload that has it"
+            ) from None
+
+    def fields(self, batch: np.ndarray) -> np.ndarray:
+        """As `Hardworker.fields` gives them. Raises ConfigError if no fields are described."""
+        self.need_one("fields")
+        if self.layout is None:
+            key = self._config.named("field")
+            raise ConfigError(
+                f"{self._config.path}: {key} = []: no fields are described; add [[{self._table}]] tables"
+            )
+        return self.layout.view(batch)
+
+    @property
+    def _table(self) -> str:
+        key = self._config.named("field")
+        return "stream.field" if key.startswith("stream") else key
+
+    def _seen(self, payload: npt.DTypeLike | None, method: str) -> np.dtype[np.generic] | None:
+        self.need_fixed(method)
+        if payload is None:
+            return None
+        dtype = np.dtype(payload)
+        if dtype.itemsize != self.size:
+            raise ConfigError(
+                f"{self._config.path}: a message has {self.size} bytes, and the dtype given to {method}() "
+                f"{dtype.itemsize}; give one of {self.size} bytes"
+            )
+        if dtype.hasobject:
+            raise ConfigError(f"the dtype given to {method}() has Python objects, which no message holds")
+        return dtype
 
 
 class _Place(NamedTuple):

@@ -4,8 +4,8 @@ Any TCP client that marks its packets can be a sensor. sensor is the connection 
 asks of the kernel; messages are what it sends, record what it writes down.
 """
 
-from midstream.sensor.messages import file_messages, numbered_messages
+from midstream.sensor.messages import file_messages, numbered_lines, numbered_messages
 from midstream.sensor.record import SENT_DTYPE
 from midstream.sensor.sensor import Sensor, SensorSummary
 
-__all__ = ["SENT_DTYPE", "Sensor", "SensorSummary", "file_messages", "numbered_messages"]
+__all__ = ["SENT_DTYPE", "Sensor", "SensorSummary", "file_messages", "numbered_lines", "numbered_messages"]

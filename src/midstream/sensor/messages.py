@@ -10,6 +10,7 @@ from midstream.errors import ConfigError, FramingError
 from midstream.framing import Framing, decoder
 
 _CHUNK = 65536  # bytes read at a time
+_PIECE = 1 << 14  # bytes, a multiple of the four that a step of the generator gives
 _HEADER = struct.Struct("<QQ")  # sequence and time at the start of a numbered message
 
 
@@ -24,6 +25,14 @@ def numbered_messages(size: int, count: int | None, seed: int = 0) -> Iterator[b
             f"[data] size = {size}: a numbered message needs {_HEADER.size} for its number and time"
         )
     return _numbered(size, count, Random(seed))
+
+
+def numbered_lines(count: int | None) -> Iterator[bytes]:
+    """`count` texts (None: no end): number from 0, a space, and time.time_ns() when the message is taken."""
+    sequence = 0
+    while count is None or sequence < count:
+        yield f"{sequence} {time.time_ns()}".encode()
+        sequence += 1
 
 
 def file_messages(stream: BinaryIO, kind: Framing, size: int, *, max_size: int = 1 << 20) -> Iterator[bytes]:
@@ -49,6 +58,12 @@ def file_messages(stream: BinaryIO, kind: Framing, size: int, *, max_size: int =
 def _numbered(size: int, count: int | None, random: Random) -> Iterator[bytes]:
     sequence = 0
     while count is None or sequence < count:
-        filler = random.randbytes(size - _HEADER.size)
-        yield _HEADER.pack(sequence, time.time_ns()) + filler
+        yield _HEADER.pack(sequence, time.time_ns()) + _filler(size - _HEADER.size, random)
         sequence += 1
+
+
+def _filler(size: int, random: Random) -> bytes:
+    """As `random.randbytes` gives it. In pieces: another stream's thread may have its turn meanwhile."""
+    if size <= _PIECE:
+        return random.randbytes(size)
+    return b"".join(random.randbytes(min(_PIECE, size - start)) for start in range(0, size, _PIECE))

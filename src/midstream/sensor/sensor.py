@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
 
+from midstream import streams
 from midstream.closing import Closing
 from midstream.config import Config
 from midstream.config import load as load_config
@@ -57,7 +58,8 @@ class SensorSummary:
 class Sensor(Closing):
     """A connection to the hardworker (or, with `[sensor] target = "logger"`, past it).
 
-    `config` is config.toml's path or its content. `source_port` 0: the kernel chooses. `record` names a file
+    `config` is config.toml's path or its content. `stream` names one of several streams; each needs a Sensor
+    of its own. `source_port` 0: the kernel chooses. `record` names a file
     that gets one SENT_DTYPE record a message (`numpy.fromfile(record, SENT_DTYPE)`).
     With `[sensor] reconnect` a connection that is lost is replaced, and every message that was not
     acknowledged whole is sent again: the receiver may get those twice, under the numbers of two connections.
@@ -65,10 +67,15 @@ class Sensor(Closing):
     """
 
     def __init__(
-        self, config: str | Path | Config, *, source_port: int = 0, record: str | Path | None = None
+        self,
+        config: str | Path | Config,
+        *,
+        stream: str = "",
+        source_port: int = 0,
+        record: str | Path | None = None,
     ) -> None:
-        self._config = config if isinstance(config, Config) else load_config(config)
-        self._topology = load_topology(self._config.const_path)
+        whole = config if isinstance(config, Config) else load_config(config)
+        self._config, self._topology = streams.only(whole, load_topology(whole.const_path), stream)
         self._size = self._config.message_size(self._topology.size)
         target = self._config.sensor.target
         host = self._topology.logger if target == "logger" else self._topology.hardworker

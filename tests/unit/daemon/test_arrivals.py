@@ -28,13 +28,13 @@ class Desk:
         self.sensors: dict[int, int] = {}  # of connections
         self.book = ArrivalBook(self._read, clocks=lambda: (WALL + 100, 100), **more)
 
-    def _read(self) -> np.ndarray:
+    def _read(self) -> dict[str, np.ndarray]:
         heads = np.zeros(len(self.records), RECORD)
         for place, name in enumerate(("connection", "offset", "length", "time")):
             heads[name] = [record[place] for record in self.records]
         heads["sensor"] = [self.sensors.get(record[0], 0) for record in self.records]
         self.records = []
-        return heads
+        return {"data": heads}
 
     def collect(self, *records: Record) -> None:
         self.records += records
@@ -109,7 +109,7 @@ def test_when_each_sensor_was_heard(desk: Desk) -> None:
     """Whether its connection is known or not; an event is no data."""
     desk.sensors = {1: 0, 2: 3}
     desk.collect((1, 0, 10, 1000), (2, 0, 10, 1500), (1, 10, 10, 2000), (1, 20, 0, 3000))
-    assert desk.book.heard[:4].tolist() == [2000, 0, 0, 1500]
+    assert desk.book.heard["data"][:4].tolist() == [2000, 0, 0, 1500]
     assert desk.book.looked_ns == 100
 
 

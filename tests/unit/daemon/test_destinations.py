@@ -56,13 +56,14 @@ class World:
             in_force=TOPOLOGY,
             attachment=object(),
             folder=folder / "pins",
+            ports=lambda: TOPOLOGY.ports,
         )
         config = Config(
             daemon=DaemonSection(key="key", port=PORT),
             hardworker=HardworkerSection(retain=retain),
             logger=LoggerSection(replay_port=12347),
         )
-        config = Config.from_json(config.model_dump_json(), folder / "config.toml")
+        config = Config.from_json(config.model_dump_json(exclude_unset=True), folder / "config.toml")
         talker = stub(heartbeat=self.asks)
         self.made = Destinations(config, self.host, talker, self._worker, lambda: 0.0)  # type: ignore[arg-type]
         self.way = stub(spool=None, looks=[], taken=[], fault=None, held=0)

@@ -55,8 +55,8 @@ class Ring:
     def connections(self) -> list[Open]:
         return list(self.opened.values())
 
-    def tell(self, committed: Mapping[int, int], known: int) -> None:
-        self.told, self.known = dict(committed), known
+    def tell(self, committed: Mapping[str, Mapping[int, int]], known: Mapping[str, int]) -> None:
+        self.told, self.known = dict(committed.get("data", {})), known.get("data", 0)
 
     def renew(self) -> None:
         self.renewed += 1

@@ -121,9 +121,9 @@ def test_before_anything_is_in_force(world: World) -> None:
 
 
 def test_silent_sensors_are_named(world: World) -> None:
-    assert world.made.state()["silent"] == []
-    world.destinations.teller = SimpleNamespace(silent={0, 7}, state=dict)
-    assert world.made.state()["silent"] == ["10.0.0.11"]
+    assert world.made.state()["silent"] == {}
+    world.destinations.teller = SimpleNamespace(silent={"data": {0, 7}}, state=dict)
+    assert world.made.state()["silent"] == {"data": ["10.0.0.11"]}
 
 
 def test_what_is_forfeited_is_unknown_without_a_program(world: World) -> None:

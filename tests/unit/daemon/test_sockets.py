@@ -57,7 +57,7 @@ def committed(sockets: Sockets) -> list[int]:
 
 
 def test_what_is_peeked_at_is_not_committed(connected: Connected) -> None:
-    sockets = Sockets(connected.port)
+    sockets = Sockets({connected.port})
     assert committed(sockets) == [0]
     connected.send(5000)
     assert committed(sockets) == [0]
@@ -68,7 +68,7 @@ def test_what_is_peeked_at_is_not_committed(connected: Connected) -> None:
 
 
 def test_the_end_of_a_stream_is_at_most_a_byte(connected: Connected) -> None:
-    sockets = Sockets(connected.port)
+    sockets = Sockets({connected.port})
     connected.send(100)
     connected.client.shutdown(socket.SHUT_WR)
     time.sleep(0.05)
@@ -80,11 +80,11 @@ def test_the_end_of_a_stream_is_at_most_a_byte(connected: Connected) -> None:
 def test_before_it_is_accepted_it_is_there(connected: Connected) -> None:
     with socket.create_connection((HOME, connected.port)) as other:
         other.sendall(b"some")
-        assert committed(Sockets(connected.port)) == [0, 0]
+        assert committed(Sockets({connected.port})) == [0, 0]
 
 
 def test_a_run_ends_with_its_listener(connected: Connected) -> None:
-    sockets = Sockets(connected.port)
+    sockets = Sockets({connected.port})
     run = sockets.look().run
     assert run == sockets.look().run != ""
     connected.listener.close()
@@ -93,13 +93,13 @@ def test_a_run_ends_with_its_listener(connected: Connected) -> None:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind((HOME, connected.client.getpeername()[1]))
         again.listen()
-        other = Sockets(connected.client.getpeername()[1]).look()
+        other = Sockets({connected.client.getpeername()[1]}).look()
         assert other.run not in (run, "")
 
 
 def test_of_another_port_nothing_is_told(connected: Connected) -> None:
     with socket.create_server((HOME, 0)) as other:
-        word = Sockets(other.getsockname()[1]).look()
+        word = Sockets({other.getsockname()[1]}).look()
         assert (word.count, word.sockets) == (0, ())
 
 
@@ -110,7 +110,7 @@ class Made(SocketDiag):
         self.sockets = {0: seen(0, LISTEN)} | {key: seen(key, ESTABLISHED) for key in range(1, count + 1)}
         self.looks = 0
 
-    def find(self, port: int) -> list[Seen]:
+    def find(self, ports: Collection[int]) -> list[Seen]:
         return list(self.sockets.values())
 
     def look(self, names: Collection[bytes]) -> list[Seen]:
@@ -128,7 +128,7 @@ def test_what_arrives_between_two_counts_is_not_committed() -> None:
     """The kernel tells of a queue first, and of what has arrived later: here 100 bytes more."""
     kernel = Made(1)
     kernel.sockets[1] = seen(1, ESTABLISHED, queued=0, received=100)
-    sockets = Sockets(12345, kernel)
+    sockets = Sockets({12345}, kernel)
     look = kernel.look
 
     def later(names: Collection[bytes]) -> list[Seen]:
@@ -140,7 +140,7 @@ def test_what_arrives_between_two_counts_is_not_committed() -> None:
 
 
 def test_of_many_all_are_told_in_turn() -> None:
-    sockets = Sockets(12345, Made(2 * MOST + 1))
+    sockets = Sockets({12345}, Made(2 * MOST + 1))
     words = [sockets.look() for _ in range(4)]
     assert [len(word.sockets) for word in words] == [MOST, MOST, 1, MOST]
     assert {each.key for word in words[:3] for each in word.sockets} == set(range(1, 2 * MOST + 2))
@@ -149,7 +149,7 @@ def test_of_many_all_are_told_in_turn() -> None:
 
 def test_new_ones_are_searched_for_now_and_then() -> None:
     now, kernel = [0.0], Made(1)
-    sockets = Sockets(12345, kernel, lambda: now[0])
+    sockets = Sockets({12345}, kernel, lambda: now[0])
     assert sockets.look().count == 1
     kernel.sockets[2] = seen(2, ESTABLISHED)
     assert sockets.look().count == 1
@@ -162,7 +162,7 @@ def test_a_door_that_lets_nobody_in() -> None:
     door = Door((HOME, 0), 0, "this host", lambda _: True)
     door.open()
     with socket.socket(fileno=os.dup(door.fileno())) as same:
-        sockets = Sockets(same.getsockname()[1])
+        sockets = Sockets({same.getsockname()[1]})
     sockets.look()
     assert sockets.deaf == 0
     door.rest()
@@ -175,7 +175,7 @@ def test_a_door_that_lets_nobody_in() -> None:
     sockets.look()
     assert sockets.deaf == 0, "nobody is there"
     now, kernel = [0.0], Made(0)
-    sockets = Sockets(12345, kernel, lambda: now[0])
+    sockets = Sockets({12345}, kernel, lambda: now[0])
     kernel.sockets[0] = seen(0, LISTEN, room=0)
     for now[0] in (1.0, 2.0):
         sockets.look()
@@ -186,14 +186,16 @@ def test_a_word_fits_into_a_packet() -> None:
     kernel = Made(MOST)
     for key in range(1, MOST + 1):
         kernel.sockets[key] = seen(key, ESTABLISHED, received=1 << 62)
-    told = Told(True, 1.5, Sockets(12345, kernel).look())
+    told = Told(True, 1.5, Sockets({12345}, kernel).look())
     answer = {"number": "f" * 16, "from": "255.255.255.255", "to": "255.255.255.255", **told.described()}
     assert len(Key(bytes(32)).seal("answer", json.dumps(answer).encode())) <= 1500 - 28
     assert Told.parse(json.loads(json.dumps(answer))) == told
 
 
 def test_a_word_is_read_as_it_was_written() -> None:
-    word = Sockets(12345, Made(MOST)).look()
-    assert LoggerWord.unpack(word.run, word.count, word.packed()) == word
+    word = Sockets({12345}, Made(MOST)).look()
+    assert LoggerWord.unpack(word.run, word.count, word.packed(), word.marked) == word
+    (before, *_) = LoggerWord.unpack(word.run, word.count, word.packed()).sockets
+    assert before == word.sockets[0]._replace(marked=0), "as a version says it that knows one port only"
     with pytest.raises(ValueError, match="whole number"):
         LoggerWord.unpack("", 1, word.packed()[1:])

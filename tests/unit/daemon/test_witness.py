@@ -152,7 +152,7 @@ def table(tmp_path: Path) -> Callable[[dict[int, int]], Path]:
 
 def test_a_queue_that_no_longer_shrinks(table: Callable[[dict[int, int]], Path]) -> None:
     clock = Clock()
-    backlog = Backlog(12345, 1024, table({1: 50_000, 2: 9000}), clock)
+    backlog = Backlog({12345: 1024}, table({1: 50_000, 2: 9000}), clock)
     waited = []
     for queues in ({1: 90_000, 2: 9000}, {1: 90_000, 2: 9000}, {1: 99_000, 2: 9000}, {1: 98_000, 2: 9000}):
         waited.append(backlog.waits())
@@ -165,7 +165,7 @@ def test_what_is_less_than_a_message_waits_for_the_rest_of_it(
     table: Callable[[dict[int, int]], Path],
 ) -> None:
     clock = Clock()
-    backlog = Backlog(12345, 8192, table({1: 8000}), clock)
+    backlog = Backlog({12345: 8192}, table({1: 8000}), clock)
     backlog.waits()
     clock.now += 60
     assert backlog.waits() == 0

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,17 +75,19 @@ def descriptors() -> int:
 def settle(expected: int) -> None:
     """The server, which is a thread here, closes its own descriptors right after the application has its."""
     deadline = time.monotonic() + 5
-    while descriptors() != expected and time.monotonic() < deadline:
+    while (found := descriptors()) != expected and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert descriptors() == expected
+    assert found == expected
 
 
 @contextmanager
-def serving(folder: Path, path: Path, *, mode: int = 0o660, group: str = "") -> Iterator[None]:
+def serving(rings: Mapping[str, tuple[Path, bytes]] | Path, path: Path, *, mode: int = 0o660, group: str = "") -> Iterator[None]:
     stop = threading.Event()
+    if isinstance(rings, Path):
+        rings = {"": (rings, STAMP)}
     server = threading.Thread(
         target=ring_server.serve,
-        args=(folder, STAMP, path),
+        args=(rings, path),
         kwargs={"mode": mode, "group": group, "stop": stop.is_set},
     )
     server.start()
@@ -109,9 +111,9 @@ def contents(fd: int) -> bytes:
     return os.pread(fd, 100, 0)
 
 
-def refused(path: Path, stamp: bytes = STAMP) -> str:
+def refused(path: Path, stamp: bytes = STAMP, stream: str = "") -> str:
     with pytest.raises(KernelError) as caught:
-        ring_server.request(path, stamp)
+        ring_server.request(path, stamp, stream)
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     return text.removeprefix(f"{path}: ")
@@ -306,14 +308,40 @@ def test_what_was_opened_is_closed_when_the_journal_is_missing(
     ring_server.open_pinned(pinned, STAMP).close()  # and the lock is free
 
 
-def test_a_server_that_goes_away(path: Path) -> None:
-    with answering(path, lambda connection: None):
+@pytest.mark.parametrize("last", [lambda _: None, lambda connection: connection.recv(100)])
+def test_a_server_that_goes_away(path: Path, last: Callable[[socket.socket], object]) -> None:
+    with answering(path, last):
         assert "the server went away; try again" in refused(path)
+
+
+def test_each_stream_has_a_ring_of_its_own(pinned: Path, path: Path) -> None:
+    rings = {}
+    for name in ("imu", "lidar"):
+        rings[name] = (pinned / pins.STREAMS / name, STAMP)
+        rings[name][0].mkdir(parents=True)
+    with serving(rings, path):
+        imu, lidar = (ring_server.request(path, STAMP, name) for name in rings)
+        assert (imu.host, lidar.host) == ("../..", "../..")
+        assert "another application reads this ring" in refused(path, stream="imu")
+        imu.close()
+        ring_server.request(path, STAMP, "imu").close()
+        assert 'no stream "gps" is served here; there are imu, lidar' in refused(path, stream="gps")
+        lidar.close()
+
+
+@pytest.mark.parametrize("question", [b"", b"no JSON", b"[]", b'{"stream": []}'])
+def test_a_question_that_makes_no_sense_stops_nobody(pinned: Path, path: Path, question: bytes) -> None:
+    with serving({"": (pinned, STAMP)}, path):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as strange:
+            strange.connect(os.fspath(path))
+            strange.send(question)
+            strange.recv(100)
+        ring_server.request(path, STAMP).close()
 
 
 def test_a_server_that_does_not_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring_server, "_PATIENCE", 0.05)
-    with answering(path, lambda connection: connection.recv(1)):
+    with answering(path, lambda connection: (connection.recv(100), connection.recv(1))):
         assert "timed out" in (text := refused(path))
         assert text.endswith("is `midstream attach hardworker --serve` running?")
 
@@ -322,6 +350,7 @@ def test_too_few_descriptors(path: Path) -> None:
     """So it looks to a process that may not open so many: the kernel leaves out what has no room."""
 
     def answer(connection: socket.socket) -> None:
+        assert json.loads(connection.recv(100)) == {"stream": ""}
         message = json.dumps({"layout": STAMP.hex(), "size": SIZE}).encode()
         with open(os.devnull, "rb") as file:
             socket.send_fds(connection, [message], [file.fileno()])
@@ -355,7 +384,7 @@ def test_mode_and_group_are_as_configured(pinned: Path, path: Path, mode: int) -
 
 def refused_socket(pinned: Path, path: Path, group: str = "") -> str:
     with pytest.raises(ConfigError) as caught:
-        ring_server.serve(pinned, STAMP, path, mode=0o660, group=group, stop=lambda: True)
+        ring_server.serve({"": (pinned, STAMP)}, path, mode=0o660, group=group, stop=lambda: True)
     return str(caught.value)
 
 
@@ -396,7 +425,7 @@ def test_two_servers_do_not_share_a_socket(pinned: Path, path: Path) -> None:
 
 def test_foreign_pins_are_not_served(pinned: Path, path: Path) -> None:
     with pytest.raises(KernelError, match="other files"):
-        ring_server.serve(pinned, OTHER, path, mode=0o660, group="", stop=lambda: True)
+        ring_server.serve({"": (pinned, OTHER)}, path, mode=0o660, group="", stop=lambda: True)
     assert not path.exists()
 
 

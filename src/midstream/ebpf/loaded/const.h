@@ -17,6 +17,8 @@ struct constants {
 	__u32 size;
 	__u32 logger_count;
 	__u32 sensor_count;
+	__u32 port_count;
+	__u16 ports[MAX_STREAMS];
 	struct logger loggers[MAX_LOGGERS];
 	struct sensor sensors[MAX_SENSORS];
 };
@@ -36,6 +38,8 @@ static __always_inline const struct constants *constants(void)
 #define HARDWORKER_MAC (constants()->hardworker_mac)
 #define MARK_TOS (constants()->tos)
 #define MARK_PORT (constants()->port)
+#define PORT_COUNT (constants()->port_count)
+#define PORTS (constants()->ports)
 #define MTU (constants()->mtu)
 #define DATA_SIZE (constants()->size)
 #define LOGGER_COUNT (constants()->logger_count)
