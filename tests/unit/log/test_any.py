@@ -179,7 +179,8 @@ def test_many_exports_are_read_back(folder: Path, messages: list[bytes], reading
 
 
 def check_json_lines(log: LogFile, messages: list[bytes], readings: list[bytes]) -> None:
-    head = {"sensor", "port", "connection", "sequence", "received", "received_ns"}
+    head = {"stream", "sensor", "port", "connection", "sequence", "received", "received_ns"}
+    head |= {"arrived", "arrived_ns", "delay_ns", "delay_error_ns"}
     for payload in (False, True):
         text = exported(log, "jsonl", payload).decode("ascii")
         rows = [loads(line) for line in text.splitlines()]
