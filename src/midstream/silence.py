@@ -11,8 +11,8 @@ _NANOSECONDS = 10**9
 
 class Silence:
     """deadline: seconds within which data of each sensor is expected; 0: whenever. sensors(): how many there
-    are. clock(): CLOCK_MONOTONIC, nanoseconds. all_send: does each of them? Else only one that has sent
-    something is missed: a stream with a name is not every sensor's."""
+    are. clock(): CLOCK_MONOTONIC, nanoseconds. all_send: does each of them? Else, as soon as one has sent
+    something, only those are missed that have: a stream with a name is not every sensor's."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Silence:
         known = heard[: self._sensors()]
         last = np.maximum(known.astype(np.int64), self._since)
         left: npt.NDArray[np.float64] = self.deadline - (self._clock() - last) / _NANOSECONDS
-        if not self._all_send:
+        if not self._all_send and known.any():
             left[known == 0] = np.inf
         return left
 

@@ -48,8 +48,13 @@ class HeldStream:
         return cls(sensor, port, first, opened_ns, held, state, bool(here), _stream(stream))
 
     @property
+    def said(self) -> tuple[Any, ...]:
+        """As it is said on the line."""
+        return _spoken(self.values)
+
+    @property
     def values(self) -> tuple[Any, ...]:
-        """As it is said on the line, and as columns of the table `held`."""
+        """As columns of the table `held`."""
         place = (self.sensor, self.port, self.first, self.opened_ns)
         return *place, self.bytes, self.state, self.here, self.stream
 
@@ -78,8 +83,13 @@ class Pending:
         return cls(*(sensor, *numbers, _stream(stream)))
 
     @property
+    def said(self) -> tuple[Any, ...]:
+        """As it is said on the line."""
+        return _spoken(self.values)
+
+    @property
     def values(self) -> tuple[Any, ...]:
-        """As it is said on the line, and as columns of the table `pending`."""
+        """As columns of the table `pending`."""
         place = (self.sensor, self.port, self.first, self.opened_ns)
         return *place, self.start, self.end, self.messages, self.oldest_ns, self.stream
 
@@ -123,13 +133,17 @@ class ArrivalTimes:
     @property
     def said(self) -> tuple[Any, ...]:
         """As it is said on the line, where the steps follow."""
+        return _spoken(self._columns)
+
+    @property
+    def _columns(self) -> tuple[Any, ...]:
         place = (self.sensor, self.port, self.first, self.opened_ns, self.start, self.end)
         return *place, self.time_ns, self.ahead_ns, self.error_ns, self.stream
 
     @property
     def values(self) -> tuple[Any, ...]:
         """As columns of the table `arrivals`."""
-        *said, stream = self.said
+        *said, stream = self._columns
         return *said, self.steps, stream
 
 
@@ -155,6 +169,11 @@ class Forgotten(NamedTuple):
         if not (isinstance(sensor, str) and len(numbers) == 4 and all(type(each) is int for each in numbers)):
             raise ValueError(f"nothing forgotten: {told}")
         return cls(*(sensor, *numbers, _stream(stream)))
+
+
+def _spoken(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A logger's daemon of a version before knows one stream only, and expects no name of it."""
+    return values[:-1] if values[-1] == DATA else values
 
 
 def _stream(said: Any) -> str:

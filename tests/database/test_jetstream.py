@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nats
@@ -24,7 +25,7 @@ from midstream.sensor import Sensor, numbered_messages
 from midstream.storage.jetstream import JetStreamStore
 from midstream.storage.jetstream_log import JetStreamLog
 from midstream.storage.published import PLACE
-from midstream.storage.store import ConnectionRow, Position, Unavailable
+from midstream.storage.store import Batch, ConnectionRow, Position, Unavailable
 
 Stored = tuple[str, dict[str, str], bytes]
 
@@ -239,3 +240,39 @@ def test_a_server_that_is_killed_during_the_run(
         (verdict,) = verify(log, log.connections())
     assert (verdict.faults, verdict.messages) == ([], messages)
     assert verdict.sha256 == sensor.summary.digest
+
+
+def test_a_connection_of_a_version_before_streams_goes_on_in_its_own_subjects(
+    cluster: servers.Nats, stream: str
+) -> None:
+    """Its subjects have no name of a stream. A spool gives the rest of it, with names of its own."""
+    url, begun = cluster.url(stream), ConnectionRow("old.1", "10.83.0.11", 40000, 5, first=7)
+    with patient(url) as old:
+        old._published.nameless.add("old.1")
+        old.write(batch_of(begun, [b"a", b"b"]))
+    asked = ConnectionRow("spool.1", "10.83.0.11", 40000, 5, first=7, spooled=True)
+    for number in (2, 3):
+        with patient(url) as store:
+            assert store.find(replace(asked, stream="imu")) is None
+            known = store.find(asked)
+            assert known is not None
+            assert (known.token, known.stream) == ("old.1", "data")
+            assert store.resume([known])["old.1"].sequence == number
+            store.write(batch_of(known, [b"c"], sequence=number, offset=number))
+    with patient(url) as store:
+        known = store.find(asked)
+        assert known is not None
+        store.resume([known])
+        store.write(Batch(closed=[end(known, 4)]))
+        new = ConnectionRow("new.1", "10.83.0.11", 40000, 6, first=8)
+        store.write(batch_of(new, [b"d"]))
+    assert {subject.removeprefix(stream) for subject, _, _ in read(cluster, stream, "data", 5)} == {
+        ".data.10-83-0-11.40000.old.1",
+        ".data.data.10-83-0-11.40000.new.1",
+    }
+    with JetStreamLog(url) as log:
+        first, second = log.connections()
+        assert (first.token, first.stream, first.state) == ("old.1", "data", "closed")
+        assert [each.payload for each in log.piece(first, 0, 9)[0]] == [b"a", b"b", b"c", b"c"]
+        assert (second.token, second.stream) == ("new.1", "data")
+        assert log.faults() == []

@@ -10,8 +10,11 @@ from tests.support.batches import batch_of, end
 from midstream.log.account import accounts
 from midstream.log.arriving import with_arrivals
 from midstream.storage.databases import open_log
+from midstream.storage.formats import StreamFormat
 from midstream.storage.jetstream import JetStreamStore
+from midstream.storage.run import new_name
 from midstream.storage.sql import SqlStore
+from midstream.storage.sql_log import SqlLog
 from midstream.storage.store import ConnectionRow, Store
 from midstream.told import (
     CLOSED,
@@ -26,6 +29,8 @@ from midstream.told import (
 )
 
 SENSOR = "10.83.0.11"
+NAMES = ("data", "imu")
+STREAMS = dict.fromkeys(NAMES, StreamFormat())
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "jetstream"])
@@ -34,11 +39,11 @@ def opened(request: pytest.FixtureRequest) -> Iterator[tuple[Store, str]]:
     if request.param == "jetstream":
         cluster: servers.Nats = request.getfixturevalue("cluster")
         address = cluster.url(request.getfixturevalue("stream"))
-        with servers.patient(address) as stream:
+        with servers.patient(address, streams=STREAMS) as stream:
             yield stream, address
         return
     address = _sql_url(request)
-    with SqlStore(address, batch_size=100) as store:
+    with SqlStore(address, batch_size=100, streams=STREAMS) as store:
         yield store, address
 
 
@@ -144,3 +149,54 @@ def test_when_bytes_came(opened: tuple[Store, str]) -> None:
     assert [each.arrival.time_ns for each in told if each.arrival] == [
         6000, 6000, 7000, 7000, 6032, *[6040] * 5
     ]  # fmt: skip
+
+
+def test_two_streams_from_one_port_are_never_taken_for_each_other(opened: tuple[Store, str]) -> None:
+    """Sensor, port, first sequence number and opening time are the same. The logger of both has died."""
+    store, url = opened
+    dead = f"{new_name()[:-10]}ffff000000"
+    rows = {
+        name: ConnectionRow(f"{dead}.{number}", SENSOR, 1, 1000, first=4_000_000_000, stream=name)
+        for number, name in enumerate(NAMES)
+    }
+    for number, row in enumerate(rows.values(), 1):
+        store.write(batch_of(row, [bytes(8)] * number))
+    for number, name in enumerate(NAMES, 1):
+        asked = ConnectionRow("another.1", SENSOR, 1, 1000, first=4_000_000_000, stream=name)
+        known = store.find(asked)
+        assert known is not None
+        assert (known.token, known.stream) == (rows[name].token, name)
+        assert store.resume([known])[known.token].sequence == number
+    assert store.find(ConnectionRow("another.1", SENSOR, 1, 1000, first=4_000_000_000, stream="c")) is None
+
+    store.note_held(
+        [replace(held(1, 8 * number), stream=name) for number, name in enumerate(NAMES, 1)],
+        [replace(waiting(1, 0, 80), stream=name, messages=number) for number, name in enumerate(NAMES, 1)],
+        [replace(came(0, [8]), stream=name, ahead_ns=number) for number, name in enumerate(NAMES, 1)],
+    )
+    store.note_forgotten([Forgotten(SENSOR, 5, 9, number, 24, name) for number, name in enumerate(NAMES, 1)])
+    with open_log(url) as log:
+        said = log.told()
+        assert {each.stream: each.bytes for each in said.held} == {"data": 8, "imu": 16}
+        assert {each.stream: each.messages for each in said.pending} == {"data": 1, "imu": 2}
+        assert {each.stream: each.messages for each in said.forgotten} == {"data": 1, "imu": 2}
+        for connection in log.connections():
+            arrivals = log.arrivals(connection, 0, 80, 0)
+            assert [(each.stream, each.ahead_ns) for each in arrivals] == [
+                (connection.stream, NAMES.index(connection.stream) + 1)
+            ]
+
+
+def test_the_end_that_only_the_hardworker_knows_is_of_one_stream(url: str) -> None:
+    dead = f"{new_name()[:-10]}ffff000000"
+    with SqlStore(url, batch_size=9, streams=STREAMS) as store:
+        for number, name in enumerate(NAMES):
+            row = ConnectionRow(f"{dead}.{number}", SENSOR, 1, 1000, first=4_000_000_000, stream=name)
+            store.write(batch_of(row, [b"a"]))
+        waits = replace(waiting(1, 0, 8), stream="data")  # of the other one something waits
+        store.note_held([replace(held(1, 8, CLOSED), stream="imu")], [waits])
+    with SqlLog(url) as log:
+        assert {each.stream: each.closed_ns is not None for each in log.connections()} == {
+            "data": False,
+            "imu": True,
+        }

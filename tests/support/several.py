@@ -22,8 +22,8 @@ SIZE, LONGEST = 24, 4000
 FIELDS = (FieldSection(name="seq", type="u64"), FieldSection(name="gyro", type="f32", count=3))
 STREAMS = (
     SensorStream(IMU, 12345, "fixed", SIZE, 1000.0, FIELDS),
-    SensorStream(GPS, 12347, "line", 100),
-    SensorStream(LIDAR, 12348, "length", LONGEST, 10.0),
+    SensorStream(GPS, 12348, "line", 100),
+    SensorStream(LIDAR, 12349, "length", LONGEST, 10.0),
 )
 
 

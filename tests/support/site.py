@@ -96,7 +96,11 @@ class Site:
         if source:
             client.bind(source)
         client.settimeout(60)
-        client.connect((self.address, port))
+        try:
+            client.connect((self.address, port))
+        except OSError:
+            client.close()
+            raise
         return client
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:

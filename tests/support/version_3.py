@@ -2,7 +2,7 @@
 
 import struct
 
-from sqlalchemy import Engine, bindparam, text
+from sqlalchemy import Engine, text
 
 from midstream.storage.store import checksum
 from midstream.told import STEP
@@ -82,5 +82,5 @@ def make(engine: Engine) -> None:
         for table, values in _ROWS:
             names = [f"value_{at}" for at in range(len(values))]
             places = ", ".join(f":{name}" for name in names)
-            given = [bindparam(name, value) for name, value in zip(names, values, strict=True)]
-            database.execute(text(f"INSERT INTO {table} VALUES ({places})").bindparams(*given))
+            given = dict(zip(names, values, strict=True))
+            database.execute(text(f"INSERT INTO {table} VALUES ({places})"), given)

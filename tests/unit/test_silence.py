@@ -69,3 +69,16 @@ def test_without_a_deadline_nobody_is_silent() -> None:
     clock.ns += 10**6 * SECOND
     assert silence.silent(silence.left(clock.heard)) == set()
     assert not silence.is_news(silence.left(clock.heard))
+
+
+def test_a_stream_that_not_every_sensor_sends() -> None:
+    """Nobody else is expected to send it, once one has; before that it is missed as a whole."""
+    clock = Clock()
+    silence = Silence(1.0, lambda: 3, lambda: clock.ns, all_send=False)
+    clock.ns += SECOND
+    assert silence.silent(silence.left(clock.heard)) == {0, 1, 2}
+    clock.hear(1)
+    assert silence.silent(silence.left(clock.heard)) == set()
+    assert silence.until_next(silence.left(clock.heard)) == 1.0
+    clock.ns += SECOND
+    assert silence.silent(silence.left(clock.heard)) == {1}

@@ -257,5 +257,5 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize("said", ["0", "abcde", "é", "c$@)"])
 def test_an_announcement_that_makes_no_sense(said: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         unpack(said)

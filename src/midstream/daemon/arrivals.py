@@ -120,4 +120,5 @@ class ArrivalBook:
                     ahead_ns=0,
                     error_ns=0,
                     steps=steps.tobytes(),
+                    stream=stream.stream,
                 )

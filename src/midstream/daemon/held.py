@@ -26,7 +26,7 @@ SLACK = 1024  # lines of the file that say nothing new any more, before it is wr
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
-Key = tuple[str, int, int, int]  # of a HeldStream: sensor, port, first, opened_ns
+Key = tuple[str, int, int, int, str]  # of a HeldStream: sensor, port, first, opened_ns, stream
 
 
 @dataclass(slots=True)
@@ -123,7 +123,8 @@ class Book:
     def stream(self, one: Open | Ended, held: int, state: str) -> HeldStream:
         """A connection of the program's, as it is told."""
         here = one.destination == records.HERE
-        return HeldStream(str(one.ip), one.port, one.first, one.opened_ns + self._epoch, held, state, here)
+        opened_ns = one.opened_ns + self._epoch
+        return HeldStream(str(one.ip), one.port, one.first, opened_ns, held, state, here, one.stream)
 
     def _note(self, stream: HeldStream, destination: int) -> None:
         entry = self._entries.get(_key(stream))
@@ -136,8 +137,8 @@ class Book:
                 self._append(stream, destination)
 
     def _bound(self) -> None:
-        """Of too many that nobody has heard of the oldest become a sum per sensor: a quarter at a time, since
-        the file is written anew."""
+        """Of too many that nobody has heard of the oldest become a sum per sensor and stream: a quarter at a
+        time, since the file is written anew."""
         ended = [entry for entry in self._entries.values() if entry.stream.state not in (OPEN, UNTOLD)]
         if len(ended) <= self._most:
             return
@@ -148,12 +149,14 @@ class Book:
                 (
                     each
                     for each in self._entries.values()
-                    if each.stream.state == UNTOLD and each.stream.sensor == stream.sensor
+                    if each.stream.state == UNTOLD
+                    and (each.stream.sensor, each.stream.stream) == (stream.sensor, stream.stream)
                 ),
                 None,
             )
             if total is None:
-                summed = HeldStream(stream.sensor, 0, 0, stream.opened_ns, stream.bytes, UNTOLD, False)
+                untold = (stream.bytes, UNTOLD, False, stream.stream)
+                summed = HeldStream(stream.sensor, 0, 0, stream.opened_ns, *untold)
                 self._entries[_key(summed)] = Entry(summed, entry.destination)
             else:
                 total.stream = replace(total.stream, bytes=total.stream.bytes + stream.bytes)
@@ -254,7 +257,7 @@ class Collector:
 
 
 def _key(stream: HeldStream) -> Key:
-    return stream.sensor, stream.port, stream.first, stream.opened_ns
+    return stream.sensor, stream.port, stream.first, stream.opened_ns, stream.stream
 
 
 def _line(stream: HeldStream, destination: int) -> str:

@@ -212,6 +212,6 @@ class Retention:
                 closed = any(each.flags & FIN for each in found.records)
                 opened = one.opened_ns + wall - running
                 known = str(one.ip), one.port, one.first, opened, one.committed, closed
-                lost.append(Lost(*known, parts))
+                lost.append(Lost(*known, parts, one.stream))
                 one.committed = max(one.held, *(part.offset + len(part.data) for part in parts), 0)
         return [each for each in lost if each.parts]

@@ -6,9 +6,9 @@ descriptor that it was given, so the lock tells whether it lives. It writes its 
 it gives up its privileges: so the daemon may die at any moment, and no number is trusted without the lock.
 
 Python takes a second to start, which the sensors need not wait for: the daemon binds the doors, one for each
-marked port, gives them to the process, and listens. What comes meanwhile waits in the kernel, as it does at a logger before it is
-stored, and does not depend on the daemon. With `spool_full = "wait"` nobody is let in before it can be
-stored: there the process listens once its database is open.
+marked port, gives them to the process, and listens. What comes meanwhile waits in the kernel, as it does at a
+logger before it is stored, and does not depend on the daemon. With `spool_full = "wait"` nobody is let in
+before it can be stored: there the process listens once its database is open.
 """
 
 import fcntl

@@ -62,13 +62,13 @@ class ToldLogger:
     ) -> bool:
         """Has the logger written it down? arrivals: none while `clock` is None. pending: None if that is not
         for it."""
-        said: dict[str, object] = {"kind": "held", "connections": [each.values for each in streams]}
+        said: dict[str, object] = {"kind": "held", "connections": [each.said for each in streams]}
         if self.clock is not None:
             ahead, error = self.clock
             exact = [replace(each, ahead_ns=ahead, error_ns=error) for each in arrivals]
             said["arrivals"] = [(*each.said, len(each.steps)) for each in exact]
         if pending is not None:
-            said["pending"] = [each.values for each in pending]
+            said["pending"] = [each.said for each in pending]
         try:
             if self._line is None:
                 self._line = self._dial(self.address)

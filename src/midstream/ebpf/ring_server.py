@@ -137,7 +137,7 @@ def request(path: Path, layout: bytes, stream: str = "") -> RingDescriptors:
             connection.connect(os.fspath(path))
             connection.send(json.dumps({"stream": stream}).encode())
             message, descriptors, flags, _ = socket.recv_fds(connection, _ANSWER, _DESCRIPTORS)
-        except ConnectionResetError:
+        except (ConnectionResetError, BrokenPipeError):
             message, descriptors, flags = b"", [], 0
         except OSError as error:
             advice = {

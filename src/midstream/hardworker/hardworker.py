@@ -198,8 +198,8 @@ class Hardworker:
     @property
     def silent(self) -> tuple[str, ...]:
         """The IP addresses of the sensors of which no data has come for `data.deadline` seconds; read or not,
-        where it comes by the ring. Empty without a deadline. With several streams those of which this is true
-        of a stream that they have sent, or of all that have a deadline."""
+        where it comes by the ring. Empty without a deadline. Of a stream with a name those that
+        have sent it, since this Hardworker was opened; over several streams those that miss any deadline."""
         return self._reader.silent
 
     @property

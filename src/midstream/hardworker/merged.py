@@ -148,8 +148,8 @@ class MergedSource:
         )
 
     def _heard(self) -> np.ndarray:
-        """As if each stream had the shortest deadline: of a sensor the time by which it is silent first. What
-        it has never sent it is not missed for, unless it has sent nothing."""
+        """As if each stream had the shortest deadline: of a sensor the time by which it is silent first. It
+        is not missed in a stream that it never sent."""
         deadlines = {name: deadline for name, deadline in self._deadlines.items() if deadline}
         times = []
         for name, deadline in deadlines.items():

@@ -40,7 +40,7 @@ class Reader:
         self._sources, self._autocommit = sources, autocommit
         form = self._form = sources.form
         self._cadence = sources.cadence
-        self._silence = Silence(sources.deadline, lambda: len(form.addresses))
+        self._silence = Silence(sources.deadline, lambda: len(form.addresses), all_send=not sources.are_named)
         self._nothing = np.empty(0, batch_dtype(form.size if form.framing == "fixed" else 1))
         self._latest: dict[str, Message] = {}
         self._source: Source | None = None

@@ -45,6 +45,11 @@ class Sources:
         return tuple(self.read)
 
     @property
+    def are_named(self) -> bool:
+        """Does const.toml name streams? Then not every sensor sends each."""
+        return bool(self._topology.streams)
+
+    @property
     def files(self) -> tuple[Config, Topology]:
         """What they say of the only stream; of several the files themselves."""
         return (self._whole, self._topology) if len(self.read) > 1 else self._first

@@ -48,16 +48,19 @@ def table(
     from midstream.log.arrow import ArrowMessages
 
     now = datetime.now(UTC)
+    addresses, numbers = tuple(sensors), tuple(connections)
     selection = Selection(
-        tuple(sensors),
-        tuple(connections),
+        addresses,
+        numbers,
         None if since is None else moment(_text(since), "since", now),
         None if until is None else moment(_text(until), "until", now),
         streams=(stream,),
     )
     with opened(nearest() if config is None else Path(config), database) as log:
         everything = log.connections()
-        refuse_unknown("stream", (stream,), {connection.stream for connection in everything})
+        refuse_unknown("stream", (stream,), {each.stream for each in everything})
+        refuse_unknown("sensors", addresses, {each.sensor for each in everything})
+        refuse_unknown("connections", numbers, {each.id for each in everything})
         reader = LogReader(log, selection)
         # Where nothing was received at that time, the columns are those of the stream.
         described = reader.connections or [each for each in everything if each.stream == stream][-1:]

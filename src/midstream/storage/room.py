@@ -158,7 +158,8 @@ class Room(Closing):
         oldest = database.execution_options(stream_results=True, max_row_buffer=256).execute(_OLDEST)
         for last, key, sequence, received_ns, size in oldest:
             if key not in known:
-                known[key] = database.execute(_OF, {"id": key}).one()._tuple()
+                whose, of, stays = database.execute(_OF, {"id": key}).one()
+                known[key] = whose, of, stays
             sensor, stream, stays = known[key]
             if sequence == stays:
                 kept.append(last)

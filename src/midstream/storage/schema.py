@@ -212,7 +212,7 @@ def prepare(database: Connection, name: str) -> None:
 
 
 def _make_view(database: Connection) -> None:
-    """Others may have made views of it: where that is possible it stays, and gets the columns that it lacks."""
+    """Others may have made views of it: where that is possible it stays, and gets new columns."""
     if database.dialect.name == "sqlite":
         database.execute(text("DROP VIEW IF EXISTS log"))
         database.execute(text(f"CREATE {_LOG_VIEW}"))

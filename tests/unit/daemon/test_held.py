@@ -194,8 +194,8 @@ def test_what_waits_in_the_spool(log: LogFile) -> None:
     log.execute("DELETE FROM messages WHERE connection_id = 1 AND sequence < 4")
     spool = SpoolFile(log.path)
     assert [each.values for each in spool.look()] == [
-        ("10.83.0.11", 4, 7, 100, 32, 72, 5, 104),
-        ("10.83.0.12", 5, -1, 200, 0, 20, 5, 200),
+        ("10.83.0.11", 4, 7, 100, 32, 72, 5, 104, "data"),
+        ("10.83.0.12", 5, -1, 200, 0, 20, 5, 200, "data"),
     ]
     assert [spool.has_all(stream(port, 9, CLOSED, here=True)) for port in (4, 5, 6)] == [False, None, None]
     log.execute("UPDATE connections SET closed_ns = 1 WHERE id = 1")
@@ -337,8 +337,8 @@ def test_a_logger_hears_when_bytes_came_once_its_clock_is_known(scene: Scene) ->
     scene.look()
     first, second = scene.loggers.heard["a"]
     assert "arrivals" not in first and first["connections"]
-    ((*place, _opened_ns, start, end, time_ns, _ahead, _error, size),) = second["arrivals"]
-    assert (place, start, end, size) == (["10.83.0.11", 1, 7], 0, 5, 8)
+    ((*place, _opened_ns, start, end, time_ns, _ahead, _error, stream, size),) = second["arrivals"]
+    assert (place, start, end, stream, size) == (["10.83.0.11", 1, 7], 0, 5, "data", 8)
     assert abs(time_ns - before) < 10**9
     assert scene.loggers.steps == [STEP.pack(5, 0)]
     scene.records = scene.records[:0]
@@ -371,7 +371,7 @@ def test_the_clocks_are_compared_by_what_an_answer_says() -> None:
     arrivals = ArrivalTimes("10.83.0.11", 1, 7, EPOCH, 0, 5, EPOCH, 0, 0, STEP.pack(5, 0))
     assert ear.tell([], [], None) and ear.clock == (950, 150)
     assert ear.tell([], [arrivals], None)
-    assert loggers.heard["a"][1]["arrivals"][0][-3:-1] == [950, 150]
+    assert loggers.heard["a"][1]["arrivals"][0][-4:-2] == [950, 150]
     ear.hang_up()
     assert ear.clock is None
 
@@ -431,7 +431,7 @@ def test_what_a_lost_line_did_not_confirm_is_told_again(scene: Scene) -> None:
     scene.loggers.down = set()
     scene.look()
     first, last = (scene.loggers.heard["a"][place]["connections"][0] for place in (0, -1))
-    assert last == [*first[:4], 9, CLOSED, False]
+    assert last == [*first[:4], 9, CLOSED, False, "data"]
 
 
 def test_many_are_told_in_pieces(scene: Scene) -> None:

@@ -8,13 +8,14 @@ import socket
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.events import collected
-from tests.support.exchanges import KEY, write_key
+from tests.support.exchanges import KEY, exchanging, write_key
 from tests.support.site import SIZE, Site, wait_until
 from tests.support.spools import Receiving, contents, drain, ended, streams
 from tests.unit.logger.test_backfill import FAST, query, sending
@@ -29,8 +30,9 @@ from midstream.logger import backfill
 from midstream.logger.spooled import SpoolState, spool_state
 from midstream.lost import Lost, Part, dump
 from midstream.lost import load as load_lost
-from midstream.storage.databases import open_spool, open_store
-from midstream.storage.formats import AnyStream
+from midstream.network import SensorStream
+from midstream.storage.databases import open_log, open_spool, open_store
+from midstream.storage.formats import AnyStream, formats
 from midstream.storage.run import new_name
 from midstream.storage.store import FRAME, Batch, ConnectionRow, Piece
 
@@ -273,3 +275,28 @@ def test_it_is_stored_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytes
         drain(config)
     ((_, rows),) = contents(config.database_url).values()
     assert [each[4] for each in rows] == some
+
+
+def test_what_two_streams_of_one_port_lost_is_given_back_to_each(tmp_path: Path) -> None:
+    """Two connections that are the same but for their stream, whose framings differ."""
+    robot = (SensorStream("imu", 0, "fixed", SIZE), SensorStream("gps", 0, "line", 300))
+    site = exchanging(Site(tmp_path, streams=robot))
+    config = load(site.config)
+    sent = {each.name: messages(each.framing, 12) for each in robot}
+    data = {each.name: stream(each.framing, sent[each.name]) for each in robot}
+    known = formats(config, site.topology)
+    for number, name in enumerate(sent):
+        row = ConnectionRow(f"{own().token}{number}", "10.83.0.11", 40000, OPENED + 7, 77, stream=name)
+        piece = Piece(row, 0, 0, sent[name][:3], [OPENED] * 3, known[name].frame)
+        with open_store(config, known) as store:
+            store.write(Batch(opened=[row], pieces=[piece], messages=3))
+    some = [replace(lost(parts(data[name], 0, [50, 100]), 0), stream=name) for name in sent]
+    salvage(config, *some)
+    with Receiving(config):
+        drain(config)
+    with open_log(site.url) as log:
+        connections = log.connections()
+        assert sorted(each.stream for each in connections) == ["gps", "imu"]
+        for each in connections:
+            found = [one.payload for one in log.piece(each, 0, 99)[0]]
+            assert found == sent[each.stream]

