@@ -1,5 +1,8 @@
 """The load between hosts: from each sensor its own connection, each message at its time."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -98,3 +101,26 @@ def test_a_robot_straight_to_the_logger(lab: Lab) -> None:
     assert arrived.messages == 1550
     assert len({connection["peer"] for connection in arrived.connections}) == ROBOT.sensors
     assert summary.late_p50_us < 2_000
+
+
+@pytest.mark.parametrize(
+    "lab",
+    [{"sensors": ROBOT.sensors, "stream": ROBOT.tables, "sensor": {"target": "logger"}}],
+    indirect=True,
+)
+def test_the_command_sends_a_mix(lab: Lab) -> None:
+    """Each stream from its sensor's host; and those that are named alone."""
+    load = [sys.executable, "-P", "-m", "midstream", "load", "--lab", "--seconds", "1", "--json"]
+    with Sink(str(lab.host("logger").ip), ROBOT.incoming, launch=partial(lab.popen, "logger")) as sink:
+        for arguments, sent in (
+            (["--mix", "robot"], {"imu": 1000, "joints": 500, "lidar": 10, "camera": 30, "gps": 10}),
+            (["--stream", "gps", "--stream", "camera"], {"gps": 10, "camera": 30}),
+        ):
+            done = subprocess.run(
+                [*load, *arguments], capture_output=True, text=True, timeout=30, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["streams"] == sent
+        arrived = sink.result()
+    assert (arrived.messages, arrived.wrong) == (1590, 0)
+    assert len(arrived.connections) == 7

@@ -76,6 +76,25 @@ def test_each_kind_of_scenario(tmp_path: Path, scenario: str) -> None:
     assert len(figures) == 2
 
 
+def test_a_robot(tmp_path: Path) -> None:
+    """Five streams: ours, the joined handler, and a middleware with a topic for each."""
+    names = ["midstream-deferred-c", "c-joined-relay", "zeromq-sub"]
+    chosen = [part for name in names for part in ("--receiver", name)]
+    arguments = ["--scenario", "robot", "--seconds", "1", "--repetitions", "1", *chosen]
+    figures = good(bench(tmp_path, *arguments))
+    assert figures.keys() == set(names)
+    assert all(each["rate"] == pytest.approx(1550, rel=0.05) for each in figures.values())
+
+
+@pytest.mark.slow
+def test_a_robot_and_every_other_receiver(tmp_path: Path) -> None:
+    names = ["midstream-deferred-python", "midstream-spool-c", "c-epoll-relay", "c-busy-relay"]
+    names += ["python-relay", "asyncio-relay", "uvloop-relay", "zeromq-push", "zenoh", "nats", "mqtt-1"]
+    chosen = [part for name in names for part in ("--receiver", name)]
+    arguments = ["--scenario", "robot", "--seconds", "1", "--repetitions", "1", *chosen]
+    assert good(bench(tmp_path, *arguments)).keys() == set(names)
+
+
 @pytest.mark.slow
 def test_every_middleware(tmp_path: Path) -> None:
     names = ["zeromq-sub", "zeromq-push", "zenoh", "nats", "mqtt-0", "mqtt-1", "dds"]

@@ -59,7 +59,7 @@ def _streams(report: DemoReport) -> Table:
     for name, verdict in report.streams.items():
         latency = [f"{value:,.0f}" for value in (verdict.latency_us or {}).values()] or ["", "", ""]
         counts = map(count, (verdict.sent, verdict.delivered, verdict.logged))
-        fate = "once, in order, unchanged" if verdict.good else ", ".join(_faults(verdict))
+        fate = "complete" if verdict.good else ", ".join(_faults(verdict))
         table.add_row(name, *counts, *latency, Text(fate, "green" if verdict.good else "bold red"))
     return table
 
