@@ -27,7 +27,7 @@ exclude_patterns = [".*", "build", "dist", "src", "tests", "tools", "examples"]
 root_doc = "docs/index"
 nitpicky = True
 nitpick_ignore_regex = [  # what other packages describe, and what a reader is given but makes no use of
-    ("py:.*", r"DTypeLike|(numpy|np|npt|annotated_types|pyarrow)\..*"),
+    ("py:.*", r"DTypeLike|(numpy|np|npt|annotated_types|pyarrow|pydantic)\..*"),
     ("py:.*", r"(collections|datetime|ipaddress|os|pathlib|subprocess|types)\..*"),
     ("py:.*", r"midstream\.(config\.\w+Section|hardworker\.source\.Source|lab\.(lab\.[TP]|cpu\._Lab))"),
     ("py:.*", r"midstream\.packet\.(link\.Carried|capture\.Readable)"),
