@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -65,7 +66,7 @@ def framed(of: SensorStream, some: Sequence[bytes]) -> bytes:
 def send(site: Site, source: tuple[str, int], stream: str, count: int, begun: threading.Barrier) -> None:
     """From one port to the stream's own, at the same time as the others."""
     data, random = framed(site.streams[stream], [payload(stream, at) for at in range(count)]), Random(stream)
-    with site.connect(stream, source) as client:
+    with patient(site, stream, source) as client:
         begun.wait(60)
         at = 0
         while at < len(data):
@@ -74,6 +75,17 @@ def send(site: Site, source: tuple[str, int], stream: str, count: int, begun: th
             at += size
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
+
+
+def patient(site: Site, stream: str, source: tuple[str, int]) -> socket.socket:
+    """The logger may not listen yet, on a busy host."""
+    give_up = time.monotonic() + 60
+    while True:
+        try:
+            return site.connect(stream, source)
+        except ConnectionRefusedError:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
 
 
 def source(site: Site) -> tuple[str, int]:
@@ -151,7 +163,7 @@ def test_what_a_worker_is_told_may_be_long(tmp_path: Path, monkeypatch: pytest.M
     site = Site(tmp_path, streams=[SensorStream(f"s{at}", 0, "fixed", 20, None, fields) for at in range(32)])
     with Serving(site.config):
         for name in ("s0", "s31"):
-            with site.connect(name) as client:
+            with patient(site, name, ("", 0)) as client:
                 client.sendall(bytes(20))
                 client.shutdown(socket.SHUT_WR)
                 assert client.recv(1) == b""
@@ -206,7 +218,7 @@ def test_doors_that_are_handed_over_are_known_by_their_ports(tmp_path: Path) -> 
 
 
 def check_one(site: Site, stream: str) -> None:
-    with site.connect(stream) as client:
+    with patient(site, stream, ("", 0)) as client:
         client.sendall(framed(site.streams[stream], [payload(stream, 1)]))
     found = f"SELECT payload FROM log WHERE stream = '{stream}'"
     wait_until(lambda: site.query(found) == [(payload(stream, 1),)])
