@@ -220,19 +220,22 @@ class MessageSection(Section):
             raise FaultsError([(("field",), "too many values")])
         faults: list[tuple[Location, str]] = []
         owners: dict[str, int] = {}
-        for index, (field, offset) in enumerate(zip(self.field, self.field_offsets, strict=True)):
+        places = [
+            (offset, offset + field.width)
+            for field, offset in zip(self.field, self.field_offsets, strict=True)
+        ]
+        for index, (field, (offset, end)) in enumerate(zip(self.field, places, strict=True)):
             for column in [field.name, *field_columns(field.name, field.count)]:
                 owner = owners.setdefault(column.lower(), index)  # SQL does not tell capitals apart
                 if owner != index:
                     faults.append((("field", index, "name"), f"field[{owner}] is called {column} too"))
                     break
-            for other in range(index):
-                start, end = self.field_offsets[other], self.field_offsets[other] + self.field[other].width
-                if start < offset + field.width and offset < end:
-                    its = f"its bytes {offset} to {offset + field.width - 1}"
-                    others = f'bytes {start} to {end - 1}, which are "{self.field[other].name}"'
+            for other, (start, stop) in enumerate(places[:index]):
+                if start < end and offset < stop:
+                    its = f"its bytes {offset} to {end - 1}"
+                    others = f'bytes {start} to {stop - 1}, which are "{self.field[other].name}"'
                     faults.append((("field", index, "offset"), f"{its} overlap {others}"))
-            if self.size is not None and offset + field.width > self.size:
+            if self.size is not None and end > self.size:
                 faults.append((("field", index, "offset"), beyond(offset, field.width, self.size)))
         if faults:
             raise FaultsError(faults)

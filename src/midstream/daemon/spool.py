@@ -102,8 +102,17 @@ class Spool:
             self._signal(signal.SIGTERM)  # it takes nothing more; the next one does
         whose, ip = f"the hardworker of {self._config.const_path}", str(topology.hardworker.ip)
         try:
-            for port in topology.ports:
-                self._doors.append(Door((ip, port), topology.tos, whose, lambda _: True, buffer=_BUFFER))
+            for port, stream in topology.ports.items():
+                door = Door(
+                    (ip, port),
+                    topology.tos,
+                    whose,
+                    lambda _: True,
+                    buffer=_BUFFER,
+                    stream=stream,
+                    doors=len(topology.ports),
+                )
+                self._doors.append(door)
         except NetworkError:
             self._shut()
             raise

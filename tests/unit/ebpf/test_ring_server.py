@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if layout != STAMP:
             raise KernelError(f"{folder}: other files")
 
-    def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
+    def open_map(folder: Path, name: str, **options: Any) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
         contents = {
             "ring": RING,
@@ -298,10 +299,10 @@ def test_what_was_opened_is_closed_when_the_journal_is_missing(
 ) -> None:
     ring = pins.open_map
 
-    def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
+    def open_map(folder: Path, name: str, **options: Any) -> int:
         if name == "journal":
             raise KernelError("no journal")
-        return ring(folder, name, value_size=value_size)
+        return ring(folder, name, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(pins, "open_map", open_map)
