@@ -32,7 +32,7 @@ class Streams:
         self._fd = self.program.program_fd("midstream_streams")
         for bench in self.benches:
             fd = bench.program.program_fd("midstream_hardworker")
-            port = bench.topology.port.to_bytes(4, "little")
+            port = bench.topology.port.to_bytes(2, "big") + bytes(2)
             libbpf.update(self.program.map_fd("ports"), port, fd.to_bytes(4, "little"))
 
     def close(self) -> None:

@@ -273,7 +273,8 @@ def _loaded(
             before.load()
             for part, program in zip(parts, programs, strict=True):
                 port, fd = part.topology.port, program.program_fd(f"midstream_{role}")
-                libbpf.update(before.map_fd("ports"), port.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+                key = port.to_bytes(2, "big") + bytes(2)  # as it lies in a packet (streams.bpf.c)
+                libbpf.update(before.map_fd("ports"), key, fd.to_bytes(4, "little"))
             programs.append(before)
         yield programs
 
