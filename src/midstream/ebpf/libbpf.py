@@ -100,15 +100,6 @@ class _LinkInfo(ctypes.Structure):
     )
 
 
-class _GetOpts(ctypes.Structure):
-    """struct bpf_obj_get_opts."""
-
-    _fields_ = (("size", ctypes.c_size_t), ("file_flags", ctypes.c_uint32))
-
-
-_RDONLY = 1 << 3  # BPF_F_RDONLY (linux/bpf.h)
-
-
 @dataclass(frozen=True)
 class MapInfo:
     """A map's definition, as the kernel tells it. id: its number, which no other map gets later."""
@@ -213,12 +204,9 @@ def pin(fd: int, path: Path, *, replace: bool = False) -> None:
         target.replace(path)
 
 
-def get(path: Path, *, read_only: bool = False) -> int:
-    """Open what is pinned at path; the caller closes the descriptor. read_only: whoever gets it can write
-    nothing, neither by a call nor in memory that is mapped."""
-    opts = _GetOpts(ctypes.sizeof(_GetOpts), _RDONLY if read_only else 0)
-    found = _library().bpf_obj_get_opts(os.fsencode(path), ctypes.byref(opts))
-    return int(_check(found, f"{path}: cannot be opened"))
+def get(path: Path) -> int:
+    """Open what is pinned at path; the caller closes the descriptor."""
+    return int(_check(_library().bpf_obj_get(os.fsencode(path)), f"{path}: cannot be opened"))
 
 
 def map_info(fd: int) -> MapInfo:

@@ -43,6 +43,8 @@ _SENSORS = 64  # the maps have room for so many, or a multiple
 # Connections are counted from the milliseconds since the machine was started: a reader that goes on with the
 # next attachment's ring never sees a number again, as long as the machine runs for less than 49 days.
 _NUMBERS = 1 << 32
+_PORTS = "ports_"  # and its number: the table by which several streams' programs are found
+_ASIDE = "aside"  # where a stream's pins are made and removed: elsewhere a folder is whole
 
 
 class _Part(NamedTuple):
@@ -285,24 +287,56 @@ def _entry(role: Role, programs: list[libbpf.Object]) -> int:
     return programs[-1].program_fd(f"midstream_{name}")
 
 
-def _pin(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
-    """Pin what is not pinned yet; programs and, at last, settings take the place of those before."""
+def _pin_before(programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Pin what has to outlive this process from the moment that the programs work: maps that are new, a
+    stream that is new as a whole, and the table of ports, which the kernel empties when its last pin goes."""
     for part, program in zip(parts, programs, strict=False):
-        modes.make_folder(part.folder)
-        for name in program.map_names():
-            places = {part.folder, *([folder] if name in pins.SHARED else [])}
-            for place in places if "." not in name else ():
-                if not (place / name).exists():
-                    libbpf.pin(program.map_fd(name), place / name)
-        for name in program.program_names():
-            libbpf.pin(program.program_fd(name), part.folder / name, replace=True)
-        if part.folder != folder:
-            libbpf.pin(program.map_fd(".rodata.settings"), part.folder / "settings", replace=True)
+        if part.folder == folder:
+            _pin_maps(program, folder)
+        elif not part.folder.exists():
+            new = folder / _ASIDE / part.folder.name
+            shutil.rmtree(new, ignore_errors=True)
+            modes.make_folder(new)
+            _pin_maps(program, new)
+            _pin_programs(program, new)
+            modes.make_folder(part.folder.parent)
+            new.rename(part.folder)
+    for name in pins.SHARED if parts[0].folder != folder else ():
+        if not (folder / name).exists():
+            libbpf.pin(programs[0].map_fd(name), folder / name)
+    if len(programs) > len(parts):
+        ports = programs[-1].map_fd("ports")
+        libbpf.pin(ports, folder / f"{_PORTS}{libbpf.map_info(ports).id}")
+
+
+def _pin_after(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Programs and, at last, settings take the place of those before; what nobody uses any more goes."""
+    for part, program in zip(parts, programs, strict=False):
+        _pin_programs(program, part.folder)
     if parts[0].folder != folder:
         libbpf.pin(_entry(role, programs), folder / f"midstream_{role}", replace=True)
-    if len(programs) > len(parts):
-        libbpf.pin(programs[-1].map_fd("ports"), folder / "ports", replace=True)
     libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings", replace=True)
+    used = f"{_PORTS}{libbpf.map_info(programs[-1].map_fd('ports')).id}" if len(programs) > len(parts) else ""
+    for ports in folder.glob(f"{_PORTS}*"):
+        if ports.name != used:
+            ports.unlink()
+    for place in pins.stream_folders(folder).values() if role == "hardworker" else ():
+        if place not in {part.folder for part in parts}:
+            modes.make_folder(folder / _ASIDE)
+            place.rename(folder / _ASIDE / place.name)
+    shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+
+
+def _pin_maps(program: libbpf.Object, folder: Path) -> None:
+    for name in program.map_names():
+        if "." not in name and not (folder / name).exists():
+            libbpf.pin(program.map_fd(name), folder / name)
+
+
+def _pin_programs(program: libbpf.Object, folder: Path) -> None:
+    for name in program.program_names():
+        libbpf.pin(program.program_fd(name), folder / name, replace=True)
+    libbpf.pin(program.map_fd(".rodata.settings"), folder / "settings", replace=True)
 
 
 def _load_and_attach(
@@ -319,7 +353,8 @@ def _load_and_attach(
         libbpf.update(programs[0].map_fd("last_number"), bytes(4), first.to_bytes(4, "little"))
     # The stamp first: whatever happens next, the folder is known to be ours.
     libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings")
-    _pin(role, programs, parts, folder)
+    _pin_before(programs, parts, folder)
+    _pin_after(role, programs, parts, folder)
     ifindex = socket.if_nametoindex(interface)
     if role == "logger":
         for name, point in attachment.TC_POINTS.items():
@@ -357,17 +392,14 @@ def _replace(
             if part.folder.exists():
                 _move_strangers(program, part.folder, part.topology)
         control.tell_unlinked(folder, False)
+    _pin_before(programs, parts, folder)
     if role == "logger":
         for name, point in attachment.TC_POINTS.items():
             fd = programs[0].program_fd(name)
             libbpf.tc_attach(ifindex, point, fd, attachment.TC_HANDLE, attachment.TC_PRIORITY, replace=True)
     else:
         mode = _update_link(ifindex, _entry(role, programs), folder)
-    _pin(role, programs, parts, folder)
-    if role == "hardworker":
-        for place in pins.stream_folders(folder).values():
-            if place not in {part.folder for part in parts}:
-                shutil.rmtree(place)
+    _pin_after(role, programs, parts, folder)
     return mode
 
 

@@ -88,10 +88,10 @@ def host_folder(folder: Path) -> Path:
     return folder.parent.parent if folder.parent.name == STREAMS else folder
 
 
-def open_map(folder: Path, name: str, *, value_size: int | None = None, read_only: bool = False) -> int:
+def open_map(folder: Path, name: str, *, value_size: int | None = None) -> int:
     """The descriptor of a pinned map. Raises KernelError if it is missing, foreign, or of another layout."""
     path = folder / name
-    fd = libbpf.get(path, read_only=read_only)
+    fd = libbpf.get(path)
     try:
         found = libbpf.map_info(fd).value_size
         if value_size is not None and found != value_size:

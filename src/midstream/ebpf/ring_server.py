@@ -33,7 +33,6 @@ _PATIENCE = 5.0  # seconds that an application waits for the server's answer,
 _QUESTION = 0.5  # and the server for its question
 _ANSWER = 1 << 16  # bytes, more than any answer has
 _MAPS = ("ring", "journal", "unfinished", "committed", "control", "beginnings")  # of a RingDescriptors
-_ONLY_READ = ("control", "beginnings")  # of these: an application without privileges must not write there
 _DESCRIPTORS = len(_MAPS) + 1
 _UNSERVED = "`midstream attach hardworker --serve` has to run (`systemctl start midstream-ring`, or as root)"
 
@@ -102,7 +101,7 @@ def open_pinned(folder: Path, layout: bytes) -> RingDescriptors:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             maps = []
             for name in _MAPS:
-                maps.append(pins.open_map(folder, name, read_only=name in _ONLY_READ))
+                maps.append(pins.open_map(folder, name))
                 undo.callback(os.close, maps[-1])
             ring, journal, unfinished, committed, control, beginnings = maps
             size, sensors = (libbpf.map_info(fd).max_entries for fd in (ring, beginnings))
