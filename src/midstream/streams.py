@@ -4,7 +4,6 @@ The hardworker's config.toml names them, and its daemon tells all others, in con
 stream is given the two files as if they spoke of that one alone: `resolved`.
 """
 
-from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -56,11 +55,15 @@ def only(config: Config, topology: Topology, name: str) -> ResolvedStream:
 def decide(config: Config, previous: tuple[SensorStream, ...]) -> tuple[SensorStream, ...]:
     """What the hardworker decides for all: config.toml, else const.toml as it was, else the default. None
     where no [[stream]] is named."""
+    claimed = {section.port for section in config.stream} | {config.logger.replay_port}
     before = {stream.name: stream for stream in previous}
-    taken = {section.port for section in config.stream} | {config.logger.replay_port}
-    taken |= {before[s.name].port for s in config.stream if s.port is None and s.name in before}
+    kept = {name: stream.port for name, stream in before.items() if stream.port not in claimed}
+    taken = claimed | {kept[section.name] for section in config.stream if section.name in kept}
     free = (port for port in count(FIRST_PORT) if port not in taken)
-    return tuple(_decided(section, before.get(section.name), free) for section in config.stream)
+    return tuple(
+        _decided(section, before.get(section.name), section.port or kept.get(section.name) or next(free))
+        for section in config.stream
+    )
 
 
 def contradiction(config: Config, decided: tuple[SensorStream, ...]) -> str:
@@ -106,8 +109,7 @@ def _messages(stream: SensorStream, own: StreamSection | None) -> DataSection:
     return DataSection.model_validate(said)
 
 
-def _decided(section: StreamSection, before: SensorStream | None, free: Iterator[int]) -> SensorStream:
-    port = section.port or (before.port if before else next(free))
+def _decided(section: StreamSection, before: SensorStream | None, port: int) -> SensorStream:
     if section.framing != "fixed":
         size = section.max_size
     else:

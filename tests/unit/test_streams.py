@@ -69,6 +69,16 @@ def test_the_hardworker_decides_ports_that_nobody_has() -> None:
     assert (imu.freq, gps.freq) == (1000.0, None)
 
 
+@pytest.mark.parametrize(
+    "wanted", ["[logger]\nreplay_port = 12345\n", '[[stream]]\nname = "gps"\nport = 12345\n']
+)
+def test_a_port_that_somebody_else_names_is_not_kept(wanted: str) -> None:
+    before = (SensorStream("imu", 12345, "fixed", 64),)
+    found = {stream.name: stream.port for stream in decided(wanted + '[[stream]]\nname = "imu"\n', before)}
+    assert found.pop("imu") == 12346
+    assert set(found.values()) <= {12345}
+
+
 def test_what_was_decided_stays() -> None:
     imu, _, gps = decided()
     before = (SensorStream("gps", 700, "line", 5), SensorStream("imu", 800, "fixed", 32))
