@@ -85,8 +85,7 @@ def attach(
             pins.verify(folder, stamp=expected)
         attached, marks = attachment.find(role, folder), pins.read_marks(folder)
         whole = pins.is_whole(role, folder)
-        complete = whole and all(part.folder.exists() for part in parts)
-        if attached and marks and marks.stamp == expected and complete:
+        if attached and marks and marks.stamp == expected and whole and _are_all(role, parts, folder):
             tune(role, attached.interface, config, topology, folder)
             return attached
         if not attached and attachment.is_elsewhere(folder):
@@ -121,6 +120,12 @@ def _parts(role: Role, config: Config, topology: Topology, folder: Path) -> list
     return [_Part(pins.stream_folder(folder, one.config), one.config, one.topology) for one in each]
 
 
+def _are_all(role: Role, parts: list[_Part], folder: Path) -> bool:
+    """Are the pins in the folder of these parts, and of no other?"""
+    pinned = pins.stream_folders(folder).values() if role == "hardworker" else [folder]
+    return set(pinned) == {part.folder for part in parts}
+
+
 def _verify_layouts(role: Role, parts: list[_Part], folder: Path, expected: bytes) -> None:
     """Raise KernelError unless the maps that are pinned can serve these programs."""
     if (folder / pins.STREAMS).exists() != (parts[0].folder != folder):
@@ -136,8 +141,12 @@ def tune(role: Role, interface: str, config: Config, topology: Topology, folder:
     if role == "logger":
         missing = quickack.ensure(interface, (host.ip for host in topology.sensors))
         return [f"route {ip} with quickack: missing, set again" for ip in missing]
-    period = irq_period(config, topology) if role == "hardworker" else 0.0
-    if period and irq_mitigation.apply(interface, period, folder):
+    if role == "sensor":
+        return []
+    period = irq_period(config, topology)
+    if not period:
+        irq_mitigation.undo(folder)  # of a stream that is new may be waited for
+    elif irq_mitigation.apply(interface, period, folder):
         return [f"interrupt mitigation of {interface}: gone, set again"]
     return []
 
@@ -287,21 +296,54 @@ def _entry(role: Role, programs: list[libbpf.Object]) -> int:
 def _pin(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
     """Pin what is not pinned yet; programs and, at last, settings take the place of those before."""
     for part, program in zip(parts, programs, strict=False):
-        modes.make_folder(part.folder)
-        for name in program.map_names():
-            places = {part.folder, *([folder] if name in pins.SHARED else [])}
-            for place in places if "." not in name else ():
-                if not (place / name).exists():
-                    libbpf.pin(program.map_fd(name), place / name)
-        for name in program.program_names():
-            libbpf.pin(program.program_fd(name), part.folder / name, replace=True)
-        if part.folder != folder:
-            libbpf.pin(program.map_fd(".rodata.settings"), part.folder / "settings", replace=True)
+        _pin_part(program, part.folder, folder)
     if parts[0].folder != folder:
         libbpf.pin(_entry(role, programs), folder / f"midstream_{role}", replace=True)
     if len(programs) > len(parts):
         libbpf.pin(programs[-1].map_fd("ports"), folder / "ports", replace=True)
     libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings", replace=True)
+
+
+def _pin_part(program: libbpf.Object, place: Path, folder: Path) -> None:
+    """Pin a part of a host's program in `place`, and what it shares in the host's folder, too."""
+    modes.make_folder(place)
+    for name in program.map_names():
+        for each in {place, *([folder] if name in pins.SHARED else [])} if "." not in name else ():
+            if not (each / name).exists():
+                libbpf.pin(program.map_fd(name), each / name)
+    for name in program.program_names():
+        libbpf.pin(program.program_fd(name), place / name, replace=True)
+    if place != folder:
+        libbpf.pin(program.map_fd(".rodata.settings"), place / "settings", replace=True)
+
+
+def _add_streams(programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Pin what is of new streams before a packet comes to them; each appears as a whole, or not at all."""
+    aside = folder / pins.ASIDE
+    modes.make_folder(aside)
+    if len(programs) > len(parts):  # this map forgets its programs when nobody has it any more
+        ports = programs[-1].map_fd("ports")
+        libbpf.pin(ports, aside / f"ports_{libbpf.map_info(ports).id}")
+        if not (folder / "ports").exists():
+            libbpf.pin(ports, folder / "ports")
+    for part, program in zip(parts, programs, strict=False):
+        if not part.folder.exists():
+            place = aside / part.folder.name
+            if place.exists():
+                shutil.rmtree(place)  # left by one that was killed
+            _pin_part(program, place, folder)
+            place.rename(part.folder)
+
+
+def _remove_streams(programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Remove the pins of streams that are gone, each at once; and what was put aside."""
+    aside = folder / pins.ASIDE
+    for name, place in pins.stream_folders(folder).items():
+        if place not in {part.folder for part in parts}:
+            place.rename(aside / f"{name}_gone")
+    if len(programs) == len(parts):
+        (folder / "ports").unlink(missing_ok=True)
+    shutil.rmtree(aside)
 
 
 def _load_and_attach(
@@ -356,6 +398,7 @@ def _replace(
             if part.folder.exists():
                 _move_strangers(program, part.folder, part.topology)
         control.tell_unlinked(folder, False)
+        _add_streams(programs, parts, folder)
     if role == "logger":
         for name, point in attachment.TC_POINTS.items():
             fd = programs[0].program_fd(name)
@@ -364,9 +407,7 @@ def _replace(
         mode = _update_link(ifindex, _entry(role, programs), folder)
     _pin(role, programs, parts, folder)
     if role == "hardworker":
-        for place in pins.stream_folders(folder).values():
-            if place not in {part.folder for part in parts}:
-                shutil.rmtree(place)
+        _remove_streams(programs, parts, folder)
     return mode
 
 
