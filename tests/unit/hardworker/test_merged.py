@@ -60,7 +60,7 @@ def test_a_stream_is_opened_alone(site: RingSite, config: Path) -> None:
         found = list(gps.messages())
         assert found[1] == Message(SENSORS[0], 2, 1, 5, content(GPS, 1), GPS)
         assert len(found) == 3
-        assert gps.config.data.framing == "line" and gps.topology.port == 12347
+        assert gps.config.data.framing == "line" and gps.topology.port == 12348
         assert hardworker.stream(GPS) is gps is gps.stream(GPS)
         assert site.opened == [GPS]
     assert site.rings[GPS].consumer == site.rings[GPS].producer
