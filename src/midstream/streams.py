@@ -27,8 +27,8 @@ class ResolvedStream(NamedTuple):
 
 def resolved(config: Config, topology: Topology) -> dict[str, ResolvedStream]:
     """All streams by name, in const.toml's order. Raises ConfigError if the files contradict each other."""
-    if fault := contradiction(config, topology.streams):
-        raise ConfigError(f"{config.path}: {fault} ({config.const_path})")
+    if fault := contradiction(config, topology.streams, who=str(config.const_path)):
+        raise ConfigError(f"{config.path}: {fault}")
     if not topology.streams:
         return {DATA: ResolvedStream(config, topology)}
     own = {section.name: section for section in config.stream}
@@ -66,12 +66,12 @@ def decide(config: Config, previous: tuple[SensorStream, ...]) -> tuple[SensorSt
     )
 
 
-def contradiction(config: Config, decided: tuple[SensorStream, ...]) -> str:
-    """What this host's config.toml says otherwise than the hardworker; "" if nothing."""
+def contradiction(config: Config, decided: tuple[SensorStream, ...], who: str = "the hardworker") -> str:
+    """What this host's config.toml says otherwise than `who` has decided; "" if nothing."""
     names = ", ".join(stream.name for stream in decided)
     if decided and (said := sorted(config.data.model_fields_set - {"deadline"})):
         return (
-            f"data.{said[0]}: the hardworker names the streams {names}, each with messages of its own; "
+            f"data.{said[0]}: {who} names the streams {names}, each with messages of its own; "
             "leave [data] out here, or say it in a [[stream]] table"
         )
     by_name = {stream.name: stream for stream in decided}
@@ -80,14 +80,14 @@ def contradiction(config: Config, decided: tuple[SensorStream, ...]) -> str:
         if stream is None:
             there = f"names {names}" if decided else "names no streams"
             return (
-                f'{place}.name = "{section.name}": the hardworker {there}; correct it, or leave it out here'
+                f'{place}.name = "{section.name}": {who} {there}; correct one of them, or leave it out here'
             )
         for key, theirs in _comparable(stream).items():
             mine = getattr(section, key)
             if key in section.model_fields_set and mine != theirs:
                 shown, decided_so = ("", "otherwise") if key == "field" else (f" = {mine}", f"{theirs}")
                 advice = "make them equal, or leave it out here"
-                return f"{place}.{key}{shown}: the hardworker says {decided_so}; {advice}"
+                return f"{place}.{key}{shown}: {who} says {decided_so}; {advice}"
     return ""
 
 

@@ -137,15 +137,21 @@ def test_todays_form_is_one_stream_called_data() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[data]\nsize = 3", "data.size: the hardworker names the streams imu, camera, gps"),
-        ('[[stream]]\nname = "odo"', 'stream[0].name = "odo": the hardworker names imu, camera, gps'),
-        ('[[stream]]\nname = "imu"\nport = 9', "stream[0].port = 9: the hardworker says 12345; make them"),
-        ('[[stream]]\nname = "imu"\nsize = 9', "stream[0].size = 9: the hardworker says 64"),
-        ('[[stream]]\nname = "imu"\nframing = "line"', "stream[0].framing = line: the hardworker says fixed"),
-        ('[[stream]]\nname = "gps"\nmax_size = 9', "stream[0].max_size = 9: the hardworker says 100"),
+        ("[data]\nsize = 3", "data.size: /etc/robot/const.toml names the streams imu, camera, gps"),
+        ('[[stream]]\nname = "odo"', 'stream[0].name = "odo": /etc/robot/const.toml names imu, camera, gps'),
+        (
+            '[[stream]]\nname = "imu"\nport = 9',
+            "stream[0].port = 9: /etc/robot/const.toml says 12345; make them",
+        ),
+        ('[[stream]]\nname = "imu"\nsize = 9', "stream[0].size = 9: /etc/robot/const.toml says 64"),
+        (
+            '[[stream]]\nname = "imu"\nframing = "line"',
+            "stream[0].framing = line: /etc/robot/const.toml says fixed",
+        ),
+        ('[[stream]]\nname = "gps"\nmax_size = 9', "stream[0].max_size = 9: /etc/robot/const.toml says 100"),
         (
             '[[stream]]\nname = "imu"\nfield = [{ name = "x", type = "u8" }]',
-            "stream[0].field: the hardworker says otherwise",
+            "stream[0].field: /etc/robot/const.toml says otherwise",
         ),
     ],
 )
@@ -158,7 +164,7 @@ def test_a_contradiction_is_named(text: str, words: str) -> None:
 
 def test_names_where_there_are_none() -> None:
     assert streams.contradiction(parsed(ROBOT), ()).startswith(
-        'stream[0].name = "imu": the hardworker names no streams; correct it'
+        'stream[0].name = "imu": the hardworker names no streams; correct one of them'
     )
 
 

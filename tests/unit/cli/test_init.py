@@ -105,8 +105,8 @@ def checked(
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ('name = "gps"', 'stream[0].name = "gps": the hardworker names imu'),
-        ('name = "imu"\nsize = 32', "stream[0].size = 32: the hardworker says 64"),
+        ('name = "gps"', "const.toml names imu"),
+        ('name = "imu"\nsize = 32', "const.toml says 64"),
     ],
 )
 def test_check_compares_each_stream(
