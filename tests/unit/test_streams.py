@@ -1,5 +1,8 @@
 """Streams: what the hardworker decides, what others may leave out, and what contradicts it."""
 
+import base64
+import json
+import zlib
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -269,6 +272,17 @@ def test_what_does_not_fit_is_refused() -> None:
     )
     with pytest.raises(ConfigError, match=r"takes \d+ bytes of an announcement, .* room for 5600"):
         pack((SensorStream("many", 1, "fixed", 2000, None, fields),))
+
+
+IMU = SensorStream("imu", 1, "fixed", 8)
+
+
+@pytest.mark.parametrize(
+    "tables", [5, None, {}, [5], [IMU.table()] * 2, [{"name": "imu", "port": 1}], [{}] * 33]
+)
+def test_streams_that_make_no_sense(tables: object) -> None:
+    with pytest.raises(ValueError, match=r"no streams|same name or port|validation error"):
+        unpack(base64.b85encode(zlib.compress(json.dumps(tables).encode())).decode())
 
 
 @pytest.mark.parametrize("said", ["0", "abcde", "é", "c$@)"])
