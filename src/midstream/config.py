@@ -484,10 +484,9 @@ class Config(Section):
         """What a message about the only stream calls a key of it, as in `data.framing`."""
         return f'stream "{self._only}": {key}' if self._only else f"data.{key}"
 
-    @property
-    def ring_key(self) -> str:
-        """What a message about the only stream calls the size of its ring."""
-        return self.named("ring_size") if self._only else "hardworker.ring_size"
+    def ring_named(self, key: str) -> str:
+        """What a message about the only stream calls a key of its ring, as in `hardworker.ring_size`."""
+        return self.named(key) if self._only else f"hardworker.{key}"
 
     def only(self, name: str, data: DataSection, port: int) -> "Config":
         """As if the stream of that name, with these messages at this port, were the only one: what a file

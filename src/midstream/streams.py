@@ -4,7 +4,6 @@ The hardworker's config.toml names them, and its daemon tells all others, in con
 stream is given the two files as if they spoke of that one alone: `resolved`.
 """
 
-from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -28,8 +27,8 @@ class ResolvedStream(NamedTuple):
 
 def resolved(config: Config, topology: Topology) -> dict[str, ResolvedStream]:
     """All streams by name, in const.toml's order. Raises ConfigError if the files contradict each other."""
-    if fault := contradiction(config, topology.streams):
-        raise ConfigError(f"{config.path}: {fault} ({config.const_path})")
+    if fault := contradiction(config, topology.streams, who=str(config.const_path)):
+        raise ConfigError(f"{config.path}: {fault}")
     if not topology.streams:
         return {DATA: ResolvedStream(config, topology)}
     own = {section.name: section for section in config.stream}
@@ -56,19 +55,23 @@ def only(config: Config, topology: Topology, name: str) -> ResolvedStream:
 def decide(config: Config, previous: tuple[SensorStream, ...]) -> tuple[SensorStream, ...]:
     """What the hardworker decides for all: config.toml, else const.toml as it was, else the default. None
     where no [[stream]] is named."""
+    claimed = {section.port for section in config.stream} | {config.logger.replay_port}
     before = {stream.name: stream for stream in previous}
-    taken = {section.port for section in config.stream} | {config.logger.replay_port}
-    taken |= {before[s.name].port for s in config.stream if s.port is None and s.name in before}
+    kept = {name: stream.port for name, stream in before.items() if stream.port not in claimed}
+    taken = claimed | {kept[section.name] for section in config.stream if section.name in kept}
     free = (port for port in count(FIRST_PORT) if port not in taken)
-    return tuple(_decided(section, before.get(section.name), free) for section in config.stream)
+    return tuple(
+        _decided(section, before.get(section.name), section.port or kept.get(section.name) or next(free))
+        for section in config.stream
+    )
 
 
-def contradiction(config: Config, decided: tuple[SensorStream, ...]) -> str:
-    """What this host's config.toml says otherwise than the hardworker; "" if nothing."""
+def contradiction(config: Config, decided: tuple[SensorStream, ...], who: str = "the hardworker") -> str:
+    """What this host's config.toml says otherwise than `who` has decided; "" if nothing."""
     names = ", ".join(stream.name for stream in decided)
     if decided and (said := sorted(config.data.model_fields_set - {"deadline"})):
         return (
-            f"data.{said[0]}: the hardworker names the streams {names}, each with messages of its own; "
+            f"data.{said[0]}: {who} names the streams {names}, each with messages of its own; "
             "leave [data] out here, or say it in a [[stream]] table"
         )
     by_name = {stream.name: stream for stream in decided}
@@ -77,14 +80,14 @@ def contradiction(config: Config, decided: tuple[SensorStream, ...]) -> str:
         if stream is None:
             there = f"names {names}" if decided else "names no streams"
             return (
-                f'{place}.name = "{section.name}": the hardworker {there}; correct it, or leave it out here'
+                f'{place}.name = "{section.name}": {who} {there}; correct one of them, or leave it out here'
             )
         for key, theirs in _comparable(stream).items():
             mine = getattr(section, key)
             if key in section.model_fields_set and mine != theirs:
                 shown, decided_so = ("", "otherwise") if key == "field" else (f" = {mine}", f"{theirs}")
                 advice = "make them equal, or leave it out here"
-                return f"{place}.{key}{shown}: the hardworker says {decided_so}; {advice}"
+                return f"{place}.{key}{shown}: {who} says {decided_so}; {advice}"
     return ""
 
 
@@ -106,8 +109,7 @@ def _messages(stream: SensorStream, own: StreamSection | None) -> DataSection:
     return DataSection.model_validate(said)
 
 
-def _decided(section: StreamSection, before: SensorStream | None, free: Iterator[int]) -> SensorStream:
-    port = section.port or (before.port if before else next(free))
+def _decided(section: StreamSection, before: SensorStream | None, port: int) -> SensorStream:
     if section.framing != "fixed":
         size = section.max_size
     else:

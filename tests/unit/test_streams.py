@@ -1,5 +1,8 @@
 """Streams: what the hardworker decides, what others may leave out, and what contradicts it."""
 
+import base64
+import json
+import zlib
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -69,6 +72,16 @@ def test_the_hardworker_decides_ports_that_nobody_has() -> None:
     assert (imu.freq, gps.freq) == (1000.0, None)
 
 
+@pytest.mark.parametrize(
+    "wanted", ["[logger]\nreplay_port = 12345\n", '[[stream]]\nname = "gps"\nport = 12345\n']
+)
+def test_a_port_that_somebody_else_names_is_not_kept(wanted: str) -> None:
+    before = (SensorStream("imu", 12345, "fixed", 64),)
+    found = {stream.name: stream.port for stream in decided(wanted + '[[stream]]\nname = "imu"\n', before)}
+    assert found.pop("imu") == 12346
+    assert set(found.values()) <= {12345}
+
+
 def test_what_was_decided_stays() -> None:
     imu, _, gps = decided()
     before = (SensorStream("gps", 700, "line", 5), SensorStream("imu", 800, "fixed", 32))
@@ -127,15 +140,21 @@ def test_todays_form_is_one_stream_called_data() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[data]\nsize = 3", "data.size: the hardworker names the streams imu, camera, gps"),
-        ('[[stream]]\nname = "odo"', 'stream[0].name = "odo": the hardworker names imu, camera, gps'),
-        ('[[stream]]\nname = "imu"\nport = 9', "stream[0].port = 9: the hardworker says 12345; make them"),
-        ('[[stream]]\nname = "imu"\nsize = 9', "stream[0].size = 9: the hardworker says 64"),
-        ('[[stream]]\nname = "imu"\nframing = "line"', "stream[0].framing = line: the hardworker says fixed"),
-        ('[[stream]]\nname = "gps"\nmax_size = 9', "stream[0].max_size = 9: the hardworker says 100"),
+        ("[data]\nsize = 3", "data.size: /etc/robot/const.toml names the streams imu, camera, gps"),
+        ('[[stream]]\nname = "odo"', 'stream[0].name = "odo": /etc/robot/const.toml names imu, camera, gps'),
+        (
+            '[[stream]]\nname = "imu"\nport = 9',
+            "stream[0].port = 9: /etc/robot/const.toml says 12345; make them",
+        ),
+        ('[[stream]]\nname = "imu"\nsize = 9', "stream[0].size = 9: /etc/robot/const.toml says 64"),
+        (
+            '[[stream]]\nname = "imu"\nframing = "line"',
+            "stream[0].framing = line: /etc/robot/const.toml says fixed",
+        ),
+        ('[[stream]]\nname = "gps"\nmax_size = 9', "stream[0].max_size = 9: /etc/robot/const.toml says 100"),
         (
             '[[stream]]\nname = "imu"\nfield = [{ name = "x", type = "u8" }]',
-            "stream[0].field: the hardworker says otherwise",
+            "stream[0].field: /etc/robot/const.toml says otherwise",
         ),
     ],
 )
@@ -148,7 +167,7 @@ def test_a_contradiction_is_named(text: str, words: str) -> None:
 
 def test_names_where_there_are_none() -> None:
     assert streams.contradiction(parsed(ROBOT), ()).startswith(
-        'stream[0].name = "imu": the hardworker names no streams; correct it'
+        'stream[0].name = "imu": the hardworker names no streams; correct one of them'
     )
 
 
@@ -253,6 +272,17 @@ def test_what_does_not_fit_is_refused() -> None:
     )
     with pytest.raises(ConfigError, match=r"takes \d+ bytes of an announcement, .* room for 5600"):
         pack((SensorStream("many", 1, "fixed", 2000, None, fields),))
+
+
+IMU = SensorStream("imu", 1, "fixed", 8)
+
+
+@pytest.mark.parametrize(
+    "tables", [5, None, {}, [5], [IMU.table()] * 2, [{"name": "imu", "port": 1}], [{}] * 33]
+)
+def test_streams_that_make_no_sense(tables: object) -> None:
+    with pytest.raises(ValueError, match=r"no streams|same name or port|validation error"):
+        unpack(base64.b85encode(zlib.compress(json.dumps(tables).encode())).decode())
 
 
 @pytest.mark.parametrize("said", ["0", "abcde", "é", "c$@)"])

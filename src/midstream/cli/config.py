@@ -5,7 +5,7 @@ import json
 import typer
 
 from midstream import config as configuration
-from midstream import fields, network
+from midstream import fields, network, streams
 from midstream.cli.options import DEFAULT_CONFIG, Config, Json
 
 app = typer.Typer(help="Look at config.toml.", no_args_is_help=True)
@@ -21,7 +21,8 @@ def check(path: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     found = {str(config.path): "right"}
     if config.const_path.exists():
         topology = network.load(config.const_path)
-        fields.layout(config, config.message_size(topology.size))
+        for stream in streams.resolved(config, topology).values():
+            fields.layout(stream.config, stream.config.message_size(stream.topology.size))
         found[str(config.const_path)] = "right, and fits"
     else:
         found[str(config.const_path)] = "not there yet"

@@ -244,7 +244,8 @@ def _read_frames(source: str) -> Iterator[packet.Captured]:
 
 
 def _mark(topology: Topology) -> str:
-    return f"port {topology.port}, " + (f"TOS {topology.tos}" if topology.tos else "any TOS")
+    ports = ", ".join(map(str, topology.ports))
+    return f"port {ports}, " + (f"TOS {topology.tos}" if topology.tos else "any TOS")
 
 
 def _verdict_object(verdict: packet.Verdict) -> dict[str, Any]:

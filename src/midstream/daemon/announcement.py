@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from midstream.config import Role
+from midstream.config import MAX_STREAMS, Role, claimed_twice
 from midstream.daemon.freshness import Stamp
 from midstream.daemon.seal import ForgedError, Key
 from midstream.errors import ConfigError
@@ -52,7 +52,13 @@ def unpack(said: str) -> tuple[SensorStream, ...]:
         text = unpacking.decompress(base64.b85decode(said), _MOST_UNPACKED)
     except zlib.error as error:
         raise ValueError("no streams") from error
-    return tuple(SensorStream.parse(table) for table in json.loads(text))
+    tables = json.loads(text)
+    if not isinstance(tables, list) or len(tables) > MAX_STREAMS:
+        raise ValueError("no streams")
+    found = tuple(SensorStream.parse(table) for table in tables)
+    if claimed_twice(found):
+        raise ValueError("two streams have the same name or port")
+    return found
 
 
 def _packed(said: str) -> str:

@@ -75,11 +75,15 @@ class LoggerState:
             self._ports, self._looks = ports, (Backlog(ports), Sockets(ports))
         backlog, sockets = self._looks
         word = sockets.look()
-        return Told(is_listening(topology.port), max(backlog.waits(), sockets.deaf), word)
+        serves = (
+            ports.keys() <= listening()
+        )  # one that has not heard of a new stream would refuse its sensors
+        return Told(serves, max(backlog.waits(), sockets.deaf), word)
 
 
-def is_listening(port: int, table: Path = _TABLE) -> bool:
-    """Does a process of this host listen on a TCP port, on whatever IPv4 address or on all IPv6 ones?"""
+def listening(table: Path = _TABLE) -> frozenset[int]:
+    """The TCP ports on which a process of this host listens, on whatever address."""
+    found = set()
     for path in (table, table.with_name("tcp6")):
         with suppress(OSError), path.open() as lines:
             next(lines, None)
@@ -87,6 +91,5 @@ def is_listening(port: int, table: Path = _TABLE) -> bool:
                 _, local, _, state, _ = line.split(maxsplit=4)
                 if state != _LISTEN:
                     break  # those that listen come first
-                if int(local.rpartition(":")[2], 16) == port:
-                    return True
-    return False
+                found.add(int(local.rpartition(":")[2], 16))
+    return frozenset(found)

@@ -76,7 +76,7 @@ def fault(found: Evidence, limits: Limits) -> str:
         # One that has never listened boots: it may hold the data up for as long as one that takes nothing.
         boots = not found.served and found.watched < limits.stall
         if not found.serves and not boots and found.still >= CONFIRM:
-            return "no logger listens on the port"
+            return "no logger listens on each stream's port"
         if heard and min(found.waits, found.still) >= limits.stall:
             return f"it has taken nothing for {found.waits:.1f} s"
         return ""

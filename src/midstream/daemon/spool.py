@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import IO, Literal
 from midstream import modes
 from midstream.config import Config
 from midstream.daemon import unprivileged
-from midstream.daemon.backlog import is_listening
+from midstream.daemon.backlog import listening
 from midstream.daemon.log import log
 from midstream.errors import NetworkError
 from midstream.logger.door import Door
@@ -69,6 +69,7 @@ class Spool:
         self._place = _place(config)
         self._said = self._place.with_name("spool.state")
         self._doors: list[Door] = []
+        self._ports: Set[int] = frozenset()  # those of the process that runs
         self._opened_ns = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._handle: int | None = None  # of the process: pidfd_open(2)
@@ -85,7 +86,8 @@ class Spool:
         """Go on with one that an earlier daemon has started, if there is one."""
         if found := _find(self._place):
             self.pid, self._handle = found
-            self.state = "running" if is_listening(topology.port) else "handing back"
+            self._ports = topology.ports.keys() & listening()
+            self.state = "running" if self._ports else "handing back"
             log("spool", what="goes on", pid=self.pid, state=self.state)
 
     def fault(self) -> str:
@@ -116,7 +118,7 @@ class Spool:
         except NetworkError:
             self._shut()
             raise
-        self._opened_ns = time.monotonic_ns()
+        self._ports, self._opened_ns = topology.ports.keys(), time.monotonic_ns()
         if self._config.hardworker.spool_full == "wait":
             return
         with suppress(OSError):  # `keep` tries again, and says so; the application does not wait for it
@@ -139,13 +141,17 @@ class Spool:
             self.open(topology)
         if self._may_start and self._doors:  # also if somebody waits behind it whom nobody has let in
             self._start()
-        elif self.state == "running" and not here and self._hears():
+        elif self.state == "running" and not (here and self._has_doors(topology)) and self._hears():
             self._shut()
             self._signal(signal.SIGUSR1)
             self.state, self._owes = "handing back", False
         elif self._may_start and logger and self._owes and not self._saves:
             self._start("--drain")
         return ended
+
+    def _has_doors(self, topology: Topology) -> bool:
+        """One that was adopted may know nothing of a new stream: then another takes its place."""
+        return topology.ports.keys() <= self._ports
 
     @property
     def _may_start(self) -> bool:

@@ -22,12 +22,12 @@ from midstream.demo.programs import LabProgram
 from midstream.demo.senders import MixLoad, Senders, SensorPrograms, Sent
 from midstream.demo.verdict import DemoVerdict, judge, total
 from midstream.errors import ConfigError, LabError, MidstreamError
-from midstream.framing import PREFIX
 from midstream.hardworker.recording import recorded_dtype
 from midstream.lab import Lab, Meter, Usage, daemons, state
 from midstream.lab.programs import attach
 from midstream.load.mix import Mix, mixed_sendings
 from midstream.nats_url import is_nats
+from midstream.storage.store import FRAME
 from midstream.streams import resolved
 from midstream.toml import absolute, show
 
@@ -38,7 +38,6 @@ READY_TIMEOUT_EACH = 5.0
 STALL_TIMEOUT = 30.0  # seconds without a new message
 DRAIN_TIMEOUT = 10.0
 STOP_TIMEOUT = 30.0
-FRAME = {"fixed": 0, "length": PREFIX, "line": 1}  # bytes beside the message
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def _check_ring(stream: ResolvedStream, subject: Subject) -> Iterator[Finding]:
         "ring",
         found,
         f"{PAUSE:g} s, so that an application may pause",
-        f"a larger ring in config.toml, {config.ring_key} = {enough}; then {subject.attach_anew}",
+        f"a larger ring in config.toml, {config.ring_named('ring_size')} = {enough}; "
+        f"then {subject.attach_anew}",
     )
 
 

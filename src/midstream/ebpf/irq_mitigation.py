@@ -74,20 +74,19 @@ def write(interface: str, wanted: IrqMitigation) -> None:
 
 
 def apply(interface: str, period: float, folder: Path) -> bool:
-    """Match the interface to a reader with this period; remember in folder's pins what was there.
+    """Match the interface to a reader with this period; remember in folder's pins what was there before the
+    first one.
 
     False, and nothing done, if it was matched already. Raises KernelError.
     """
     before, wanted, ifindex = read(interface), matched(period), socket.if_nametoindex(interface)
     earlier = _saved(folder)
-    if earlier is not None and earlier["ifindex"] == ifindex and before == wanted:
-        return False
-    saved = np.array((ifindex, before.empty_looks, before.timeout, wanted.timeout), SAVED)
-    fd = pins.open_map(folder, "irq_mitigation", value_size=SAVED.itemsize)
-    try:
-        libbpf.update(fd, bytes(4), saved.tobytes())
-    finally:
-        os.close(fd)
+    if earlier is not None and earlier["ifindex"] == ifindex:
+        if before == wanted:
+            return False
+        if before.timeout == earlier["set_timeout"]:  # ours, for another period
+            before = IrqMitigation(int(earlier["empty_looks"]), int(earlier["timeout"]))
+    _save(folder, np.array((ifindex, before.empty_looks, before.timeout, wanted.timeout), SAVED))
     write(interface, wanted)
     return True
 
@@ -101,11 +100,20 @@ def undo(folder: Path) -> None:
         interface = socket.if_indextoname(int(saved["ifindex"]))
         if read(interface).timeout == saved["set_timeout"]:
             write(interface, IrqMitigation(int(saved["empty_looks"]), int(saved["timeout"])))
+        _save(folder, np.zeros((), SAVED))
     except (OSError, KernelError):
         return  # the interface is gone, and its settings with it
 
 
 _NAMES = ("napi_defer_hard_irqs", "gro_flush_timeout")
+
+
+def _save(folder: Path, saved: np.ndarray) -> None:
+    fd = pins.open_map(folder, "irq_mitigation", value_size=SAVED.itemsize)
+    try:
+        libbpf.update(fd, bytes(4), saved.tobytes())
+    finally:
+        os.close(fd)
 
 
 def _saved(folder: Path) -> np.void | None:

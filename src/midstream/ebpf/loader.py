@@ -43,8 +43,6 @@ _SENSORS = 64  # the maps have room for so many, or a multiple
 # Connections are counted from the milliseconds since the machine was started: a reader that goes on with the
 # next attachment's ring never sees a number again, as long as the machine runs for less than 49 days.
 _NUMBERS = 1 << 32
-_PORTS = "ports_"  # and its number: the table by which several streams' programs are found
-_ASIDE = "aside"  # where a stream's pins are made and removed: elsewhere a folder is whole
 
 
 class _Part(NamedTuple):
@@ -87,8 +85,7 @@ def attach(
             pins.verify(folder, stamp=expected)
         attached, marks = attachment.find(role, folder), pins.read_marks(folder)
         whole = pins.is_whole(role, folder)
-        complete = whole and all(part.folder.exists() for part in parts)
-        if attached and marks and marks.stamp == expected and complete:
+        if attached and marks and marks.stamp == expected and whole and _are_all(role, parts, folder):
             tune(role, attached.interface, config, topology, folder)
             return attached
         if not attached and attachment.is_elsewhere(folder):
@@ -123,6 +120,12 @@ def _parts(role: Role, config: Config, topology: Topology, folder: Path) -> list
     return [_Part(pins.stream_folder(folder, one.config), one.config, one.topology) for one in each]
 
 
+def _are_all(role: Role, parts: list[_Part], folder: Path) -> bool:
+    """Are the pins in the folder of these parts, and of no other?"""
+    pinned = pins.stream_folders(folder).values() if role == "hardworker" else [folder]
+    return set(pinned) == {part.folder for part in parts}
+
+
 def _verify_layouts(role: Role, parts: list[_Part], folder: Path, expected: bytes) -> None:
     """Raise KernelError unless the maps that are pinned can serve these programs."""
     if (folder / pins.STREAMS).exists() != (parts[0].folder != folder):
@@ -138,8 +141,12 @@ def tune(role: Role, interface: str, config: Config, topology: Topology, folder:
     if role == "logger":
         missing = quickack.ensure(interface, (host.ip for host in topology.sensors))
         return [f"route {ip} with quickack: missing, set again" for ip in missing]
-    period = irq_period(config, topology) if role == "hardworker" else 0.0
-    if period and irq_mitigation.apply(interface, period, folder):
+    if role == "sensor":
+        return []
+    period = irq_period(config, topology)
+    if not period:
+        irq_mitigation.undo(folder)  # of a stream that is new may be waited for
+    elif irq_mitigation.apply(interface, period, folder):
         return [f"interrupt mitigation of {interface}: gone, set again"]
     return []
 
@@ -287,56 +294,57 @@ def _entry(role: Role, programs: list[libbpf.Object]) -> int:
     return programs[-1].program_fd(f"midstream_{name}")
 
 
-def _pin_before(programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
-    """Pin what has to outlive this process from the moment that the programs work: maps that are new, a
-    stream that is new as a whole, and the table of ports, which the kernel empties when its last pin goes."""
+def _pin(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Pin what is not pinned yet; programs and, at last, settings take the place of those before."""
     for part, program in zip(parts, programs, strict=False):
-        if part.folder == folder:
-            _pin_maps(program, folder)
-        elif not part.folder.exists():
-            new = folder / _ASIDE / part.folder.name
-            shutil.rmtree(new, ignore_errors=True)
-            modes.make_folder(new)
-            _pin_maps(program, new)
-            _pin_programs(program, new)
-            modes.make_folder(part.folder.parent)
-            new.rename(part.folder)
-    for name in pins.SHARED if parts[0].folder != folder else ():
-        if not (folder / name).exists():
-            libbpf.pin(programs[0].map_fd(name), folder / name)
-    if len(programs) > len(parts):
-        ports = programs[-1].map_fd("ports")
-        libbpf.pin(ports, folder / f"{_PORTS}{libbpf.map_info(ports).id}")
-
-
-def _pin_after(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
-    """Programs and, at last, settings take the place of those before; what nobody uses any more goes."""
-    for part, program in zip(parts, programs, strict=False):
-        _pin_programs(program, part.folder)
+        _pin_part(program, part.folder, folder)
     if parts[0].folder != folder:
         libbpf.pin(_entry(role, programs), folder / f"midstream_{role}", replace=True)
+    if len(programs) > len(parts):
+        libbpf.pin(programs[-1].map_fd("ports"), folder / "ports", replace=True)
     libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings", replace=True)
-    used = f"{_PORTS}{libbpf.map_info(programs[-1].map_fd('ports')).id}" if len(programs) > len(parts) else ""
-    for ports in folder.glob(f"{_PORTS}*"):
-        if ports.name != used:
-            ports.unlink()
-    for place in pins.stream_folders(folder).values() if role == "hardworker" else ():
-        if place not in {part.folder for part in parts}:
-            modes.make_folder(folder / _ASIDE)
-            place.rename(folder / _ASIDE / place.name)
-    shutil.rmtree(folder / _ASIDE, ignore_errors=True)
 
 
-def _pin_maps(program: libbpf.Object, folder: Path) -> None:
+def _pin_part(program: libbpf.Object, place: Path, folder: Path) -> None:
+    """Pin a part of a host's program in `place`, and what it shares in the host's folder, too."""
+    modes.make_folder(place)
     for name in program.map_names():
-        if "." not in name and not (folder / name).exists():
-            libbpf.pin(program.map_fd(name), folder / name)
-
-
-def _pin_programs(program: libbpf.Object, folder: Path) -> None:
+        for each in {place, *([folder] if name in pins.SHARED else [])} if "." not in name else ():
+            if not (each / name).exists():
+                libbpf.pin(program.map_fd(name), each / name)
     for name in program.program_names():
-        libbpf.pin(program.program_fd(name), folder / name, replace=True)
-    libbpf.pin(program.map_fd(".rodata.settings"), folder / "settings", replace=True)
+        libbpf.pin(program.program_fd(name), place / name, replace=True)
+    if place != folder:
+        libbpf.pin(program.map_fd(".rodata.settings"), place / "settings", replace=True)
+
+
+def _add_streams(programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Pin what is of new streams before a packet comes to them; each appears as a whole, or not at all."""
+    aside = folder / pins.ASIDE
+    modes.make_folder(aside)
+    if len(programs) > len(parts):  # this map forgets its programs when nobody has it any more
+        ports = programs[-1].map_fd("ports")
+        libbpf.pin(ports, aside / f"ports_{libbpf.map_info(ports).id}")
+        if not (folder / "ports").exists():
+            libbpf.pin(ports, folder / "ports")
+    for part, program in zip(parts, programs, strict=False):
+        if not part.folder.exists():
+            place = aside / part.folder.name
+            if place.exists():
+                shutil.rmtree(place)  # left by one that was killed
+            _pin_part(program, place, folder)
+            place.rename(part.folder)
+
+
+def _remove_streams(programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
+    """Remove the pins of streams that are gone, each at once; and what was put aside."""
+    aside = folder / pins.ASIDE
+    for name, place in pins.stream_folders(folder).items():
+        if place not in {part.folder for part in parts}:
+            place.rename(aside / f"{name}_gone")
+    if len(programs) == len(parts):
+        (folder / "ports").unlink(missing_ok=True)
+    shutil.rmtree(aside)
 
 
 def _load_and_attach(
@@ -353,8 +361,7 @@ def _load_and_attach(
         libbpf.update(programs[0].map_fd("last_number"), bytes(4), first.to_bytes(4, "little"))
     # The stamp first: whatever happens next, the folder is known to be ours.
     libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings")
-    _pin_before(programs, parts, folder)
-    _pin_after(role, programs, parts, folder)
+    _pin(role, programs, parts, folder)
     ifindex = socket.if_nametoindex(interface)
     if role == "logger":
         for name, point in attachment.TC_POINTS.items():
@@ -392,14 +399,16 @@ def _replace(
             if part.folder.exists():
                 _move_strangers(program, part.folder, part.topology)
         control.tell_unlinked(folder, False)
-    _pin_before(programs, parts, folder)
+        _add_streams(programs, parts, folder)
     if role == "logger":
         for name, point in attachment.TC_POINTS.items():
             fd = programs[0].program_fd(name)
             libbpf.tc_attach(ifindex, point, fd, attachment.TC_HANDLE, attachment.TC_PRIORITY, replace=True)
     else:
         mode = _update_link(ifindex, _entry(role, programs), folder)
-    _pin_after(role, programs, parts, folder)
+    _pin(role, programs, parts, folder)
+    if role == "hardworker":
+        _remove_streams(programs, parts, folder)
     return mode
 
 

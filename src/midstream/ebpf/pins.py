@@ -33,6 +33,8 @@ _BPF_FS_MAGIC = 0xCAFE4A11
 
 
 STREAMS = "streams"
+ASIDE = "aside"
+"""A folder of the hardworker's: pins that are not whole yet, or not needed any more."""
 SHARED = ("control", "last_number", "irq_mitigation")
 """Maps of which the hardworker's streams have one."""
 
@@ -49,7 +51,8 @@ def stamp(role: Role, config: Config, topology: Topology) -> bytes:
 
 
 def _stamp(role: Role, config: Config, topology: Topology) -> bytes:
-    return hashlib.sha256(layout(role, config, topology) + compiler.key(role, topology).encode()).digest()
+    made_from = compiler.key(role, topology) + config.named_stream
+    return hashlib.sha256(layout(role, config, topology) + made_from.encode()).digest()
 
 
 def layout(role: Role, config: Config, topology: Topology) -> bytes:
@@ -123,8 +126,11 @@ def missing(role: Role, folder: Path) -> list[str]:
     """What somebody has removed of a folder's pins."""
     wanted = {folder: NEEDED[role]}
     if role == "hardworker":
-        for of_stream in stream_folders(folder).values():
+        found = stream_folders(folder).values()
+        for of_stream in found:
             wanted[of_stream] = wanted.get(of_stream, frozenset()) | OF_STREAM
+        if len(found) > 1:
+            wanted[folder] |= {"ports"}
     return sorted(
         str((place / name).relative_to(folder))
         for place, names in wanted.items()

@@ -225,7 +225,11 @@ def _answer(connection: socket.socket, rings: Mapping[str, tuple[Path, bytes]]) 
     stream = str(asked.get("stream", "")) if isinstance(asked, dict) else ""
     try:
         if stream not in rings:
-            raise KernelError(f'no stream "{stream}" is served here; there are {", ".join(rings)}')
+            there = f"are {', '.join(rings)}" if all(rings) else "is one without a name"
+            raise KernelError(
+                f'no stream "{stream}" is served here; there {there}. What to do: start `midstream attach '
+                "hardworker --serve` again, if config.toml has changed"
+            )
         folder, layout = rings[stream]
         ring = open_pinned(folder, layout)
     except KernelError as error:

@@ -58,10 +58,10 @@ def reopen(whole: Config, read: ResolvedStream, *, reload: bool) -> tuple[Resolv
     stream = streams.only(whole, network.load(whole.const_path), read.name)
     config, found = read.config, stream.config
     for name, before, now in (
-        ("data", config.data, found.data),
-        ("data.size", read.topology.size, stream.topology.size),
+        (f'stream "{read.name}"' if config.named_stream else "data", config.data, found.data),
+        (config.named("size"), read.topology.size, stream.topology.size),
         ("hardworker.receiver", config.hardworker.receiver, found.hardworker.receiver),
-        ("hardworker.period", config.hardworker.period, found.hardworker.period),
+        (config.ring_named("period"), config.hardworker.period, found.hardworker.period),
         ("hardworker.irq_mitigation", config.hardworker.irq_mitigation, found.hardworker.irq_mitigation),
     ):
         if before != now:

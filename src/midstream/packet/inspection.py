@@ -124,8 +124,9 @@ def _transport_obstacles(
             yield _pass(f"no TCP header: a fragment at offset {ip.fragment_offset * 8}, or truncated")
         return
     destination_port = int.from_bytes(segment[2:4])
-    if destination_port != topology.port:
-        yield _pass(f"destination port is {destination_port}, the mark is {topology.port}")
+    if destination_port not in topology.ports:
+        marked = ", ".join(map(str, topology.ports))
+        yield _pass(f"destination port is {destination_port}, the mark is {marked}")
     if ip.options:
         yield _drop(f"IP options ({len(ip.options)} bytes): marked packets have none")
     if ip.more_fragments:

@@ -25,6 +25,9 @@ class Leg(StrEnum):
     DIRECT = "sensor → logger"
 
 
+_TO_SERVICE, _TO_SENSOR = (Leg.REQUEST, Leg.RELAYED, Leg.DIRECT), (Leg.REPLY, Leg.RESTORED)
+
+
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """The four addresses by which a leg is known on the wire."""
@@ -78,7 +81,7 @@ def craft(
     """
     where = addresses(leg, topology, sensor)
     service = topology.port if port is None else port
-    to_sensor = leg in (Leg.REPLY, Leg.RESTORED)
+    to_sensor = leg in _TO_SENSOR
     tcp = Tcp(
         source_port=_fits("port", service if to_sensor else peer_port, 16),
         destination_port=_fits("port", peer_port if to_sensor else service, 16),
@@ -131,9 +134,12 @@ def restore(frame: bytes, topology: Topology) -> bytes:
 
 
 def is_marked(frame: bytes, topology: Topology) -> bool:
-    """Whether `frame` is TCP with the topology's port at either end and its TOS (0 = any), also in a VLAN."""
+    """Whether `frame` is TCP with a stream's port at either end and the topology's TOS (0 = any), also in a
+    VLAN."""
     ends = _ends(frame)
-    return ends is not None and topology.port in ends.ports and has_tos(ends.ip, topology)
+    return (
+        ends is not None and not topology.ports.keys().isdisjoint(ends.ports) and has_tos(ends.ip, topology)
+    )
 
 
 def find_leg(frame: bytes, topology: Topology) -> Leg | None:
@@ -146,8 +152,8 @@ def find_leg(frame: bytes, topology: Topology) -> Leg | None:
     sensor = next((index for index, host in enumerate(topology.sensors) if host.ip in ips), None)
     if sensor is None:
         return None
-    to_service = ends.ports[1] == topology.port
-    legs = (Leg.REQUEST, Leg.RELAYED, Leg.DIRECT) if to_service else (Leg.REPLY, Leg.RESTORED)
+    from_service, to_service = (port in topology.ports for port in ends.ports)
+    legs = _TO_SERVICE * to_service + _TO_SENSOR * from_service
     with_each = [replace(topology, logger=logger) for logger in topology.loggers]
     return next((leg for one in with_each for leg in legs if addresses(leg, one, sensor) == where), None)
 

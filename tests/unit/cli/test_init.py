@@ -3,17 +3,20 @@
 import json
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import jsonschema
 import pytest
+from tests.support import hosts
 from tests.unit.cli.test_cli import CONST
 from typer.testing import CliRunner
 
-from midstream import cli, config, initial
+from midstream import cli, config, initial, network
 from midstream.config import Config, Role
 from midstream.errors import ConfigError
+from midstream.network import SensorStream
 
 ROLES = get_args(Role)
 EXAMPLE = Path(config.__file__).with_name("config.example.toml")
@@ -97,6 +100,30 @@ def checked(
         cli.main()
     out, err = capsys.readouterr()
     return ended.value.code or 0, out, err
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('name = "gps"', "const.toml names imu"),
+        ('name = "imu"\nsize = 32', "const.toml says 64"),
+    ],
+)
+def test_check_compares_each_stream(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    table: str,
+    words: str,
+) -> None:
+    topology = replace(hosts.topology(), size=64, streams=(SensorStream("imu", 12345, "fixed", 64),))
+    network.write(tmp_path / "const.toml", topology, "a test")
+    (tmp_path / "config.toml").write_text("")
+    assert checked(tmp_path, monkeypatch, capsys)[0] == 0
+    (tmp_path / "config.toml").write_text(f"[[stream]]\n{table}\n")
+    code, out, err = checked(tmp_path, monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert words in err
 
 
 def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

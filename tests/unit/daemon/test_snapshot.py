@@ -141,13 +141,15 @@ def test_the_service_manager_reads_one_line_and_each_once(world: World) -> None:
     assert world.line() == "STATUS=hardworker: exploring: no logger has been heard"
     world.reconciler.ready_after = 1.0
     assert world.line() == "STATUS=hardworker: working, sensors: 1"
-    world.way.reason = "10.0.0.3: no logger listens on the port"
+    world.way.reason = "10.0.0.3: no logger listens on each stream's port"
     assert world.line() == (
         "STATUS=hardworker: working, sensors: 1, data goes to the spool: "
-        "10.0.0.3: no logger listens on the port"
+        "10.0.0.3: no logger listens on each stream's port"
     )
     world.way.name = lambda _: "10.0.0.4"
-    assert world.line().endswith("sensors: 1, data goes to 10.0.0.4: 10.0.0.3: no logger listens on the port")
+    assert world.line().endswith(
+        "sensors: 1, data goes to 10.0.0.4: 10.0.0.3: no logger listens on each stream's port"
+    )
     world.reconciler.fault = "no room"
     assert world.line() == "STATUS=hardworker: no room"
     world.made.tell()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from midstream.config import Config, DaemonSection, HardworkerSection
 from midstream.daemon import spool as module
 from midstream.daemon import unprivileged
 from midstream.daemon.spool import Spool
-from midstream.network import Host, Topology
+from midstream.errors import NetworkError
+from midstream.network import Host, SensorStream, Topology
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -246,6 +248,28 @@ def test_the_next_daemon_finds_it(place: Place) -> None:
     third = place.daemon()
     third.adopt(place.topology)
     assert third.state == "off", "a file alone is no process"
+
+
+def test_one_that_has_no_door_for_a_new_stream_makes_room_for_the_next(place: Place) -> None:
+    first = place.daemon()
+    place.until(first, place.answers, here=True)
+    first.close()
+    old, port = first.pid, place.topology.port
+    with socket.socket() as probe:
+        probe.bind((str(HOME.ip), 0))
+        another = probe.getsockname()[1]
+    streams = SensorStream("imu", port, "fixed", 64), SensorStream("gps", another, "line", 100)
+    second = place.daemon()
+    second.adopt(place.topology)
+    place.topology = replace(place.topology, streams=streams)
+    deadline = time.monotonic() + 20
+    while second.pid == old or second.state != "running":
+        assert time.monotonic() < deadline, place.said
+        with suppress(NetworkError):  # the old one still has its door
+            second.keep(place.topology, here=True, logger=True)
+        time.sleep(0.02)
+    assert place.answers()
+    socket.create_connection((str(HOME.ip), another), 10).close()
 
 
 def test_what_a_daemon_has_left_is_stopped(place: Place) -> None:

@@ -313,7 +313,7 @@ def test_without_a_spool_the_logger_is_waited_for_and_that_is_said_once() -> Non
     world = World(spool=False)
     world.beats(3, lambda: world.answer(LOGGER, Told(False)))
     assert world.program.to == 0
-    assert [facts["reason"] for facts in world.said] == ["no logger listens on the port"]
+    assert [facts["reason"] for facts in world.said] == ["no logger listens on each stream's port"]
 
 
 class Retention:

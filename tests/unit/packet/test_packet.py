@@ -23,9 +23,10 @@ from typer.testing import CliRunner, Result
 from midstream import network, packet
 from midstream.cli.packet import app
 from midstream.errors import ConfigError, KernelError, NetworkError
-from midstream.network import Host, Topology
+from midstream.network import Host, SensorStream, Topology
 from midstream.packet import Ethernet, Flags, IPv4, Leg, Packet, Tcp
 
+STREAM_PORTS = {"imu": 12345, "gps": 12349}
 TOPOLOGY = Topology(
     sensors=(
         Host(IPv4Address("10.83.0.11"), "02:00:00:00:00:11"),
@@ -226,6 +227,17 @@ class TestCraft:
         standby = Host(IPv4Address("10.83.0.4"), "02:00:00:00:00:04")
         frame = packet.craft(replace(TOPOLOGY, logger=standby), 1, Flags.ACK, leg=leg)
         assert packet.find_leg(frame, replace(TOPOLOGY, standbys=(standby,))) is leg
+
+    @pytest.mark.parametrize("leg", Leg)
+    @pytest.mark.parametrize("peer_port", [40000, 12345])
+    def test_a_leg_of_any_stream_is_found(self, leg: Leg, peer_port: int) -> None:
+        streams = tuple(SensorStream(name, port, "fixed", 64) for name, port in STREAM_PORTS.items())
+        several = replace(TOPOLOGY, streams=streams)
+        frame = packet.craft(several, 1, Flags.ACK, leg=leg, port=STREAM_PORTS["gps"], peer_port=peer_port)
+        assert packet.find_leg(frame, several) is leg
+        assert packet.judge(frame, several).action == ("relay" if leg is Leg.REQUEST else "pass")
+        (reason, *_) = packet.judge(packet.craft(several, port=80), several).reasons
+        assert reason == "destination port is 80, the mark is 12345, 12349"
 
     def test_replies_come_from_the_service(self) -> None:
         tcp = Packet.parse(packet.craft(TOPOLOGY, leg=Leg.REPLY, peer_port=5555)).tcp
