@@ -65,6 +65,8 @@ def layout(role: Role, config: Config, topology: Topology) -> bytes:
         period = settings.period if settings.irq_mitigation else settings.period > 0
         made_from += f" {topology.size} {ring_size(config, topology)} {settings.connections} {period}"
         made_from += f" {settings.checksums} {settings.quota}"
+        if config.named_stream:  # a reader that cuts otherwise must not go on with connections that are open
+            made_from += f" {config.data.framing}"
     return hashlib.sha256(made_from.encode()).digest()
 
 
