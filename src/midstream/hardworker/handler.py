@@ -24,7 +24,7 @@ from midstream.errors import FramingError, NetworkError
 from midstream.framing import Decoder, decoder
 from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.messages import Format, Message, Totals, batch_dtype
-from midstream.hardworker.source import Beginning, Cycle, Standing, Status
+from midstream.hardworker.source import DECLINED, Beginning, Cycle, Standing
 from midstream.hardworker.views import View
 from midstream.network import Topology
 
@@ -101,9 +101,9 @@ class SocketHandler:
         self._form = form
 
     def prepare(self, view: View | None) -> Cycle:
-        """A cycle that does nothing: a socket is read step by step."""
+        """A socket is read step by step."""
         del view
-        return Cycle(lambda: None, lambda: None)
+        return DECLINED
 
     def rows(self) -> np.ndarray:
         """Whatever has arrived, copied."""
@@ -171,7 +171,6 @@ class SocketHandler:
         fullest = max((len(relay.outer.waiting) for relay in self._relays.values()), default=0)
         totals = self._totals
         return Standing(
-            Status.DECLINED,
             False,
             0,
             min(1.0, fullest / _WAITING),

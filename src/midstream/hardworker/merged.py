@@ -10,7 +10,7 @@ import numpy as np
 from midstream.errors import ConfigError
 from midstream.hardworker.cadence import Cadence
 from midstream.hardworker.messages import Format, Message, SensorAddresses, Totals
-from midstream.hardworker.source import Beginning, Cycle, Source, Standing, Status
+from midstream.hardworker.source import DECLINED, Beginning, Cycle, Source, Standing
 from midstream.hardworker.views import View
 from midstream.hardworker.watch import DetachedError
 
@@ -122,9 +122,9 @@ class MergedSource:
         raise ConfigError("the rows of an array are messages of one stream; read one by itself")
 
     def prepare(self, view: View | None) -> Cycle:
-        """A cycle that does nothing: what spans sources is done step by step."""
+        """What spans sources is done step by step."""
         del view
-        return Cycle(lambda: None, lambda: None)
+        return DECLINED
 
     def commit(self) -> bool:
         """Each stream is committed by itself. Whoever is killed meanwhile gets what was read of the others
@@ -137,7 +137,6 @@ class MergedSource:
         """Full is the fullest."""
         each = [source.standing for source in self._sources.values()]
         return Standing(
-            Status.DECLINED,
             any(one.uncommitted for one in each),
             max(one.newest for one in each),
             max(one.fill for one in each),

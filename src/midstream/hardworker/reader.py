@@ -9,7 +9,7 @@ import numpy as np
 
 from midstream.errors import ConfigError, MidstreamError
 from midstream.hardworker.messages import Message, Totals, batch_dtype, joined
-from midstream.hardworker.source import Cycle, Source, Status
+from midstream.hardworker.source import DECLINED, Cycle, Source, Status
 from midstream.hardworker.sources import Sources
 from midstream.hardworker.views import View
 from midstream.hardworker.waiting import Waiting
@@ -48,7 +48,7 @@ class Reader:
         self._state = State.COMMITTED
         self._batch: np.ndarray | None = None  # of this cycle, if it did not find its messages itself
         self._view: View | None = None  # as cycles give messages, once they are prepared
-        self._cycle = self._messages_cycle = _DECLINED
+        self._cycle = self._messages_cycle = DECLINED
 
     def begin(self) -> None:
         """Open the source, if it is not; that of several streams only when it is needed."""
@@ -69,7 +69,7 @@ class Reader:
         self.waiting.see_to(source.standing.timer, instead_of=old.standing.timer if old else -1)
         source.begin(self._form, self._cadence, self.waiting.attention)
         self._unprepare()
-        self._messages_cycle = source.prepare(None) if self._autocommit else _DECLINED
+        self._messages_cycle = source.prepare(None) if self._autocommit else DECLINED
         if old:
             old.close()
             self._before += old.standing.totals
@@ -83,7 +83,7 @@ class Reader:
     def close(self) -> None:
         """Let go of the source. What was not committed is delivered again to the next reader."""
         self._unprepare()
-        self._messages_cycle = _DECLINED
+        self._messages_cycle = DECLINED
         self._sources.close()
         self.waiting.close()
         if self._source:
@@ -92,7 +92,7 @@ class Reader:
             self._source = None
 
     def _unprepare(self) -> None:
-        self._view, self._cycle, self._batch = None, _DECLINED, None
+        self._view, self._cycle, self._batch = None, DECLINED, None
 
     @property
     def totals(self) -> Totals:
@@ -204,7 +204,7 @@ class Reader:
     def _finish(self) -> np.ndarray:
         """The messages of a cycle that did not give them itself."""
         found = self._cycle.batch()
-        if found is None or self.source.standing.status not in (Status.MORE, Status.UNFIT):
+        if found is None or self._cycle.status() not in (Status.MORE, Status.UNFIT):
             self.wait()
             self._batch = self._nothing if self.waiting.stopped else self.read()
             return self._batch
@@ -348,7 +348,3 @@ class Reader:
 def _without_messages(before: State) -> State:
     """After something was read in which no message ended; a discarded record, maybe."""
     return State.READ if before is State.COMMITTED else before
-
-
-_DECLINED = Cycle(lambda: None, lambda: None)
-"""A cycle, where each step is Python's."""

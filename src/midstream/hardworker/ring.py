@@ -68,6 +68,7 @@ class Ring:
         page = mmap.PAGESIZE
         self.size = (len(pages) - page) // 2
         self._pages = pages
+        self._producer = pages.data[:8].cast("Q")  # of all ways to read eight bytes the shortest
         self._stream = DATA
         self._rows: np.dtype | None = None  # if cycles give these,
         self._views: dict[int, np.ndarray] = {}  # of which
@@ -143,6 +144,7 @@ class Ring:
     def begin(self, form: Format, cadence: Cadence, attention: int) -> None:
         """Say what messages are and when to look; see Source."""
         event, self._stream = 0, form.stream
+        self._none = np.empty(0, batch_dtype(form.size if form.framing == "fixed" else 1))
         if not cadence.period:
             self._cycle_events = self._epoll()
             self._cycle_events.register(attention, select.EPOLLIN)
@@ -162,7 +164,7 @@ class Ring:
     def prepare(self, view: View | None) -> Cycle:
         """A cycle, which is a single call of ring.c; see Source."""
         if view is None:
-            return Cycle(self._reader.rest, self._found)
+            return Cycle(self._reader.rest, self._found, self._status)
         columns = view if isinstance(view, Columns) else None
         self._reader.prepare(
             plan=columns.plan if columns else _NO_COLUMNS,
@@ -173,7 +175,10 @@ class Ring:
         if not columns:
             self._rows = view.dtype
             self._show(0, view.dtype)
-        return Cycle(self._reader.cycle, self._found)
+        return Cycle(self._reader.cycle, self._found, self._status)
+
+    def _status(self) -> Status:
+        return Status(self._reader.status)
 
     def _found(self) -> np.ndarray | None:
         """What the last cycle found; where that did not fit the view of rows, the next ones do."""
@@ -181,6 +186,8 @@ class Ring:
         count = reader.found
         if count == _NOTHING:
             return None
+        if not count:
+            return self._none
         if self._rows is not None:
             self._show(reader.start & (self.size - 1), self._rows)
         return self._messages(reader.start, count, batch_dtype(reader.size))
@@ -229,7 +236,7 @@ class Ring:
         reader = self._reader
         position, dtype = reader.position, batch_dtype(reader.size)
         count = reader.regular()
-        batch = self._messages(position, count, dtype)
+        batch = self._messages(position, count, dtype) if count else self._none
         if reader.position == reader.end:
             return batch
         rows = np.empty(reader.most_rows(), dtype)
@@ -282,14 +289,13 @@ class Ring:
     @property
     def _stored(self) -> int:
         """The position of the program's next record."""
-        return int(self._pages[:8].view("<u8")[0])
+        return self._producer[0]
 
     @property
     def standing(self) -> Standing:
         """fill: the part that the reader is not done with."""
         reader = self._reader
         return Standing(
-            Status(reader.status),
             bool(reader.uncommitted),
             reader.newest,
             (self._stored - reader.committed) / self.size,

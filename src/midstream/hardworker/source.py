@@ -46,14 +46,13 @@ class Status(IntEnum):
 class Standing(NamedTuple):
     """Where a source stands.
 
-    status: of its last cycle that gave None. uncommitted: has something been read that is not committed, and
-    would be given again? newest: when the last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown,
-    or none was read. fill: how full its buffer is, from 0 to 1. timer: a descriptor that polls readable when
-    `look` is due although nothing has arrived; -1: it never is. connections: that are open. heard(): when the
-    last data of each sensor came, CLOCK_MONOTONIC nanoseconds, by its position in const.toml; 0: none has.
+    uncommitted: has something been read that is not committed, and would be given again? newest: when the
+    last segment read arrived, CLOCK_MONOTONIC nanoseconds; 0: unknown, or none was read. fill: how full its
+    buffer is, from 0 to 1. timer: a descriptor that polls readable when `look` is due although nothing has
+    arrived; -1: it never is. connections: that are open. heard(): when the last data of each sensor came,
+    CLOCK_MONOTONIC nanoseconds, by its position in const.toml; 0: none has.
     """
 
-    status: Status
     uncommitted: bool
     newest: int
     fill: float
@@ -68,11 +67,16 @@ class Cycle(NamedTuple):
 
     run(): commits, waits, looks, and gives the messages in a view; None unless its status is WHOLE.
     batch(): the messages that the last one found, as `rows` gives them. None if it did nothing, or if what it
-    found has been committed.
+    found has been committed. status(): of the last one that gave None.
     """
 
     run: Callable[[], Any]
     batch: Callable[[], np.ndarray | None]
+    status: Callable[[], Status]
+
+
+DECLINED = Cycle(lambda: None, lambda: None, lambda: Status.DECLINED)
+"""One that does nothing: each step is Python's."""
 
 
 class Source(Protocol):

@@ -63,7 +63,7 @@ class InterruptedSource(RingSource):
                 self._interrupt()
             return found
 
-        return Cycle(run, batch)
+        return Cycle(run, batch, cycle.status)
 
     def rows(self) -> np.ndarray:
         found = super().rows()
