@@ -1,6 +1,7 @@
 """What is measured: how many sensors send how much how often, over which wires."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -95,9 +96,19 @@ SCENARIOS = (*_CLEAN, *(replace(scenario, loss=LOSS) for scenario in _CLEAN))
 QUICK = _CLEAN[:1]
 
 
-def find(names: list[str]) -> list[Scenario]:
-    """The scenarios of these names. Raises ConfigError."""
+_NAME = re.compile(r"([0-9]+)x([0-9.]+|max)x([0-9]+)([+]loss)?")
+
+
+def find(names: Iterable[str]) -> list[Scenario]:
+    """The scenarios of these names: the usual ones, or others by their numbers. Raises ConfigError."""
     known = {scenario.name: scenario for scenario in SCENARIOS}
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"no scenario {unknown[0]!r}; there are: {', '.join(known)}")
-    return [known[name] for name in names]
+    return [known.get(name) or _other(name, known) for name in names]
+
+
+def _other(name: str, known: Iterable[str]) -> Scenario:
+    if not (parts := _NAME.fullmatch(name)):
+        raise ConfigError(
+            f"no scenario {name!r}; there are: {', '.join(known)}, and any other SENSORSxRATExSIZE"
+        )
+    rate = 0.0 if parts[2] == "max" else float(parts[2])
+    return Scenario(int(parts[1]), rate, int(parts[3]), LOSS if parts[4] else 0.0)

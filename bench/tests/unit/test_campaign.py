@@ -210,6 +210,9 @@ def test_the_scenarios_are_those_that_were_asked_for() -> None:
     assert joint_plan(SCENARIOS[5].sendings(2, 12345)).is_flood
     with pytest.raises(ConfigError, match="no scenario 'x'; there are: 16x100x1024"):
         find(["x"])
+    camera, flood = find(["1x30x102400", "2xmaxx64+loss"])
+    assert (camera.name, camera.title) == ("1x30x102400", "1 × 30 Hz × 100 KiB")
+    assert (flood.name, flood.is_saturation, flood.loss) == ("2xmaxx64+loss", True, SCENARIOS[-1].loss)
 
 
 def test_a_scenario_of_streams() -> None:

@@ -10,19 +10,22 @@ from midstream_bench.receivers import RECEIVERS
 from midstream_bench.report.html import html
 from midstream_bench.report.markdown import markdown
 from midstream_bench.report.results import Results
-from midstream_bench.scenario import SCENARIOS
+from midstream_bench.scenario import SCENARIOS, find
 
 REPORT, PAGE, TABLE = "bench.md", "bench.html", "runs.csv"
 
 
 def read(folder: Path) -> Results:
     """What the folder holds, which may be nothing. Raises ConfigError."""
+    runs, machine = campaign.read_runs(folder), counted.read(folder / MACHINE)
+    usual = {scenario.name for scenario in SCENARIOS}
+    others = sorted(({run.scenario for run in runs} | machine.keys()) - usual)
     return Results(
-        campaign.read_runs(folder),
+        runs,
         (*RECEIVERS, *MIDDLEWARES),
-        SCENARIOS,
+        (*SCENARIOS, *find(others)),
         campaign.read_environment(folder),
-        counted.read(folder / MACHINE),
+        machine,
     )
 
 
