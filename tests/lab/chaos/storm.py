@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 PATIENCE = 60.0  # seconds until the application hears every sensor again
 HANDED_BACK = 300.0  # seconds until a logger that has failed often is trusted, and has all that the spool had
 WORD = 0.5  # seconds in which a logger's daemon that goes on has said what is committed
-DESCRIPTORS = 64  # that the logger may have
+DESCRIPTORS, MORE = 64, 20  # that the logger may have, and for each stream behind the first
 _PIECE, _BLOCK = 64 << 20, 4096  # bytes by which a disk is filled, at first and at last
 FIRST_PORT, PORTS = 1_024, 30_000  # of the first client, and for all: below those that the kernel chooses
 
@@ -274,7 +274,7 @@ class Storm:
         return Survivor(self.lab, host, folder, argv)
 
     def _logger(self, life: int) -> list[str | Path]:
-        limit = f"--nofile={DESCRIPTORS}"
+        limit = f"--nofile={DESCRIPTORS + MORE * (len(self.flows) - 1)}"
         return ["/usr/bin/prlimit", limit, PROGRAM, "logger", "--config", self.lab.config]
 
     def _application(self, flow: Flow) -> Callable[[int], list[str | Path]]:
