@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 from tests.lab.chaos import judge
-from tests.lab.chaos.messages import SIZE
-from tests.lab.chaos.storm import RATE, Storm, small_disk
+from tests.lab.chaos.messages import DATA
+from tests.lab.chaos.storm import Storm, small_disk
 from tests.lab.mortal import is_drained
 from tests.lab.triangle import PINS, command, wait_until
 
@@ -29,7 +29,7 @@ def test_nothing_wrong_and_nothing_missing_but_what_is_allowed(tmp_path: Path, s
             sensors=2,
             bare=True,
             daemon={"key": "key"},
-            data={"size": SIZE, "freq": RATE},
+            data={"size": DATA.size, "freq": DATA.rate},
             hardworker={"ring_size": "1MiB", "spool": str(tmp_path / "spool" / "spool.db")},
             logger={"database": f"sqlite:///{disk / 'chaos.db'}"},
         )
@@ -48,7 +48,7 @@ def test_nothing_wrong_and_nothing_missing_but_what_is_allowed(tmp_path: Path, s
             for client in storm.clients:
                 assert client.result(60) == 0
             wait_until(is_drained)
-            for program in (storm.application, storm.logger):
+            for program in (*storm.applications, storm.logger):
                 program.send(signal.SIGTERM)
                 assert program.result(30) == 0
         finally:
@@ -56,8 +56,8 @@ def test_nothing_wrong_and_nothing_missing_but_what_is_allowed(tmp_path: Path, s
             for survivor in storm.everything():
                 survivor.kill()
         verdict = judge.judge(
-            judge.account(storm.accounts),
-            judge.lives(storm.rows),
+            judge.account(storm.accounts(DATA)),
+            judge.lives(storm.rows(DATA)),
             judge.logged(disk / "chaos.db"),
             storm.events,
         )

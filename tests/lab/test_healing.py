@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from tests.lab.chaos import healed, judge
-from tests.lab.chaos.messages import SIZE
-from tests.lab.chaos.storm import FEW, HANDED_BACK, RATE, SINGLE, Fault, Storm, small_disk
+from tests.lab.chaos.messages import DATA, MIX, Flow
+from tests.lab.chaos.storm import FEW, HANDED_BACK, SINGLE, Fault, Storm, small_disk
 from tests.lab.mortal import is_drained
 from tests.lab.test_chaos import SEED
 from tests.lab.test_daemon import log as daemon_log
@@ -24,20 +25,25 @@ SENSORS = 4
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "1000"))
 
 
+streams = pytest.mark.parametrize("flows", [(DATA,), MIX], ids=["data", "mix"])
+
+
 @pytest.mark.slow
-def test_few_faults(tmp_path: Path) -> None:
-    all_is_there(tmp_path, FEW)
+@streams
+def test_few_faults(tmp_path: Path, flows: Sequence[Flow]) -> None:
+    all_is_there(tmp_path, FEW, flows)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(20_000)
-def test_many_faults(tmp_path: Path) -> None:
+@streams
+def test_many_faults(tmp_path: Path, flows: Sequence[Flow]) -> None:
     random = Random(SEED)
-    all_is_there(tmp_path, [random.choice(SINGLE) for _ in range(FAULTS)])
+    all_is_there(tmp_path, [random.choice(SINGLE) for _ in range(FAULTS)], flows)
 
 
-def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
-    """The log and the application have all, each once, when the last of these has healed."""
+def all_is_there(tmp_path: Path, faults: Sequence[Fault], flows: Sequence[Flow]) -> None:
+    """The log and the applications have all, each once, when the last of these has healed."""
     began = time.monotonic()
     with small_disk(tmp_path / "disk", "3g") as disk:
         lab = lab_up(
@@ -45,12 +51,12 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
             sensors=SENSORS,
             bare=True,
             daemon={"key": "key"},
-            data={"size": SIZE, "freq": RATE},
             logger={"database": f"sqlite:///{disk / 'log.db'}"},
             hardworker={"spool": str(tmp_path / "spool" / "spool.db")},
+            **sections(flows),
         )
         daemons.start(lab, sensors=SENSORS)
-        storm = Storm(lab, tmp_path, disk, Random(SEED), SENSORS)
+        storm = Storm(lab, tmp_path, disk, Random(SEED), SENSORS, flows)
         try:
             storm.begin()
             for fault in faults:
@@ -62,8 +68,9 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
             stopped = time.monotonic()
             wait_until(lambda: spooled(tmp_path / "spool" / "spool.db") == 0, HANDED_BACK)
             emptied = time.monotonic() - stopped
-            storm.application.send(signal.SIGTERM)
-            assert storm.application.result(30) == 0
+            for application in storm.applications:
+                application.send(signal.SIGTERM)
+                assert application.result(30) == 0
             verified = command(lab, "logger", "log", "verify", "--config", lab.config, "--json")
             storm.logger.send(signal.SIGTERM)
             assert storm.logger.result(30) == 0
@@ -71,23 +78,35 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault]) -> None:
             for survivor in storm.everything():
                 survivor.kill()
             print(daemon_log(lab, "hardworker"))
-        found = healed.judge(
-            judge.account(storm.accounts),
-            judge.lives(storm.rows),
-            judge.logged(disk / "log.db"),
-            storm.events,
-            judge.to_the_spool(disk / "log.db"),
-        )
-        print(found, storm.counts, sorted(storm.gaps, key=lambda gap: -gap[1])[:10], sep="\n")
+        found = {
+            flow.name: healed.judge(
+                judge.account(storm.accounts(flow)),
+                judge.lives(storm.rows(flow)),
+                judge.logged(disk / "log.db", flow),
+                storm.events,
+                judge.to_the_spool(disk / "log.db", flow),
+                flow,
+            )
+            for flow in flows
+        }
+        print(*found.items(), storm.counts, sorted(storm.gaps, key=lambda gap: -gap[1])[:10], sep="\n")
         print(f"{time.monotonic() - began:.0f} s, the spool was empty {emptied:.1f} s after the last message")
         print(f"log verify: {verified.code}")
-        if found.faults:
-            print(verified.out, *judge.told_of(disk / "log.db", found.ports), sep="\n")
+        faulty = {port for one in found.values() for port in one.ports}
+        if faulty:
+            print(verified.out, *judge.told_of(disk / "log.db", faulty), sep="\n")
         words = [pair for survivor in storm.everything() for pair in survivor.words()]
         words += [(f"daemon of {name}", daemon_log(lab, name)) for name in storm.hosts]
         assert not [name for name, text in words if "Traceback" in text]
-        assert not found.faults
+        assert not [fault for one in found.values() for fault in one.faults]
         assert verified.code == 0, verified.out + verified.err
+
+
+def sections(flows: Sequence[Flow]) -> dict[str, Any]:
+    """Of config.toml what says of the messages."""
+    if flows == (DATA,):
+        return {"data": {"size": DATA.size, "freq": DATA.rate}}
+    return {"stream": [flow.section for flow in flows]}
 
 
 def spooled(path: Path) -> int:

@@ -117,7 +117,7 @@ class SocketDiag:
             while (some := _answers(link))[-1] is not None:
                 found += filter(None, some)
             found += filter(None, some)
-        return [each for each in found if _NAME.unpack(each.name)[0] in ports]
+        return [each for each in found if _port(each.name) in ports]
 
     def look(self, names: Collection[bytes]) -> list[Seen]:
         """Of these the ones that are still there."""
@@ -135,7 +135,8 @@ class SocketDiag:
 
 
 class Sockets:
-    """Those of some ports. deaf: for so many seconds those that listen have let nobody in."""
+    """Those of some ports, of which a logger always has the first. deaf: for so many seconds those that
+    listen have let nobody in."""
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class Sockets:
         kernel: SocketDiag | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ports = ports
+        self._ports, self._first = ports, next(iter(ports))
         self._kernel, self._clock = kernel or SocketDiag(), clock
         self._known: dict[bytes, Seen] = {}
         self._found, self._next = float("-inf"), 0
@@ -165,7 +166,8 @@ class Sockets:
         if not listening or any(each.room for each in listening):
             self._heard = now
         self.deaf = now - self._heard
-        if not (runs := [_key(each.name) for each in listening]):
+        # By one door: they open, and close, one after the other, and the kernel's keys are in no order.
+        if not (runs := [_key(each.name) for each in listening if _port(each.name) == self._first]):
             return NOTHING
         found = sorted(self._committed(each) for each in later if each.state != LISTEN)
         begin = self._next if self._next < len(found) else 0
@@ -176,6 +178,12 @@ class Sockets:
         marked, port, ip, _ = _NAME.unpack(later.name)
         committed = self._known[later.name].received - later.queued
         return Socket(IPv4Address(ip), port, _key(later.name), max(0, committed), marked)
+
+
+def _port(name: bytes) -> int:
+    """The own one."""
+    own: int = _NAME.unpack(name)[0]
+    return own
 
 
 def _key(name: bytes) -> int:

@@ -5,7 +5,7 @@ own: so its account, the application's rows and the log's are known to be of the
 is written when a connection opens, and again when it has ended. A client that was killed in between does not
 know what was acknowledged: its next life begins with numbers that no life before it has used.
 
-    python client.py SENSOR ADDRESS PORT TOS RATE FIRST_SOURCE_PORT ACCOUNT STOP
+    python client.py SENSOR ADDRESS PORT TOS RATE FIRST_SOURCE_PORT ACCOUNT STOP [FLOW]
 """
 
 import json
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.lab.chaos.messages import SIZE, message
+from tests.lab.chaos.messages import FLOWS, Flow
 
 AGAIN = 0.1  # seconds between two attempts to connect
 PATIENCE = 20.0  # seconds without an acknowledgement: the connection is given up
 LIFE = 1 << 32  # numbers of a client's life
+_WAITING = 32_768  # bytes that are due, beside which no other message is made
 _TCP_INFO_BYTES_ACKED = 120  # struct tcp_info of linux/tcp.h
 
 
@@ -47,9 +48,11 @@ class Connection:
 class Client:
     """Sends until a file exists, through as many connections as that takes."""
 
-    def __init__(self, sensor: int, address: tuple[str, int], tos: int, rate: float, source: int) -> None:
+    def __init__(
+        self, sensor: int, address: tuple[str, int], tos: int, rate: float, source: int, flow: Flow
+    ) -> None:
         self._sensor, self._address, self._tos, self._rate = sensor, address, tos, rate
-        self._source = source
+        self._source, self._flow = source, flow
         self._number = 0  # the first message that is not acknowledged
         self._lines: TextIO
 
@@ -65,7 +68,7 @@ class Client:
         if account.exists() and (lines := account.read_text().splitlines()):
             last = Connection(**json.loads(lines[-1]))
             self._source = last.port
-            known = last.first + last.acknowledged // SIZE
+            known = last.first + self._flow.whole(last.first, last.acknowledged)
             self._number = known if last.how else (last.first // LIFE + 1) * LIFE
 
     def _write(self, connection: Connection) -> None:
@@ -97,15 +100,15 @@ class Client:
             found.ended = time.monotonic()
             # The SYN counts, and so does a FIN.
             found.acknowledged = max(0, min(_bytes_acked(sock) - 1, found.sent))
-            self._number += found.acknowledged // SIZE
+            self._number += self._flow.whole(found.first, found.acknowledged)
             self._write(found)
 
     def _send(self, sock: socket.socket, connection: Connection) -> str:
         begin, number, rest = time.monotonic(), connection.first, b""
         while not _STOP.exists():
             due = connection.first + int((time.monotonic() - begin) * self._rate)
-            while number <= due and len(rest) < 64 * SIZE:
-                rest += message(self._sensor, number)
+            while number <= due and len(rest) < _WAITING:
+                rest += self._flow.framed(self._flow.message(self._sensor, number, connection.port))
                 number += 1
             wanted = select.POLLIN | (select.POLLOUT if rest else 0)
             happened = _poll(sock, wanted, 1 / self._rate)
@@ -117,9 +120,10 @@ class Client:
                 rest = rest[count:]
         # Whole messages only: the log would call the rest unfinished, and right so.
         sock.settimeout(PATIENCE)
-        if part := connection.sent % SIZE:
-            sock.sendall(rest[: SIZE - part])
-            connection.sent += SIZE - part
+        begun = self._flow.begun(connection.first, connection.sent)
+        if part := self._flow.bytes(connection.first, begun) - connection.sent:
+            sock.sendall(rest[:part])
+            connection.sent += part
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(4096):
             pass
@@ -140,6 +144,8 @@ def _bytes_acked(sock: socket.socket) -> int:
 
 
 if __name__ == "__main__":
-    _, sensor, address, port, tos, rate, source, account, stop = sys.argv
+    _, sensor, address, port, tos, rate, source, account, stop, *flows = sys.argv
     _STOP = Path(stop)
-    Client(int(sensor), (address, int(port)), int(tos), float(rate), int(source)).run(Path(account), _STOP)
+    flow = FLOWS[flows[0] if flows else "data"]
+    peer = (address, int(port))
+    Client(int(sensor), peer, int(tos), float(rate), int(source), flow).run(Path(account), _STOP)

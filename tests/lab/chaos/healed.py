@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tests.lab.chaos.client import LIFE, Connection
 from tests.lab.chaos.judge import Event, Row
-from tests.lab.chaos.messages import SIZE
+from tests.lab.chaos.messages import DATA, Flow
 
 HARDWORKER_OUT = "hardworker's power cut"
 _SEEN = 30.0  # seconds around a power cut within which an application may have lost what was in the ring
@@ -48,25 +48,26 @@ def judge(
     logged: Mapping[int, Sequence[Row]],
     events: Sequence[Event],
     spooled: AbstractSet[int],
+    flow: Flow = DATA,
 ) -> Healed:
-    """Compare. lives: the application's rows by port, an array a life. logged: the database's by port.
-    spooled: the ports of which the spool took the connection."""
+    """Compare what there is of a stream. lives: the application's rows by port, an array a life. logged: the
+    database's by port. spooled: the ports of which the spool took the connection."""
     found = Healed(connections=len(account))
     known = {connection.port for connection in account}
     for port in (lives.keys() | logged.keys()) - known:
         found.faults.append(f"port {port}: of no connection that a client has opened")
     numbers: defaultdict[int, list[range]] = defaultdict(list)
     for connection in account:
-        count = _log(connection, logged.get(connection.port, ()), found)
+        count = _log(connection, logged.get(connection.port, ()), found, flow)
         here = connection.port in spooled
-        _application(connection, lives.get(connection.port, ()), count, events, found, here=here)
+        _application(connection, lives.get(connection.port, ()), count, events, found, flow, here=here)
         numbers[connection.sensor].append(range(connection.first, connection.first + count))
     for sensor, ranges in numbers.items():
         _without_gaps(sensor, ranges, found)
     return found
 
 
-def _log(connection: Connection, rows: Sequence[Row], found: Healed) -> int:
+def _log(connection: Connection, rows: Sequence[Row], found: Healed, flow: Flow) -> int:
     """How many messages the log has of it."""
     whose = f"log, port {connection.port} of sensor {connection.sensor}"
     for place, (offset, number) in enumerate(rows):
@@ -75,13 +76,13 @@ def _log(connection: Connection, rows: Sequence[Row], found: Healed) -> int:
                 f"{whose}: message {number} at {offset} instead of {connection.first + place}"
             )
             break
-    acknowledged = connection.acknowledged // SIZE
+    acknowledged = flow.whole(connection.first, connection.acknowledged)
     found.acknowledged += acknowledged
     found.logged += len(rows)
     if len(rows) < acknowledged:
         found.faults.append(f"{whose}: {acknowledged - len(rows)} of {acknowledged} acknowledged are missing")
-    if connection.how and len(rows) > -(-connection.sent // SIZE):
-        found.faults.append(f"{whose}: {len(rows)} of {connection.sent // SIZE} that were sent")
+    if connection.how and len(rows) > (sent := flow.begun(connection.first, connection.sent)):
+        found.faults.append(f"{whose}: {len(rows)} of {sent} that were sent")
     return len(rows)
 
 
@@ -91,6 +92,7 @@ def _application(
     logged: int,
     events: Sequence[Event],
     found: Healed,
+    flow: Flow,
     *,
     here: bool,
 ) -> None:
@@ -98,7 +100,7 @@ def _application(
     places: set[int] = set()
     for rows in lives:
         messages = rows[rows["committed"] == 0]
-        offsets, remainders = np.divmod(messages["offset"].astype(np.int64), SIZE)
+        offsets, remainders = np.divmod(messages["offset"].astype(np.int64), flow.unit)
         wrong = messages["number"] != connection.first + offsets
         if wrong.any() or remainders.any() or not (messages["sensor"] == connection.sensor).all():
             found.faults.append(f"{whose}: another message than was sent")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tests.lab.chaos.application import ROW
 from tests.lab.chaos.client import Connection
-from tests.lab.chaos.messages import SIZE, identity
+from tests.lab.chaos.messages import DATA, Flow
 
 RECEIVE_BUFFER = 2 << 20  # bytes: what the logger's kernel may hold of a connection, and Linux doubles
 
@@ -48,14 +48,16 @@ def judge(
     lives: Mapping[int, Sequence[np.ndarray]],
     logged: Mapping[int, Sequence[Row]],
     events: Sequence[Event],
+    flow: Flow = DATA,
 ) -> Verdict:
-    """Compare. lives: the application's rows by port, an array a life. logged: the database's by port."""
+    """Compare what there is of a stream. lives: the application's rows by port, an array a life. logged: the
+    database's by port."""
     verdict = Verdict(connections=len(account))
     known = {connection.port: connection for connection in account}
     for port in (lives.keys() | logged.keys()) - known.keys():
         verdict.faults.append(f"port {port}: of no client's connection that was accounted for")
     for port, connection in known.items():
-        _judge_connection(connection, lives.get(port, ()), logged.get(port, ()), events, verdict)
+        _judge_connection(connection, lives.get(port, ()), logged.get(port, ()), events, verdict, flow)
     return verdict
 
 
@@ -65,19 +67,20 @@ def _judge_connection(
     logged: Sequence[Row],
     events: Sequence[Event],
     verdict: Verdict,
+    flow: Flow,
 ) -> None:
-    acknowledged = connection.acknowledged // SIZE
+    acknowledged = flow.whole(connection.first, connection.acknowledged)
     fault = _Faults(f"port {connection.port} of sensor {connection.sensor}", verdict)
-    delivered = _delivered(connection, lives, fault)
+    delivered = _delivered(connection, lives, fault, flow)
     for place, (expected, (offset, number)) in enumerate(zip(range(len(logged)), logged, strict=True)):
         if offset != expected or number != connection.first + place:
             fault(f"log: message {number} at {offset} instead of {connection.first + place} at {expected}")
             break
-    verdict.sent += connection.sent // SIZE
+    verdict.sent += flow.whole(connection.first, connection.sent)
     verdict.acknowledged += acknowledged
     verdict.delivered += delivered
     verdict.logged += len(logged)
-    if max(delivered, len(logged)) > -(-connection.sent // SIZE):
+    if max(delivered, len(logged)) > flow.begun(connection.first, connection.sent):
         fault(f"{delivered} delivered and {len(logged)} logged, but {connection.sent} bytes were sent")
 
     def happened(*what: str) -> bool:
@@ -93,7 +96,7 @@ def _judge_connection(
         else:
             fault(f"application: {missing} of {acknowledged} acknowledged messages are missing")
     if (missing := acknowledged - len(logged)) > 0:
-        if happened("holder killed") and missing * SIZE <= RECEIVE_BUFFER:
+        if happened("holder killed") and missing * flow.size <= RECEIVE_BUFFER:
             verdict.excused["log: in the kernel when the holder was killed"] += missing
         else:
             fault(f"log: {missing} of {acknowledged} acknowledged messages are missing")
@@ -107,14 +110,14 @@ class _Faults:
         self._verdict.faults.append(f"{self._whose}: {text}")
 
 
-def _delivered(connection: Connection, lives: Sequence[np.ndarray], fault: _Faults) -> int:
+def _delivered(connection: Connection, lives: Sequence[np.ndarray], fault: _Faults, flow: Flow) -> int:
     """How many messages the application was given, without a gap. A new life gets what was not committed."""
     reached = committed = 0
     for rows in lives:
         if not len(rows):
             continue
         messages = rows[rows["committed"] == 0]
-        offsets, remainders = np.divmod(messages["offset"].astype(np.int64), SIZE)
+        offsets, remainders = np.divmod(messages["offset"].astype(np.int64), flow.unit)
         expected = connection.first + offsets
         if remainders.any() or not (messages["sensor"] == connection.sensor).all():
             fault("application: a message that this sensor has not sent, or at no message's place")
@@ -135,7 +138,7 @@ def _delivered(connection: Connection, lives: Sequence[np.ndarray], fault: _Faul
         if len(ends):
             before = rows[: ends[-1]]
             done = before[before["committed"] == 0]
-            committed = int(done["offset"][-1]) // SIZE + 1 if len(done) else committed
+            committed = int(done["offset"][-1]) // flow.unit + 1 if len(done) else committed
     return reached
 
 
@@ -161,14 +164,18 @@ def lives(path: Path) -> dict[int, list[np.ndarray]]:
     return dict(found)
 
 
-def logged(database: Path) -> dict[int, list[Row]]:
-    """The database's messages by port."""
+def logged(database: Path, flow: Flow = DATA) -> dict[int, list[Row]]:
+    """The database's messages of a stream by port."""
     found: dict[int, list[Row]] = {}
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
-        for number, port in store.execute("SELECT id, port FROM connections ORDER BY id").fetchall():
+        query = "SELECT id, port FROM connections WHERE coalesce(stream, 'data') = ? ORDER BY id"
+        for number, port in store.execute(query, (flow.name,)).fetchall():
             query = "SELECT sequence, payload FROM messages WHERE connection_id=? ORDER BY sequence"
             for sequence, payload in store.execute(query, (number,)):
-                found.setdefault(port, []).append((sequence, (identity(payload) or (-1, -1))[1]))
+                said = flow.identity(payload)
+                found.setdefault(port, []).append(
+                    (sequence, said.number if said and said.port == port else -1)
+                )
     store.close()
     return found
 
@@ -185,9 +192,10 @@ def told_of(database: Path, ports: Iterable[int]) -> list[str]:
     return found
 
 
-def to_the_spool(database: Path) -> set[int]:
-    """The ports of the connections that the hardworker's spool took, as its daemon has told the log."""
+def to_the_spool(database: Path, flow: Flow = DATA) -> set[int]:
+    """The ports of the stream's connections that the hardworker's spool took, as the log was told."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
-        found = {port for (port,) in store.execute("SELECT port FROM held WHERE destination_here")}
+        query = "SELECT port FROM held WHERE destination_here AND coalesce(stream, 'data') = ?"
+        found = {port for (port,) in store.execute(query, (flow.name,))}
     store.close()
     return found

@@ -6,34 +6,34 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tests.lab.chaos import power
 from tests.lab.chaos.application import ROW
 from tests.lab.chaos.healed import HARDWORKER_OUT
 from tests.lab.chaos.judge import Event
+from tests.lab.chaos.messages import DATA, Flow
 from tests.lab.processes import on_host
 from tests.lab.test_daemon import daemon_pid, falsify, flush, set_port
 from tests.lab.test_logger_killed import workers
-from tests.lab.triangle import HARDWORKER, PORT, PROGRAM, TOS, command, wait_until
+from tests.lab.triangle import HARDWORKER, PROGRAM, TOS, command, wait_until
 
 from midstream.daemon.way import SPOOL
 from midstream.lab import Lab, daemons
 
 HERE = Path(__file__).parent
-RATE = 200  # messages a second of each sensor
 PATIENCE = 60.0  # seconds until the application hears every sensor again
 HANDED_BACK = 300.0  # seconds until a logger that has failed often is trusted, and has all that the spool had
 WORD = 0.5  # seconds in which a logger's daemon that goes on has said what is committed
-DESCRIPTORS = 64  # that the logger may have
+DESCRIPTORS, MORE = 64, 20  # that the logger may have, and for each stream behind the first
 _PIECE, _BLOCK = 64 << 20, 4096  # bytes by which a disk is filled, at first and at last
-FIRST_PORT, PORTS = 1_024, 7_500  # of the first sensor, and for each: below those that the kernel chooses
+FIRST_PORT, PORTS = 1_024, 30_000  # of the first client, and for all: below those that the kernel chooses
 
 Undo = Callable[[], None]
 
@@ -82,28 +82,51 @@ class Survivor:
             yield f"{self._folder.name} {path.stem}", path.read_text(errors="replace")
 
 
+class Sender(NamedTuple):
+    """A client on a sensor's host. number: no other has it."""
+
+    number: int
+    flow: Flow
+    host: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.host} {self.flow.name}"
+
+
 @dataclass
 class Storm:
-    """Everything that runs, and what has happened to it."""
+    """Everything that runs, and what has happened to it. flows: what the sensors send, of a stream each; an
+    application reads each."""
 
     lab: Lab
     folder: Path
     disk: Path
     random: Random
     sensors: int = 2
+    flows: Sequence[Flow] = (DATA,)
+    senders: list[Sender] = field(init=False)
     logger: Survivor = field(init=False)
-    application: Survivor = field(init=False)
+    applications: list[Survivor] = field(init=False)
     clients: list[Survivor] = field(init=False)
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     gaps: list[tuple[str, float]] = field(default_factory=list)  # until a fault's last sensor was heard again
 
     def __post_init__(self) -> None:
-        self.logger = self._survivor("logger", "logger", self._logger)
-        self.application = self._survivor("application", "hardworker", self._application)
-        self.clients = [
-            self._survivor(name, name, self._client(number)) for number, name in enumerate(self.sensor_names)
+        sending = [
+            (flow, self.sensor_names[host])
+            for flow in self.flows
+            for host in flow.hosts
+            if host < self.sensors
         ]
+        self.senders = [Sender(number, flow, host) for number, (flow, host) in enumerate(sending)]
+        self.logger = self._survivor("logger", "logger", self._logger)
+        self.applications = [
+            self._survivor(f"application {flow.name}", "hardworker", self._application(flow))
+            for flow in self.flows
+        ]
+        self.clients = [self._survivor(one.name, one.host, self._client(one)) for one in self.senders]
 
     @property
     def sensor_names(self) -> list[str]:
@@ -113,27 +136,30 @@ class Storm:
     def hosts(self) -> list[str]:
         return ["hardworker", "logger", *self.sensor_names]
 
-    @property
-    def rows(self) -> Path:
-        """What the application has written."""
-        return self.folder / "rows"
+    def rows(self, flow: Flow) -> Path:
+        """What its application has written."""
+        return self.folder / f"{flow.name}.rows"
 
     @property
     def stop(self) -> Path:
         """Exists when the clients are to end."""
         return self.folder / "stop"
 
-    @property
-    def accounts(self) -> list[Path]:
-        return [self.folder / f"{name}.account" for name in self.sensor_names]
+    def accounts(self, flow: Flow) -> list[Path]:
+        """What the flow's clients have written."""
+        return [self._account(sender) for sender in self.senders if sender.flow == flow]
+
+    def _account(self, sender: Sender) -> Path:
+        return self.folder / f"{sender.name}.account"
 
     def everything(self) -> list[Survivor]:
-        return [self.logger, self.application, *self.clients]
+        return [self.logger, *self.applications, *self.clients]
 
     def revive(self) -> None:
         """Start whatever does not run, the daemons too."""
         self.logger.revive()
-        self.application.revive()
+        for application in self.applications:
+            application.revive()
         for name in self.hosts:
             if not _runs(name):
                 daemons.launch(self.lab, name, sensors=self.sensors)
@@ -156,13 +182,13 @@ class Storm:
             time.sleep(self.random.uniform(0, 2))
 
     def begin(self) -> None:
-        """Start everything, and return when the application has a message of each sensor."""
+        """Start everything, and return when the applications have a message of each client."""
         self._revive_all()
-        wait_until(self.rows.exists, PATIENCE)
+        wait_until(lambda: all(self.rows(flow).exists() for flow in self.flows), PATIENCE)
         self._await_fresh(time.monotonic())
 
     def strike(self, fault: "Fault") -> None:
-        """One fault, until it is over and every sensor's messages arrive again."""
+        """One fault, until it is over and every client's messages arrive again."""
         name = fault.__name__.replace("_", " ")
         self.counts[name] = self.counts.get(name, 0) + 1
         since = time.monotonic()
@@ -203,26 +229,35 @@ class Storm:
         found = daemons.state(self.lab, "hardworker")
         if found is None or found["unsaved"]:
             return False
-        return found["destination"] == SPOOL or (found["retains"] and self._age_of_log() < WORD)
+        if found["destination"] == SPOOL:
+            return True
+        return bool(found["retains"]) and all(
+            self._age_of_log(flow) < WORD + 1 / flow.rate for flow in self.flows
+        )
 
-    def _age_of_log(self) -> float:
-        """Seconds since the newest message in the log was received."""
+    def _age_of_log(self, flow: Flow) -> float:
+        """Seconds since the newest message of the stream in the log was received."""
         with closing(sqlite3.connect(f"file:{self.disk / 'log.db'}?mode=ro", uri=True)) as log:
-            ((newest,),) = log.execute(_NEWEST).fetchall()
+            ((newest,),) = log.execute(_NEWEST, (flow.name,)).fetchall()
         return time.time() - (newest or 0) / 1e9
 
     def _await_fresh(self, since: float) -> None:
-        """Return when the application has a message of each sensor that came after this moment."""
-        missing = set(range(self.sensors))
+        """Return when the applications have a message of each client that came after this moment."""
         deadline = time.monotonic() + PATIENCE
-        with self.rows.open("rb") as file:
-            file.seek(max(0, self.rows.stat().st_size // ROW.itemsize - 1000) * ROW.itemsize)
+        for flow in self.flows:
+            self._await_fresh_of(flow, since, deadline)
+
+    def _await_fresh_of(self, flow: Flow, since: float, deadline: float) -> None:
+        missing = {sender.number for sender in self.senders if sender.flow == flow}
+        rows = self.rows(flow)
+        with rows.open("rb") as file:
+            file.seek(max(0, rows.stat().st_size // ROW.itemsize - 1000) * ROW.itemsize)
             while missing:
-                assert time.monotonic() < deadline, f"sensors {missing} are not heard: {self.counts}"
+                assert time.monotonic() < deadline, f"{flow.name}: {missing} are not heard: {self.counts}"
                 data = file.read(ROW.itemsize * 10_000)
                 file.seek(-(len(data) % ROW.itemsize), os.SEEK_CUR)
-                rows = np.frombuffer(data, ROW, len(data) // ROW.itemsize)
-                fresh = rows[(rows["committed"] == 0) & (rows["time"] > since)]
+                found = np.frombuffer(data, ROW, len(data) // ROW.itemsize)
+                fresh = found[(found["committed"] == 0) & (found["time"] > since)]
                 missing -= set(fresh["sensor"].tolist())
                 self._revive_all()
                 time.sleep(0.02)
@@ -239,28 +274,30 @@ class Storm:
         return Survivor(self.lab, host, folder, argv)
 
     def _logger(self, life: int) -> list[str | Path]:
-        limit = f"--nofile={DESCRIPTORS}"
+        limit = f"--nofile={DESCRIPTORS + MORE * (len(self.flows) - 1)}"
         return ["/usr/bin/prlimit", limit, PROGRAM, "logger", "--config", self.lab.config]
 
-    def _application(self, life: int) -> list[str | Path]:
-        return [sys.executable, "-P", HERE / "application.py", self.lab.config, self.rows, str(life)]
-
-    def _client(self, number: int) -> Callable[[int], list[str | Path]]:
-        port = FIRST_PORT + number * PORTS
-        arguments = [str(number), HARDWORKER, str(PORT), str(TOS), str(RATE), str(port)]
-        return lambda life: [
+    def _application(self, flow: Flow) -> Callable[[int], list[str | Path]]:
+        program: list[str | Path] = [
             sys.executable,
             "-P",
-            HERE / "client.py",
-            *arguments,
-            self.folder / f"{self.sensor_names[number]}.account",
-            self.stop,
+            HERE / "application.py",
+            self.lab.config,
+            self.rows(flow),
         ]
+        return lambda life: [*program, str(life), flow.name]
+
+    def _client(self, sender: Sender) -> Callable[[int], list[str | Path]]:
+        flow = sender.flow
+        source = FIRST_PORT + sender.number * (PORTS // len(self.senders))
+        arguments = map(str, (sender.number, HARDWORKER, flow.port, TOS, flow.rate, source))
+        command: list[str | Path] = [sys.executable, "-P", HERE / "client.py", *arguments]
+        return lambda life: [*command, self._account(sender), self.stop, flow.name]
 
 
 _NEWEST = """
 SELECT max((SELECT received_ns FROM messages WHERE connection_id = id ORDER BY sequence DESC LIMIT 1))
-FROM connections
+FROM connections WHERE coalesce(stream, 'data') = ?
 """
 
 # Each fault begins, and returns what the judge is to know of it, and how it ends.
@@ -270,17 +307,18 @@ Fault = Callable[[Storm], Begun]
 
 
 def application_killed(storm: Storm) -> Begun:
-    storm.application.send(signal.SIGKILL)
+    storm.random.choice(storm.applications).send(signal.SIGKILL)
     return "application killed", storm.revive
 
 
 def application_stopped(storm: Storm) -> Begun:
-    storm.application.send(signal.SIGSTOP)
-    return "application stopped", lambda: storm.application.send(signal.SIGCONT)
+    application = storm.random.choice(storm.applications)
+    application.send(signal.SIGSTOP)
+    return "application stopped", lambda: application.send(signal.SIGCONT)
 
 
 def application_ends(storm: Storm) -> Begun:
-    storm.application.send(signal.SIGTERM)
+    storm.random.choice(storm.applications).send(signal.SIGTERM)
     return "application ends", storm.revive
 
 
@@ -387,7 +425,7 @@ def crowd(storm: Storm) -> Begun:
     """Silent connections, more than the logger has descriptors for."""
     silent = storm.lab.popen(
         "sensor-2",
-        [sys.executable, "-c", _CROWD, HARDWORKER, str(PORT), str(TOS)],
+        [sys.executable, "-c", _CROWD, HARDWORKER, str(storm.random.choice(storm.flows).port), str(TOS)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

@@ -97,6 +97,18 @@ def test_a_run_ends_with_its_listener(connected: Connected) -> None:
         assert other.run not in (run, "")
 
 
+def test_a_run_is_that_of_its_first_door() -> None:
+    """A logger opens its doors one after the other, and closes them so: it is no other run meanwhile."""
+    kernel = Made(0)
+    kernel.sockets = {9: seen(9, LISTEN)}
+    sockets = Sockets([12345, 12346], kernel, iter(range(10)).__next__)
+    run = sockets.look().run
+    kernel.sockets[3] = seen(3, LISTEN, port=12346)  # another CPU's keys
+    assert sockets.look().run == run != ""
+    del kernel.sockets[9]
+    assert sockets.look() == NOTHING
+
+
 def test_of_another_port_nothing_is_told(connected: Connected) -> None:
     with socket.create_server((HOME, 0)) as other:
         word = Sockets({other.getsockname()[1]}).look()
@@ -118,9 +130,9 @@ class Made(SocketDiag):
         return [each for each in self.sockets.values() if each.name in names]
 
 
-def seen(key: int, state: int, queued: int = 0, received: int = 0, room: int = 9) -> Seen:
+def seen(key: int, state: int, queued: int = 0, received: int = 0, room: int = 9, port: int = 12345) -> Seen:
     ip = IPv4Address(0x0A000000 + key).packed
-    name = struct.pack("!HH16x4s12x4x", 12345, 40000 + key, ip) + struct.pack("=Q", key)
+    name = struct.pack("!HH16x4s12x4x", port, 40000 + key, ip) + struct.pack("=Q", key)
     return Seen(state, name, queued, received, room)
 
 

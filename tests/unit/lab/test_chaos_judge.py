@@ -5,7 +5,7 @@ import pytest
 from tests.lab.chaos.application import ROW
 from tests.lab.chaos.client import Connection
 from tests.lab.chaos.judge import Event, Row, Verdict, judge
-from tests.lab.chaos.messages import SIZE, identity, message
+from tests.lab.chaos.messages import DATA, MIX, SIZE, Flow
 
 PORT, COUNT = 10_001, 6
 CONNECTION = Connection(0, PORT, 100, 10.0, COUNT * SIZE, COUNT * SIZE, 20.0, "clean")
@@ -29,8 +29,8 @@ def judged(*lives: np.ndarray, logged: list[Row] = LOGGED, events: tuple[Event, 
 
 
 def test_a_message_is_known_by_its_bytes() -> None:
-    assert identity(message(1, 7)) == (1, 7)
-    assert identity(message(1, 7)[:-1] + b"?") is None
+    assert DATA.identity(DATA.message(1, 7, PORT)) == (1, 7, PORT)
+    assert DATA.identity(DATA.message(1, 7, PORT)[:-1] + b"?") is None
 
 
 def test_all_is_well() -> None:
@@ -81,3 +81,19 @@ def test_only_what_happened_while_it_was_there_excuses() -> None:
 def test_a_stranger_in_the_log() -> None:
     verdict = judge([], {}, {PORT: LOGGED}, ())
     assert verdict.faults == [f"port {PORT}: of no client's connection that was accounted for"]
+
+
+@pytest.mark.parametrize("flow", MIX, ids=lambda flow: flow.name)
+def test_messages_of_each_framing_are_counted(flow: Flow) -> None:
+    messages = [flow.message(3, number, PORT) for number in range(5, 105)]
+    assert [flow.identity(each) for each in messages] == [(3, number, PORT) for number in range(5, 105)]
+    assert flow.identity(messages[0][:-1] + b"?") is None
+    assert flow.identity(b"\xff") is None
+    sizes = {len(each) for each in messages}
+    assert flow.size - flow.varies <= min(sizes) and max(sizes) <= flow.size
+    assert (len(sizes) > 10) == bool(flow.varies)
+    stream = b"".join(map(flow.framed, messages))
+    assert flow.bytes(5, 100) == len(stream)
+    assert (flow.whole(5, len(stream)), flow.begun(5, len(stream))) == (100, 100)
+    assert (flow.whole(5, len(stream) - 1), flow.begun(5, len(stream) - 1)) == (99, 100)
+    assert (flow.whole(5, 0), flow.begun(5, 0)) == (0, 0)
