@@ -22,7 +22,7 @@ UNKNOWN = -1  # in the place of a connection's first sequence number
 
 
 @dataclass(frozen=True, slots=True)
-class HeldStream:
+class HeldConnection:
     """A connection as the hardworker had it. opened_ns is by its clock; first is TCP's sequence number of the
     connection's first byte. here: it went to the hardworker's own spool. Every byte before `bytes` was held.
     stream: the kind of its messages."""
@@ -190,6 +190,6 @@ def _stream(said: Any) -> str:
 class Knowledge:
     """All that a log was told. Empty: no hardworker has ever told it anything."""
 
-    held: list[HeldStream] = field(default_factory=list)
+    held: list[HeldConnection] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     forgotten: list[Forgotten] = field(default_factory=list)

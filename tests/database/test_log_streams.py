@@ -22,7 +22,7 @@ from midstream.storage.databases import open_log
 from midstream.storage.formats import Formats, StreamFormat
 from midstream.storage.sql import SqlStore
 from midstream.storage.store import ConnectionRow, Store, checksum
-from midstream.told import CLOSED, STEP, ArrivalTimes, Forgotten, HeldStream, Pending
+from midstream.told import CLOSED, STEP, ArrivalTimes, Forgotten, HeldConnection, Pending
 
 SENSOR = "10.83.0.11"
 IMU = Layout(8, (Field("level", "<f4", 0, unit="m"), Field("count", "<u2", 4, count=2)))
@@ -62,7 +62,7 @@ def written(url: str) -> Iterator[tuple[str, Store]]:
             batch.closed.append(end(connection, size))
             connection.closed_ns, connection.digest = 9000, None
             store.write(batch)
-        told = [HeldStream(SENSOR, 4000, 7, 1000, 816, CLOSED, False, "imu")]
+        told = [HeldConnection(SENSOR, 4000, 7, 1000, 816, CLOSED, False, "imu")]
         waiting = [Pending(SENSOR, 4000, 7, 1000, 800, 816, 2, 1000, "imu")]
         steps = STEP.pack(8, 0)
         arrivals = [ArrivalTimes(SENSOR, 4000, 7, 1000, 0, 8, 900, 0, 5, steps, "imu")]
@@ -155,7 +155,7 @@ def test_what_a_version_before_has_published(cluster: servers.Nats, stream: str)
             ArrivalTimes(SENSOR, 4000, 7, 1000, 8, 16, 950, 0, 5, STEP.pack(8, 0)),
             ArrivalTimes(SENSOR, 4000, 7, 1000, 0, 8, 1, 0, 5, STEP.pack(8, 0), "imu"),
         ]
-        store.note_held([HeldStream(SENSOR, 4000, 7, 1000, 24, CLOSED, False)], None, later)
+        store.note_held([HeldConnection(SENSOR, 4000, 7, 1000, 24, CLOSED, False)], None, later)
         store.note_forgotten([Forgotten(SENSOR, 5, 12, 4, 32)])
         row = ConnectionRow(token="b.1", sensor=SENSOR, port=4000, opened_ns=2000, first=9, stream="imu")
         store.write(batch_of(row, READINGS[:5]))

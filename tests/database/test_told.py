@@ -23,7 +23,7 @@ from midstream.told import (
     STEP,
     ArrivalTimes,
     Forgotten,
-    HeldStream,
+    HeldConnection,
     Knowledge,
     Pending,
 )
@@ -54,8 +54,8 @@ def _sql_url(request: pytest.FixtureRequest) -> str:
     return server.new_database(f"told{abs(hash(request.node.name)) % 10**8}")
 
 
-def held(port: int, size: int, state: str = OPEN) -> HeldStream:
-    return HeldStream(SENSOR, port, 4_000_000_000, 1000 * port, size, state, False)
+def held(port: int, size: int, state: str = OPEN) -> HeldConnection:
+    return HeldConnection(SENSOR, port, 4_000_000_000, 1000 * port, size, state, False)
 
 
 def waiting(port: int, start: int, stop: int) -> Pending:

@@ -13,7 +13,7 @@ from midstream.storage.pruning import prune
 from midstream.storage.schema import VERSION
 from midstream.storage.sql import SqlStore
 from midstream.storage.store import ConnectionRow, Position
-from midstream.told import STEP, ArrivalTimes, Forgotten, HeldStream, Pending
+from midstream.told import STEP, ArrivalTimes, Forgotten, HeldConnection, Pending
 
 LAYOUT = Layout(8, (Field("heat", "<u4", 0), Field("level", "<f4", 4)))
 
@@ -36,8 +36,8 @@ def check(url: str) -> None:
         assert [(each.faults, each.messages) for each in verdicts] == [([], 3)]
         told = log.told()
         assert sorted(told.held, key=lambda each: each.port) == [
-            HeldStream(SENSOR, 40000, 77, OPENED, 24, "closed", False),
-            HeldStream(SENSOR, 40001, 78, OPENED + 5, 3, "open", True),
+            HeldConnection(SENSOR, 40000, 77, OPENED, 24, "closed", False),
+            HeldConnection(SENSOR, 40001, 78, OPENED + 5, 3, "open", True),
         ]
         assert told.pending == [Pending(SENSOR, 40001, 78, OPENED + 5, 0, 16, 2, OPENED)]
         assert told.forgotten == [Forgotten(SENSOR, 1, 2, 3, 24)]
@@ -67,7 +67,10 @@ def test_it_is_brought_up_to_date_and_goes_on(url: str) -> None:
         store.write(batch_of(ConnectionRow("run.3", SENSOR, 40002, OPENED), [bytes(8)]))
         store.write(batch_of(ConnectionRow("run.4", SENSOR, 40002, OPENED, stream="gps"), [b"$"]))
         store.note_held(
-            [HeldStream(SENSOR, 40000, 77, OPENED, 5, "closed", False, stream) for stream in ("data", "gps")],
+            [
+                HeldConnection(SENSOR, 40000, 77, OPENED, 5, "closed", False, stream)
+                for stream in ("data", "gps")
+            ],
             None,
         )
         store.note_forgotten([Forgotten(SENSOR, 1, 2, 4, 32), Forgotten(SENSOR, 1, 2, 1, 1, "gps")])

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from midstream.lost import Lost, Part, dump, load
-from midstream.told import STEP, ArrivalTimes, Forgotten, HeldStream, Pending
+from midstream.told import STEP, ArrivalTimes, Forgotten, HeldConnection, Pending
 
 SENSOR = "10.83.0.11"
 STEPS = STEP.pack(8, 0)
-HELD = HeldStream(SENSOR, 1, 7, 5, 80, "open", True, "imu")
+HELD = HeldConnection(SENSOR, 1, 7, 5, 80, "open", True, "imu")
 PENDING = Pending(SENSOR, 1, 7, 5, 0, 80, 10, 6, "imu")
 ARRIVALS = ArrivalTimes(SENSOR, 1, 7, 5, 0, 8, 6, -1, 2, STEPS, "imu")
 FORGOTTEN = Forgotten(SENSOR, 1, 2, 3, 24, "imu")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from midstream.ebpf.records import RECORD
 from midstream.network import MAX_SENSORS
-from midstream.told import ArrivalTimes, HeldStream
+from midstream.told import ArrivalTimes, HeldConnection
 
 MOST = 1 << 18  # records of which no logger has heard yet, and as many whose connection is not known yet
 AT_ONCE = 1 << 15  # records in a message
@@ -25,7 +25,7 @@ LARGEST = 1 << 12  # records of a piece
 _STEP = np.dtype([("bytes", "<u4"), ("ns", "<u4")])  # as told.STEP
 _LONGEST = (1 << 32) - 1  # nanoseconds from one step to the next
 
-Known = tuple[HeldStream, int]
+Known = tuple[HeldConnection, int]
 """A connection, and where it goes."""
 
 
@@ -95,7 +95,7 @@ class ArrivalBook:
             self._steps -= self._untold.popleft()[1].count
         return heads[~np.isin(numbers, list(self._known))]
 
-    def _pieces(self, stream: HeldStream, heads: npt.NDArray[np.void]) -> Iterator[ArrivalTimes]:
+    def _pieces(self, stream: HeldConnection, heads: npt.NDArray[np.void]) -> Iterator[ArrivalTimes]:
         """What lies one behind the other in the stream, and came in this order."""
         wall, running = self._clocks()
         starts, times = heads["offset"].astype("i8"), heads["time"].astype("i8")

@@ -18,7 +18,7 @@ from pathlib import Path
 from midstream.daemon.arrivals import ArrivalBook, Known
 from midstream.ebpf import control, records
 from midstream.ebpf.control import Ended, Open
-from midstream.told import CLOSED, LOST, OPEN, RESET, UNTOLD, HeldStream
+from midstream.told import CLOSED, LOST, OPEN, RESET, UNTOLD, HeldConnection
 
 MOST = 4096  # connections that have ended, and that no logger has heard of
 RATE = 256  # connections a second that are looked at on average
@@ -26,16 +26,16 @@ SLACK = 1024  # lines of the file that say nothing new any more, before it is wr
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
-Key = tuple[str, int, int, int, str]  # of a HeldStream: sensor, port, first, opened_ns, stream
+Key = tuple[str, int, int, int, str]  # of a HeldConnection: sensor, port, first, opened_ns, stream
 
 
 @dataclass(slots=True)
 class Entry:
     """told: what its logger has confirmed. looks: how often the program was asked since it ended."""
 
-    stream: HeldStream
+    stream: HeldConnection
     destination: int  # a logger's position, or records.HERE
-    told: HeldStream | None = None
+    told: HeldConnection | None = None
     looks: int = 0
 
 
@@ -87,7 +87,7 @@ class Book:
         if self._lines > 2 * len(self._entries) + SLACK:
             self._rewrite()
 
-    def untold(self, words: Callable[[Entry], HeldStream | None], most: int) -> list[HeldStream]:
+    def untold(self, words: Callable[[Entry], HeldConnection | None], most: int) -> list[HeldConnection]:
         """What has changed since it was confirmed, the longest known first. words: what is to be told of it
         now, None: nothing."""
         found = []
@@ -99,7 +99,7 @@ class Book:
                     break
         return found
 
-    def confirm(self, streams: Iterable[HeldStream]) -> None:
+    def confirm(self, streams: Iterable[HeldConnection]) -> None:
         """A logger has written this down."""
         ended = False
         for stream in streams:
@@ -120,13 +120,13 @@ class Book:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def stream(self, one: Open | Ended, held: int, state: str) -> HeldStream:
+    def stream(self, one: Open | Ended, held: int, state: str) -> HeldConnection:
         """A connection of the program's, as it is told."""
         here = one.destination == records.HERE
         opened_ns = one.opened_ns + self._epoch
-        return HeldStream(str(one.ip), one.port, one.first, opened_ns, held, state, here, one.stream)
+        return HeldConnection(str(one.ip), one.port, one.first, opened_ns, held, state, here, one.stream)
 
-    def _note(self, stream: HeldStream, destination: int) -> None:
+    def _note(self, stream: HeldConnection, destination: int) -> None:
         entry = self._entries.get(_key(stream))
         if entry is None:
             self._entries[_key(stream)] = Entry(stream, destination)
@@ -156,7 +156,7 @@ class Book:
             )
             if total is None:
                 untold = (stream.bytes, UNTOLD, False, stream.stream)
-                summed = HeldStream(stream.sensor, 0, 0, stream.opened_ns, *untold)
+                summed = HeldConnection(stream.sensor, 0, 0, stream.opened_ns, *untold)
                 self._entries[_key(summed)] = Entry(summed, entry.destination)
             else:
                 total.stream = replace(total.stream, bytes=total.stream.bytes + stream.bytes)
@@ -174,7 +174,7 @@ class Book:
             for line in lines:
                 with suppress(ValueError):  # the last one, if the host went down
                     described, destination = json.loads(line)
-                    stream = HeldStream.parse(described)
+                    stream = HeldConnection.parse(described)
                     self._entries[_key(stream)] = Entry(stream, int(destination))
             if not same:  # what was open then is not any more
                 for entry in self._entries.values():
@@ -191,7 +191,7 @@ class Book:
         )
         self._lines = len(lines)
 
-    def _append(self, stream: HeldStream, destination: int) -> None:
+    def _append(self, stream: HeldConnection, destination: int) -> None:
         def append() -> None:
             with self._path.open("a") as file:
                 file.write(f"{_line(stream, destination)}\n")
@@ -256,9 +256,9 @@ class Collector:
             self._seen(opened, ended)
 
 
-def _key(stream: HeldStream) -> Key:
+def _key(stream: HeldConnection) -> Key:
     return stream.sensor, stream.port, stream.first, stream.opened_ns, stream.stream
 
 
-def _line(stream: HeldStream, destination: int) -> str:
+def _line(stream: HeldConnection, destination: int) -> str:
     return json.dumps([stream.values, destination])

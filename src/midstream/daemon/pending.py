@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from midstream.config import DATA
-from midstream.told import UNKNOWN, HeldStream, Pending
+from midstream.told import UNKNOWN, HeldConnection, Pending
 
 MOST = 4096  # connections that are told
 _PATIENCE = 0.1  # seconds to wait for the spool's own transaction
@@ -57,7 +57,7 @@ class SpoolFile:
                 self._closed = {}
         return self.pending
 
-    def has_all(self, stream: HeldStream) -> bool | None:
+    def has_all(self, stream: HeldConnection) -> bool | None:
         """Has the file all that its logger will store of a connection that has ended? None if it says
         nothing of it: it does not know it yet, has given it away, or cannot be read."""
         return self._closed.get((stream.stream, stream.sensor, stream.port, stream.first))

@@ -23,7 +23,7 @@ from midstream.errors import MidstreamError, NetworkError
 from midstream.line import Head, Line, call
 from midstream.network import MAX_SENSORS
 from midstream.silence import Silence
-from midstream.told import OPEN, UNTOLD, ArrivalTimes, HeldStream, Pending
+from midstream.told import OPEN, UNTOLD, ArrivalTimes, HeldConnection, Pending
 
 PERIOD = 1.0  # seconds from one look to the next
 CHUNK = 256  # connections in a message
@@ -58,7 +58,10 @@ class ToldLogger:
         return self._line is not None or self._now() >= self._call_at
 
     def tell(
-        self, streams: Sequence[HeldStream], arrivals: Sequence[ArrivalTimes], pending: list[Pending] | None
+        self,
+        streams: Sequence[HeldConnection],
+        arrivals: Sequence[ArrivalTimes],
+        pending: list[Pending] | None,
     ) -> bool:
         """Has the logger written it down? arrivals: none while `clock` is None. pending: None if that is not
         for it."""
@@ -223,11 +226,13 @@ class Teller:
                 spool_told = True
             ear.rest()
 
-    def _words(self, concerns: Callable[[int], bool], saving: bool) -> Callable[[Entry], HeldStream | None]:
+    def _words(
+        self, concerns: Callable[[int], bool], saving: bool
+    ) -> Callable[[Entry], HeldConnection | None]:
         """What a logger is to hear now. A connection that has ended is called open until it is settled: what
         the logger lacks of it would be called a hole."""
 
-        def words(entry: Entry) -> HeldStream | None:
+        def words(entry: Entry) -> HeldConnection | None:
             if not concerns(entry.destination):
                 return None
             return entry.stream if self._is_settled(entry, saving) else replace(entry.stream, state=OPEN)

@@ -16,7 +16,7 @@ from midstream.log.selection import EVERYTHING, Selection
 from midstream.log.spans import Span, Spans
 from midstream.storage.store import FRAME
 from midstream.storage.stored import Extent, Log, Source, StoredConnection, source_of
-from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldStream, Knowledge, Pending
+from midstream.told import OPEN, UNKNOWN, UNTOLD, HeldConnection, Knowledge, Pending
 
 Kind = Literal["again", "coming", "pending", "forgotten", "hole"]
 Verdict = Literal["complete", "pending", "forgotten", "hole"]
@@ -61,7 +61,7 @@ class Lack:
 class Account:
     """What was held of a connection, where it is stored, if at all, and what of it is not."""
 
-    held: HeldStream
+    held: HeldConnection
     connections: list[StoredConnection] = field(default_factory=list)
     lacks: list[Lack] = field(default_factory=list)
 
@@ -214,7 +214,7 @@ class _Ledger:
                 left[key] = hole
         return left
 
-    def _account(self, held: HeldStream, before: Account | None) -> Account:
+    def _account(self, held: HeldConnection, before: Account | None) -> Account:
         rows = sorted(self._rows.get(held, []), key=lambda row: -(_messages(self._extents.get(row.id))))
         account = Account(held, rows)
         size = self._size(held, rows)
@@ -237,7 +237,7 @@ class _Ledger:
         account.lacks.sort(key=lambda lack: lack.start)
         return account
 
-    def _grows(self, held: HeldStream, rows: list[StoredConnection], there: Spans) -> int | None:
+    def _grows(self, held: HeldConnection, rows: list[StoredConnection], there: Spans) -> int | None:
         """From which byte on the rest may still come; None if nothing comes any more."""
         if held.state == OPEN or any(row.state == OPEN for row in rows):
             return there.end
@@ -284,7 +284,7 @@ class _Ledger:
         lacking = sum(lack.messages or 0 for lack in before.lacks)
         return self._numbering.goes_on(before.connections[0], lacking + end)
 
-    def _gone(self, held: HeldStream, span: Span, size: int) -> Iterable[Lack]:
+    def _gone(self, held: HeldConnection, span: Span, size: int) -> Iterable[Lack]:
         """Bytes that nobody has any more: a full spool forgot them, as far as it says so."""
         start, end = span
         for each in self._forgotten:
@@ -296,7 +296,7 @@ class _Ledger:
         if start < end:
             yield _lack("hole", (start, end), size)
 
-    def _size(self, held: HeldStream, rows: Sequence[StoredConnection]) -> int:
+    def _size(self, held: HeldConnection, rows: Sequence[StoredConnection]) -> int:
         """Of a message, 0 where it is not fixed, or nothing tells."""
         if any(row.framing != "fixed" for row in rows):
             return 0
@@ -323,13 +323,13 @@ def _sizes(
 _Known = TypeVar("_Known", StoredConnection, Pending)
 
 
-def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldStream, list[_Known]]:
+def _matched(held: Sequence[HeldConnection], others: Iterable[_Known]) -> dict[HeldConnection, list[_Known]]:
     """What belongs to each connection that was held: by stream, sensor, port and first number, else by the
     time."""
-    ports: dict[tuple[Source, int], list[HeldStream]] = {}
+    ports: dict[tuple[Source, int], list[HeldConnection]] = {}
     for each in held:
         ports.setdefault((source_of(each), each.port), []).append(each)
-    found: dict[HeldStream, list[_Known]] = {}
+    found: dict[HeldConnection, list[_Known]] = {}
     for other in others:
         candidates = ports.get((source_of(other), other.port), [])
         if other.first not in (None, UNKNOWN):
@@ -342,7 +342,7 @@ def _matched(held: Sequence[HeldStream], others: Iterable[_Known]) -> dict[HeldS
     return found
 
 
-def _only_pending(told: Knowledge) -> list[HeldStream]:
+def _only_pending(told: Knowledge) -> list[HeldConnection]:
     """Connections of which nothing is told yet but what waits in the spool."""
     known = {each for waiting in _matched(told.held, told.pending).values() for each in waiting}
     ends: dict[tuple[Source, int, int, int], int] = {}
@@ -351,7 +351,7 @@ def _only_pending(told: Knowledge) -> list[HeldStream]:
             key = source_of(each), each.port, each.first, each.opened_ns
             ends[key] = max(each.end, ends.get(key, 0))
     return [
-        HeldStream(sensor, port, first, opened_ns, end, OPEN, True, stream)
+        HeldConnection(sensor, port, first, opened_ns, end, OPEN, True, stream)
         for ((stream, sensor), port, first, opened_ns), end in ends.items()
     ]
 

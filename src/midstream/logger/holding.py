@@ -16,7 +16,7 @@ from midstream.line import Head, Line
 from midstream.storage.databases import open_store
 from midstream.storage.formats import Formats
 from midstream.storage.store import Store
-from midstream.told import ArrivalTimes, HeldStream, Pending
+from midstream.told import ArrivalTimes, HeldConnection, Pending
 
 MOST = 4096  # connections, or arrivals, in a message
 REQUEST_BYTES = 1 << 20  # of a message
@@ -36,7 +36,7 @@ class Holding:
         while True:
             received_ns = time.time_ns()
             try:
-                streams = [HeldStream.parse(each) for each in said["connections"]]
+                streams = [HeldConnection.parse(each) for each in said["connections"]]
                 waiting = [Pending.parse(each) for each in said["pending"]] if "pending" in said else None
                 arrivals = _arrivals(said.get("arrivals", []), steps)
             except (KeyError, TypeError, ValueError) as error:
@@ -48,7 +48,7 @@ class Holding:
             said, steps = line.receive(REQUEST_BYTES)
 
     def _note(
-        self, streams: list[HeldStream], arrivals: list[ArrivalTimes], waiting: list[Pending] | None
+        self, streams: list[HeldConnection], arrivals: list[ArrivalTimes], waiting: list[Pending] | None
     ) -> None:
         """What fails is opened anew."""
         with self._turn:

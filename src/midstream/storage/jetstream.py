@@ -39,7 +39,7 @@ from midstream.storage.published import (
     batches,
 )
 from midstream.storage.store import Batch, ConnectionRow, Position, Unavailable
-from midstream.told import OPEN, ArrivalTimes, Forgotten, HeldStream, Pending
+from midstream.told import OPEN, ArrivalTimes, Forgotten, HeldConnection, Pending
 
 ANSWER_TIMEOUT = 5.0  # seconds for a batch
 _NOT_CLUSTERED, _NO_PEERS = 10074, 10005  # err_code: one server and replicas > 1; servers are missing
@@ -56,7 +56,7 @@ class JetStreamStore(Closing):
         self._streams = streams
         self._published = Published(self._address.stream, streams)
         self._said: dict[str, float] = {}  # when that of an open connection was last published
-        self._unsaid: dict[str, HeldStream] = {}
+        self._unsaid: dict[str, HeldConnection] = {}
         self._last: dict[str, int] = {}  # stream sequence of each subject's last message
         self._servers = NatsServers(self._address)
         try:
@@ -77,7 +77,7 @@ class JetStreamStore(Closing):
 
     def note_held(
         self,
-        streams: Collection[HeldStream],
+        streams: Collection[HeldConnection],
         waiting: Collection[Pending] | None,
         arrivals: Collection[ArrivalTimes] = (),
     ) -> None:
@@ -199,7 +199,7 @@ class JetStreamStore(Closing):
 
     async def _note_held(
         self,
-        streams: Collection[HeldStream],
+        streams: Collection[HeldConnection],
         waiting: Collection[Pending] | None,
         arrivals: Collection[ArrivalTimes],
     ) -> None:

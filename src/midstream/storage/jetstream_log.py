@@ -24,7 +24,7 @@ from midstream.storage.stored import (
 )
 from midstream.storage.stream import Found, JetStreamStream
 from midstream.storage.stream_connections import Known, StreamConnections
-from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldConnection, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -135,9 +135,9 @@ class JetStreamLog(Closing):
         return self._all.pruned(self._all.by_id[connection.id])
 
     def told(self) -> Knowledge:
-        held: dict[tuple[object, ...], HeldStream] = {}
+        held: dict[tuple[object, ...], HeldConnection] = {}
         for found in self._all_of("held"):
-            said = HeldStream.parse(json.loads(found.data))
+            said = HeldConnection.parse(json.loads(found.data))
             key = said.stream, said.sensor, said.port, said.first, said.opened_ns
             before = held.get(key)
             held[key] = said if before is None else replace(said, bytes=max(said.bytes, before.bytes))

@@ -10,7 +10,7 @@ from typing import Any
 
 from midstream.storage.formats import Formats
 from midstream.storage.store import Batch, ConnectionRow, Piece
-from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldConnection, Pending
 
 BATCH_MESSAGES = 1000  # the most that a server takes in a batch
 BATCH_BYTES = 8 << 20
@@ -93,7 +93,7 @@ class Published:
         body = json.dumps(hole._asdict()).encode()
         return Item(subject, body, {"Nats-Msg-Id": f"{subject}:{hole.messages}"})
 
-    def held(self, stream: HeldStream) -> Item:
+    def held(self, stream: HeldConnection) -> Item:
         """How far a hardworker held a connection: of a subject the last one counts."""
         place = f"{stream.sensor.replace('.', '-')}.{stream.port}.{stream.first}.{stream.opened_ns}"
         subject = f"{self.stream}.held.{stream.stream}.{place}"

@@ -40,7 +40,7 @@ from midstream.storage.store import (
     Position,
     Unavailable,
 )
-from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldConnection, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout  # needs NumPy, which most loggers do without
@@ -140,7 +140,7 @@ class SqlStore(Closing):
 
     def note_held(
         self,
-        streams: Collection[HeldStream],
+        streams: Collection[HeldConnection],
         waiting: Collection[Pending] | None,
         arrivals: Collection[ArrivalTimes] = (),
     ) -> None:

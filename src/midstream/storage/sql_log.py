@@ -44,7 +44,7 @@ from midstream.storage.stored import (
     StoredMessage,
     told_open,
 )
-from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldConnection, Knowledge, Pending
 
 
 class SqlLog(Closing):
@@ -191,7 +191,7 @@ class SqlLog(Closing):
         with self.transaction() as database:
             held, pending, forgotten = (database.execute(self._all_told(each)).all() for each in tables)
         return Knowledge(
-            [HeldStream(*row) for row in held],
+            [HeldConnection(*row) for row in held],
             [Pending(*row) for row in pending],
             [Forgotten(*row) for row in forgotten],
         )

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 from midstream.closing import Closing
 from midstream.config import DATA
 from midstream.framing import PREFIX
-from midstream.told import ArrivalTimes, Forgotten, HeldStream, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldConnection, Pending
 
 STREAM: Final = (
     "stream"  # in the place of a framing: the rows are parts of a stream, whatever messages are in it
@@ -138,7 +138,7 @@ class Store(Closing, Protocol):
 
     def note_held(
         self,
-        streams: Collection[HeldStream],
+        streams: Collection[HeldConnection],
         waiting: Collection[Pending] | None,
         arrivals: Collection[ArrivalTimes] = (),
     ) -> None:

@@ -11,7 +11,7 @@ from midstream.closing import Closing
 from midstream.config import DATA
 from midstream.storage.run import Run
 from midstream.storage.store import FRAME
-from midstream.told import ArrivalTimes, Forgotten, HeldStream, Knowledge, Pending
+from midstream.told import ArrivalTimes, Forgotten, HeldConnection, Knowledge, Pending
 
 if TYPE_CHECKING:
     from midstream.fields import Layout
@@ -57,7 +57,7 @@ class StoredConnection:
         return "reset" if self.reset else "closed"
 
 
-def source_of(what: "StoredConnection | HeldStream | Pending | Forgotten") -> Source:
+def source_of(what: "StoredConnection | HeldConnection | Pending | Forgotten") -> Source:
     """Whose messages something has, or tells of. Two streams of one sensor have nothing in common."""
     return what.stream, what.sensor
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from midstream.storage.run import Run
 from midstream.storage.schema import arrivals, connections, forgotten, held, messages, pending, stream_of
-from midstream.told import CLOSED, OPEN, UNTOLD, ArrivalTimes, HeldStream, Pending
+from midstream.told import CLOSED, OPEN, UNTOLD, ArrivalTimes, HeldConnection, Pending
 
 _ENDINGS = {
     CLOSED: "its logger died; the sensor had ended it after {:,} bytes",
@@ -38,7 +38,7 @@ _ENDINGS = {
 
 def note(
     database: Connection,
-    streams: Iterable[HeldStream],
+    streams: Iterable[HeldConnection],
     waiting: Collection[Pending] | None,
     told: Iterable[ArrivalTimes],
 ) -> None:
@@ -58,7 +58,7 @@ def note(
             _close_dead(database, stream)
     if waiting is not None:  # what waited may have come, and a logger have died since an end was told
         for row in database.execute(_ended_here()).all():
-            _close_dead(database, HeldStream(*row))
+            _close_dead(database, HeldConnection(*row))
 
 
 def forget(database: Connection) -> None:
@@ -97,7 +97,7 @@ def _forget_arrivals(database: Connection) -> None:
         )
 
 
-def _note_stream(database: Connection, stream: HeldStream) -> None:
+def _note_stream(database: Connection, stream: HeldConnection) -> None:
     there = and_(
         held.c.sensor == stream.sensor,
         held.c.port == stream.port,
@@ -120,7 +120,7 @@ def _ended_here() -> Select[Any]:
     return select(held).where(exists().where(same, connections.c.closed_ns.is_(None)), ended)
 
 
-def _close_dead(database: Connection, stream: HeldStream) -> None:
+def _close_dead(database: Connection, stream: HeldConnection) -> None:
     row = database.execute(
         select(connections)
         .where(_same(stream), connections.c.closed_ns.is_(None))
@@ -146,7 +146,7 @@ def _is_dead(row: Row[Any]) -> bool:
     return run is not None and run.ended
 
 
-def _waits(database: Connection, stream: HeldStream) -> bool:
+def _waits(database: Connection, stream: HeldConnection) -> bool:
     there = select(pending.c.port).where(
         pending.c.sensor == stream.sensor,
         pending.c.port == stream.port,
@@ -157,7 +157,7 @@ def _waits(database: Connection, stream: HeldStream) -> bool:
 
 
 def _same(told: Any) -> ColumnElement[bool]:
-    """Is a connection the one that this was told of: a HeldStream, or columns of `held`?"""
+    """Is a connection the one that this was told of: a HeldConnection, or columns of `held`?"""
     return and_(
         connections.c.sensor == told.sensor,
         connections.c.port == told.port,

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from midstream.daemon.arrivals import AT_ONCE, LARGEST, PIECES, ArrivalBook
 from midstream.ebpf.records import RECORD
-from midstream.told import OPEN, STEP, ArrivalTimes, HeldStream
+from midstream.told import OPEN, STEP, ArrivalTimes, HeldConnection
 
 WALL = 1_764_000_000 * 10**9
 
 Record = tuple[int, int, int, int]  # connection, offset, length, time
 
 
-def stream(number: int) -> HeldStream:
-    return HeldStream("10.83.0.11", 40000 + number, 7, WALL, 0, OPEN, False)
+def stream(number: int) -> HeldConnection:
+    return HeldConnection("10.83.0.11", 40000 + number, 7, WALL, 0, OPEN, False)
 
 
 class Desk:

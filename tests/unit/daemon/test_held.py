@@ -23,7 +23,7 @@ from midstream.daemon.teller import CHUNK, GRACE, IDLE, Teller, ToldLogger
 from midstream.ebpf.control import Ended, Open
 from midstream.ebpf.records import HERE, RECORD
 from midstream.errors import KernelError, NetworkError
-from midstream.told import CLOSED, LOST, OPEN, RESET, STEP, UNTOLD, ArrivalTimes, HeldStream
+from midstream.told import CLOSED, LOST, OPEN, RESET, STEP, UNTOLD, ArrivalTimes, HeldConnection
 
 EPOCH = 1_764_000_000 * 10**9
 
@@ -37,11 +37,11 @@ def ended(port: int, held: int, *, reset: bool = False, destination: int = 0, si
     return Ended(IPv4Address("10.83.0.11"), port, 7, held, port, 0, destination, since, reset)
 
 
-def stream(port: int, held: int, state: str, *, here: bool = False, since: int = 5) -> HeldStream:
-    return HeldStream("10.83.0.11", port, 7, EPOCH + since, held, state, here)
+def stream(port: int, held: int, state: str, *, here: bool = False, since: int = 5) -> HeldConnection:
+    return HeldConnection("10.83.0.11", port, 7, EPOCH + since, held, state, here)
 
 
-def everywhere(entry: Entry) -> HeldStream:
+def everywhere(entry: Entry) -> HeldConnection:
     return entry.stream
 
 
@@ -148,7 +148,7 @@ def test_the_last_word_of_each_connection_arrives(make: Callable[..., Book], see
     book = make(most=9999)
     truth: dict[tuple[int, int], tuple[int, str]] = {}
     there: dict[int, tuple[int, int]] = {}
-    logger: dict[tuple[int, int], HeldStream] = {}
+    logger: dict[tuple[int, int], HeldConnection] = {}
     for step in range(300):
         ends = []
         for port in list(there):

@@ -32,7 +32,7 @@ from midstream.told import (
     UNKNOWN,
     UNTOLD,
     Forgotten,
-    HeldStream,
+    HeldConnection,
     Knowledge,
     Pending,
 )
@@ -47,9 +47,9 @@ def numbered(first: int, count: int) -> list[bytes]:
 
 def held(
     messages: int, *, index: int = 0, state: str = CLOSED, here: bool = False, more: int = 0
-) -> HeldStream:
+) -> HeldConnection:
     """Connection `index` of the sensor: ports and first numbers are of its own."""
-    return HeldStream(
+    return HeldConnection(
         SENSOR, 40000 + index, 7 + index, START + 60 * index * SECOND, messages * SIZE + more, state, here
     )
 
@@ -228,7 +228,9 @@ def test_the_same_port_and_number_twice(log: LogFile) -> None:
             start_ns=START + minute * 60 * SECOND,
         )
     streams = [
-        HeldStream(SENSOR, 49152, 6511, START + minute * 60 * SECOND + 5, (5 + minute) * SIZE, CLOSED, False)
+        HeldConnection(
+            SENSOR, 49152, 6511, START + minute * 60 * SECOND + 5, (5 + minute) * SIZE, CLOSED, False
+        )
         for minute in (0, 10)
     ]
     log.tell(Knowledge(streams))
@@ -246,7 +248,7 @@ def test_without_a_first_number_the_time_tells(log: LogFile) -> None:
 
 def test_connections_that_could_not_be_told_one_by_one(log: LogFile) -> None:
     add(log, numbered(0, 5))
-    log.tell(Knowledge([held(5), HeldStream(SENSOR, 0, 0, START, 4711, UNTOLD, False)]))
+    log.tell(Knowledge([held(5), HeldConnection(SENSOR, 0, 0, START, 4711, UNTOLD, False)]))
     assert [account.verdict for account in of(log).all] == ["complete", "hole"]
 
 
@@ -352,7 +354,7 @@ def test_a_summary_of_each_sensor(log: LogFile) -> None:
     add(log, numbered(0, 10))
     add(log, numbered(10, 10), index=1, there=[0, 1, 2, 8, 9])  # the gap is not looked for
     log.add(numbered(0, 3), sensor="10.83.0.12", port=5, first=7)
-    other = HeldStream("10.83.0.12", 5, 7, START, 3 * SIZE, CLOSED, False)
+    other = HeldConnection("10.83.0.12", 5, 7, START, 3 * SIZE, CLOSED, False)
     log.tell(Knowledge([held(12), held(15, index=1), other], [waiting(1, 10, 13)]))
     with SqlLog(log.url) as opened:
         found = summary(opened)

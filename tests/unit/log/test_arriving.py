@@ -20,7 +20,7 @@ from midstream.storage import pruning
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
 from midstream.storage.stored import Arrival, StoredMessage
-from midstream.told import CLOSED, STEP, ArrivalTimes, HeldStream
+from midstream.told import CLOSED, STEP, ArrivalTimes, HeldConnection
 
 SENSOR = "10.83.0.11"
 
@@ -112,7 +112,7 @@ def test_what_is_removed_takes_its_arrivals_with_it(log: LogFile) -> None:
         )  # fmt: skip
     note(log, *(told(100 * each, [100], port=port) for port in (1, 2) for each in range(64)))
     with SqlStore(log.url, batch_size=10) as store:
-        store.note_held([HeldStream(SENSOR, 1, 7, START, 6400, CLOSED, False)], None)
+        store.note_held([HeldConnection(SENSOR, 1, 7, START, 6400, CLOSED, False)], None)
     pruning.prune(log.url, keep_ns=None, keep_bytes=3200)
     left = {each.sequence for each in messages(log)}
     assert 0 < len(left) < 64 and min(left) > 0

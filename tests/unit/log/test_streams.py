@@ -33,7 +33,7 @@ from midstream.network import SensorStream
 from midstream.storage.run import new_name
 from midstream.storage.sql_log import SqlLog
 from midstream.storage.stored import Log
-from midstream.told import CLOSED, OPEN, Forgotten, HeldStream, Knowledge, Pending
+from midstream.told import CLOSED, OPEN, Forgotten, HeldConnection, Knowledge, Pending
 
 SENSOR = "10.83.0.11"
 IMU = Layout(12, (Field("seq", "<u4", 0), Field("gyro", "<i2", 4, count=3, unit="rad/s", scale=0.5)))
@@ -146,8 +146,8 @@ def test_each_stream_is_numbered_for_itself(log: LogFile, said: Said) -> None:
     assert (code, out.count("are missing")) == (6, 1)
 
 
-def held(stream: str, size: int, state: str = CLOSED) -> HeldStream:
-    return HeldStream(SENSOR, 4000, 7, START, size, state, False, stream)
+def held(stream: str, size: int, state: str = CLOSED) -> HeldConnection:
+    return HeldConnection(SENSOR, 4000, 7, START, size, state, False, stream)
 
 
 def test_what_was_held_is_judged_by_stream(log: LogFile, said: Said) -> None:
@@ -200,9 +200,9 @@ def test_a_hole_explains_no_other_streams_numbers(log: LogFile) -> None:
     for minute, numbers in enumerate((range(3), range(5, 8))):
         start = START + 60 * minute * SECOND
         log.add(map(imu, numbers), stream="imu", layout=IMU, start_ns=start, port=4000 + minute, first=7)
-    log.tell(Knowledge([HeldStream(SENSOR, 4000, 7, START, 60, CLOSED, False, "joints")]))
+    log.tell(Knowledge([HeldConnection(SENSOR, 4000, 7, START, 60, CLOSED, False, "joints")]))
     assert [hole.messages for hole in of(log).holes.values()] == [2]
-    log.tell(Knowledge([HeldStream(SENSOR, 4000, 7, START, 60, CLOSED, False, "imu")]))
+    log.tell(Knowledge([HeldConnection(SENSOR, 4000, 7, START, 60, CLOSED, False, "imu")]))
     assert of(log).holes == {}
 
 
@@ -309,7 +309,7 @@ def test_streams_of_the_same_fields_share_a_table(log: LogFile, said: Said, tmp_
 
 def test_a_log_of_one_stream_looks_as_ever(log: LogFile, said: Said) -> None:
     log.add([b"x"], first=7, port=4000)
-    log.tell(Knowledge([HeldStream(SENSOR, 4000, 7, START, 1, CLOSED, False)]))
+    log.tell(Knowledge([HeldConnection(SENSOR, 4000, 7, START, 1, CLOSED, False)]))
     assert "stream" not in said("list")[1] and f"\n{SENSOR}: complete" in said("list")[1]
     assert said("show")[1].split()[1] == SENSOR
 

@@ -24,15 +24,15 @@ from midstream.storage.run import new_name
 from midstream.storage.schema import connections
 from midstream.storage.sql import SqlStore
 from midstream.storage.sql_log import SqlLog
-from midstream.told import CLOSED, LOST, OPEN, RESET, STEP, ArrivalTimes, HeldStream, Knowledge, Pending
+from midstream.told import CLOSED, LOST, OPEN, RESET, STEP, ArrivalTimes, HeldConnection, Knowledge, Pending
 
 SENSOR = "10.83.0.11"
 
 
 def held(
     port: int, size: int, state: str = OPEN, *, opened_ns: int = START, here: bool = False
-) -> HeldStream:
-    return HeldStream(SENSOR, port, 7, opened_ns, size, state, here)
+) -> HeldConnection:
+    return HeldConnection(SENSOR, port, 7, opened_ns, size, state, here)
 
 
 def waiting(port: int) -> Pending:

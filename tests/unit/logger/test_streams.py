@@ -31,7 +31,7 @@ from midstream.network import SensorStream
 from midstream.page import unpack
 from midstream.storage.databases import open_log, open_spool
 from midstream.storage.store import Batch, ConnectionRow, Piece
-from midstream.told import HeldStream, Pending
+from midstream.told import HeldConnection, Pending
 
 
 def field(name: str, kind: str) -> FieldSection:
@@ -273,7 +273,7 @@ def test_the_spool_gives_back_each_stream_by_its_own_framing(hardworker: Site) -
         ("imu", 20): 1,
         ("gps", 20): 1,
     }
-    ended = HeldStream("127.0.0.11", 40000, 7, 10**18, 0, "closed", True, "gps")
+    ended = HeldConnection("127.0.0.11", 40000, 7, 10**18, 0, "closed", True, "gps")
     assert waiting.has_all(ended)
     assert waiting.has_all(replace(ended, stream="joints")) is None
     with Receiving(config):
