@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.lab.chaos import healed, judge
 from tests.lab.chaos.messages import DATA, MIX, Flow
-from tests.lab.chaos.storm import FEW, HANDED_BACK, SINGLE, Fault, Storm, small_disk
+from tests.lab.chaos.storm import FEW, HANDED_BACK, HANDFUL, SINGLE, Fault, Storm, small_disk
 from tests.lab.mortal import is_drained
 from tests.lab.test_chaos import SEED
 from tests.lab.test_daemon import log as daemon_log
@@ -26,6 +26,10 @@ FAULTS = int(os.environ.get("CHAOS_FAULTS", "1000"))
 
 
 streams = pytest.mark.parametrize("flows", [(DATA,), MIX], ids=["data", "mix"])
+
+
+def test_a_handful_of_faults_over_several_streams(tmp_path: Path) -> None:
+    all_is_there(tmp_path, HANDFUL, MIX)
 
 
 @pytest.mark.slow

@@ -493,6 +493,7 @@ SINGLE: list[Fault] = [
     power_cut,
     power_cut,
 ]
+HANDFUL: list[Fault] = [worker_killed, application_killed, application_stopped, worker_killed]
 FEW: list[Fault] = [logger_power_cut, worker_killed, sensor_power_cut, application_killed, daemon_killed]
 
 
