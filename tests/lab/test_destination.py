@@ -150,7 +150,7 @@ def test_what_is_broken_off_is_told(triangle: Lab, application: Hardworker) -> N
     client, port = connected(triangle)
     wait_until(lambda: control.connections(FOLDER))
     opened = control.connections(FOLDER)
-    assert control.break_off(FOLDER, opened) == 0
+    assert control.break_off(FOLDER, opened) == []
     assert control.connections(FOLDER) == []
     assert collect(application, 1) == {}
     (end,) = control.ended(FOLDER)

@@ -180,12 +180,20 @@ class ThisHost:
             for one in control.connections(self.folder)
             if one.destination == destination and one.opened_ns < before_ns
         ]
-        deadline = time.monotonic() + 1.0
-        while control.break_off(self.folder, opened) and time.monotonic() < deadline:
-            time.sleep(0.01)  # the ring is full; the reader makes room
-        if self.in_force:
-            send_resets(opened, self.in_force.hardworker.ip, self.in_force.ports)
+        waiting, deadline = opened, time.monotonic() + 1.0
+        while waiting:
+            refused = control.break_off(self.folder, waiting)
+            if time.monotonic() > deadline:
+                refused = []
+            # A stream whose ring is full, until its reader makes room, holds up no other one's sensors.
+            self._send_resets([one for one in waiting if one not in refused])
+            if waiting := refused:
+                time.sleep(0.01)
         return len(opened)
+
+    def _send_resets(self, ended: list[Open]) -> None:
+        if self.in_force:
+            send_resets(ended, self.in_force.hardworker.ip, self.in_force.ports)
 
     # what retention.py asks of the ring
 

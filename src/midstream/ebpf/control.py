@@ -86,16 +86,19 @@ def ended(folder: Path) -> list[Ended]:
     return [one for name, place in pins.stream_folders(folder).items() for one in _ended(place, name)]
 
 
-def break_off(folder: Path, opened: list[Open]) -> int:
-    """End these connections for the reader. Returns how many could not be ended, because the ring had no room
-    to say so. Raises KernelError."""
+def break_off(folder: Path, opened: list[Open]) -> list[Open]:
+    """End these connections for the reader. Returns those that could not be ended, because the ring of their
+    stream had no room to say so. Raises KernelError."""
     places = pins.stream_folders(folder)
-    refused = 0
+    refused = []
     for stream in {one.stream for one in opened} & places.keys():
         fd = libbpf.get(places[stream] / "midstream_break_off")
         try:
-            frames = [(_HEADER + one.key).ljust(_SHORTEST, b"\0") for one in opened if one.stream == stream]
-            refused += sum(libbpf.prog_test_run(fd, frame)[0] != _PASS for frame in frames)
+            for one in opened:
+                if one.stream == stream:
+                    frame = (_HEADER + one.key).ljust(_SHORTEST, b"\0")
+                    if libbpf.prog_test_run(fd, frame)[0] != _PASS:
+                        refused.append(one)
         finally:
             os.close(fd)
     return refused

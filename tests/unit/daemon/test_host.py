@@ -12,7 +12,9 @@ from midstream.daemon import host
 from midstream.daemon.host import ThisHost
 from midstream.daemon.identity import Identity
 from midstream.daemon.interface import Interface
+from midstream.ebpf import control
 from midstream.ebpf.attachment import Attachment
+from midstream.ebpf.control import Open
 from midstream.errors import KernelError
 from midstream.network import Host, Topology
 
@@ -59,3 +61,29 @@ def test_one_that_was_never_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_that_swallows_packets_is_refused_also_then(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KernelError, match="self-test"):
         put(monkeypatch, 0, again=True)
+
+
+def test_a_full_ring_holds_up_no_other_streams_sensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose reader is dead: it cannot be told that a connection has ended."""
+    imu, camera = (
+        Open(HOSTS[11].ip, 40000, 0, 1, 0, n, 0, 0, 1, 1, name) for n, name in enumerate(("imu", "camera"))
+    )
+    done: list[str] = []
+
+    def break_off(_: Path, opened: list[Open]) -> list[Open]:
+        done.append("break off " + " ".join(one.stream for one in opened))
+        return [one for one in opened if one.stream == "camera" and len(done) < 6]
+
+    def send_resets(opened: list[Open], *_: object) -> None:
+        done.extend(f"reset {one.stream}" for one in opened)
+
+    monkeypatch.setattr(control, "connections", lambda _: [imu, camera])
+    monkeypatch.setattr(control, "break_off", break_off)
+    monkeypatch.setattr(host, "send_resets", send_resets)
+    config = Config(role="hardworker", daemon=DaemonSection(explore=False, key="/nonexistent"))
+    this = ThisHost(config, Identity(config))
+    this.in_force = TOPOLOGY
+    assert this.reset(0) == 2
+    assert done[:3] == ["break off imu camera", "reset imu", "break off camera"]
+    assert done[-2:] == ["break off camera", "reset camera"]
+    assert "imu" not in " ".join(done[2:]), "the sensor may have connected again, from the same port"
