@@ -80,6 +80,7 @@ def attach(
     pins.ensure_bpffs(folder)
     if folder.exists() and any(folder.iterdir()):
         if replace:
+            _remove_unfinished(folder)
             _verify_layouts(role, parts, folder, expected)
         else:
             pins.verify(folder, stamp=expected)
@@ -119,6 +120,14 @@ def _parts(role: Role, config: Config, topology: Topology, folder: Path) -> list
         return [_Part(folder, config, topology)]
     each = streams.resolved(config, topology).values()
     return [_Part(pins.stream_folder(folder, one.config), one.config, one.topology) for one in each]
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """A stream's folder has its settings last of all, and its program no packets before: nobody uses what an
+    attach that was killed has left without them."""
+    for place in pins.stream_folders(folder).values():
+        if place != folder and not (place / "settings").exists():
+            shutil.rmtree(place)
 
 
 def _verify_layouts(role: Role, parts: list[_Part], folder: Path, expected: bytes) -> None:
@@ -170,7 +179,7 @@ def detach(role: Role, folder: Path) -> bool:
             libbpf.tc_detach(ifindex, point, attachment.TC_HANDLE, attachment.TC_PRIORITY)
             _remove_empty_clsact(ifindex)
     (folder / "link").unlink(missing_ok=True)  # first: what is in the ring is all that there will be
-    shutil.rmtree(folder)
+    pins.remove(folder)
     return True
 
 
@@ -287,21 +296,40 @@ def _entry(role: Role, programs: list[libbpf.Object]) -> int:
 def _pin(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> None:
     """Pin what is not pinned yet; programs and, at last, settings take the place of those before."""
     for part, program in zip(parts, programs, strict=False):
-        modes.make_folder(part.folder)
-        for name in program.map_names():
-            places = {part.folder, *([folder] if name in pins.SHARED else [])}
-            for place in places if "." not in name else ():
-                if not (place / name).exists():
-                    libbpf.pin(program.map_fd(name), place / name)
-        for name in program.program_names():
-            libbpf.pin(program.program_fd(name), part.folder / name, replace=True)
-        if part.folder != folder:
-            libbpf.pin(program.map_fd(".rodata.settings"), part.folder / "settings", replace=True)
+        _pin_part(part, program, folder)
     if parts[0].folder != folder:
         libbpf.pin(_entry(role, programs), folder / f"midstream_{role}", replace=True)
-    if len(programs) > len(parts):
-        libbpf.pin(programs[-1].map_fd("ports"), folder / "ports", replace=True)
+    ports = _pin_ports(role, programs, parts, folder)
     libbpf.pin(programs[-1].map_fd(".rodata.settings"), folder / "settings", replace=True)
+    for other in folder.glob("ports_*"):
+        if other != ports:
+            other.unlink()
+
+
+def _pin_part(part: _Part, program: libbpf.Object, folder: Path) -> None:
+    """The same of one part."""
+    modes.make_folder(part.folder)
+    for name in program.map_names():
+        places = {part.folder, *([folder] if name in pins.SHARED else [])}
+        for place in places if "." not in name else ():
+            if not (place / name).exists():
+                libbpf.pin(program.map_fd(name), place / name)
+    for name in program.program_names():
+        libbpf.pin(program.program_fd(name), part.folder / name, replace=True)
+    if part.folder != folder:
+        libbpf.pin(program.map_fd(".rodata.settings"), part.folder / "settings", replace=True)
+
+
+def _pin_ports(role: Role, programs: list[libbpf.Object], parts: list[_Part], folder: Path) -> Path | None:
+    """The map of the program that comes before those of several streams; None if there is none. The kernel
+    empties such a map when neither a pin nor a process has it: so that of the program before stays too, until
+    all is in its place."""
+    if len(programs) == len(parts):
+        return None
+    path = folder / f"ports_{libbpf.program_id(_entry(role, programs))}"
+    if not path.exists():
+        libbpf.pin(programs[-1].map_fd("ports"), path)
+    return path
 
 
 def _load_and_attach(
@@ -355,6 +383,10 @@ def _replace(
         for part, program in zip(parts, programs, strict=False):
             if part.folder.exists():
                 _move_strangers(program, part.folder, part.topology)
+        for part, program in zip(parts, programs, strict=False):
+            if not (part.folder / "settings").exists():
+                _pin_part(part, program, folder)
+        _pin_ports(role, programs, parts, folder)
         control.tell_unlinked(folder, False)
     if role == "logger":
         for name, point in attachment.TC_POINTS.items():
