@@ -1,19 +1,26 @@
 """Several streams through the real program: each read by itself, and all by one application."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.lab.triangle import LOGGER, PATIENCE, wait_until
 
-from midstream import Hardworker
+from midstream import Hardworker, config, network
+from midstream.ebpf import loader
+from midstream.errors import LabError
 from midstream.lab import Lab
+from midstream.network import Host, Topology
 
 ROBOT = Path(__file__).parents[2] / "examples" / "robot.py"
 PORTS = {"imu": 12345, "lidar": 12348, "gps": 12349}
@@ -147,6 +154,28 @@ def test_each_process_reads_a_stream_of_its_own(attached: Lab, tmp_path: Path) -
     scans = objects(mapping)
     assert [scan["scan"] for scan in scans] == list(range(60))
     assert {scan["bytes"] for scan in scans} == {1 << 18}
+
+
+def test_who_replaces_the_programs_is_killed(attached: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the interface has the new ones, and no pins name them yet. They serve, until another comes."""
+    topology = network.load(attached.const)
+    more = replace(topology, standbys=(Host(IPv4Address("10.83.0.99"), "02:00:00:00:00:99"),))
+    with Hardworker(attached.config, stream="gps") as gps, logger(attached):
+        for number, one in enumerate((more, topology)):
+            if one is more:
+                monkeypatch.setattr(loader, "_pin", lambda *_: os._exit(9))
+                with pytest.raises(LabError):
+                    attached.call("hardworker", attach, attached, more)
+                monkeypatch.undo()
+            else:
+                attached.call("hardworker", attach, attached, topology)
+            sent(attached, "--stream", "gps", "--messages", "5")
+            wait_until(lambda: (newest := gps.latest()) is not None and newest.sequence == 4)
+            assert gps.totals.messages == 5 * (number + 1)
+
+
+def attach(lab: Lab, topology: Topology) -> None:
+    loader.attach("hardworker", config.load(lab.config), topology, replace=True)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ and retention.py ask for in that of the way, all else in the worker's (service.p
 
 import errno
 import os
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -87,7 +86,7 @@ class ThisHost:
         self.repair(topology, interface)
         if self.has_program:
             if self.attachment and self.folder.exists() and not self._is_whole:
-                shutil.rmtree(self.folder)  # without its stamp it would be taken for somebody else's
+                pins.remove(self.folder)  # without its stamp it would be taken for somebody else's
             again = again or self.in_force is not None
             self.attachment = self._attach(topology, interface, again, self_test=logger or not again)
         self.in_force = topology

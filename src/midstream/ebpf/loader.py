@@ -80,6 +80,7 @@ def attach(
     pins.ensure_bpffs(folder)
     if folder.exists() and any(folder.iterdir()):
         if replace:
+            _remove_unfinished(folder)
             _verify_layouts(role, parts, folder, expected)
         else:
             pins.verify(folder, stamp=expected)
@@ -124,6 +125,14 @@ def _are_all(role: Role, parts: list[_Part], folder: Path) -> bool:
     """Are the pins in the folder of these parts, and of no other?"""
     pinned = pins.stream_folders(folder).values() if role == "hardworker" else [folder]
     return set(pinned) == {part.folder for part in parts}
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """A stream's folder has its settings last of all, and its program no packets before: nobody uses what an
+    attach that was killed has left without them."""
+    for place in pins.stream_folders(folder).values():
+        if place != folder and not (place / "settings").exists():
+            shutil.rmtree(place)
 
 
 def _verify_layouts(role: Role, parts: list[_Part], folder: Path, expected: bytes) -> None:
@@ -179,7 +188,7 @@ def detach(role: Role, folder: Path) -> bool:
             libbpf.tc_detach(ifindex, point, attachment.TC_HANDLE, attachment.TC_PRIORITY)
             _remove_empty_clsact(ifindex)
     (folder / "link").unlink(missing_ok=True)  # first: what is in the ring is all that there will be
-    shutil.rmtree(folder)
+    pins.remove(folder)
     return True
 
 

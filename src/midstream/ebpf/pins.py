@@ -16,6 +16,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,17 @@ def read_marks(folder: Path) -> PinStamps | None:
         return None
     (found,) = np.frombuffer(value, records.SETTINGS)
     return PinStamps(found["stamp"].tobytes(), found["layout"].tobytes(), int(found["sensors"]))
+
+
+def remove(folder: Path) -> None:
+    """Remove a host's folder. The stamp goes last: what somebody who is killed here leaves is known to be
+    ours."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "settings":
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def verify(folder: Path, *, stamp: bytes | None = None, layout: bytes | None = None) -> None:
