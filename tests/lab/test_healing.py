@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +69,7 @@ def all_is_there(tmp_path: Path, faults: Sequence[Fault], flows: Sequence[Flow])
                 assert client.result(60) == 0
             wait_until(is_drained)
             stopped = time.monotonic()
-            wait_until(lambda: spooled(tmp_path / "spool" / "spool.db") == 0, HANDED_BACK)
+            wait_until(lambda: storm.is_handed_back(tmp_path / "spool" / "spool.db"), HANDED_BACK)
             emptied = time.monotonic() - stopped
             for application in storm.applications:
                 application.send(signal.SIGTERM)
@@ -111,13 +110,3 @@ def sections(flows: Sequence[Flow]) -> dict[str, Any]:
     if flows == (DATA,):
         return {"data": {"size": DATA.size, "freq": DATA.rate}}
     return {"stream": [flow.section for flow in flows]}
-
-
-def spooled(path: Path) -> int:
-    """How many messages wait in the spool."""
-    if not path.exists():
-        return 0
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as spool:
-        (count,) = spool.execute("SELECT count(*) FROM messages").fetchone()
-    spool.close()
-    return int(count)
