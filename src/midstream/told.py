@@ -77,10 +77,7 @@ class Pending:
     @classmethod
     def parse(cls, told: Any) -> Self:
         """What was said on the line. Raises ValueError."""
-        sensor, numbers, stream = told[0], told[1:8], told[8:]
-        if not (isinstance(sensor, str) and len(numbers) == 7 and all(type(each) is int for each in numbers)):
-            raise ValueError(f"nothing pending: {told}")
-        return cls(*(sensor, *numbers, _stream(stream)))
+        return cls(*_parted(told, 7, "nothing pending"))
 
     @property
     def said(self) -> tuple[Any, ...]:
@@ -116,10 +113,8 @@ class ArrivalTimes:
     def parse(cls, told: Any) -> Self:
         """What was said on the line, and the steps behind it. Raises ValueError."""
         *said, steps = told
-        sensor, numbers, stream = said[0], said[1:9], said[9:]
-        if not (isinstance(sensor, str) and len(numbers) == 8 and all(type(each) is int for each in numbers)):
-            raise ValueError(f"no arrivals: {told}")
-        found = cls(*(sensor, *numbers, steps, _stream(stream)))
+        *known, stream = _parted(said, 8, "no arrivals")
+        found = cls(*(*known, steps, stream))
         whole = len(steps) % STEP.size == 0
         if not whole or sum(size for size, _ in STEP.iter_unpack(steps)) != found.end - found.start:
             raise ValueError(f"no arrivals: {told}")
@@ -165,15 +160,20 @@ class Forgotten(NamedTuple):
     @classmethod
     def parse(cls, told: Any) -> Self:
         """What was said on the line. Raises ValueError."""
-        sensor, numbers, stream = told[0], told[1:5], told[5:]
-        if not (isinstance(sensor, str) and len(numbers) == 4 and all(type(each) is int for each in numbers)):
-            raise ValueError(f"nothing forgotten: {told}")
-        return cls(*(sensor, *numbers, _stream(stream)))
+        return cls(*_parted(told, 4, "nothing forgotten"))
 
 
 def _spoken(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """A logger's daemon of a version before knows one stream only, and expects no name of it."""
     return values[:-1] if values[-1] == DATA else values
+
+
+def _parted(said: Any, count: int, fault: str) -> tuple[Any, ...]:
+    """A sensor, so many numbers, and the stream. Raises ValueError, which begins with `fault`."""
+    sensor, numbers = said[0], said[1 : count + 1]
+    if not (isinstance(sensor, str) and len(numbers) == count and all(type(each) is int for each in numbers)):
+        raise ValueError(f"{fault}: {said}")
+    return sensor, *numbers, _stream(said[count + 1 :])
 
 
 def _stream(said: Any) -> str:
