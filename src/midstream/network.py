@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from itertools import dropwhile
 from pathlib import Path
@@ -414,7 +415,9 @@ def _refuse_duplicates(claims: Iterable[_Claim]) -> None:
         raise FaultsError(faults)
 
 
+@lru_cache(maxsize=4)
 def _parse(text: str, path: Path) -> Topology:
+    """A daemon asks several times a second what a file says that hardly ever changes."""
     file = parse_toml(text, path, _File)
     streams = tuple(stream.meant for stream in file.stream)
     size = streams[0].size if streams else file.data.size

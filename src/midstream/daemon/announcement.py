@@ -4,6 +4,7 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -43,6 +44,7 @@ def pack(streams: Sequence[SensorStream]) -> str:
     return packed
 
 
+@lru_cache(maxsize=8)  # each daemon hears the same again and again
 def unpack(said: str) -> tuple[SensorStream, ...]:
     """The streams that were packed. Raises ValueError."""
     if not said:

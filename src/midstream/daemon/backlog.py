@@ -75,9 +75,8 @@ class LoggerState:
             self._ports, self._looks = ports, (Backlog(ports), Sockets(ports))
         backlog, sockets = self._looks
         word = sockets.look()
-        serves = (
-            ports.keys() <= listening()
-        )  # one that has not heard of a new stream would refuse its sensors
+        # One that has not heard of a new stream would refuse its sensors.
+        serves = ports.keys() <= listening()
         return Told(serves, max(backlog.waits(), sockets.deaf), word)
 
 
