@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import numpy as np
 import typer
 
 from midstream import config as configuration
@@ -197,16 +196,18 @@ def _programs(config: configuration.Config) -> dict[str, dict[str, Any]]:
     sensors = [str(host.ip) for host in topology.sensors] + ["others"]
     if "hardworker" in result:
         each = loader.stream_counters(default_folder("hardworker", config))
-        result["hardworker"]["counters"] = _counted(sensors, sum(each.values(), np.zeros((), "<u8")))
-        result["hardworker"]["streams"] = {name: _counted(sensors, counted) for name, counted in each.items()}
+        result["hardworker"]["counters"] = _counted(sensors, loader.total(each).tolist())
+        result["hardworker"]["streams"] = {
+            name: _counted(sensors, counted.tolist()) for name, counted in each.items()
+        }
         if interface := result["hardworker"]["interface"]:
             result["hardworker"]["look_every_ns"] = irq_mitigation.read(interface).timeout
     return result
 
 
-def _counted(sensors: list[str], counted: np.ndarray) -> dict[str, dict[str, int]]:
+def _counted(sensors: list[str], counted: list[list[int]]) -> dict[str, dict[str, int]]:
     """By sensor and outcome."""
-    rows = zip(sensors, counted.tolist(), strict=True)
+    rows = zip(sensors, counted, strict=True)
     return {name: dict(zip(OUTCOMES, row, strict=True)) for name, row in rows}
 
 

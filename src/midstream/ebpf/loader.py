@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -206,13 +206,18 @@ def counters(folder: Path) -> np.ndarray:
     A row for each sensor, in const.toml's order, and one for what came from none; the columns are
     records.OUTCOMES.
     """
-    total: np.ndarray = sum(stream_counters(folder).values(), np.zeros((), "<u8"))
-    return total
+    return total(stream_counters(folder))
 
 
 def stream_counters(folder: Path) -> dict[str, np.ndarray]:
     """The same per stream."""
     return {name: _counters(place) for name, place in pins.stream_folders(folder).items()}
+
+
+def total(each: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Those of all streams together."""
+    found: np.ndarray = sum(each.values(), np.zeros((), "<u8"))
+    return found
 
 
 def _counters(folder: Path) -> np.ndarray:
