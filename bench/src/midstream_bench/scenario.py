@@ -96,7 +96,7 @@ SCENARIOS = (*_CLEAN, *(replace(scenario, loss=LOSS) for scenario in _CLEAN))
 QUICK = _CLEAN[:1]
 
 
-_NAME = re.compile(r"([0-9]+)x([0-9.]+|max)x([0-9]+)([+]loss)?")
+_NAME = re.compile(r"([1-9][0-9]*)x([0-9]+(?:[.][0-9]+)?|max)x([1-9][0-9]*)([+]loss)?")
 
 
 def find(names: Iterable[str]) -> list[Scenario]:

@@ -198,8 +198,8 @@ class Hardworker:
     @property
     def silent(self) -> tuple[str, ...]:
         """The IP addresses of the sensors of which no data has come for `data.deadline` seconds; read or not,
-        where it comes by the ring. Empty without a deadline. Of a stream with a name those that
-        have sent it, since this Hardworker was opened; over several streams those that miss any deadline."""
+        where it comes by the ring. Empty without a deadline. Once one has sent a stream with a name, only
+        those count that have; over several streams those that miss any deadline."""
         return self._reader.silent
 
     @property
